@@ -1,0 +1,36 @@
+# Everything runs in .venv, made from constraints.txt; nothing else is needed on a fresh machine with Python 3.11 or 3.12.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+BIN = .venv/bin
+export RAY_USAGE_STATS_ENABLED = 0
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: demo test check unit bench clean
+
+demo: .venv/ready
+	$(BIN)/python experiments/ddpo.py shapes
+
+test: .venv/dev-ready check
+	bash tests/run.sh
+
+unit: .venv/dev-ready
+	$(BIN)/python -m pytest tests/unit rlhfv_ray eval tests/test_layers.py
+
+check: .venv/dev-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/codespell
+
+# torch first: deepspeed's build looks for it, and its CPU build is enough without a GPU.
+.venv/ready: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/dev-ready: .venv/ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf runs .venv

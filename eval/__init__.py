@@ -1,0 +1,1 @@
+"""Benchmarks of hallucination, their judges, and the statistics that compare their scores."""

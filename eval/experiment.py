@@ -1,0 +1,237 @@
+"""One experiment: the line, answers of base and aligned model, their scores side by side, all of it in one MLflow run tree.
+
+The experiment's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `summary.json`, the figures, the page of answers, and the spool
+that MLflow is fed from. What was made is in the stages' folders; `config.json` names them.
+"""
+
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from eval.benchmark import Scores, compare
+from eval.report import answers_page, rates_figure, summary, table, training_figure
+from eval.shapes import ShapesBenchmark
+from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
+from rlhfv_ray.data.reference_rows import load_reference, rejected_rows
+from rlhfv_ray.generate import read_answers
+from rlhfv_ray.line import Line, answers_stage, model_inputs, plan_line, start
+from rlhfv_ray.progress import read_records
+from rlhfv_ray.shapes.world import WORLD, write_benchmark
+from rlhfv_ray.stages import Stage, hold_lease, run_stages, seconds_of, write_json
+from rlhfv_ray.terminal import Counter, counting
+from rlhfv_ray.tracking import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
+
+PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "mlflow", "pillow")
+
+
+def run_experiment(config: DDPOConfig, storage: Path, *, console: Console) -> dict[str, Any]:
+    """Run an experiment, or the rest of one; returns what it writes to `summary.json`.
+
+    Raises:
+        RlhfvError: something the user can mend.
+    """
+    storage.mkdir(parents=True, exist_ok=True)
+    feed = TrainingFeed()
+    line = plan_line(config, storage, seen=feed)
+    evaluation = plan_evaluation(line) if config.data.path == SHAPES else None
+    stages = [*line.stages, *(evaluation.stages if evaluation else ())]
+    names = [stage.folder(storage).name for stage in stages]
+    folder = storage / f"{config.name}-{fingerprint({'stages': names, 'reference': line.reference.name})}"
+    folder.mkdir(exist_ok=True)
+    with (
+        hold_lease(folder),
+        tracked_run(
+            folder, config.tracking, store=storage, name=folder.name, params=parameters(config), tags=origin()
+        ) as run,
+    ):
+        write_json(folder / "config.json", {"config": plain(config), "stages": names, **origin()})
+        run.log_file(folder / "config.json")
+        following = Following(line, run, feed, console)
+        results = run_stages(stages, storage, around=following.stage)
+        outcome: dict[str, Any] = {"seconds": {result.stage.title: result.seconds for result in results}}
+        records = read_records(line.train.folder(storage))
+        training_figure(records, folder / "training.png")
+        run.log_file(folder / "training.png", "figures")
+        if evaluation:
+            outcome = report_scores(evaluation, outcome["seconds"], folder=folder, run=run, console=console)
+        write_json(folder / "summary.json", outcome)
+        run.log_file(folder / "summary.json")
+    show_places(line, folder, synced=sync_tracking(folder), console=console)
+    return outcome
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The stages that answer a benchmark with both models, and where their results will be."""
+
+    stages: tuple[Stage, ...]
+    benchmark: ShapesBenchmark
+    answers: tuple[Path, Path]  # base, aligned
+
+
+def plan_evaluation(line: Line) -> Evaluation:
+    """Declare the benchmark's stages: its files, the base model's answers, the aligned model's."""
+    config, storage = line.config, line.storage
+    inputs = {"world": WORLD, "scenes": config.shapes.evaluation_scenes, "seed": config.seed}
+    made = Stage(
+        "benchmark",
+        inputs,
+        lambda folder, _: write_benchmark(folder, count=config.shapes.evaluation_scenes, seed=config.seed),
+        title="benchmark",
+    )
+    benchmark = ShapesBenchmark(made.folder(storage), decoding=plain(config.generation))
+    aligned = {"model": line.train.folder(storage).name}
+    answers = [
+        answers_stage(
+            config, model, lambda: benchmark.prompts, {"prompts": made.folder(storage).name, **of}, title=f"answers, {which}"
+        )
+        for which, model, of in (
+            ("base", config.model, model_inputs(config.model)),
+            ("aligned", line.aligned, aligned),
+        )
+    ]
+    folders = (answers[0].folder(storage), answers[1].folder(storage))
+    return Evaluation((made, *answers), benchmark, folders)
+
+
+class TrainingFeed:
+    """Hands training records to the run and the bar of the moment."""
+
+    def __init__(self) -> None:
+        self.run: TrackedRun | None = None
+        self.counter: Counter | None = None
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """New records, in order."""
+        if self.run is not None:
+            self.run.log_records(records)
+        if self.counter is not None:
+            last = records[-1]
+            note = f"loss {last.get('loss', float('nan')):.3f}  margin {last.get('rewards/margins', float('nan')):.3f}"
+            self.counter.advance(last["step"], note)
+
+
+@dataclass
+class Following:
+    """What is shown and tracked while stages run."""
+
+    line: Line
+    run: TrackedRun
+    feed: TrainingFeed
+    console: Console
+    started: bool = False
+
+    @contextlib.contextmanager
+    def stage(self, stage: Stage, skipped: bool) -> Iterator[None]:
+        """Around one stage: a line on the terminal, a child run in MLflow, a bar for training."""
+        self.console.print(f"[bold]{stage.title}[/bold]: {'done before, skipped' if skipped else 'running'}", highlight=False)
+        if not skipped and not self.started:
+            start(self.line.config)
+            self.started = True
+        folder = stage.folder(self.line.storage)
+        with self.run.stage(stage.title, params={"folder": folder.name, **flat(stage.inputs)}) as child:
+            if stage is self.line.train:
+                with self.training(child, skipped):
+                    yield
+            else:
+                yield
+            child.log_metrics({"seconds": seconds_of(folder)})
+            if folder == self.line.reference:
+                rejected = rejected_rows(folder)
+                child.log_metrics({"rows/usable": len(load_reference(folder)), "rows/rejected": len(rejected)})
+                child.log_table("rejected_rows", rejected)
+
+    @contextlib.contextmanager
+    def training(self, child: TrackedRun, skipped: bool) -> Iterator[None]:
+        """Feed records to MLflow and a bar while training runs."""
+        self.feed.run = child
+        steps = self.line.config.optim.total_steps(len(load_reference(self.line.reference)))
+        if skipped:
+            self.feed(read_records(self.line.train.folder(self.line.storage)))
+            yield
+            return
+        with counting("DDPO updates", steps) as self.feed.counter:
+            yield
+        self.feed.counter = None
+
+
+def report_scores(
+    evaluation: Evaluation, seconds: Mapping[str, float], *, folder: Path, run: TrackedRun, console: Console
+) -> dict[str, Any]:
+    """Score both models' answers, compare them, and leave table, figures and page; returns the summary."""
+    base, aligned = (evaluation.benchmark.score(read_answers(answers)) for answers in evaluation.answers)
+    comparison = compare(base, aligned)
+    outcome = summary(base, aligned, comparison, seconds=seconds)
+    rates_figure(base, aligned, folder / "rates.png")
+    figures = (folder / "training.png", folder / "rates.png")
+    answers_page(evaluation.benchmark.prompts, base, aligned, comparison, folder / "report.html", figures=figures)
+    run.log_file(folder / "rates.png", "figures")
+    run.log_file(folder / "report.html", "report")
+    for which, scores in (("base", base), ("aligned", aligned)):
+        rates = {f"{which}/{name}": value for name, value in scores.rates().items() if value is not None}
+        run.log_metrics(rates)
+        run.log_table(f"answers_{which}", answer_rows(scores))
+    run.log_metrics({name: value for name, value in outcome["comparison"].items() if isinstance(value, float)})
+    console.print(table(base, aligned, comparison))
+    return outcome
+
+
+def answer_rows(scores: Scores) -> list[dict[str, Any]]:
+    """One row per answer, for MLflow's table."""
+    return [
+        {
+            "id": item.answer.id,
+            "question": item.answer.question,
+            "answer": item.answer.text,
+            "objects": item.objects.mentions,
+            "hallucinated": ", ".join(word for word, _ in item.objects.hallucinated),
+            "other mistakes": ", ".join(mark.kind for mark in item.marks if mark.kind != "object"),
+        }
+        for item in scores.answers
+    ]
+
+
+def parameters(config: DDPOConfig) -> dict[str, Any]:
+    """The configuration as flat names, as people write them on the command line."""
+    return flat(plain(config))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as dotted names.
+
+    Example:
+        >>> flat({"loss": {"beta": 0.1}, "seed": 0})
+        {'loss.beta': 0.1, 'seed': 0}
+    """
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
+def origin() -> dict[str, str]:
+    """Versions, and the commit where there is one."""
+    found = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return {**found, "version.python": platform.python_version(), "git_commit": commit.stdout.strip() or "none"}
+
+
+def show_places(line: Line, folder: Path, *, synced: bool, console: Console) -> None:
+    """Say where everything is."""
+    uri = tracking_uri(line.config.tracking, line.storage)
+    places = {
+        "aligned model": line.aligned.path,
+        "report": folder / "report.html",
+        "summary": folder / "summary.json",
+        "MLflow": ui_command(uri) if synced else "not reached; see the warning above",
+    }
+    for what, where in places.items():
+        console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)

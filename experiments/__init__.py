@@ -1,0 +1,1 @@
+"""What a user submits: training, evaluation, sweeps and studies."""

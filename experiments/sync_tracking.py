@@ -1,0 +1,39 @@
+"""Replay tracked experiments into MLflow: what it missed while it was down is added, nothing is doubled.
+
+Example: python experiments/sync_tracking.py runs
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rlhfv_ray.tracking import sync_tracking
+from rlhfv_ray.tracking_replay import SPOOL
+
+
+def main(storage: Annotated[Path, tyro.conf.Positional]) -> int:
+    """Replay every experiment of a storage folder.
+
+    Args:
+        storage: Folder of experiments, as in the `storage` setting of the runs; a single experiment's folder will do.
+
+    Returns:
+        The exit code: 0 when MLflow has everything, else 1.
+    """
+    folders = sorted(spool.parent for spool in storage.rglob(SPOOL))
+    if not folders:
+        print(f"{storage}: no tracked experiment here (no {SPOOL} at any depth)")
+        return 1
+    synced = []
+    for folder in folders:
+        synced.append(sync_tracking(folder))
+        print(f"{folder}: {'MLflow has everything' if synced[-1] else 'MLflow lacks something, see the warning'}")
+    return 0 if all(synced) else 1
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    sys.exit(tyro.cli(main, description=__doc__))

@@ -1,0 +1,155 @@
+"""Checkpoints that are whole or not there: a manifest with digests is published last, and only what it vouches for is loaded.
+
+`checkpoints/step-000050-2w-1f3a/` holds what the workers' DeepSpeed engines wrote, `records.jsonl` (the metrics so far) and
+`manifest.json`. The name carries world size and the writing driver's token, so that attempts never mix their files.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rlhfv_ray.errors import CheckpointError
+from rlhfv_ray.stages import holds_lease, write_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+RECORDS = "records.jsonl"
+TAG = "engine"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a complete checkpoint consists of."""
+
+    step: int  # updates done
+    world_size: int
+    zero_stage: int
+    files: dict[str, str]  # relative path -> sha256
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Where checkpoints go, and on whose behalf."""
+
+    folder: Path  # of the stage; its lease must be `token`'s
+    token: str
+    zero_stage: int
+    keep: int
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of all checkpoints."""
+        return self.folder / "checkpoints"
+
+
+def save_checkpoint(engine: Any, writer: Writer, *, step: int, records: list[dict[str, Any]]) -> None:
+    """Save the engine's state; called by every worker.
+
+    Rank 0 removes checkpoints beyond the newest `keep` once the new one is published.
+
+    Raises:
+        CheckpointError: another driver has taken the folder over.
+    """
+    world = dist.get_world_size()
+    target = writer.checkpoints / f"step-{step:06d}-{world}w-{writer.token[:4]}"
+    if dist.get_rank() == 0:
+        shutil.rmtree(target, ignore_errors=True)  # what a lost attempt left of the same step
+        target.mkdir(parents=True)
+    dist.barrier()
+    engine.save_checkpoint(str(target), tag=TAG, client_state={"step": step}, save_latest=False)
+    dist.barrier()
+    ours = [True]
+    if dist.get_rank() == 0 and (ours := [holds_lease(writer.folder, writer.token)])[0]:
+        (target / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
+        files = {str(path.relative_to(target)): _sha256(path) for path in sorted(target.rglob("*")) if path.is_file()}
+        write_json(target / MANIFEST, asdict(Manifest(step, world, writer.zero_stage, files)))
+        _prune(writer)
+    dist.broadcast_object_list(ours)
+    if not ours[0]:
+        raise CheckpointError(f"{writer.folder} was taken over by another driver; this one stops.")
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint of a stage whose files are all there and unchanged; torn ones are named and passed over."""
+    for target in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
+        manifest = _read_manifest(target)
+        if manifest is not None:
+            return target, manifest
+        logger.warning("checkpoint %s is incomplete or damaged; using an older one", target)
+    return None
+
+
+def load_checkpoint(engine: Any, folder: Path, *, zero_stage: int) -> tuple[int, list[dict[str, Any]]]:
+    """Bring the engine to the newest checkpoint of a stage, if there is one; called by every worker.
+
+    Returns:
+        Updates done, and the metrics of those updates.
+
+    Raises:
+        CheckpointError: the checkpoint was written with another number of workers or ZeRO stage.
+    """
+    found = [latest_checkpoint(folder) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    if found[0] is None:
+        return 0, []
+    target, manifest = found[0]
+    if (manifest.world_size, manifest.zero_stage) != (dist.get_world_size(), zero_stage):
+        raise CheckpointError(
+            f"{target} was written by {manifest.world_size} workers at ZeRO stage {manifest.zero_stage}: continue with "
+            f"--scale.workers {manifest.world_size} --scale.zero-stage {manifest.zero_stage}, or delete {target.parent}."
+        )
+    engine.load_checkpoint(str(target), tag=TAG)
+    return manifest.step, [json.loads(line) for line in (target / RECORDS).read_text().splitlines()]
+
+
+def export_policy(engine: Any, processor: Any, folder: Path) -> None:
+    """Write the engine's weights as a Hugging Face folder that `from_pretrained` loads; called by every worker."""
+    state = engine._zero3_consolidated_16bit_state_dict() if engine.zero_optimization_stage() == 3 else None
+    if dist.get_rank() == 0:
+        model = engine.module
+        state = state or model.state_dict()
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary, state_dict={name: tensor.contiguous().cpu() for name, tensor in state.items()})
+        processor.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    dist.barrier()
+
+
+def weights_of(engine: Any) -> dict[str, torch.Tensor]:
+    """Full weights on this rank, whatever the ZeRO stage; for tests and digests."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+        return {name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()}
+
+
+def _read_manifest(target: Path) -> Manifest | None:
+    """A checkpoint's manifest where every file it names is there with the digest it names."""
+    try:
+        manifest = Manifest(**json.loads((target / MANIFEST).read_text()))
+        intact = all(_sha256(target / name) == digest for name, digest in manifest.files.items())
+    except (OSError, ValueError, TypeError):
+        return None
+    return manifest if intact else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _prune(writer: Writer) -> None:
+    complete = [path.parent for path in sorted(writer.checkpoints.glob(f"step-*/{MANIFEST}"))]
+    for target in complete[: -writer.keep]:
+        (target / MANIFEST).unlink()  # first of all it stops being a checkpoint
+        shutil.rmtree(target)

@@ -1,0 +1,169 @@
+"""The one place that starts or joins Ray, asks whether a job fits, and fans work out over actors.
+
+Parts: a job over many rows is cut into numbered tasks; each becomes one file `part-00012.parquet`, named by its number and published by
+a rename. What a part holds depends on its task alone, so a part found after a fault is a part done, and the result is the same.
+"""
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from rlhfv_ray.config import ScaleConfig
+from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError
+from rlhfv_ray.terminal import counting
+
+logger = logging.getLogger(__name__)
+
+PREPARE_CPUS = 0.25  # a task that reads and encodes while the actors compute
+OBJECT_STORE_BYTES = 512 * 1024**2  # of a Ray started here; a cluster's own setting stands
+
+
+class PartActor(Protocol):
+    """What `map_parts` runs: made once with its keyword arguments, then called with one prepared part at a time."""
+
+    def __call__(self, rows: Any, part: int) -> pa.Table:
+        """Turn prepared rows into the part's table."""
+        ...
+
+
+def connect() -> None:
+    """Join the Ray cluster this process belongs to, or start one on this machine."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    inside = "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ
+    settings: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": True, "configure_logging": True}
+    if inside:
+        ray.init("auto", **settings)
+        return
+    try:
+        ray.init("auto", **settings)
+    except ConnectionError:
+        ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **settings)
+
+
+def check_fits(scale: ScaleConfig) -> None:
+    """Check that the cluster can hold the training workers, and the actors, at all.
+
+    Raises:
+        ConfigError: it cannot, with what is wanted and what is there.
+    """
+    there = ray.cluster_resources()
+    for what, count, spare in (("workers", scale.workers, 0.0), ("actors", scale.actors, PREPARE_CPUS)):
+        wanted = {"CPU": count * scale.cpus + spare, "GPU": float(count if scale.gpu else 0)}
+        for resource, amount in wanted.items():
+            if amount > there.get(resource, 0.0):
+                raise ConfigError(
+                    f"scale.{what} = {count} needs {amount:g} {resource}s but the Ray cluster has {there.get(resource, 0.0):g}. "
+                    f"Use fewer {what} (--scale.{what}), fewer --scale.cpus each, or a larger cluster."
+                )
+
+
+def map_parts(
+    tasks: Sequence[Any],
+    folder: Path,
+    *,
+    prepare: Callable[[Any], Any],
+    actor: Callable[..., PartActor],
+    actor_arguments: Mapping[str, Any],
+    scale: ScaleConfig,
+    title: str,
+) -> None:
+    """Compute every part that is not there yet: prepare its rows in a task, then hand them to an actor.
+
+    Args:
+        tasks: what `prepare` turns into rows; task i becomes part i.
+        folder: of the parts.
+        prepare: runs in Ray tasks, on CPUs.
+        actor: runs in `scale.actors` actors, on GPUs where `scale.gpu`.
+        actor_arguments: the actor's keyword arguments.
+        scale: how many actors, and their CPUs and GPUs.
+        title: of the progress bar.
+
+    Raises:
+        RlhfvError: as raised by `prepare` or the actor.
+        StageFailedError: the pipeline ended with parts missing.
+    """
+    missing = [number for number in range(len(tasks)) if not part_path(folder, number).exists()]
+    if not missing:
+        return
+    _configure_data()
+    parts = ray.data.from_items([{"part": number} for number in missing], override_num_blocks=len(missing))
+    parts = parts.map_batches(
+        _prepare, fn_kwargs={"tasks": ray.put(list(tasks)), "prepare": prepare}, batch_size=1, num_cpus=PREPARE_CPUS
+    )
+    parts = parts.map_batches(
+        _Compute,
+        fn_constructor_args=(actor, dict(actor_arguments), str(folder)),
+        batch_size=1,
+        num_cpus=scale.cpus,
+        num_gpus=1 if scale.gpu else None,
+        compute=ray.data.ActorPoolStrategy(size=min(scale.actors, len(missing))),
+    )
+    there = len(tasks) - len(missing)
+    with counting(title, len(tasks), done=there) as counter:
+        try:
+            for done, _ in enumerate(parts.iter_batches(batch_size=1), start=there + 1):
+                counter.advance(done)
+        except (ray.exceptions.RayError, RlhfvError) as error:
+            raise unwrap(error) from error
+    lost = [number for number in missing if not part_path(folder, number).exists()]
+    if lost:
+        raise StageFailedError(f"{len(lost)} of {len(tasks)} parts of {folder} were not made (first: {lost[0]}); run it again.")
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """File of one part."""
+    return folder / f"part-{number:05d}.parquet"
+
+
+def read_parts(folder: Path) -> pa.Table:
+    """All parts of a folder, in order."""
+    return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The error of ours that a Ray error carries, else the Ray error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RlhfvError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
+def _prepare(batch: dict[str, Any], *, tasks: ray.ObjectRef, prepare: Callable[[Any], Any]) -> dict[str, Any]:
+    """Prepare one part's rows; pickled on the way, because they are whatever the actor wants."""
+    number = int(batch["part"][0])
+    return {"part": [number], "rows": [pickle.dumps(prepare(ray.get(tasks)[number]))]}
+
+
+class _Compute:
+    """Makes a part's table and publishes its file by a rename."""
+
+    def __init__(self, actor: Callable[..., PartActor], arguments: dict[str, Any], folder: str) -> None:
+        self.actor, self.folder = actor(**arguments), Path(folder)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        number = int(batch["part"][0])
+        table = self.actor(pickle.loads(batch["rows"][0]), number)
+        path = part_path(self.folder, number)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        pq.write_table(table, temporary)
+        temporary.replace(path)
+        return {"part": [number]}
+
+
+def _configure_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # ours counts parts
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

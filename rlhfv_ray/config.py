@@ -1,0 +1,254 @@
+"""What a user can set: frozen dataclasses, checked when they are made.
+
+A recipe (experiments/recipes.py) returns a full `DDPOConfig`; the command line changes single fields of it. Field docstrings are
+the command line's help.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlhfv_ray.errors import ConfigError
+
+SHAPES = "shapes"  # stands for the embedded world, as a model path and as a data path
+
+
+def _check(ok: bool, name: str, given: object, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} = {given!r}: must be {allowed}.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model to align."""
+
+    path: str = ""
+    """Hugging Face folder (or hub name) of an image-text-to-text model; `shapes` is the embedded one."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Precision of weights and forward pass; bf16 keeps fp32 master weights in the optimizer."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which preference pairs to learn from."""
+
+    path: str = ""
+    """File or folder of preference pairs; `shapes` makes them in the embedded world."""
+    format: Literal["auto", "rlhfv", "rlaifv", "muffin_tsv", "trl", "llamafactory", "swift"] = "auto"
+    """Layout of the data; auto looks at the file type and the columns."""
+    rule: Literal["muffin", "both_sides"] = "muffin"
+    """Which tokens count as corrected where no human marked them: `muffin` as the RLHF-V release (replacements only), or
+    `both_sides` (insertions and deletions too)."""
+    min_match: int = 3
+    """Shortest run of equal tokens that counts as unchanged."""
+    max_length: int = 2048
+    """Longest prompt + answer in tokens, image tokens included; longer pairs are set aside, never cut."""
+    max_rejected: float = 0.01
+    """Largest share of rows that may be unusable before the job stops."""
+    reference: str = ""
+    """A finished reference folder to use instead of computing one; checked against the model and data."""
+
+    def __post_init__(self) -> None:
+        _check(self.min_match >= 1, "data.min_match", self.min_match, ">= 1")
+        _check(self.max_length >= 2, "data.max_length", self.max_length, ">= 2")
+        _check(0 <= self.max_rejected <= 1, "data.max_rejected", self.max_rejected, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ShapesConfig:
+    """The embedded world: how many scenes; used only where model or data path is `shapes`."""
+
+    scenes: int = 1600
+    """Scenes the base model describes for the annotator; answers without a mistake give no pair."""
+    evaluation_scenes: int = 600
+    """Scenes of unseen compositions to score base and aligned model on."""
+    temperature: float = 0.7
+    """Of the answers the annotator corrects."""
+
+    def __post_init__(self) -> None:
+        _check(self.scenes >= 1, "shapes.scenes", self.scenes, ">= 1")
+        _check(self.evaluation_scenes >= 1, "shapes.evaluation_scenes", self.evaluation_scenes, ">= 1")
+        _check(self.temperature > 0, "shapes.temperature", self.temperature, "> 0")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """DDPO, RLHF-V (arXiv 2312.00849) Eq. 4 and 5."""
+
+    beta: float = 0.5
+    """How dearly leaving the reference model is paid for, > 0. Summed log-probs (normalize off) want about 1/length of it."""
+    gamma: float = 5.0
+    """Weight of corrected tokens against 1 for the others, >= 1; 1 is plain DPO."""
+    normalize: bool = True
+    """Divide an answer's score by its total weight, as the paper does."""
+    sft_weight: float = 0.0
+    """Weight of an added negative log-likelihood of the chosen answer, >= 0."""
+
+    def __post_init__(self) -> None:
+        _check(self.beta > 0, "loss.beta", self.beta, "> 0")
+        _check(self.gamma >= 1, "loss.gamma", self.gamma, ">= 1 (1 is plain DPO)")
+        _check(self.sft_weight >= 0, "loss.sft_weight", self.sft_weight, ">= 0")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its schedule, and how long."""
+
+    learning_rate: float = 5e-7
+    """Peak learning rate, > 0."""
+    batch: int = 32
+    """Pairs per update over all workers."""
+    epochs: float = 7.0
+    """Passes over the pairs; ignored when steps is set."""
+    steps: int = 0
+    """Updates; 0 derives them from epochs."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises linearly."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: a half cosine down to 0, or a constant rate."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    clip: float = 1.0
+    """Largest gradient norm; larger gradients are scaled down. 0 switches clipping off."""
+    max_skipped: int = 3
+    """This many updates in a row skipped for a non-finite loss or gradient stop the run."""
+
+    def __post_init__(self) -> None:
+        _check(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "> 0")
+        _check(self.batch >= 1, "optim.batch", self.batch, ">= 1")
+        _check(self.epochs > 0, "optim.epochs", self.epochs, "> 0")
+        _check(self.steps >= 0, "optim.steps", self.steps, ">= 0 (0: from epochs)")
+        _check(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "between 0 and 1")
+        _check(self.clip >= 0, "optim.clip", self.clip, ">= 0 (0: no clipping)")
+        _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, ">= 0")
+        _check(self.max_skipped >= 1, "optim.max_skipped", self.max_skipped, ">= 1")
+
+    def total_steps(self, pairs: int) -> int:
+        """Updates of a run over `pairs` pairs."""
+        return self.steps or max(1, round(self.epochs * pairs / self.batch))
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """How the work is spread. Nothing here changes a result, only how fast it comes and what it survives."""
+
+    workers: int = 1
+    """Training workers (ranks); with GPUs, one GPU each."""
+    gpu: bool = False
+    """Give every worker and actor a GPU."""
+    cpus: float = 1.0
+    """CPUs of every worker and actor."""
+    micro_batch: int = 1
+    """Pairs per worker and forward pass; batch / (workers * micro_batch) passes are accumulated."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage: what is sharded over workers (1 optimizer, 2 + gradients, 3 + parameters)."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Keep optimizer state (ZeRO >= 1), or also parameters (ZeRO 3), in CPU memory."""
+    actors: int = 1
+    """Actors of the reference pass and of generation."""
+    rows: int = 64
+    """Rows an actor takes at a time: the unit that is resumed after a fault."""
+    inference_batch: int = 16
+    """Pairs (reference pass) or prompts (generation) per forward pass of an actor."""
+    checkpoint_every: int = 50
+    """Updates between checkpoints; one is always written at the end."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+    max_failures: int = 3
+    """How often a lost training worker is replaced before the job gives up."""
+    log_every: int = 5
+    """Updates between reports to the driver; every update is reported."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "micro_batch", "actors", "rows", "inference_batch", "checkpoint_every", "keep"):
+            _check(getattr(self, name) >= 1, f"scale.{name}", getattr(self, name), ">= 1")
+        _check(self.cpus > 0, "scale.cpus", self.cpus, "> 0")
+        _check(self.max_failures >= 0, "scale.max_failures", self.max_failures, ">= 0")
+        _check(self.log_every >= 1, "scale.log_every", self.log_every, ">= 1")
+        allowed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        _check(self.zero_stage >= allowed, "scale.offload", self.offload, f"none below ZeRO stage {allowed}")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How answers are decoded."""
+
+    max_new_tokens: int = 256
+    """Longest answer."""
+    beams: int = 1
+    """Beams of beam search; 1 is greedy (or sampling, with a temperature)."""
+    temperature: float = 0.0
+    """0 decodes greedily; above, samples."""
+    top_p: float = 1.0
+    """Sampling keeps the smallest set of tokens with this much probability."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes repeated tokens less likely."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer; they are cut off."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_new_tokens >= 1, "generation.max_new_tokens", self.max_new_tokens, ">= 1")
+        _check(self.beams >= 1, "generation.beams", self.beams, ">= 1")
+        _check(self.temperature >= 0, "generation.temperature", self.temperature, ">= 0 (0: greedy)")
+        _check(not (self.beams > 1 and self.temperature > 0), "generation.beams", self.beams, "1 when sampling")
+        _check(0 < self.top_p <= 1, "generation.top_p", self.top_p, "in (0, 1]")
+        _check(self.repetition_penalty > 0, "generation.repetition_penalty", self.repetition_penalty, "> 0")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where MLflow keeps the runs."""
+
+    uri: str = ""
+    """MLflow tracking server or store; empty: a SQLite store in the storage folder."""
+    experiment: str = "rlhfv-ray"
+    """MLflow experiment."""
+
+
+@dataclass(frozen=True)
+class DDPOConfig:
+    """One experiment from preference pairs to scores."""
+
+    name: str = "ddpo"
+    """Shown in MLflow and in the experiment folder's name."""
+    storage: str = "runs"
+    """Folder of everything that is written; on a cluster, one that every node reaches. Relative: below the current
+    folder, or below ~/rlhfv-ray inside a Ray job."""
+    seed: int = 0
+    """Of order, sampling and the shapes world."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    shapes: ShapesConfig = field(default_factory=ShapesConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        per_pass = self.scale.workers * self.scale.micro_batch
+        allowed = f"a multiple of scale.workers * scale.micro_batch = {per_pass}"
+        _check(self.optim.batch % per_pass == 0, "optim.batch", self.optim.batch, allowed)
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes per update and worker."""
+        return self.optim.batch // (self.scale.workers * self.scale.micro_batch)
+
+
+def plain(config: Any) -> Any:
+    """A config as JSON-ready dicts, lists and scalars."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def fingerprint(inputs: Mapping[str, Any]) -> str:
+    """Twelve hex digits that change whenever an input does.
+
+    Example:
+        >>> fingerprint({"seed": 1}) == fingerprint({"seed": 1}), fingerprint({"seed": 1}) == fingerprint({"seed": 2})
+        (True, False)
+    """
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,21 @@
+"""Preference pairs in and out of files, and images out of bytes."""
+
+from rlhfv_ray.data.audit import AnswerLengths, Audit, audit_pairs
+from rlhfv_ray.data.formats import FORMATS
+from rlhfv_ray.data.images import decode_image
+from rlhfv_ray.data.sources import Slice, data_digest, list_slices, load_pairs, read_slice
+from rlhfv_ray.data.writing import write_pairs
+
+__all__ = [
+    "FORMATS",
+    "AnswerLengths",
+    "Audit",
+    "Slice",
+    "audit_pairs",
+    "data_digest",
+    "decode_image",
+    "list_slices",
+    "load_pairs",
+    "read_slice",
+    "write_pairs",
+]

@@ -1,0 +1,79 @@
+"""One pass over the data before a job starts: what is usable, what is not and why."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from rlhfv_ray.data.images import decode_image
+from rlhfv_ray.data.sources import Slice, read_slice
+from rlhfv_ray.errors import DataError
+from rlhfv_ray.records import PreferencePair
+
+
+@dataclass(frozen=True)
+class AnswerLengths:
+    """Whitespace-separated words per answer."""
+
+    mean: float
+    median: float
+    longest: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What is in the data; lengths are of usable pairs, None when there is none."""
+
+    rows: int
+    usable: int
+    unusable: Mapping[str, int]  # reason code: rows
+    examples: Mapping[str, str]  # reason code: message of the first such row
+    duplicated_ids: tuple[str, ...]
+    chosen: AnswerLengths | None
+    rejected: AnswerLengths | None
+
+
+def audit_pairs(slices: Iterable[Slice], *, decode: bool = False) -> Audit:
+    """Read every row once and report.
+
+    Args:
+        slices: from `list_slices`.
+        decode: decode the images too, which costs far more than all the rest.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    ids: Counter[str] = Counter()
+    errors: list[str] = []
+    words: list[tuple[int, int]] = []
+    for part in slices:
+        for row_id, pair in read_slice(part):
+            ids[row_id] += 1
+            if decode and isinstance(pair, PreferencePair):
+                pair = _decoded(pair)
+            if isinstance(pair, DataError):
+                errors.append(str(pair))
+            else:
+                words.append((len(pair.chosen.split()), len(pair.rejected.split())))
+    codes = [message.partition(":")[0] for message in errors]
+    return Audit(
+        rows=ids.total(),
+        usable=len(words),
+        unusable=Counter(codes),
+        examples=dict(zip(reversed(codes), reversed(errors), strict=True)),
+        duplicated_ids=tuple(row_id for row_id, count in ids.items() if count > 1),
+        chosen=_lengths([chosen for chosen, _ in words]),
+        rejected=_lengths([rejected for _, rejected in words]),
+    )
+
+
+def _decoded(pair: PreferencePair) -> PreferencePair | DataError:
+    try:
+        decode_image(pair.image)
+    except DataError as error:
+        return DataError(f"{error} (pair {pair.id!r})")
+    return pair
+
+
+def _lengths(words: list[int]) -> AnswerLengths | None:
+    return AnswerLengths(fmean(words), median(words), max(words)) if words else None

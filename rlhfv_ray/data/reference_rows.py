@@ -1,0 +1,86 @@
+"""The reference folder's rows: what the reference stage writes and training reads.
+
+`part-*.parquet` holds one row per pair of the data, `rejected_rows.parquet` id and reason of those that cannot be used, `config.json` what the
+log-probs depend on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlhfv_ray.errors import StaleReferenceError
+from rlhfv_ray.records import ChangedTokens, ReferencePair
+from rlhfv_ray.segments import Rule
+
+REJECTED = "rejected_rows.parquet"
+TOKENS, FLAGS, NATS = pa.list_(pa.int32()), pa.list_(pa.bool_()), pa.list_(pa.float32())
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "reason": pa.string(),  # why the row cannot be used; null for a pair
+        "image": pa.binary(),
+        "prompt_ids": TOKENS,
+        "chosen_ids": TOKENS,
+        "rejected_ids": TOKENS,
+        "chosen_logps": NATS,
+        "rejected_logps": NATS,
+        **{f"changed/{rule}/{side}": FLAGS for rule in get_args(Rule) for side in ("chosen", "rejected")},
+    }
+)
+
+
+def to_row(pair: ReferencePair) -> dict[str, Any]:
+    """A pair as a row of `SCHEMA`."""
+    row = asdict(pair)
+    del row["changed"]
+    for rule, masks in pair.changed.items():
+        row |= {f"changed/{rule}/chosen": masks.chosen, f"changed/{rule}/rejected": masks.rejected}
+    return row
+
+
+def from_row(row: Mapping[str, Any]) -> ReferencePair:
+    """A row of `SCHEMA` as a pair."""
+    changed = {
+        rule: ChangedTokens(row[f"changed/{rule}/chosen"], row[f"changed/{rule}/rejected"]) for rule in get_args(Rule)
+    }
+    names = ("id", "image", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_logps", "rejected_logps")
+    return ReferencePair(**{name: row[name] for name in names}, changed=changed)
+
+
+def load_reference(folder: Path) -> Any:
+    """A reference folder's pairs as a memory-mapped `datasets.Dataset`, in the order of the data."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    table = datasets.Dataset.from_parquet([str(path) for path in sorted(folder.glob("part-*.parquet"))])
+    usable = [row for row, reason in enumerate(table["reason"]) if reason is None]
+    return table.select(usable) if len(usable) < len(table) else table
+
+
+def rejected_rows(folder: Path) -> list[dict[str, str]]:
+    """Id and reason of the rows a reference folder could not use."""
+    return pq.read_table(folder / REJECTED).to_pylist()
+
+
+def check_reference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, unless_equal: bool = True) -> None:
+    """Say in what the origin of reference log-probs differs from what is about to be trained.
+
+    Args:
+        found: `config.json` of the reference folder.
+        wanted: the same fields of the model and data at hand.
+        unless_equal: raise nothing where no field differs.
+
+    Raises:
+        StaleReferenceError: naming the fields that differ.
+    """
+    differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if differ or not unless_equal:
+        details = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in differ)
+        raise StaleReferenceError(
+            f"The reference log-probs are not those of the model to be trained ({details or 'all recorded fields agree'}). "
+            "Leave --data.reference out to compute them anew."
+        )

@@ -1,0 +1,162 @@
+"""The line as stages: what an experiment makes, in order, and what each step depends on.
+
+    corrections (shapes only) -> reference -> train,    answers of any model to any prompts
+
+Stages are declared before anything runs: a folder's name follows from its inputs' fingerprints, so later stages know where earlier
+ones will be.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhfv_ray.cluster import check_fits, connect
+from rlhfv_ray.config import SHAPES, DDPOConfig, GenerationConfig, ModelConfig, plain
+from rlhfv_ray.data.reference_rows import check_reference
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.generate import generate_answers
+from rlhfv_ray.models import check_image_tokens, load_processor, processor_digest, weights_digest
+from rlhfv_ray.records import Prompt
+from rlhfv_ray.reference import compute_reference_logps, reference_inputs
+from rlhfv_ray.shapes.world import WORLD, prompts_of, scenes_to_correct, write_corrections
+from rlhfv_ray.stages import Stage, is_done
+from rlhfv_ray.train import TrainJob, train_ddpo
+
+CORRECTIONS = "pairs.parquet"
+
+
+@dataclass(frozen=True)
+class Line:
+    """The stages up to an aligned model, and what later stages need to know of them."""
+
+    config: DDPOConfig
+    storage: Path
+    stages: tuple[Stage, ...]
+    reference: Path
+    reference_inputs: Mapping[str, Any]
+    train: Stage
+
+    @property
+    def aligned(self) -> ModelConfig:
+        """The model that training exports."""
+        return replace(self.config.model, path=str(self.train.folder(self.storage) / "model"))
+
+
+def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Mapping[str, Any]]], None]) -> Line:
+    """Declare the stages from pairs to an aligned model; reads and checks, but makes nothing.
+
+    Args:
+        config: the experiment.
+        storage: folder of all stages.
+        seen: receives training records while training runs.
+
+    Raises:
+        ConfigError: model or data are missing, or do not fit together.
+        StaleReferenceError: `data.reference` was made from something else.
+    """
+    if not config.data.path:
+        raise ConfigError("data.path is not set: give --data.path a file or folder of preference pairs.")
+    check_image_tokens(config.model.path)
+    stages: list[Stage] = []
+    data, rows = config.data, None
+    if data.path == SHAPES:
+        corrections = corrections_stage(config)
+        stages.append(corrections)
+        folder = corrections.folder(storage)
+        data, rows = replace(data, path=str(folder / CORRECTIONS)), folder.name
+    inputs = reference_inputs(config.model, data, rows=rows)
+    if data.reference:
+        reference = finished_reference(Path(data.reference).expanduser().resolve(), inputs)
+    else:
+        stage = Stage(
+            "reference",
+            inputs,
+            lambda folder, _: compute_reference_logps(config.model, data, config.scale, folder),
+            title="reference log-probs",
+        )
+        stages.append(stage)
+        reference = stage.folder(storage)
+    train = train_stage(config, reference, inputs, seen)
+    return Line(config, storage, (*stages, train), reference, inputs, train)
+
+
+def corrections_stage(config: DDPOConfig) -> Stage:
+    """The base model describes scenes, the world's annotator corrects: preference pairs in RLHF-V's format."""
+    shapes = config.shapes
+    sampling = GenerationConfig(max_new_tokens=config.generation.max_new_tokens, temperature=shapes.temperature)
+
+    def run(folder: Path, _: str) -> None:
+        scenes = scenes_to_correct(shapes.scenes, seed=config.seed)
+        answers = generate_answers(
+            config.model,
+            prompts_of(scenes),
+            folder,
+            generation=sampling,
+            scale=config.scale,
+            seed=config.seed,
+            title="Answers to correct",
+        )
+        write_corrections(scenes, answers, folder / CORRECTIONS)
+
+    inputs = {"world": WORLD, "scenes": shapes.scenes, "seed": config.seed, "decoding": plain(sampling)}
+    return Stage("corrections", {**inputs, **model_inputs(config.model)}, run, title="corrections")
+
+
+def train_stage(
+    config: DDPOConfig,
+    reference: Path,
+    inputs: Mapping[str, Any],
+    seen: Callable[[Sequence[Mapping[str, Any]]], None],
+) -> Stage:
+    """DDPO on a reference folder."""
+
+    def run(folder: Path, token: str) -> None:
+        train_ddpo(TrainJob(config, reference, dict(inputs), folder, token), seen=seen)
+
+    changes = {
+        "reference": dict(inputs),
+        "rule": config.data.rule,
+        "loss": plain(config.loss),
+        "optim": {name: value for name, value in plain(config.optim).items() if name != "max_skipped"},
+        "seed": config.seed,
+    }
+    return Stage("train", changes, run, title="training")
+
+
+def answers_stage(
+    config: DDPOConfig, model: ModelConfig, prompts: Callable[[], Sequence[Prompt]], inputs: Mapping[str, Any], *, title: str
+) -> Stage:
+    """A model's answers to prompts; `inputs` say which model and which prompts."""
+
+    def run(folder: Path, _: str) -> None:
+        generate_answers(
+            model, prompts(), folder, generation=config.generation, scale=config.scale, seed=config.seed, title=title
+        )
+
+    settings = {"decoding": plain(config.generation), "dtype": model.dtype, "seed": config.seed}
+    return Stage("answers", {**inputs, **settings}, run, title=title)
+
+
+def model_inputs(model: ModelConfig) -> dict[str, Any]:
+    """What a model's answers depend on."""
+    return {"weights": weights_digest(model.path), **processor_digest(load_processor(model.path)), "dtype": model.dtype}
+
+
+def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
+    """A reference folder made earlier, checked against the model and data at hand."""
+    if not is_done(folder):
+        raise ConfigError(f"data.reference = {str(folder)!r}: there is no finished reference folder (no SUCCESS file in it).")
+    check_reference(json.loads((folder / "config.json").read_text()), inputs)
+    return folder
+
+
+def start(config: DDPOConfig) -> None:
+    """Join or start Ray and check that the job fits, before the first stage that has work to do.
+
+    Raises:
+        ConfigError: more workers or actors than the cluster can hold.
+    """
+    connect()
+    check_fits(config.scale)

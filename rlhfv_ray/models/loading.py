@@ -1,0 +1,145 @@
+"""Load a policy and its processor from a Hugging Face folder or hub name, and say exactly which one it is."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from rlhfv_ray.config import SHAPES
+from rlhfv_ray.encoding import prompt_ids
+from rlhfv_ray.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def resolve_model(path: str) -> str:
+    """The folder or hub name behind `model.path`; `shapes` is the model shipped with this package.
+
+    Raises:
+        ConfigError: no path was given, or it is neither a model folder nor a hub name.
+    """
+    if not path:
+        raise ConfigError("model.path is not set: give --model.path a Hugging Face model folder, or a hub name.")
+    if path == SHAPES:
+        from rlhfv_ray.shapes.model import SHIPPED
+
+        path = str(SHIPPED)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path = {path!r}: the folder has no config.json, so it is no Hugging Face model.")
+        return str(folder.resolve())
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ConfigError(f"model.path = {path!r}: no such folder. Give a Hugging Face model folder, or a hub name.")
+    return path
+
+
+def load_policy(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, Any]:
+    """Load a model and its processor.
+
+    Weights come from safetensors only and no remote code runs.
+
+    Args:
+        path: Hugging Face folder, hub name, or `shapes`.
+        dtype: `fp32`, `bf16`, or `auto` for the checkpoint's own.
+        device: a torch device, or `auto` for the GPU where there is one.
+
+    Returns:
+        The model in evaluation mode, and its processor.
+
+    Raises:
+        ConfigError: there is no such model, or it lacks a chat template or a fast tokenizer.
+    """
+    where = resolve_model(str(path))
+    processor = load_processor(where)
+    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(where, dtype=DTYPES.get(dtype, dtype), use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path = {where!r} cannot be loaded: {_first_line(error)}") from error
+    return model.to(target).eval(), processor
+
+
+def load_processor(path: str | Path) -> Any:
+    """The processor of a checkpoint, checked to have what the line needs.
+
+    Raises:
+        ConfigError: it cannot be loaded, has no chat template, or its tokenizer gives no character offsets.
+    """
+    where = resolve_model(str(path))
+    try:
+        processor = AutoProcessor.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The processor of {where!r} cannot be loaded: {_first_line(error)}") from error
+    if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
+        raise ConfigError(f"{where!r} has no processor for images and text: it is no image-text-to-text model.")
+    if not processor.chat_template:
+        raise ConfigError(f"{where!r} has no chat template: add chat_template.jinja to the model's folder.")
+    if not processor.tokenizer.is_fast:
+        raise ConfigError(f"{where!r} has only a slow tokenizer: save the model with its tokenizer.json.")
+    if processor.tokenizer.pad_token_id is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
+
+
+def check_image_tokens(path: str | Path) -> None:
+    """Check that the template expands an image to as many tokens as the model has features for it.
+
+    The model is built without weights (torch's meta device), so this costs no memory; models whose image features cannot be
+    computed without data are left to their own check in the forward pass.
+
+    Raises:
+        ConfigError: the counts differ.
+    """
+    where = resolve_model(str(path))
+    processor, config = load_processor(where), AutoConfig.from_pretrained(where)
+    image = Image.new("RGB", (336, 336))
+    token = getattr(config, "image_token_id", None)
+    expanded = prompt_ids(processor, image, "?").count(token) if token is not None else 0
+    pixels = processor.image_processor([image], return_tensors="pt")
+    if set(pixels) != {"pixel_values"}:
+        return
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    features = model.get_image_features(pixel_values=pixels["pixel_values"].to("meta")).pooler_output
+    count = sum(feature.shape[-2] for feature in features)
+    if count != expanded:
+        raise ConfigError(
+            f"{where!r}: the template expands an image to {expanded} image tokens but the vision tower gives {count} features. "
+            "Make patch_size, vision_feature_select_strategy and num_additional_image_tokens in processor_config.json agree "
+            "with the model's config.json."
+        )
+
+
+def weights_digest(path: str | Path) -> str:
+    """sha256 over the configuration and weights of a local model; a hub name stands with its resolved commit."""
+    where = Path(resolve_model(str(path)))
+    if not where.is_dir():
+        return f"{where}@{AutoConfig.from_pretrained(str(where))._commit_hash}"
+    digest = hashlib.sha256()
+    for file in sorted([where / "config.json", *where.glob("*.safetensors")]):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def processor_digest(processor: Any) -> dict[str, str]:
+    """Digests of everything between a row and the model's inputs: tokenizer, template, pixel transform."""
+    parts = {
+        "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
+        "template": processor.chat_template,
+        "pixels": processor.image_processor.to_json_string(),
+        "image_tokens": json.dumps(
+            {k: v for k, v in processor.to_dict().items() if isinstance(v, int | str | None)}, sort_keys=True, default=str
+        ),
+    }
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,138 @@
+"""JOB: the reference's log-probability of every answer token, once for every beta, gamma and rule.
+
+Ray Data streams slices of the data through tasks that validate, decode and encode, into actors that hold the reference model. The folder:
+`part-*.parquet` (one row per pair: ids, masks of both rules, fp32 log-probs, the image), `rejected_rows.parquet` (id and reason of
+every row that cannot be used), `config.json`.
+"""
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rlhfv_ray.batch import collate_pairs, to_device
+from rlhfv_ray.cluster import map_parts
+from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
+from rlhfv_ray.data import Slice, data_digest, list_slices, read_slice
+from rlhfv_ray.data.reference_rows import REJECTED, SCHEMA, to_row
+from rlhfv_ray.encoding import encode_pair
+from rlhfv_ray.errors import DataError
+from rlhfv_ray.logps import policy_token_logps
+from rlhfv_ray.models import load_policy, load_processor, processor_digest, weights_digest
+from rlhfv_ray.records import EncodedPair, ReferencePair
+
+logger = logging.getLogger(__name__)
+
+def reference_inputs(model: ModelConfig, data: DataConfig, *, rows: str | None = None) -> dict[str, Any]:
+    """What reference log-probs depend on, by name; `rows` stands for the data where they are not made yet."""
+    return {
+        "weights": weights_digest(model.path),
+        **processor_digest(load_processor(model.path)),
+        "dtype": model.dtype,
+        "rows": rows or data_digest(data.path),
+        "format": data.format,
+        "min_match": data.min_match,
+        "max_length": data.max_length,
+        "layout": 1,  # of the folder
+    }
+
+
+def compute_reference_logps(model: ModelConfig, data: DataConfig, scale: ScaleConfig, folder: Path) -> None:
+    """Fill a folder with the reference log-probs of all pairs; parts that are there are kept.
+
+    Raises:
+        DataError: more than `data.max_rejected` of the rows are unusable, or none is left.
+    """
+    slices = list_slices(data.path, format=data.format, rows=scale.rows)
+    map_parts(
+        slices,
+        folder,
+        prepare=functools.partial(encode_slice, model=model.path, data=data),
+        actor=ReferenceActor,
+        actor_arguments={"model": model, "batch": scale.inference_batch},
+        scale=scale,
+        title="Reference log-probs",
+    )
+    _collect_rejected(folder, data)
+
+
+def encode_slice(piece: Slice, *, model: str, data: DataConfig) -> list[EncodedPair | tuple[str, str]]:
+    """Read and encode the rows of a slice; an unusable row becomes (id, reason)."""
+    processor = _cached_processor(model)
+    rows: list[EncodedPair | tuple[str, str]] = []
+    for row_id, pair in read_slice(piece):
+        try:
+            if isinstance(pair, DataError):
+                raise pair
+            rows.append(encode_pair(pair, processor, min_match=data.min_match, max_length=data.max_length))
+        except DataError as error:
+            rows.append((row_id, str(error)))
+    return rows
+
+
+class ReferenceActor:
+    """Holds the reference model; scores the answers of encoded pairs."""
+
+    def __init__(self, model: ModelConfig, batch: int) -> None:
+        torch.set_grad_enabled(False)
+        self.model, self.processor = load_policy(model.path, dtype=model.dtype)
+        self.batch = batch
+
+    def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]], part: int) -> pa.Table:
+        """One part's table, in `SCHEMA`."""
+        pairs = [row for row in rows if isinstance(row, EncodedPair)]
+        pairs.sort(key=lambda pair: len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)))
+        scored = [
+            scored_pair
+            for start in range(0, len(pairs), self.batch)
+            for scored_pair in score_pairs(self.model, self.processor, pairs[start : start + self.batch])
+        ]
+        rejected = [{"id": row[0], "reason": row[1]} for row in rows if isinstance(row, tuple)]
+        return pa.Table.from_pylist([*map(to_row, scored), *rejected], schema=SCHEMA)
+
+
+def score_pairs(model: Any, processor: Any, pairs: Sequence[EncodedPair]) -> list[ReferencePair]:
+    """Reference log-probs of a few pairs in one forward pass, the same pass that training does."""
+    batch = to_device(collate_pairs(pairs, processor, rule="both_sides"), model.device, model.dtype)
+    logps = policy_token_logps(model, batch).float().cpu()
+    scored = []
+    for row, pair in enumerate(pairs):
+        start = len(pair.prompt_ids) - 1
+        chosen = logps[row, start : start + len(pair.chosen_ids)].tolist()
+        rejected = logps[row + len(pairs), start : start + len(pair.rejected_ids)].tolist()
+        scored.append(ReferencePair(**vars(pair), chosen_logps=chosen, rejected_logps=rejected))
+    return scored
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_processor(model: str) -> Any:
+    return load_processor(model)
+
+
+def _collect_rejected(folder: Path, data: DataConfig) -> None:
+    """Write `rejected_rows.parquet`, and stop where too many rows, or all, are in it."""
+    table = pa.concat_tables(
+        pq.read_table(path, columns=["id", "reason"]) for path in sorted(folder.glob("part-*.parquet"))
+    )
+    counts = pa.compute.value_counts(table["id"]).to_pylist()
+    twice = [count["values"] for count in counts if count["counts"] > 1]
+    if twice:
+        raise DataError(f"{len(twice)} row ids of {data.path} are there more than once (first: {', '.join(twice[:5])}).")
+    rejected = table.filter(pa.compute.is_valid(table["reason"]))
+    pq.write_table(rejected, folder / REJECTED)
+    if not rejected.num_rows:
+        return
+    examples = "; ".join(f"{row['id']}: {row['reason']}" for row in rejected.slice(0, 3).to_pylist())
+    what = f"{rejected.num_rows} of {table.num_rows} rows of {data.path} cannot be used ({examples})"
+    logger.warning("%s; all are listed in %s", what, folder / REJECTED)
+    if rejected.num_rows == table.num_rows:
+        raise DataError(f"{what}; no pair is left. All are listed in {folder / REJECTED}.")
+    if rejected.num_rows > data.max_rejected * table.num_rows:
+        raise DataError(
+            f"{what}; more than --data.max-rejected {data.max_rejected:g} allows. All are listed in {folder / REJECTED}."
+        )

@@ -1,0 +1,269 @@
+"""JOB: DDPO. `train_ddpo` starts workers through Ray Train; each runs `train_worker`, top to bottom, with a DeepSpeed engine.
+
+Batches are a pure function of (seed, step): position p of the endless stream of epochs is pair `order(p // N)[p % N]`, and a global batch
+is the next `optim.batch` positions, whatever the number of workers. """
+
+import functools
+import json
+import logging
+import math
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from rlhfv_ray.batch import collate_pairs, to_device
+from rlhfv_ray.checkpoint import Writer, export_policy, load_checkpoint, save_checkpoint
+from rlhfv_ray.config import DDPOConfig, OptimConfig
+from rlhfv_ray.data.reference_rows import check_reference, from_row, load_reference
+from rlhfv_ray.errors import CheckpointError, StageFailedError, StaleReferenceError
+from rlhfv_ray.logps import policy_token_logps
+from rlhfv_ray.loss import StepLoss, batch_loss
+from rlhfv_ray.models import load_policy
+from rlhfv_ray.progress import RecordWriter, Reporter, following
+from rlhfv_ray.records import PairBatch
+
+logger = logging.getLogger(__name__)
+
+FAILURE = "failure.pickle"  # written and read within one attempt
+COLLECTIVE_TIMEOUT_S = 600
+GATE = {"fp32": 1e-6, "bf16": 1e-2}  # how far the first loss may be from ln 2
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What the driver tells every worker."""
+
+    config: DDPOConfig
+    reference: Path  # finished reference folder
+    reference_inputs: dict[str, Any]  # what its config.json should say
+    folder: Path  # of this stage
+    token: str  # of the lease on it
+
+
+def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], None] = lambda records: None) -> None:
+    """Start the workers and wait for them; what a lost worker had not saved is done again.
+
+    Args:
+        job: what to train; `job.folder` receives `metrics.jsonl`, `checkpoints/` and, at the end, `model/`.
+        seen: called in this process, a few times a second at most, with the records of new updates.
+
+    Raises:
+        RlhfvError: as raised by a worker.
+        StageFailedError: workers were lost more often than `scale.max_failures`.
+    """
+    scale = job.config.scale
+    (job.folder / FAILURE).unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scale.workers,
+            use_gpu=scale.gpu,
+            resources_per_worker={"CPU": scale.cpus, **({"GPU": 1} if scale.gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if scale.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        run_config=ray.train.RunConfig(
+            name=f"attempt-{job.token}",  # never the same twice: our checkpoints, not Ray's snapshot, say where to go on
+            storage_path=str(job.folder / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=2),
+            callbacks=[RecordWriter(job.folder)],
+            logging_config=ray.train.LoggingConfig("WARNING"),
+        ),
+    )
+    with following(job.folder, seen):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise_failure(job)
+            raise StageFailedError(
+                f"Training workers were lost {scale.max_failures + 1} times (scale.max_failures); run the same command again to go "
+                f"on from the last checkpoint. The last loss: {str(error).strip().splitlines()[-1]}"
+            ) from error
+    raise_failure(job)
+    shutil.rmtree(job.folder / "ray", ignore_errors=True)
+
+
+def run_worker(settings: dict[str, TrainJob]) -> None:
+    """`train_worker` with its errors of ours left for the driver: they would come again, so Ray must not retry them."""
+    job = settings["job"]
+    try:
+        train_worker(job)
+    except (StageFailedError, StaleReferenceError, CheckpointError) as error:  # raised by all ranks together
+        if dist.get_rank() == 0:
+            (job.folder / FAILURE).write_bytes(pickle.dumps(error))
+
+
+def raise_failure(job: TrainJob) -> None:
+    """Raise here the error that the workers left."""
+    path = job.folder / FAILURE
+    if path.exists():
+        raise pickle.loads(path.read_bytes())
+
+
+def train_worker(job: TrainJob) -> None:
+    """Train on one rank; the whole loop."""
+    config = job.config
+    torch.manual_seed(config.seed)
+    pairs = load_reference(job.reference)
+    steps = config.optim.total_steps(len(pairs))
+    model, processor = load_policy(config.model.path, dtype=config.model.dtype)
+    engine = start_engine(model, config)
+    writer = Writer(job.folder, job.token, config.scale.zero_stage, config.scale.keep)
+    step, records = load_checkpoint(engine, job.folder, zero_stage=config.scale.zero_stage)
+    reporter = Reporter(records)
+    batches = prefetched(micro_batches(pairs, processor, config, start=step, stop=steps))
+    skipped_in_a_row = 0
+    while step < steps:
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate(config.optim, step, steps)
+        losses = []
+        for _ in range(config.accumulation):
+            batch = to_device(next(batches), engine.device, model.dtype)
+            loss = batch_loss(policy_token_logps(engine, batch), batch, **vars(config.loss))
+            if step == 0 and not losses:
+                check_first_loss(loss, job)
+            engine.backward(loss.total)
+            skipped = engine.skipped_steps
+            engine.step()
+            losses.append((batch, loss))
+        step += 1
+        skipped_in_a_row = skipped_in_a_row + 1 if engine.skipped_steps > skipped else 0
+        reporter.add(step, engine, losses, skipped=skipped_in_a_row > 0)
+        if skipped_in_a_row:
+            report_skipped(losses, step, skipped_in_a_row, config.optim.max_skipped)
+        last = step == steps
+        if step % config.scale.log_every == 0 or last:
+            reporter.flush()
+        if not skipped_in_a_row and (step % config.scale.checkpoint_every == 0 or last):
+            reporter.flush()
+            save_checkpoint(engine, writer, step=step, records=reporter.records)
+    export_policy(engine, processor, job.folder / "model")
+
+
+def batch_rows(pairs: int, batch: int, *, seed: int, step: int) -> list[int]:
+    """Rows of the global batch of one update; every epoch is its own permutation of all pairs.
+
+    Example:
+        >>> sorted(batch_rows(4, 2, seed=0, step=0) + batch_rows(4, 2, seed=0, step=1))
+        [0, 1, 2, 3]
+    """
+    rows = []
+    for position in range(step * batch, (step + 1) * batch):
+        epoch, offset = divmod(position, pairs)
+        rows.append(int(_permutation(pairs, seed, epoch)[offset]))
+    return rows
+
+
+def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
+    """Linear warm-up over the first `warmup` share of the steps, then a half cosine to 0 (or constant).
+
+    Example:
+        >>> [round(learning_rate(OptimConfig(learning_rate=1.0, warmup=0.5), step, 4), 3) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    warmup = math.ceil(optim.warmup * steps)
+    if step < warmup:
+        return optim.learning_rate * (step + 1) / warmup
+    if optim.schedule == "constant":
+        return optim.learning_rate
+    return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def start_engine(model: Any, config: DDPOConfig) -> Any:
+    """Wrap the model in a DeepSpeed engine with AdamW."""
+    import deepspeed
+
+    if not config.scale.gpu:
+        deepspeed.ops.__compatible_ops__["shm_comm"] = False  # gloo carries the CPU collectives; its build takes 90 s
+    optim, scale = config.optim, config.scale
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
+    zero: dict[str, Any] = {"stage": scale.zero_stage}
+    if scale.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if scale.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    settings = {
+        "train_batch_size": optim.batch,
+        "train_micro_batch_size_per_gpu": scale.micro_batch,
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_clipping": optim.clip,
+        "bf16": {"enabled": config.model.dtype == "bf16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    engine.eval()  # no dropout: policy and reference are the same function
+    return engine
+
+
+def micro_batches(pairs: Any, processor: Any, config: DDPOConfig, *, start: int, stop: int) -> Iterator[PairBatch]:
+    """This rank's batches, forward pass by forward pass."""
+    size, world, rank = config.scale.micro_batch, dist.get_world_size(), dist.get_rank()
+    for step in range(start, stop):
+        rows = batch_rows(len(pairs), config.optim.batch, seed=config.seed, step=step)
+        for turn in range(config.accumulation):
+            first = (turn * world + rank) * size
+            mine = [from_row(pairs[row]) for row in rows[first : first + size]]
+            yield collate_pairs(mine, processor, rule=config.data.rule)
+
+
+def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
+    """The same batches, the next one being made (images decoded) while the current one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(pairs: int, seed: int, epoch: int) -> list[int]:
+    return np.random.default_rng([seed, epoch]).permutation(pairs).tolist()
+
+
+def check_first_loss(step: StepLoss, job: TrainJob) -> None:
+    """The gate before the first update: policy = reference, so every worker's loss must be ln 2.
+
+    Raises:
+        StaleReferenceError: it is not, so the reference log-probs are not this model's; on every rank.
+    """
+    distance = (step.preference.losses.detach().float().mean() - math.log(2)).abs()
+    dist.all_reduce(distance, dist.ReduceOp.MAX)
+    if not distance <= GATE[job.config.model.dtype]:
+        logger.error("the loss before the first update is %.3g away from ln 2", distance)
+        found = json.loads((job.reference / "config.json").read_text())
+        check_reference(found, job.reference_inputs, unless_equal=False)
+
+
+def report_skipped(losses: Sequence[tuple[PairBatch, StepLoss]], step: int, in_a_row: int, allowed: int) -> None:
+    """Log the pairs of an update that was skipped; called by every worker.
+
+    Raises:
+        StageFailedError: `allowed` updates in a row were skipped; on every rank.
+    """
+    suspects = [batch.ids for batch, loss in losses if not torch.isfinite(loss.total)]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (suspects, [batch.ids for batch, _ in losses]))
+    ids = [pair for suspects, _ in everyone for batch in suspects for pair in batch]
+    where = "loss" if ids else "gradient"
+    ids = ids or [pair for _, batches in everyone for batch in batches for pair in batch]
+    message = f"update {step} was skipped: its {where} is not finite, with the pairs {', '.join(ids)}"
+    if dist.get_rank() == 0:
+        logger.warning(message)
+    if in_a_row >= allowed:
+        raise StageFailedError(
+            f"{message}; {in_a_row} in a row stop the run (optim.max_skipped). The last checkpoint is intact: look at these "
+            "pairs, or lower --optim.learning-rate."
+        )
