@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from eval.benchmark import Scores, compare
-from eval.report import answers_page, rates_figure, summary, table, training_figure
+from eval.report import Contents, answers_page, rates_figure, summary, table, training_figure
 from eval.shapes import ShapesBenchmark
 from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
 from rlhfv_ray.data.reference_rows import load_reference, rejected_rows
@@ -38,7 +38,7 @@ def run_experiment(config: DDPOConfig, storage: Path, *, console: Console) -> di
         RlhfvError: something the user can mend.
     """
     storage.mkdir(parents=True, exist_ok=True)
-    feed = TrainingFeed()
+    feed = TrainingFeed(console)
     line = plan_line(config, storage, seen=feed)
     evaluation = plan_evaluation(line) if config.data.path == SHAPES else None
     stages = [*line.stages, *(evaluation.stages if evaluation else ())]
@@ -104,7 +104,8 @@ def plan_evaluation(line: Line) -> Evaluation:
 class TrainingFeed:
     """Hands training records to the run and the bar of the moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.run: TrackedRun | None = None
         self.counter: Counter | None = None
 
@@ -112,6 +113,9 @@ class TrainingFeed:
         """New records, in order."""
         if self.run is not None:
             self.run.log_records(records)
+        for record in records:
+            if record["skipped"]:
+                self.console.print(f"update {record['step']} skipped, not finite, with pairs {', '.join(record['skipped_pairs'])}")
         if self.counter is not None:
             last = records[-1]
             note = f"loss {last.get('loss', float('nan')):.3f}  margin {last.get('rewards/margins', float('nan')):.3f}"
@@ -170,8 +174,8 @@ def report_scores(
     comparison = compare(base, aligned)
     outcome = summary(base, aligned, comparison, seconds=seconds)
     rates_figure(base, aligned, folder / "rates.png")
-    figures = (folder / "training.png", folder / "rates.png")
-    answers_page(evaluation.benchmark.prompts, base, aligned, comparison, folder / "report.html", figures=figures)
+    contents = Contents(figures={"Training": folder / "training.png", "Base and aligned": folder / "rates.png"})
+    answers_page(evaluation.benchmark.prompts, base, aligned, comparison, folder / "report.html", contents=contents)
     run.log_file(folder / "rates.png", "figures")
     run.log_file(folder / "report.html", "report")
     for which, scores in (("base", base), ("aligned", aligned)):

@@ -233,7 +233,7 @@ def answers_page(
 ) -> None:
     """Write one HTML file that needs no other: scores, figures, and answers of both models, mistakes marked."""
     folder = FileSystemLoader(Path(__file__).parent / "templates")
-    templates = Environment(loader=folder, autoescape=False, undefined=StrictUndefined, trim_blocks=True)
+    templates = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     choices = choose_answers(base, aligned, count=contents.count, seed=contents.seed)
     images = {prompt.id: prompt.image for prompt in prompts}
     page = templates.get_template("report.html").render(

@@ -14,7 +14,7 @@ from rlhfv_ray.tracking import sync_tracking
 from rlhfv_ray.tracking_replay import SPOOL
 
 
-def main(storage: Annotated[Path, tyro.conf.Positional]) -> int:
+def main(storage: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORAGE")]) -> int:
     """Replay every experiment of a storage folder.
 
     Args:

@@ -35,19 +35,19 @@ class PartActor(Protocol):
 
 
 def connect() -> None:
-    """Join the Ray cluster this process belongs to, or start one on this machine."""
+    """Join the Ray cluster there is (RAY_ADDRESS, or one on this machine), else start one here.
+
+    Workers' output stays in Ray's logs: what users need to know the driver says.
+    """
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    inside = "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ
-    settings: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": True, "configure_logging": True}
-    if inside:
-        ray.init("auto", **settings)
-        return
+    settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         ray.init("auto", **settings)
     except ConnectionError:
-        ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **settings)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **settings)
 
 
 def check_fits(scale: ScaleConfig) -> None:

@@ -38,13 +38,13 @@ class Reporter:
         self.facts: list[dict[str, Any]] = []
         self.tokens, self.since = 0, time.perf_counter()
 
-    def add(self, step: int, engine: Any, losses: Sequence[tuple[PairBatch, StepLoss]], *, skipped: bool) -> None:
-        """Note one update; its losses stay on the device."""
+    def add(self, step: int, engine: Any, losses: Sequence[tuple[PairBatch, StepLoss]], suspects: list[str]) -> None:
+        """Note one update; its losses stay on the device. `suspects`: pairs for which it was skipped."""
         self.values.append(torch.stack([preference_metrics(loss) for _, loss in losses]).mean(0))
         norm = engine.get_global_grad_norm()
         rate = engine.optimizer.param_groups[0]["lr"]
         fact = {"step": step, "learning_rate": rate, "grad_norm": None if norm is None else float(norm)}
-        self.facts.append({**fact, "skipped": int(skipped)})
+        self.facts.append({**fact, "skipped": int(bool(suspects)), **({"skipped_pairs": suspects} if suspects else {})})
         self.tokens += sum(batch.inputs["attention_mask"].numel() for batch, _ in losses)
 
     def flush(self) -> None:

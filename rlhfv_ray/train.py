@@ -137,15 +137,20 @@ def train_worker(job: TrainJob) -> None:
             engine.step()
             losses.append((batch, loss))
         step += 1
-        skipped_in_a_row = skipped_in_a_row + 1 if engine.skipped_steps > skipped else 0
-        reporter.add(step, engine, losses, skipped=skipped_in_a_row > 0)
-        if skipped_in_a_row:
-            report_skipped(losses, step, skipped_in_a_row, config.optim.max_skipped)
-        last = step == steps
-        if step % config.scale.log_every == 0 or last:
+        suspects = pairs_to_blame(losses) if engine.skipped_steps > skipped else []
+        skipped_in_a_row = skipped_in_a_row + 1 if suspects else 0
+        reporter.add(step, engine, losses, suspects)
+        stop = skipped_in_a_row == config.optim.max_skipped
+        due = step == steps or step % config.scale.checkpoint_every == 0
+        if due or stop or step % config.scale.log_every == 0:
             reporter.flush()
-        if not skipped_in_a_row and (step % config.scale.checkpoint_every == 0 or last):
-            reporter.flush()
+        if stop:
+            raise StageFailedError(
+                f"Updates {step - skipped_in_a_row + 1} to {step} were skipped: loss or gradient is not finite with the pairs "
+                f"{', '.join(suspects)}. {skipped_in_a_row} in a row stop the run (optim.max_skipped); the last checkpoint is "
+                "intact. Look at these pairs, or lower --optim.learning-rate."
+            )
+        if due and not suspects:
             save_checkpoint(engine, writer, step=step, records=reporter.records)
     export_policy(engine, processor, job.folder / "model")
 
@@ -184,7 +189,7 @@ def start_engine(model: Any, config: DDPOConfig) -> Any:
     import deepspeed
 
     if not config.scale.gpu:
-        deepspeed.ops.__compatible_ops__["shm_comm"] = False  # gloo carries the CPU collectives; its build takes 90 s
+        deepspeed.ops.__compatible_ops__ = {}  # no compiled ops: gloo carries the collectives; a build takes 90 s
     optim, scale = config.optim, config.scale
     optimizer = torch.optim.AdamW(model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
     zero: dict[str, Any] = {"stage": scale.zero_stage}
@@ -247,23 +252,10 @@ def check_first_loss(step: StepLoss, job: TrainJob) -> None:
         check_reference(found, job.reference_inputs, unless_equal=False)
 
 
-def report_skipped(losses: Sequence[tuple[PairBatch, StepLoss]], step: int, in_a_row: int, allowed: int) -> None:
-    """Log the pairs of an update that was skipped; called by every worker.
-
-    Raises:
-        StageFailedError: `allowed` updates in a row were skipped; on every rank.
-    """
-    suspects = [batch.ids for batch, loss in losses if not torch.isfinite(loss.total)]
+def pairs_to_blame(losses: Sequence[tuple[PairBatch, StepLoss]]) -> list[str]:
+    """Pairs of a skipped update: of the batches whose loss is not finite, on any rank; else of all, as it was the gradient."""
+    bad = [batch.ids for batch, loss in losses if not torch.isfinite(loss.total)]
     everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (suspects, [batch.ids for batch, _ in losses]))
-    ids = [pair for suspects, _ in everyone for batch in suspects for pair in batch]
-    where = "loss" if ids else "gradient"
-    ids = ids or [pair for _, batches in everyone for batch in batches for pair in batch]
-    message = f"update {step} was skipped: its {where} is not finite, with the pairs {', '.join(ids)}"
-    if dist.get_rank() == 0:
-        logger.warning(message)
-    if in_a_row >= allowed:
-        raise StageFailedError(
-            f"{message}; {in_a_row} in a row stop the run (optim.max_skipped). The last checkpoint is intact: look at these "
-            "pairs, or lower --optim.learning-rate."
-        )
+    dist.all_gather_object(everyone, (bad, [batch.ids for batch, _ in losses]))
+    suspects = [pair for bad, _ in everyone for ids in bad for pair in ids]
+    return suspects or [pair for _, batches in everyone for ids in batches for pair in ids]
