@@ -41,7 +41,7 @@ def tracking_uri(config: TrackingConfig, store: Path) -> str:
 
 
 def ui_command(uri: str) -> str:
-    """The command that shows the runs of a store; of a server, its address.
+    """Name the command that shows the runs of a store; of a server, its address.
 
     Example:
         >>> ui_command("sqlite:////data/runs/mlflow.db")
@@ -84,7 +84,7 @@ class Spool:
     def append_points(self, run: str, points: Sequence[tuple[str, Any, int]]) -> None:
         """Add metric points (name, value, step) that are finite and of a later step than the metric's last one."""
         usable = [
-            (name, float(value), step)
+            (name, float(value), int(step))
             for name, value, step in points
             if isinstance(value, Real) and math.isfinite(value) and step > self.last_step.get((run, name), step - 1)
         ]
@@ -257,7 +257,7 @@ def _replaying(folder: Path) -> Iterator[Replay]:
 
 
 def _status_after(error: BaseException | None) -> Status:
-    """What a body that ended with this exception makes of its run; a signal to end arrives as one of two."""
+    """Tell how a run ends whose body ended so; a signal to end arrives as one of two exceptions."""
     if isinstance(error, SystemExit):
         if error.code in (signal.SIGTERM, 128 + signal.SIGTERM):
             return "KILLED"

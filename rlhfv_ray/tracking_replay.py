@@ -8,8 +8,10 @@ far a replay came. Runs and the experiment are always named by id, because MLflo
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def read_events(folder: Path) -> list[Event]:
-    """The spool of an experiment, each key once; a line torn by a crash is left out."""
+    """Read the spool of an experiment, each key once; a line torn by a crash is left out."""
     events: dict[str, Event] = {}
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / SPOOL).read_text().splitlines():
@@ -43,12 +45,12 @@ def read_events(folder: Path) -> list[Event]:
 
 
 def how_to_replay(folder: Path) -> str:
-    """What to tell a user whose runs are not in MLflow yet."""
+    """Tell a user whose runs are not in MLflow yet what to do."""
     return f"Nothing is lost: `python experiments/sync_tracking.py {folder.parent}` replays what is missing."
 
 
 def database(uri: str) -> Path:
-    """The file of a SQLite store."""
+    """Name the file of a SQLite store."""
     return Path(uri.removeprefix("sqlite:///")).resolve()
 
 
@@ -87,9 +89,9 @@ class Replay:
     def _replay(self, events: Sequence[Event], *, abandoned: bool) -> None:
         client = self._connect([event["content"] for event in events if event["kind"] == "target"][-1])
         try:
-            for event in events[self.state["position"] :]:
-                self._send(client, event)
-                self.state["position"] += 1
+            for group in _grouped(events[self.state["position"] :]):
+                self._send(client, group)
+                self.state["position"] += len(group)
         finally:
             write_json(self.folder / STATE, self.state)
         last = {event["run"]: event["content"] for event in events if event["kind"] == "status"}
@@ -105,21 +107,30 @@ class Replay:
             self._client = client
         return self._client
 
-    def _send(self, client: "MlflowClient", event: Event) -> None:
+    def _send(self, client: "MlflowClient", group: Sequence[Event]) -> None:
         from mlflow.exceptions import MlflowException
 
+        event = group[0]
         if event["kind"] == "start":
             self.state["runs"][event["run"]] = self._find_run(client, event) or self._start_run(client, event)
         if event["kind"] not in SENDERS:
             return
         try:
-            SENDERS[event["kind"]](client, self.state["runs"][event["run"]], event, self.folder)
+            SENDERS[event["kind"]](client, self.state["runs"][event["run"]], group, self.folder)
         except (MlflowException, FileNotFoundError) as error:
             if getattr(error, "error_code", "INVALID_STATE") not in REFUSALS:
                 raise
-            if not self.state["refused"]:
-                log.warning("MLflow will lack %s: %s", event["key"], _short(error))
-            self.state["refused"].append(event["key"])
+            self._refuse(client, group, error)
+
+    def _refuse(self, client: "MlflowClient", group: Sequence[Event], error: Exception) -> None:
+        """Set aside what MLflow will never take, so that the rest goes on."""
+        if len(group) > 1:
+            for event in group:
+                self._send(client, [event])
+            return
+        if not self.state["refused"]:
+            log.warning("MLflow will lack %s: %s", group[0]["key"], _short(error))
+        self.state["refused"].append(group[0]["key"])
 
     def _find_run(self, client: "MlflowClient", event: Event) -> str | None:
         wanted = f"tags.`{UID}` = '{event['content']['uid']}'"
@@ -138,7 +149,7 @@ class Replay:
 
 
 def _open_store(target: Mapping[str, str]) -> tuple["MlflowClient", str]:
-    """A client for the store, and the id of the experiment in it; both made where they are missing."""
+    """Open the store and the experiment in it; both are made where they are missing."""
     import mlflow
     from mlflow import environment_variables, telemetry
 
@@ -194,19 +205,25 @@ def _is_lost(client: "MlflowClient", runs: Mapping[str, str]) -> bool:
     return False
 
 
-def _send_metrics(client: "MlflowClient", run_id: str, event: Event, folder: Path) -> None:
+def _grouped(events: Sequence[Event]) -> list[list[Event]]:
+    """Metrics of one run that follow each other go together: one request each would take minutes after an outage."""
+    groups = itertools.groupby(events, key=lambda event: (event["run"], event["kind"] == "metrics" or event["key"]))
+    return [list(group) for _, group in groups]
+
+
+def _send_metrics(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
     from mlflow.entities import Metric
 
-    for points in _batches(event["content"], 1000):
-        metrics = [Metric(name, value, event["time"], step) for name, value, step in points]
-        client.log_batch(run_id, metrics=metrics, synchronous=True)
+    metrics = [Metric(name, value, event["time"], step) for event in events for name, value, step in event["content"]]
+    for batch in _batches(metrics, 1000):
+        client.log_batch(run_id, metrics=batch, synchronous=True)
 
 
-def _send_params(client: "MlflowClient", run_id: str, event: Event, folder: Path) -> None:
+def _send_params(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
     """Log new params; MLflow never lets one change, so a change is tagged."""
     from mlflow.entities import Param
 
-    params = _without_long(client, run_id, event["content"])
+    params = _without_long(client, run_id, events[0]["content"])
     there = client.get_run(run_id).data.params
     for names in _batches([name for name in params if name not in there], 100):
         client.log_batch(run_id, params=[Param(name, params[name]) for name in names], synchronous=True)
@@ -216,36 +233,37 @@ def _send_params(client: "MlflowClient", run_id: str, event: Event, folder: Path
         client.set_tag(run_id, "config_changed", changes[:LONGEST])
 
 
-def _send_tags(client: "MlflowClient", run_id: str, event: Event, folder: Path) -> None:
+def _send_tags(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
     from mlflow.entities import RunTag
 
-    tags = _without_long(client, run_id, event["content"])
+    tags = _without_long(client, run_id, events[0]["content"])
     for names in _batches(list(tags), 100):
         client.log_batch(run_id, tags=[RunTag(name, tags[name]) for name in names], synchronous=True)
 
 
-def _send_file(client: "MlflowClient", run_id: str, event: Event, folder: Path) -> None:
-    path = (folder / event["content"]["path"]).resolve(strict=True)
-    client.log_artifact(run_id, str(path), event["content"]["folder"] or None)
+def _send_file(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+    content = events[0]["content"]
+    path = (folder / content["path"]).resolve(strict=True)
+    client.log_artifact(run_id, str(path), content["folder"] or None)
 
 
-def _send_table(client: "MlflowClient", run_id: str, event: Event, folder: Path) -> None:
+def _send_table(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
     """As `MlflowClient.log_table`, which would append to a table that is there."""
-    file = event["content"]["file"]
-    client.log_dict(run_id, event["content"]["table"], file)
+    file = events[0]["content"]["file"]
+    client.log_dict(run_id, events[0]["content"]["table"], file)
     tables = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
     if {"path": file, "type": "table"} not in tables:
         client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*tables, {"path": file, "type": "table"}]))
 
 
-def _send_status(client: "MlflowClient", run_id: str, event: Event, folder: Path) -> None:
-    if event["content"] == "RUNNING":
+def _send_status(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+    if events[0]["content"] == "RUNNING":
         client.update_run(run_id, status="RUNNING")
     else:
-        client.set_terminated(run_id, event["content"], end_time=event["time"])
+        client.set_terminated(run_id, events[0]["content"], end_time=events[0]["time"])
 
 
-SENDERS: dict[str, Callable[["MlflowClient", str, Event, Path], None]] = {
+SENDERS: dict[str, Callable[["MlflowClient", str, Sequence[Event], Path], None]] = {
     "metrics": _send_metrics,
     "params": _send_params,
     "tags": _send_tags,
@@ -268,4 +286,4 @@ def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:300]
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 250, placeholder=" ...")

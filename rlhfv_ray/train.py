@@ -117,7 +117,9 @@ def train_worker(job: TrainJob) -> None:
     pairs = load_reference(job.reference)
     steps = config.optim.total_steps(len(pairs))
     model, processor = load_policy(config.model.path, dtype=config.model.dtype)
-    engine = start_engine(model, config)
+    optim = config.optim
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
+    engine = start_engine(model, optimizer, config)
     writer = Writer(job.folder, job.token, config.scale.zero_stage, config.scale.keep)
     step, records = load_checkpoint(engine, job.folder, zero_stage=config.scale.zero_stage)
     reporter = Reporter(records)
@@ -184,14 +186,13 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def start_engine(model: Any, config: DDPOConfig) -> Any:
-    """Wrap the model in a DeepSpeed engine with AdamW."""
+def start_engine(model: Any, optimizer: torch.optim.Optimizer, config: DDPOConfig) -> Any:
+    """Wrap model and optimizer in a DeepSpeed engine."""
     import deepspeed
 
     if not config.scale.gpu:
         deepspeed.ops.__compatible_ops__ = {}  # no compiled ops: gloo carries the collectives; a build takes 90 s
     optim, scale = config.optim, config.scale
-    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
     zero: dict[str, Any] = {"stage": scale.zero_stage}
     if scale.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}

@@ -1,0 +1,76 @@
+"""Fixtures: jaxtyping's shape checks on, small real models, and pairs with answers of the shapes world."""
+
+import os
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["rlhfv_ray.logps", "rlhfv_ray.loss"], "beartype.beartype")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhfv_ray.records import PreferencePair
+from rlhfv_ray.shapes.annotator import correct
+from rlhfv_ray.shapes.captions import QUESTIONS, careless_caption
+from rlhfv_ray.shapes.model import SHIPPED
+from rlhfv_ray.shapes.scenes import make_scenes, render
+
+
+def careless_pairs(count: int, seed: int = 0) -> list[PreferencePair]:
+    """Pairs as the shapes world makes them, from careless captions instead of a model's answers."""
+    import random
+
+    rng, pairs = random.Random(seed), []
+    for scene in make_scenes(4 * count, seed=seed):
+        said = careless_caption(scene, rng)
+        corrected = correct(scene, said)
+        if corrected is not None and len(pairs) < count:
+            question = QUESTIONS[scene.id % len(QUESTIONS)]
+            pairs.append(PreferencePair(f"shapes:{scene.id}", render(scene), question, corrected.text, said))
+    return pairs
+
+
+@pytest.fixture(scope="session")
+def processor():
+    from rlhfv_ray.models import load_processor
+
+    return load_processor(SHIPPED)
+
+
+@pytest.fixture(scope="session")
+def policy():
+    """The shipped shapes model, fp32 on the CPU."""
+    from rlhfv_ray.models import load_policy
+
+    model, _ = load_policy(SHIPPED, dtype="fp32", device="cpu")
+    return model
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory, processor) -> Path:
+    """A LLaVA of 60 k random parameters, saved."""
+    from rlhfv_ray.shapes.model import build_model
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("small")
+    build_model(processor, width=32, layers=2).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[PreferencePair]:
+    return careless_pairs(24)
+
+
+@pytest.fixture(scope="session")
+def encoded(pairs, processor):
+    from rlhfv_ray.encoding import encode_pair
+
+    return [encode_pair(pair, processor, min_match=3, max_length=256) for pair in pairs]

@@ -1,0 +1,117 @@
+"""logps and loss against the RLHF-V release (tests/golden/SOURCES.md), in float64, and by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhfv_ray.logps import IGNORED, segment_weights, token_logps, weighted_logps
+from rlhfv_ray.loss import METRICS, batch_loss, dpo_loss, preference_metrics
+from rlhfv_ray.records import PairBatch
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/muffin_ddpo.json").read_text())["losses"]
+TOLERANCE = 1e-9
+
+
+def double(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def scores(case, side):
+    part = case[side]
+    labels, changed = torch.tensor(part["labels"]), torch.tensor(part["changed"])
+    logps = token_logps(double(part["logits"]), labels)
+    weights = segment_weights(labels, changed, gamma=case["gamma"], dtype=torch.float64)
+    return labels, logps, weights, weighted_logps(logps, weights, normalize=case["normalize"])
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=range(len(GOLDEN)))
+def test_release(case):
+    """Catches: any difference from the release in log-probs, weights, normalisation, loss or rewards."""
+    found = {}
+    for side in ("chosen", "rejected"):
+        labels, logps, _, found[side] = scores(case, side)
+        scored = labels[:, 1:] != IGNORED  # the release leaves numbers on unscored positions; ours are 0
+        torch.testing.assert_close(logps[scored], double(case[side]["token_logps"])[scored], atol=TOLERANCE, rtol=0)
+        assert (logps[~scored] == 0).all()
+        torch.testing.assert_close(logps.sum(-1), double(case[side]["sum_logps"]), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(logps.sum(-1) / scored.sum(-1), double(case[side]["mean_logps"]), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(found[side], double(case[side]["score"]), atol=TOLERANCE, rtol=0)
+    reference = double(case["ref_chosen"]), double(case["ref_rejected"])
+    result = dpo_loss(found["chosen"], found["rejected"], *reference, beta=case["beta"])
+    for ours, name in zip(result, ("losses", "chosen_rewards", "rejected_rewards"), strict=True):
+        torch.testing.assert_close(ours, double(case[name]), atol=TOLERANCE, rtol=0)
+
+
+def test_half_precision_logits_are_scored_in_fp32():
+    """Catches: log_softmax in bf16, which is off by 1e-2 nats a token."""
+    logits = torch.randn(2, 5, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.randint(50, (2, 5), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(token_logps(logits, labels), token_logps(logits.float(), labels))
+
+
+def test_gamma_one_unnormalised_is_dpo():
+    """Catches: weights that change DPO where they should not. The other side is DPO written out from its paper."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 6, 11, generator=generator, dtype=torch.float64)
+    labels = torch.randint(11, (4, 6), generator=generator)
+    labels[:, :2] = IGNORED
+    reference = torch.randn(4, 5, generator=generator, dtype=torch.float64).masked_fill(labels[:, 1:] == IGNORED, 0)
+    changed = torch.rand(4, 5, generator=generator) < 0.5
+    batch = PairBatch(("a", "b"), {}, labels, changed, reference)
+    step = batch_loss(token_logps(logits, labels), batch, beta=0.3, gamma=1.0, normalize=False, sft_weight=0.0)
+    probabilities = logits.softmax(-1)
+    expected = []
+    for chosen, rejected in ((0, 2), (1, 3)):
+        ratio = {
+            row: sum(math.log(probabilities[row, t - 1, labels[row, t]]) for t in range(2, 6)) - reference[row].sum()
+            for row in (chosen, rejected)
+        }
+        expected.append(-math.log(1 / (1 + math.exp(-0.3 * (ratio[chosen] - ratio[rejected])))))
+    torch.testing.assert_close(step.preference.losses, double(expected), atol=1e-12, rtol=0)
+
+
+def test_sft_weight_adds_negative_log_likelihood_of_chosen():
+    """Catches: the option does nothing, or its sign is wrong. Uniform over 4 words, 2 tokens: 2 ln 4 nats."""
+    labels = torch.tensor([[IGNORED, 1, 2], [IGNORED, 3, 0]])
+    batch = PairBatch(("a",), {}, labels, torch.zeros(2, 2, dtype=torch.bool), torch.full((2, 2), -math.log(4)))
+    logps = token_logps(torch.zeros(2, 3, 4), labels)
+    step = batch_loss(logps, batch, beta=1.0, gamma=1.0, normalize=False, sft_weight=0.5)
+    assert step.total.item() == pytest.approx(math.log(2) + 0.5 * 2 * math.log(4), abs=1e-6)
+
+
+def test_metrics_by_hand():
+    """Catches: metrics in another order than their names. Rewards 2 and 0.5, and -1 and 1: margins 1.5, -2."""
+    batch = PairBatch(
+        ("a", "b"),
+        {},
+        torch.tensor([[IGNORED, 1]] * 4),
+        torch.tensor([[True], [False], [True], [False]]),
+        torch.zeros(4, 1),
+    )
+    step = batch_loss(torch.tensor([[2.0], [-1.0], [0.5], [1.0]]), batch, beta=1.0, gamma=1.0, normalize=False, sft_weight=0.0)
+    values = dict(zip(METRICS, preference_metrics(step).tolist(), strict=True))
+    losses = [math.log(1 + math.exp(-1.5)), math.log(1 + math.exp(2))]
+    assert values == pytest.approx(
+        {
+            "loss": sum(losses) / 2,
+            "loss/preference": sum(losses) / 2,
+            "rewards/chosen": 0.5,
+            "rewards/rejected": 0.75,
+            "rewards/margins": -0.25,
+            "rewards/accuracies": 0.5,
+            "logps/chosen": 0.5,
+            "logps/rejected": 0.75,
+            "segments/share": 0.5,
+        },
+        abs=1e-6,
+    )
+
+
+def test_extreme_margins_stay_finite():
+    """Catches: log(sigmoid(x)) computed in two steps, which is -inf at x = -200."""
+    wide = torch.tensor([200.0])
+    result = dpo_loss(-wide, wide, torch.zeros(1), torch.zeros(1), beta=1.0)
+    assert result.losses.item() == pytest.approx(400.0)
