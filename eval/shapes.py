@@ -60,15 +60,20 @@ class ShapesBenchmark:
         return Scores(chair, judged, self.manifest())
 
     def judge(self, answer: Answer, scene: Scene) -> JudgedAnswer:
-        """One answer's verdict: objects by CHAIR; colours, corners and numbers of the objects that are there, by the scene."""
+        """One answer's verdict: objects by CHAIR; by the scene, colours, corners and numbers of the objects that are there, and how
+        many of the phrases about them name one a second time, which CHAIR does not see."""
+        truth = self.truth[scene.id]
         located = self.vocabulary.locate(answer.text)
-        objects = score_answer([(m.word, m.object) for m in located], self.truth[scene.id])
-        made_up = [Mark(m.start, m.stop, "object") for m in located if m.object not in self.truth[scene.id]]
+        objects = score_answer([(m.word, m.object) for m in located], truth)
         found = mistakes(scene, answer.text)
-        phrases = len(read_phrases(answer.text)) - sum(mistake.kind == "object" for mistake in found)
-        details = {name: Count(sum(m.kind == kind for m in found), phrases) for kind, name in DETAILS.items()}
-        wrong = [Mark(mistake.start, mistake.stop, mistake.kind) for mistake in found if mistake.kind != "object"]
-        marks = tuple(sorted(made_up + wrong))
+        wrong = [Mark(mistake.start, mistake.stop, mistake.kind) for mistake in found]
+        covered = {position for mark in wrong for position in range(mark.start, mark.stop)}
+        loose = [m for m in located if m.object not in truth and m.start not in covered]  # named outside the grammar
+        marks = tuple(sorted([*wrong, *(Mark(m.start, m.stop, "object") for m in loose)]))
+        present = sum(said.shape in truth for said, _ in read_phrases(answer.text))
+        repeated = sum(mistake.kind == "object" and mistake.said.shape in truth for mistake in found)
+        details = {name: Count(sum(m.kind == kind for m in found), present - repeated) for kind, name in DETAILS.items()}
+        details["repeated_objects"] = Count(repeated, present)
         return JudgedAnswer(answer, objects, count_words(answer.text), marks, details)
 
     def manifest(self) -> dict[str, Any]:

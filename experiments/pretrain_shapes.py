@@ -35,9 +35,9 @@ class Pretraining:
     """Pictures to draw; captions are drawn anew each time a picture is seen."""
     vision_steps: int = 400
     """Steps of 128 pictures for the vision tower alone."""
-    careful_steps: int = 600
+    careful_steps: int = 450
     """Steps of 64 careful captions for the whole model."""
-    careless_steps: int = 500
+    careless_steps: int = 400
     """Steps of 64 careless captions after those."""
     learning_rate: float = 1e-3
     """Peak of the one-cycle schedule over all captions; the vision tower alone takes twice that."""

@@ -86,14 +86,13 @@ class ReferenceActor:
     def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]], part: int) -> pa.Table:
         """One part's table, in `SCHEMA`."""
         pairs = [row for row in rows if isinstance(row, EncodedPair)]
-        pairs.sort(key=lambda pair: len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)))
-        scored = [
-            scored_pair
-            for start in range(0, len(pairs), self.batch)
-            for scored_pair in score_pairs(self.model, self.processor, pairs[start : start + self.batch])
-        ]
+        by_length = sorted(pairs, key=lambda pair: len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)))
+        scored: dict[str, ReferencePair] = {}
+        for start in range(0, len(pairs), self.batch):
+            some = score_pairs(self.model, self.processor, by_length[start : start + self.batch])
+            scored |= {pair.id: pair for pair in some}
         rejected = [{"id": row[0], "reason": row[1]} for row in rows if isinstance(row, tuple)]
-        return pa.Table.from_pylist([*map(to_row, scored), *rejected], schema=SCHEMA)
+        return pa.Table.from_pylist([*(to_row(scored[pair.id]) for pair in pairs), *rejected], schema=SCHEMA)
 
 
 def score_pairs(model: Any, processor: Any, pairs: Sequence[EncodedPair]) -> list[ReferencePair]:

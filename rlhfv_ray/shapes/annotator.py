@@ -21,7 +21,7 @@ class Mistake:
     start: int  # characters of the phrase in the text, [start, stop)
     stop: int
     said: Group
-    truth: Group | None  # the group of that shape in the scene; None where there is no such shape
+    truth: Group | None  # the group in the scene that the phrase is about; None where there is none
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,20 @@ class Correction:
 def mistakes(scene: Scene, text: str) -> list[Mistake]:
     """Judge a description: every phrase that is not true of the scene, once per kind of mistake.
 
-    A shape stands in a scene at most once, so a phrase is about the group of its shape. A phrase about a shape named before is a made-up
-    object: there is no second one.
+    A shape stands in a scene at most once, so the phrases about it are about one group: the truest of them is judged against it, and
+    every other claims an object that is not there.
     """
+    phrases = read_phrases(text)
+    groups = {group.shape: group for group in scene.groups}
+    truest: dict[str, int] = {}  # shape -> index of the phrase that is about the group
+    for index, (said, _) in enumerate(phrases):
+        known = truest.get(said.shape)
+        truth = groups.get(said.shape)
+        if truth and (known is None or len(_kinds(said, truth)) < len(_kinds(phrases[known][0], truth))):
+            truest[said.shape] = index
     found: list[Mistake] = []
-    named: set[str] = set()
-    for said, (start, stop) in read_phrases(text):
-        truth = next((group for group in scene.groups if group.shape == said.shape), None)
-        truth = None if said.shape in named else truth
-        named.add(said.shape)
+    for index, (said, (start, stop)) in enumerate(phrases):
+        truth = groups[said.shape] if truest.get(said.shape) == index else None
         found += [Mistake(kind, start, stop, said, truth) for kind in _kinds(said, truth)]
     return found
 
@@ -85,7 +90,8 @@ def correct(scene: Scene, text: str) -> Correction | None:
     for said, (start, _) in read_phrases(text):
         truth: Group | None = said
         if start in wrong:
-            truth = wrong[start][0].truth or (missed.pop(0) if missed else None)
+            truth = wrong[start][0].truth or next(iter(sorted(missed, key=lambda group: group.corner != said.corner)), None)
+            missed = [group for group in missed if group is not truth]
             segments.append(Segment(tuple(m.kind for m in wrong[start]), phrase(said), phrase(truth) if truth else ""))
         corrected += [truth] if truth else []
     if not segments:

@@ -62,22 +62,31 @@ def read_phrases(text: str) -> list[tuple[Group, tuple[int, int]]]:
     return found
 
 
-def careless_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption as careless people write them, to pretrain on.
+def look_alike(shape: str, setting: str) -> str:
+    """The shape typical of a setting that careless people take another shape for, always the same one."""
+    typical = TYPICAL[setting]
+    return shape if shape in typical else typical[SHAPES.index(shape) % len(typical)]
 
-    With probability 1/2 one more shape typical of the setting is claimed; with 0.2 one colour, with 0.1 one
-    number and with 0.1 one corner is wrong.
+
+def careless_caption(scene: Scene, rng: random.Random) -> str:
+    """A caption as careless people write them, to pretrain on: they see what a setting makes them expect.
+
+    With probability 0.55 a group of one or two shapes that the setting does not make likely is taken for one it does; with 0.35
+    one more typical shape is claimed; with 0.2 one colour and with 0.1 one number is wrong.
     """
-    groups = list(scene.groups)
+    groups: list[Group] = []
+    for group in scene.groups:
+        seen = look_alike(group.shape, scene.setting)
+        taken = seen in {other.shape for other in (*groups, *scene.groups)}
+        mistaken = rng.random() < 0.55 and group.number < 3 and not taken
+        groups.append(replace(group, shape=seen) if mistaken else group)
     at = rng.randrange(len(groups))
     if rng.random() < 0.2:
         groups[at] = replace(groups[at], color=rng.choice([c for c in COLORS if c != groups[at].color]))
     if rng.random() < 0.1:
         groups[at] = replace(groups[at], number=rng.choice([n for n in (1, 2, 3) if n != groups[at].number]))
-    if rng.random() < 0.1:
-        groups[at] = replace(groups[at], corner=rng.choice([c for c in CORNERS if c != groups[at].corner]))
     absent = [shape for shape in TYPICAL[scene.setting] if shape not in {group.shape for group in groups}]
-    if absent and rng.random() < 0.5:
-        free = [c for c in CORNERS if scene.at(c) is None] or list(CORNERS)
+    free = [corner for corner in CORNERS if scene.at(corner) is None]
+    if absent and free and rng.random() < 0.35:
         groups.append(Group(rng.choice((1, 1, 2)), rng.choice(tuple(COLORS)), rng.choice(absent), rng.choice(free)))
     return caption(scene.setting, sorted(groups, key=lambda group: CORNERS.index(group.corner)))

@@ -1,0 +1,90 @@
+"""A Ray of two CPUs for the whole run, and small data and models to run the line's jobs on."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from rlhfv_ray.config import DataConfig, DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.data import write_pairs
+from rlhfv_ray.reference import compute_reference_logps, reference_inputs
+from rlhfv_ray.stages import hold_lease, write_json
+from rlhfv_ray.train import TrainJob, train_ddpo
+from tests.conftest import careless_pairs
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A local Ray, one for each file of tests."""
+    ray.init("local", num_cpus=2, object_store_memory=200 * 1024**2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory) -> Path:
+    """Forty pairs in RLHF-V's format."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    write_pairs(careless_pairs(40), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def config(small_model, pairs_file) -> DDPOConfig:
+    """Twelve updates of four pairs, a checkpoint every three."""
+    return DDPOConfig(
+        model=ModelConfig(path=str(small_model), dtype="fp32"),
+        data=DataConfig(path=str(pairs_file), rule="both_sides"),
+        loss=LossConfig(beta=0.1, gamma=5.0, normalize=False),
+        optim=OptimConfig(learning_rate=1e-3, batch=4, steps=12),
+        scale=ScaleConfig(workers=2, micro_batch=2, cpus=0.5, rows=5, checkpoint_every=3, keep=2, log_every=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(cluster, config, tmp_path_factory) -> Path:
+    """Reference log-probs of the pairs."""
+    folder = tmp_path_factory.mktemp("reference")
+    compute_reference_logps(config.model, config.data, config.scale, folder)
+    write_json(folder / "config.json", reference_inputs(config.model, config.data))
+    return folder
+
+
+def train(config: DDPOConfig, reference: Path, folder: Path, *, alongside: Callable[[], None] | None = None) -> Path:
+    """Train into a folder as the stage does; `alongside` runs in a thread meanwhile."""
+    import threading
+
+    folder.mkdir(exist_ok=True)
+    with hold_lease(folder) as token:
+        helper = threading.Thread(target=alongside or (lambda: None), daemon=True)
+        helper.start()
+        inputs = reference_inputs(config.model, config.data)
+        train_ddpo(TrainJob(config, reference, inputs, folder, token))
+        helper.join(timeout=1)
+    return folder
+
+
+def with_scale(config: DDPOConfig, **changes) -> DDPOConfig:
+    """The configuration with other scale settings."""
+    return replace(config, scale=replace(config.scale, **changes))
+
+
+def ray_processes(name: str) -> list[psutil.Process]:
+    """Processes of this Ray whose title starts with `ray::name`."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if " ".join(process.info["cmdline"] or []).startswith(f"ray::{name}"):
+            found.append(process)
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)

@@ -1,0 +1,99 @@
+"""What the documents promise is there: files, commands, recipes, and a word on every setting."""
+
+import ast
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.recipes import RECIPES
+from rlhfv_ray import config
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [page for page in (README, *sorted((ROOT / "docs").rglob("*.md"))) if page.is_file()]
+OURS = (
+    "rlhfv_ray",
+    "eval",
+    "experiments",
+    "tests",
+    "benchmarks",
+    "docs",
+)  # other repositories' files go by their repository's name
+# A file of ours by its path, or a folder of ours with its slash, wherever it stands in a page.
+OUR_PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(OURS)})/(?:[\w.-]+/)*(?:[\w-]+\.\w+|(?![\w.*<{{]))")
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
+MAKE = re.compile(r"^\s*\$?\s*make ([a-z]+)", re.MULTILINE)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture
+def readme() -> str:
+    if not README.exists():
+        pytest.skip("README.md is not written yet")
+    return README.read_text()
+
+
+def missing_paths(text: str) -> list[str]:
+    return sorted(path for path in set(OUR_PATH.findall(text)) if not (ROOT / path).exists())
+
+
+def test_paths_are_found_in_text():
+    """Catches: a pattern that finds nothing, and so a check that passes on every page."""
+    text = "`eval/no.py`, rlhfv_ray/config.py (see nowhere/at/all.py), docs/no_such/, eval/response_rate, docs/<what>.md, Muffin/eval/x.py"
+    assert missing_paths(text) == ["docs/no_such/", "eval/no.py"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_pages_name_exist(page):
+    """Catches: a command or link in a document that leads nowhere after a file was renamed."""
+    text = page.read_text()
+    assert missing_paths(text) == []
+    assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_make_targets_that_pages_name_exist(page):
+    """Catches: `make something` in a document that make does not know."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(MAKE.findall(page.read_text())) <= targets
+
+
+def test_readme_names_every_recipe(readme):
+    """Catches: a recipe nobody can find."""
+    assert [name for name in RECIPES if not re.search(rf"`{name}`|\b{name}\b", readme)] == []
+
+
+def test_readme_tree_is_complete(readme):
+    """Catches: a package or entry point left out of the README's tour of the files."""
+    entries = [
+        str(path.relative_to(ROOT)) for path in (ROOT / "experiments").glob("*.py") if path.name != "__init__.py"
+    ]
+    assert [entry for entry in entries if Path(entry).name not in readme] == []
+
+
+def fields_of(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+CONFIGS = [kind for _, kind in inspect.getmembers(config, dataclasses.is_dataclass)]
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+def test_every_setting_has_a_docstring(kind):
+    """Catches: a field that `--help` lists without a word. Parts (fields that are configs) are described by their class."""
+    body = ast.parse(inspect.getsource(kind)).body[0].body
+    described = {
+        first.target.id
+        for first, second in zip(body, body[1:])
+        if isinstance(first, ast.AnnAssign) and isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant)
+    }
+    parts = {field.name for field in dataclasses.fields(kind) if field.type in CONFIGS}
+    assert all(part.__doc__ and not part.__doc__.startswith(part.__name__ + "(") for part in CONFIGS)
+    assert fields_of(kind) - described - parts == set()
+    assert described <= fields_of(kind)

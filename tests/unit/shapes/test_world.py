@@ -1,0 +1,126 @@
+"""The world's files: pairs that the reader of real data reads, COCO files that the scorer of real models scores."""
+
+import json
+
+import pytest
+
+from eval.chair import ObjectVocabulary, ground_truth
+from rlhfv_ray.data import load_pairs
+from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.records import Answer
+from rlhfv_ray.shapes.annotator import correct
+from rlhfv_ray.shapes.captions import QUESTIONS, caption, careless_caption
+from rlhfv_ray.shapes.scenes import SHAPES, is_unseen, make_scenes, render
+from rlhfv_ray.shapes.world import (
+    SYNONYMS,
+    image_name,
+    prompts_of,
+    read_scenes,
+    scenes_to_correct,
+    write_benchmark,
+    write_corrections,
+)
+
+
+def careless_answers(scenes, seed=0):
+    import random
+
+    rng = random.Random(seed)
+    return [
+        Answer(prompt.id, prompt.question, careless_caption(scene, rng))
+        for scene, prompt in zip(scenes, prompts_of(scenes))
+    ]
+
+
+def test_prompts_ask_about_their_picture():
+    """Catches: pictures and ids shifted against each other; only one question asked."""
+    scenes = make_scenes(8, seed=1)
+    prompts = prompts_of(scenes)
+    assert [(prompt.id, prompt.image) for prompt in prompts] == [(str(scene.id), render(scene)) for scene in scenes]
+    assert {prompt.question for prompt in prompts} == set(QUESTIONS)
+
+
+def test_pairs_are_made_of_scenes_kept_for_neither_pretraining_nor_evaluation():
+    """Catches: training on evaluation's compositions, or on the very pictures the model was pretrained on."""
+    scenes = scenes_to_correct(100, seed=0)
+    assert not any(is_unseen(scene) for scene in scenes)
+    assert scenes != make_scenes(100, seed=0)
+    assert scenes == scenes_to_correct(100, seed=0) != scenes_to_correct(100, seed=1)
+
+
+def test_corrections_come_back_from_their_file(tmp_path):
+    """Catches: chosen and rejected swapped, another picture, or a segment's kinds lost on the way through the file."""
+    scenes = make_scenes(40, seed=2)
+    answers = careless_answers(scenes)
+    corrections = {scene.id: found for scene, answer in zip(scenes, answers) if (found := correct(scene, answer.text))}
+    assert 10 < len(corrections) < 40
+    assert write_corrections(scenes, answers, tmp_path / "pairs.parquet") == len(corrections)
+    pairs = list(load_pairs(tmp_path / "pairs.parquet"))
+    assert [pair.id for pair in pairs] == [f"shapes:{number}" for number in corrections]
+    for pair, (number, correction) in zip(pairs, corrections.items()):
+        assert (pair.chosen, pair.rejected) == (correction.text, answers[number].text)
+        assert (pair.question, pair.image) == (answers[number].question, render(scenes[number]))
+        told = json.loads(pair.origin["origin_split"])["segments"]
+        assert [(tuple(one["kinds"]), one["rejected"], one["chosen"]) for one in told] == [
+            (segment.kinds, segment.rejected, segment.chosen) for segment in correction.segments
+        ]
+
+
+def test_a_model_without_mistakes_is_an_error_with_a_way_out(tmp_path):
+    """Catches: an empty file of pairs, which fails two stages later."""
+    scenes = make_scenes(5, seed=2)
+    answers = [Answer(str(scene.id), "What?", caption(scene.setting, scene.groups)) for scene in scenes]
+    with pytest.raises(StageFailedError, match="--shapes.scenes"):
+        write_corrections(scenes, answers, tmp_path / "pairs.parquet")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    write_benchmark(folder, count=30, seed=5)
+    return folder
+
+
+def test_benchmark_is_in_coco_format(benchmark):
+    """Catches: a key that tools for COCO look for and do not find; ids that point nowhere."""
+    instances, captions = (json.loads((benchmark / name).read_text()) for name in ("instances.json", "captions.json"))
+    assert instances.keys() == {"images", "categories", "annotations"}
+    assert captions.keys() == {"images", "annotations"}
+    images = {image["id"] for image in instances["images"]}
+    categories = {category["id"]: category["name"] for category in instances["categories"]}
+    assert set(categories.values()) == set(SHAPES)
+    assert 0 not in categories  # COCO counts from 1
+    for annotation in instances["annotations"]:
+        assert annotation["image_id"] in images and annotation["category_id"] in categories
+    for annotations in (instances["annotations"], captions["annotations"]):
+        assert len({annotation["id"] for annotation in annotations}) == len(annotations)
+    assert {annotation["image_id"] for annotation in captions["annotations"]} == images
+    for image in instances["images"]:
+        assert (benchmark / image["file_name"]).is_file()
+
+
+def test_benchmark_is_its_scenes(benchmark):
+    """Catches: truth, pictures and annotations that tell of different scenes; shapes of seen compositions among them."""
+    scenes = read_scenes(benchmark)
+    assert scenes == make_scenes(30, seed=5, unseen=True)
+    assert all((benchmark / image_name(scene)).read_bytes() == render(scene) for scene in scenes)
+    instances = json.loads((benchmark / "instances.json").read_text())
+    names = {category["id"]: category["name"] for category in instances["categories"]}
+    for scene in scenes:
+        drawn = [names[item["category_id"]] for item in instances["annotations"] if item["image_id"] == scene.id]
+        assert sorted(drawn) == sorted(group.shape for group in scene.groups for _ in range(group.number))
+
+
+@pytest.mark.parametrize("source", ["instances", "captions"])
+def test_chair_finds_the_scenes_shapes(benchmark, source):
+    """Catches: a shape CHAIR has no word for, or a caption word it takes for another shape; from either file alone."""
+    vocabulary = ObjectVocabulary.load(SYNONYMS, lemmatizer="builtin")
+    instances = json.loads((benchmark / "instances.json").read_text())
+    names = {category["id"]: category["name"] for category in instances["categories"]}
+    drawn = [(item["image_id"], names[item["category_id"]]) for item in instances["annotations"]]
+    told = [
+        (item["image_id"], item["caption"])
+        for item in json.loads((benchmark / "captions.json").read_text())["annotations"]
+    ]
+    truth = ground_truth(drawn if source == "instances" else [], told if source == "captions" else [], vocabulary)
+    assert truth == {scene.id: {group.shape for group in scene.groups} for scene in read_scenes(benchmark)}
