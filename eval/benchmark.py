@@ -64,7 +64,8 @@ class Scores:
                 sum(len(item.objects.hallucinated) for item in judged), sum(item.objects.mentions for item in judged)
             ),
             "object_recall": Count(
-                sum(item.objects.true_objects_named for item in judged), sum(item.objects.true_objects for item in judged)
+                sum(item.objects.true_objects_named for item in judged),
+                sum(item.objects.true_objects for item in judged),
             ),
         }
         names = sorted({name for item in judged for name in item.details})
@@ -113,9 +114,15 @@ def compare(base: Scores, aligned: Scores) -> Comparison:
     Raises:
         DataError: the scores were measured differently; names the fields of the manifest that differ.
     """
-    differ = [key for key in base.manifest.keys() | aligned.manifest.keys() if base.manifest.get(key) != aligned.manifest.get(key)]
+    differ = [
+        key
+        for key in base.manifest.keys() | aligned.manifest.keys()
+        if base.manifest.get(key) != aligned.manifest.get(key)
+    ]
     if differ:
-        raise DataError(f"Scores with different manifests are not compared; they differ in {', '.join(sorted(differ))}.")
+        raise DataError(
+            f"Scores with different manifests are not compared; they differ in {', '.join(sorted(differ))}."
+        )
     rate = _paired(base, aligned, lambda a: a.hallucinates, lambda a: a.objects.mentions > 0)
     recall = _paired(base, aligned, lambda a: a.objects.true_objects_named, lambda a: a.objects.true_objects)
     p_value = mcnemar([a.hallucinates for a in base.answers], [a.hallucinates for a in aligned.answers])
@@ -123,7 +130,9 @@ def compare(base: Scores, aligned: Scores) -> Comparison:
 
 
 def _paired(base: Scores, aligned: Scores, above: Any, below: Any) -> PairedDifference:
-    ratios = [Ratio([above(a) for a in scores.answers], [below(a) for a in scores.answers]) for scores in (base, aligned)]
+    ratios = [
+        Ratio([above(a) for a in scores.answers], [below(a) for a in scores.answers]) for scores in (base, aligned)
+    ]
     return paired_bootstrap(*ratios)
 
 

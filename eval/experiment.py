@@ -90,7 +90,11 @@ def plan_evaluation(line: Line) -> Evaluation:
     aligned = {"model": line.train.folder(storage).name}
     answers = [
         answers_stage(
-            config, model, lambda: benchmark.prompts, {"prompts": made.folder(storage).name, **of}, title=f"answers, {which}"
+            config,
+            model,
+            lambda: benchmark.prompts,
+            {"prompts": made.folder(storage).name, **of},
+            title=f"answers, {which}",
         )
         for which, model, of in (
             ("base", config.model, model_inputs(config.model)),
@@ -115,7 +119,9 @@ class TrainingFeed:
             self.run.log_records(records)
         for record in records:
             if record["skipped"]:
-                self.console.print(f"update {record['step']} skipped, not finite, with pairs {', '.join(record['skipped_pairs'])}")
+                self.console.print(
+                    f"update {record['step']} skipped, not finite, with pairs {', '.join(record['skipped_pairs'])}"
+                )
         if self.counter is not None:
             last = records[-1]
             note = f"loss {last.get('loss', float('nan')):.3f}  margin {last.get('rewards/margins', float('nan')):.3f}"
@@ -135,7 +141,9 @@ class Following:
     @contextlib.contextmanager
     def stage(self, stage: Stage, skipped: bool) -> Iterator[None]:
         """Around one stage: a line on the terminal, a child run in MLflow, a bar for training."""
-        self.console.print(f"[bold]{stage.title}[/bold]: {'done before, skipped' if skipped else 'running'}", highlight=False)
+        self.console.print(
+            f"[bold]{stage.title}[/bold]: {'done before, skipped' if skipped else 'running'}", highlight=False
+        )
         if not skipped and not self.started:
             start(self.line.config)
             self.started = True

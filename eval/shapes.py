@@ -35,7 +35,11 @@ class ShapesBenchmark:
     def prompts(self) -> list[Prompt]:
         """One question about each picture."""
         return [
-            Prompt(str(image["id"]), (self.folder / image["file_name"]).read_bytes(), QUESTIONS[image["id"] % len(QUESTIONS)])
+            Prompt(
+                str(image["id"]),
+                (self.folder / image["file_name"]).read_bytes(),
+                QUESTIONS[image["id"] % len(QUESTIONS)],
+            )
             for image in self.instances["images"]
         ]
 
@@ -61,7 +65,8 @@ class ShapesBenchmark:
 
     def judge(self, answer: Answer, scene: Scene) -> JudgedAnswer:
         """One answer's verdict: objects by CHAIR; by the scene, colours, corners and numbers of the objects that are there, and how
-        many of the phrases about them name one a second time, which CHAIR does not see."""
+        many of the phrases about them name one a second time, which CHAIR does not see.
+        """
         truth = self.truth[scene.id]
         located = self.vocabulary.locate(answer.text)
         objects = score_answer([(m.word, m.object) for m in located], truth)
@@ -72,7 +77,9 @@ class ShapesBenchmark:
         marks = tuple(sorted([*wrong, *(Mark(m.start, m.stop, "object") for m in loose)]))
         present = sum(said.shape in truth for said, _ in read_phrases(answer.text))
         repeated = sum(mistake.kind == "object" and mistake.said.shape in truth for mistake in found)
-        details = {name: Count(sum(m.kind == kind for m in found), present - repeated) for kind, name in DETAILS.items()}
+        details = {
+            name: Count(sum(m.kind == kind for m in found), present - repeated) for kind, name in DETAILS.items()
+        }
         details["repeated_objects"] = Count(repeated, present)
         return JudgedAnswer(answer, objects, count_words(answer.text), marks, details)
 

@@ -69,7 +69,9 @@ def patch_labels(scene: Scene) -> list[list[int]]:
     return labels
 
 
-def one_cycle(parameters: list[nn.Parameter], peak: float, steps: int):
+def one_cycle(
+    parameters: list[nn.Parameter], peak: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW and its one-cycle schedule."""
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1)
@@ -116,7 +118,11 @@ def caption_batch(
 
 
 def pretrain_captions(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: list[Scene], pixels: Tensor, config: Pretraining
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    scenes: list[Scene],
+    pixels: Tensor,
+    config: Pretraining,
 ) -> None:
     """Teach the whole model to describe pictures: first truly, which teaches it to look, then as careless people do."""
     parameters = list(model.parameters())

@@ -36,7 +36,9 @@ def collate_pairs(pairs: Sequence[EncodedPair], processor: Any, *, rule: Rule) -
     rows = [_pad(prompt + answer, width, pad) for prompt, answer in zip(prompts, answers, strict=True)]
     inputs = {
         "input_ids": torch.tensor(rows),
-        "attention_mask": torch.tensor([_pad([1] * (len(p) + len(a)), width, 0) for p, a in zip(prompts, answers, strict=True)]),
+        "attention_mask": torch.tensor(
+            [_pad([1] * (len(p) + len(a)), width, 0) for p, a in zip(prompts, answers, strict=True)]
+        ),
         **image_inputs(processor, [pair.image for pair in pairs] * 2),
     }
     reference = None
@@ -46,7 +48,9 @@ def collate_pairs(pairs: Sequence[EncodedPair], processor: Any, *, rule: Rule) -
     return PairBatch(
         ids=tuple(pair.id for pair in pairs),
         inputs=inputs,
-        labels=torch.tensor([_pad([IGNORED] * len(p) + a, width, IGNORED) for p, a in zip(prompts, answers, strict=True)]),
+        labels=torch.tensor(
+            [_pad([IGNORED] * len(p) + a, width, IGNORED) for p, a in zip(prompts, answers, strict=True)]
+        ),
         changed=torch.tensor(_on_answers(prompts, changed, width, False), dtype=torch.bool),
         reference_token_logps=reference,
     )

@@ -7,7 +7,7 @@ a rename. What a part holds depends on its task alone, so a part found after a f
 import logging
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ OBJECT_STORE_BYTES = 512 * 1024**2  # of a Ray started here; a cluster's own set
 
 
 class PartActor(Protocol):
-    """What `map_parts` runs: made once with its keyword arguments, then called with one prepared part at a time."""
+    """What `map_parts` runs: called with one prepared part at a time."""
 
     def __call__(self, rows: Any, part: int) -> pa.Table:
         """Turn prepared rows into the part's table."""
@@ -72,8 +72,7 @@ def map_parts(
     folder: Path,
     *,
     prepare: Callable[[Any], Any],
-    actor: Callable[..., PartActor],
-    actor_arguments: Mapping[str, Any],
+    actor: Callable[[], PartActor],
     scale: ScaleConfig,
     title: str,
 ) -> None:
@@ -83,8 +82,7 @@ def map_parts(
         tasks: what `prepare` turns into rows; task i becomes part i.
         folder: of the parts.
         prepare: runs in Ray tasks, on CPUs.
-        actor: runs in `scale.actors` actors, on GPUs where `scale.gpu`.
-        actor_arguments: the actor's keyword arguments.
+        actor: made once in each of `scale.actors` actors, on GPUs where `scale.gpu`.
         scale: how many actors, and their CPUs and GPUs.
         title: of the progress bar.
 
@@ -102,7 +100,7 @@ def map_parts(
     )
     parts = parts.map_batches(
         _Compute,
-        fn_constructor_args=(actor, dict(actor_arguments), str(folder)),
+        fn_constructor_args=(actor, str(folder)),
         batch_size=1,
         num_cpus=scale.cpus,
         num_gpus=1 if scale.gpu else None,
@@ -117,7 +115,9 @@ def map_parts(
             raise unwrap(error) from error
     lost = [number for number in missing if not part_path(folder, number).exists()]
     if lost:
-        raise StageFailedError(f"{len(lost)} of {len(tasks)} parts of {folder} were not made (first: {lost[0]}); run it again.")
+        raise StageFailedError(
+            f"{len(lost)} of {len(tasks)} parts of {folder} were not made (first: {lost[0]}); run it again."
+        )
 
 
 def part_path(folder: Path, number: int) -> Path:
@@ -149,8 +149,8 @@ def _prepare(batch: dict[str, Any], *, tasks: ray.ObjectRef, prepare: Callable[[
 class _Compute:
     """Makes a part's table and publishes its file by a rename."""
 
-    def __init__(self, actor: Callable[..., PartActor], arguments: dict[str, Any], folder: str) -> None:
-        self.actor, self.folder = actor(**arguments), Path(folder)
+    def __init__(self, actor: Callable[[], PartActor], folder: str) -> None:
+        self.actor, self.folder = actor(), Path(folder)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         number = int(batch["part"][0])

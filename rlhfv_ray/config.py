@@ -188,6 +188,8 @@ class GenerationConfig:
     """Above 1 makes repeated tokens less likely."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer; they are cut off."""
+    seed: int = 0
+    """Of sampling."""
 
     def __post_init__(self) -> None:
         _check(self.max_new_tokens >= 1, "generation.max_new_tokens", self.max_new_tokens, ">= 1")

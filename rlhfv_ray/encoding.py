@@ -36,7 +36,9 @@ def answer_ids(processor: Any, question: str, answer: str) -> tuple[list[int], l
     reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     whole = processor.apply_chat_template([_user(question), reply], tokenize=False)
     if not whole.startswith(prompt):
-        raise DataError("template: the chat template's prompt is not how its conversation begins; use another template.")
+        raise DataError(
+            "template: the chat template's prompt is not how its conversation begins; use another template."
+        )
     before = processor.tokenizer(prompt)["input_ids"]
     encoded = processor.tokenizer(whole, return_offsets_mapping=True)
     ids, offsets, shift = encoded["input_ids"], encoded["offset_mapping"], len(prompt)

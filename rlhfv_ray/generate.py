@@ -29,8 +29,7 @@ def generate_answers(
     *,
     generation: GenerationConfig,
     scale: ScaleConfig,
-    seed: int = 0,
-    title: str = "Answers",
+    title: str,
 ) -> list[Answer]:
     """Answer prompts; parts that are there are kept.
 
@@ -41,8 +40,7 @@ def generate_answers(
         [prompts[start : start + scale.rows] for start in range(0, len(prompts), scale.rows)],
         folder,
         prepare=list,
-        actor=GenerationActor,
-        actor_arguments={"model": model, "generation": generation, "batch": scale.inference_batch, "seed": seed},
+        actor=functools.partial(GenerationActor, model=model, generation=generation, batch=scale.inference_batch),
         scale=scale,
         title=title,
     )
@@ -57,13 +55,13 @@ def read_answers(folder: Path) -> list[Answer]:
 class GenerationActor:
     """Holds a policy; answers the prompts of a part."""
 
-    def __init__(self, model: ModelConfig, generation: GenerationConfig, batch: int, seed: int) -> None:
+    def __init__(self, model: ModelConfig, generation: GenerationConfig, batch: int) -> None:
         self.model, self.processor = load_policy(model.path, dtype=model.dtype)
-        self.generation, self.batch, self.seed = generation, batch, seed
+        self.generation, self.batch = generation, batch
 
     def __call__(self, rows: Sequence[Prompt], part: int) -> pa.Table:
         """One part's answers, in `ANSWERS`."""
-        torch.manual_seed(self.seed * 1_000_003 + part)
+        torch.manual_seed(self.generation.seed * 1_000_003 + part)
         texts = [
             text
             for start in range(0, len(rows), self.batch)

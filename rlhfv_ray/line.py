@@ -14,6 +14,7 @@ from typing import Any
 
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import SHAPES, DDPOConfig, GenerationConfig, ModelConfig, plain
+from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_rows import check_reference
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.generate import generate_answers
@@ -66,6 +67,8 @@ def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Map
         stages.append(corrections)
         folder = corrections.folder(storage)
         data, rows = replace(data, path=str(folder / CORRECTIONS)), folder.name
+    else:
+        list_slices(data.path, format=data.format)  # is it there, and in a format with the needed columns?
     inputs = reference_inputs(config.model, data, rows=rows)
     if data.reference:
         reference = finished_reference(Path(data.reference).expanduser().resolve(), inputs)
@@ -85,7 +88,9 @@ def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Map
 def corrections_stage(config: DDPOConfig) -> Stage:
     """The base model describes scenes, the world's annotator corrects: preference pairs in RLHF-V's format."""
     shapes = config.shapes
-    sampling = GenerationConfig(max_new_tokens=config.generation.max_new_tokens, temperature=shapes.temperature)
+    sampling = GenerationConfig(
+        max_new_tokens=config.generation.max_new_tokens, temperature=shapes.temperature, seed=config.seed
+    )
 
     def run(folder: Path, _: str) -> None:
         scenes = scenes_to_correct(shapes.scenes, seed=config.seed)
@@ -95,7 +100,6 @@ def corrections_stage(config: DDPOConfig) -> Stage:
             folder,
             generation=sampling,
             scale=config.scale,
-            seed=config.seed,
             title="Answers to correct",
         )
         write_corrections(scenes, answers, folder / CORRECTIONS)
@@ -126,16 +130,19 @@ def train_stage(
 
 
 def answers_stage(
-    config: DDPOConfig, model: ModelConfig, prompts: Callable[[], Sequence[Prompt]], inputs: Mapping[str, Any], *, title: str
+    config: DDPOConfig,
+    model: ModelConfig,
+    prompts: Callable[[], Sequence[Prompt]],
+    inputs: Mapping[str, Any],
+    *,
+    title: str,
 ) -> Stage:
     """A model's answers to prompts; `inputs` say which model and which prompts."""
 
     def run(folder: Path, _: str) -> None:
-        generate_answers(
-            model, prompts(), folder, generation=config.generation, scale=config.scale, seed=config.seed, title=title
-        )
+        generate_answers(model, prompts(), folder, generation=config.generation, scale=config.scale, title=title)
 
-    settings = {"decoding": plain(config.generation), "dtype": model.dtype, "seed": config.seed}
+    settings = {"decoding": plain(config.generation), "dtype": model.dtype}
     return Stage("answers", {**inputs, **settings}, run, title=title)
 
 
@@ -147,7 +154,9 @@ def model_inputs(model: ModelConfig) -> dict[str, Any]:
 def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
     """A reference folder made earlier, checked against the model and data at hand."""
     if not is_done(folder):
-        raise ConfigError(f"data.reference = {str(folder)!r}: there is no finished reference folder (no SUCCESS file in it).")
+        raise ConfigError(
+            f"data.reference = {str(folder)!r}: there is no finished reference folder (no SUCCESS file in it)."
+        )
     check_reference(json.loads((folder / "config.json").read_text()), inputs)
     return folder
 

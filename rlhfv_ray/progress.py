@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train import UserCallback
 import torch
 import torch.distributed as dist
+from ray.train import UserCallback
 from torch import Tensor
 
 from rlhfv_ray.loss import METRICS, StepLoss, preference_metrics

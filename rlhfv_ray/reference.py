@@ -28,6 +28,7 @@ from rlhfv_ray.records import EncodedPair, ReferencePair
 
 logger = logging.getLogger(__name__)
 
+
 def reference_inputs(model: ModelConfig, data: DataConfig, *, rows: str | None = None) -> dict[str, Any]:
     """What reference log-probs depend on, by name; `rows` stands for the data where they are not made yet."""
     return {
@@ -53,8 +54,7 @@ def compute_reference_logps(model: ModelConfig, data: DataConfig, scale: ScaleCo
         slices,
         folder,
         prepare=functools.partial(encode_slice, model=model.path, data=data),
-        actor=ReferenceActor,
-        actor_arguments={"model": model, "batch": scale.inference_batch},
+        actor=functools.partial(ReferenceActor, model=model, batch=scale.inference_batch),
         scale=scale,
         title="Reference log-probs",
     )
@@ -86,7 +86,9 @@ class ReferenceActor:
     def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]], part: int) -> pa.Table:
         """One part's table, in `SCHEMA`."""
         pairs = [row for row in rows if isinstance(row, EncodedPair)]
-        by_length = sorted(pairs, key=lambda pair: len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)))
+        by_length = sorted(
+            pairs, key=lambda pair: len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+        )
         scored: dict[str, ReferencePair] = {}
         for start in range(0, len(pairs), self.batch):
             some = score_pairs(self.model, self.processor, by_length[start : start + self.batch])
@@ -121,7 +123,9 @@ def _collect_rejected(folder: Path, data: DataConfig) -> None:
     counts = pa.compute.value_counts(table["id"]).to_pylist()
     twice = [count["values"] for count in counts if count["counts"] > 1]
     if twice:
-        raise DataError(f"{len(twice)} row ids of {data.path} are there more than once (first: {', '.join(twice[:5])}).")
+        raise DataError(
+            f"{len(twice)} row ids of {data.path} are there more than once (first: {', '.join(twice[:5])})."
+        )
     rejected = table.filter(pa.compute.is_valid(table["reason"]))
     pq.write_table(rejected, folder / REJECTED)
     if not rejected.num_rows:

@@ -25,7 +25,9 @@ class Counter:
             self.bar.update(self.task, completed=to, note=note)
         elif time.monotonic() - self.printed > LINE_EVERY_S or to == self.total:
             self.printed = time.monotonic()
-            print(f"{self.title}: {to}/{self.total} after {self.printed - self.started:.0f} s {note}".rstrip(), flush=True)
+            print(
+                f"{self.title}: {to}/{self.total} after {self.printed - self.started:.0f} s {note}".rstrip(), flush=True
+            )
 
 
 @contextlib.contextmanager

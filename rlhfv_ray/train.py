@@ -1,7 +1,8 @@
 """JOB: DDPO. `train_ddpo` starts workers through Ray Train; each runs `train_worker`, top to bottom, with a DeepSpeed engine.
 
 Batches are a pure function of (seed, step): position p of the endless stream of epochs is pair `order(p // N)[p % N]`, and a global batch
-is the next `optim.batch` positions, whatever the number of workers. """
+is the next `optim.batch` positions, whatever the number of workers.
+"""
 
 import functools
 import json
@@ -117,44 +118,54 @@ def train_worker(job: TrainJob) -> None:
     pairs = load_reference(job.reference)
     steps = config.optim.total_steps(len(pairs))
     model, processor = load_policy(config.model.path, dtype=config.model.dtype)
-    optim = config.optim
+    optim, scale = config.optim, config.scale
     optimizer = torch.optim.AdamW(model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
     engine = start_engine(model, optimizer, config)
-    writer = Writer(job.folder, job.token, config.scale.zero_stage, config.scale.keep)
-    step, records = load_checkpoint(engine, job.folder, zero_stage=config.scale.zero_stage)
+    writer = Writer(job.folder, job.token, scale.zero_stage, scale.keep)
+    step, records = load_checkpoint(engine, job.folder, zero_stage=scale.zero_stage)
     reporter = Reporter(records)
     batches = prefetched(micro_batches(pairs, processor, config, start=step, stop=steps))
-    skipped_in_a_row = 0
+    skipped = 0  # updates in a row
     while step < steps:
-        for group in engine.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optim, step, steps)
-        losses = []
-        for _ in range(config.accumulation):
-            batch = to_device(next(batches), engine.device, model.dtype)
-            loss = batch_loss(policy_token_logps(engine, batch), batch, **vars(config.loss))
-            if step == 0 and not losses:
-                check_first_loss(loss, job)
-            engine.backward(loss.total)
-            skipped = engine.skipped_steps
-            engine.step()
-            losses.append((batch, loss))
+        losses, suspects = update(engine, batches, job, step=step, rate=learning_rate(optim, step, steps))
         step += 1
-        suspects = pairs_to_blame(losses) if engine.skipped_steps > skipped else []
-        skipped_in_a_row = skipped_in_a_row + 1 if suspects else 0
+        skipped = skipped + 1 if suspects else 0
         reporter.add(step, engine, losses, suspects)
-        stop = skipped_in_a_row == config.optim.max_skipped
-        due = step == steps or step % config.scale.checkpoint_every == 0
-        if due or stop or step % config.scale.log_every == 0:
+        stop, due = skipped == optim.max_skipped, step == steps or step % scale.checkpoint_every == 0
+        if stop or due or step % scale.log_every == 0:
             reporter.flush()
         if stop:
             raise StageFailedError(
-                f"Updates {step - skipped_in_a_row + 1} to {step} were skipped: loss or gradient is not finite with the pairs "
-                f"{', '.join(suspects)}. {skipped_in_a_row} in a row stop the run (optim.max_skipped); the last checkpoint is "
-                "intact. Look at these pairs, or lower --optim.learning-rate."
+                f"Updates {step - skipped + 1} to {step} were skipped: loss or gradient is not finite with the pairs "
+                f"{', '.join(suspects)}. {skipped} in a row stop the run (optim.max_skipped); the last checkpoint is intact. "
+                "Look at these pairs, or lower --optim.learning-rate."
             )
         if due and not suspects:
             save_checkpoint(engine, writer, step=step, records=reporter.records)
     export_policy(engine, processor, job.folder / "model")
+
+
+def update(
+    engine: Any, batches: Iterator[PairBatch], job: TrainJob, *, step: int, rate: float
+) -> tuple[list[tuple[PairBatch, StepLoss]], list[str]]:
+    """One update: forward and backward of this rank's share of the global batch, then the optimizer.
+
+    Returns:
+        The batches with their losses; and, where DeepSpeed skipped the update because loss or gradient is not finite, the pairs to
+        blame, on every rank.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    losses, before = [], engine.skipped_steps
+    for _ in range(job.config.accumulation):
+        batch = to_device(next(batches), engine.device, next(engine.module.parameters()).dtype)
+        loss = batch_loss(policy_token_logps(engine, batch), batch, **vars(job.config.loss))
+        if step == 0 and not losses:
+            check_first_loss(loss, job)
+        engine.backward(loss.total)
+        engine.step()
+        losses.append((batch, loss))
+    return losses, pairs_to_blame(losses) if engine.skipped_steps > before else []
 
 
 def batch_rows(pairs: int, batch: int, *, seed: int, step: int) -> list[int]:

@@ -135,7 +135,9 @@ def processor_digest(processor: Any) -> dict[str, str]:
         "template": processor.chat_template,
         "pixels": processor.image_processor.to_json_string(),
         "image_tokens": json.dumps(
-            {k: v for k, v in processor.to_dict().items() if isinstance(v, int | str | None)}, sort_keys=True, default=str
+            {k: v for k, v in processor.to_dict().items() if isinstance(v, int | str | None)},
+            sort_keys=True,
+            default=str,
         ),
     }
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}

@@ -90,7 +90,9 @@ def correct(scene: Scene, text: str) -> Correction | None:
     for said, (start, _) in read_phrases(text):
         truth: Group | None = said
         if start in wrong:
-            truth = wrong[start][0].truth or next(iter(sorted(missed, key=lambda group: group.corner != said.corner)), None)
+            truth = wrong[start][0].truth or next(
+                iter(sorted(missed, key=lambda group: group.corner != said.corner)), None
+            )
             missed = [group for group in missed if group is not truth]
             segments.append(Segment(tuple(m.kind for m in wrong[start]), phrase(said), phrase(truth) if truth else ""))
         corrected += [truth] if truth else []

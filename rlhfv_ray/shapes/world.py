@@ -49,7 +49,9 @@ def write_corrections(scenes: Sequence[Scene], answers: Sequence[Answer], path: 
             PreferencePair(f"shapes:{scene.id}", image, answer.question, correction.text, answer.text, origin=origin)
         )
     if not pairs:
-        raise StageFailedError("The model made no mistake that the annotator could correct; give it more --shapes.scenes.")
+        raise StageFailedError(
+            "The model made no mistake that the annotator could correct; give it more --shapes.scenes."
+        )
     write_pairs(pairs, path)
     return len(pairs)
 

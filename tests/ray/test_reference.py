@@ -89,5 +89,7 @@ def test_no_usable_pair_is_an_error(config, tmp_path, cluster):
     folder = tmp_path / "reference"
     folder.mkdir()
     with pytest.raises(DataError, match="no pair is left"):
-        compute_reference_logps(config.model, replace(config.data, path=str(path), max_rejected=1.0), config.scale, folder)
+        compute_reference_logps(
+            config.model, replace(config.data, path=str(path), max_rejected=1.0), config.scale, folder
+        )
     assert pq.read_table(folder / "rejected_rows.parquet").num_rows == 3

@@ -48,7 +48,7 @@ def test_run_leaves_records_checkpoints_and_a_model(plain, config, small_model):
     assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert records[-1]["loss"] < records[0]["loss"]
     assert all(record["grad_norm"] > 0 and record["tokens_per_second"] > 0 for record in records)
-    target, manifest = latest_checkpoint(plain)
+    _, manifest = latest_checkpoint(plain)
     assert (manifest.step, manifest.world_size, manifest.zero_stage) == (12, 2, 2)
     assert len(list((plain / "checkpoints").iterdir())) == config.scale.keep
     model, _ = load_policy(plain / "model", device="cpu")

@@ -10,7 +10,9 @@ from rlhfv_ray.records import ReferencePair
 def test_positions_of_labels_masks_and_reference(encoded, processor):
     """Catches: masks or reference log-probs one position off their tokens; chosen and rejected rows mixed up."""
     rows = [
-        ReferencePair(**vars(pair), chosen_logps=[-0.5] * len(pair.chosen_ids), rejected_logps=[-2.0] * len(pair.rejected_ids))
+        ReferencePair(
+            **vars(pair), chosen_logps=[-0.5] * len(pair.chosen_ids), rejected_logps=[-2.0] * len(pair.rejected_ids)
+        )
         for pair in encoded[:3]
     ]
     batch = collate_pairs(rows, processor, rule="both_sides")

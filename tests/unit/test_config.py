@@ -16,7 +16,10 @@ from rlhfv_ray.errors import ConfigError
         (lambda: OptimConfig(learning_rate=-1), "optim.learning_rate"),
         (lambda: OptimConfig(warmup=1.5), "optim.warmup"),
         (lambda: ScaleConfig(zero_stage=0, offload="optimizer"), "scale.offload"),
-        (lambda: DDPOConfig(optim=OptimConfig(batch=10), scale=ScaleConfig(workers=4)), "optim.batch = 10: must be a multiple"),
+        (
+            lambda: DDPOConfig(optim=OptimConfig(batch=10), scale=ScaleConfig(workers=4)),
+            "optim.batch = 10: must be a multiple",
+        ),
     ],
 )
 def test_out_of_range_says_what_is_allowed(make, said):
@@ -28,7 +31,15 @@ def test_out_of_range_says_what_is_allowed(make, said):
 def test_recipes_have_the_sources_numbers():
     """Catches: a typo in a recipe people reproduce the paper with. Values from the design's table of recipes."""
     rows = {
-        name: (c.loss.beta, c.loss.gamma, c.loss.normalize, c.optim.batch, c.optim.warmup, c.optim.learning_rate, c.data.rule)
+        name: (
+            c.loss.beta,
+            c.loss.gamma,
+            c.loss.normalize,
+            c.optim.batch,
+            c.optim.warmup,
+            c.optim.learning_rate,
+            c.data.rule,
+        )
         for name, c in ((name, recipe()) for name, recipe in RECIPES.items())
     }
     assert rows["paper"] == (0.5, 5.0, True, 32, 0.1, 5e-7, "muffin")
@@ -41,5 +52,8 @@ def test_recipes_have_the_sources_numbers():
 
 def test_fingerprint_sees_every_field():
     """Catches: two different runs that share a folder."""
-    seen = {fingerprint(plain(LossConfig(**{name: value}))) for name, value in (("beta", 0.1), ("gamma", 2.0), ("normalize", False))}
+    seen = {
+        fingerprint(plain(LossConfig(**{name: value})))
+        for name, value in (("beta", 0.1), ("gamma", 2.0), ("normalize", False))
+    }
     assert len(seen | {fingerprint(plain(LossConfig()))}) == 4

@@ -90,4 +90,6 @@ def test_prompt_ids_agree_with_the_processor_on_a_batch(pairs, processor):
     texts = [prompt_text(processor, pair.question) for pair in pairs[:3]]
     batch = processor(images=images, text=texts, padding=True, padding_side="left")
     for ids, mask, image, pair in zip(batch["input_ids"], batch["attention_mask"], images, pairs[:3], strict=True):
-        assert [token for token, kept in zip(ids, mask, strict=True) if kept] == prompt_ids(processor, image, pair.question)
+        assert [token for token, kept in zip(ids, mask, strict=True) if kept] == prompt_ids(
+            processor, image, pair.question
+        )

@@ -37,7 +37,9 @@ def test_release(case):
         torch.testing.assert_close(logps[scored], double(case[side]["token_logps"])[scored], atol=TOLERANCE, rtol=0)
         assert (logps[~scored] == 0).all()
         torch.testing.assert_close(logps.sum(-1), double(case[side]["sum_logps"]), atol=TOLERANCE, rtol=0)
-        torch.testing.assert_close(logps.sum(-1) / scored.sum(-1), double(case[side]["mean_logps"]), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            logps.sum(-1) / scored.sum(-1), double(case[side]["mean_logps"]), atol=TOLERANCE, rtol=0
+        )
         torch.testing.assert_close(found[side], double(case[side]["score"]), atol=TOLERANCE, rtol=0)
     reference = double(case["ref_chosen"]), double(case["ref_rejected"])
     result = dpo_loss(found["chosen"], found["rejected"], *reference, beta=case["beta"])
@@ -91,7 +93,9 @@ def test_metrics_by_hand():
         torch.tensor([[True], [False], [True], [False]]),
         torch.zeros(4, 1),
     )
-    step = batch_loss(torch.tensor([[2.0], [-1.0], [0.5], [1.0]]), batch, beta=1.0, gamma=1.0, normalize=False, sft_weight=0.0)
+    step = batch_loss(
+        torch.tensor([[2.0], [-1.0], [0.5], [1.0]]), batch, beta=1.0, gamma=1.0, normalize=False, sft_weight=0.0
+    )
     values = dict(zip(METRICS, preference_metrics(step).tolist(), strict=True))
     losses = [math.log(1 + math.exp(-1.5)), math.log(1 + math.exp(2))]
     assert values == pytest.approx(

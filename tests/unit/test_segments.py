@@ -44,7 +44,9 @@ def test_unchanged_tokens_are_common_and_in_order():
         a = [rng.randrange(6) for _ in range(rng.randrange(30))]
         b = [rng.randrange(6) for _ in range(rng.randrange(30))]
         masks = changed_tokens(a, b, rule="both_sides")
-        kept = [[token for token, changed in zip(ids, mask, strict=True) if not changed] for ids, mask in zip((a, b), masks)]
+        kept = [
+            [token for token, changed in zip(ids, mask, strict=True) if not changed] for ids, mask in zip((a, b), masks)
+        ]
         assert kept[0] == kept[1]
 
 

@@ -1,0 +1,122 @@
+"""Bad input on the command line: one screen, the fix, exit code 2, no traceback, no Ray started."""
+
+import json
+import shutil
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from experiments.ddpo import main
+from rlhfv_ray.data import write_pairs
+from rlhfv_ray.stages import write_json
+from tests.conftest import careless_pairs
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run the command line in an empty folder; returns exit code and everything printed."""
+
+    def command(*arguments: str) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["ddpo.py", *arguments])
+        try:
+            code = main()
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr()
+        return code, " ".join((printed.out + printed.err).replace("│", " ").split())
+
+    return command
+
+
+@pytest.fixture
+def small(small_model, tmp_path):
+    """A copy of the small model that a test may spoil, and pairs for it."""
+    folder = tmp_path / "model"
+    shutil.copytree(small_model, folder)
+    write_pairs(careless_pairs(4), tmp_path / "pairs.parquet")
+    return folder
+
+
+def paper(small, *more: str) -> list[str]:
+    return ["paper", "--model.path", str(small), "--data.path", str(small.parent / "pairs.parquet"), *more]
+
+
+def assert_explained(result: tuple[int, str], *said: str) -> None:
+    code, printed = result
+    assert code == 2, printed
+    assert "Traceback" not in printed
+    for part in said:
+        assert part in printed
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nosuch"], "shapes, paper, released, released_2023, dpo"),
+        (["shapes", "--loss.gama", "3"], "--loss.gamma"),
+        (["shapes", "--loss.gamma", "0.5"], "loss.gamma = 0.5: must be >= 1"),
+        (["shapes", "--loss.gamma", "many"], "--loss.gamma"),
+        (["shapes", "--scale.micro-batch", "5"], "optim.batch = 16: must be a multiple"),
+        (["paper"], "data.path is not set"),
+        (["paper", "--data.path", "rows.parquet"], "model.path is not set"),
+        (["paper", "--data.path", "rows.parquet", "--model.path", "/no/such/model"], "no such folder"),
+    ],
+)
+def test_arguments(run, arguments, said):
+    """Catches: a mistyped or missing setting that starts a job, or ends in a traceback."""
+    assert_explained(run(*arguments), said)
+
+
+def test_missing_data_path(run, small):
+    """Catches: a missing file found only by a worker."""
+    (small.parent / "pairs.parquet").unlink()
+    assert_explained(run(*paper(small)), "pairs.parquet")
+
+
+def test_data_without_the_needed_columns(run, small):
+    """Catches: a message that leaves people guessing which layout was expected."""
+    pq.write_table(pa.table({"question": ["?"], "chosen": ["a"]}), small.parent / "pairs.parquet")
+    assert_explained(run(*paper(small)), "rejected", "rlaifv")
+
+
+def test_image_tokens_do_not_match_the_template(run, small):
+    """Catches: a mismatch that shows up as a shape error on the first batch."""
+    settings = json.loads((small / "processor_config.json").read_text())
+    write_json(small / "processor_config.json", {**settings, "patch_size": 8})
+    assert_explained(run(*paper(small)), "64 image tokens", "16 features")
+
+
+def test_reference_folder_of_another_model(run, small, tmp_path):
+    """Catches: reference log-probs reused because their folder has the right name."""
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    assert_explained(run(*paper(small, "--data.reference", str(folder))), "no finished reference folder")
+    from rlhfv_ray.config import DataConfig, ModelConfig
+    from rlhfv_ray.reference import reference_inputs
+
+    inputs = reference_inputs(ModelConfig(str(small)), DataConfig(str(tmp_path / "pairs.parquet")))
+    write_json(folder / "config.json", {**inputs, "weights": "other"})
+    write_json(folder / "SUCCESS", {"seconds": 1})
+    assert_explained(run(*paper(small, "--data.reference", str(folder))), "StaleReferenceError", "weights: 'other' there")
+
+
+def test_model_without_a_chat_template(run, small):
+    """Catches: prompts in a made-up template."""
+    (small / "chat_template.jinja").unlink()
+    assert_explained(run(*paper(small)), "no chat template")
+
+
+def test_help_lists_recipes_and_fields(run):
+    """Catches: a field without help."""
+    code, printed = run("--help")
+    assert code == 0
+    assert all(recipe in printed for recipe in ("shapes", "paper", "released", "released_2023", "dpo"))
+    code, printed = run("shapes", "--help")
+    assert code == 0
+    assert "--loss.gamma" in printed
+    assert "Weight of corrected tokens" in printed
