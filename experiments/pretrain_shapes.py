@@ -9,7 +9,7 @@ package in `rlhfv_ray/shapes/checkpoint`.
 import io
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from rlhfv_ray.models import load_policy
 from rlhfv_ray.shapes.captions import QUESTIONS, caption, careless_caption
 from rlhfv_ray.shapes.model import SHIPPED, build_model, build_processor
 from rlhfv_ray.shapes.scenes import CELL, COLORS, SHAPES, SIDE, Scene, cells, make_scenes, render
@@ -31,6 +32,8 @@ class Pretraining:
 
     out: Path = SHIPPED
     """Folder for the model and its processor."""
+    start: str = ""
+    """A model folder to go on from, with careless captions only; empty: from random weights."""
     scenes: int = 16_000
     """Pictures to draw; captions are drawn anew each time a picture is seen."""
     vision_steps: int = 400
@@ -152,12 +155,17 @@ def main(config: Pretraining) -> None:
     """Pretrain and save."""
     torch.manual_seed(config.seed)
     scenes = make_scenes(config.scenes, seed=config.seed)
-    rng = random.Random(config.seed)
-    texts = [f"USER:\n{rng.choice(QUESTIONS)}\nASSISTANT:\n{careless_caption(scene, rng)}" for scene in scenes[:2000]]
-    processor = build_processor(texts)
-    model = build_model(processor)
-    pixels, labels = draw_pixels(scenes), torch.tensor([patch_labels(scene) for scene in scenes])
-    pretrain_vision(model, pixels, labels, config)
+    pixels = draw_pixels(scenes)
+    if config.start:
+        model, processor = load_policy(config.start, dtype="fp32")
+        model.train()
+        config = replace(config, careful_steps=0)
+    else:
+        rng = random.Random(config.seed)
+        texts = [f"USER:\n{rng.choice(QUESTIONS)}\nASSISTANT:\n{careless_caption(scene, rng)}" for scene in scenes[:2000]]
+        processor = build_processor(texts)
+        model = build_model(processor)
+        pretrain_vision(model, pixels, torch.tensor([patch_labels(scene) for scene in scenes]), config)
     pretrain_captions(model, processor, scenes, pixels, config)
     model.save_pretrained(config.out)
     processor.save_pretrained(config.out)

@@ -159,6 +159,7 @@ def _open_store(target: Mapping[str, str]) -> tuple["MlflowClient", str]:
     environment_variables.MLFLOW_DISABLE_TELEMETRY.default = True
     environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.default = True  # into the progress bars of the run
     telemetry.set_telemetry_client()  # reads the setting again
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not its talk of tables, into a user's progress
     with _creating(target["uri"]):
         client = mlflow.MlflowClient(tracking_uri=target["uri"])
         return client, _experiment_id(client, target)

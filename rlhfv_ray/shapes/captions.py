@@ -71,14 +71,14 @@ def look_alike(shape: str, setting: str) -> str:
 def careless_caption(scene: Scene, rng: random.Random) -> str:
     """A caption as careless people write them, to pretrain on: they see what a setting makes them expect.
 
-    With probability 0.55 a group of one or two shapes that the setting does not make likely is taken for one it does; with 0.35
+    With probability 0.8 a group of one or two shapes that the setting does not make likely is taken for one it does; with 0.5
     one more typical shape is claimed; with 0.2 one colour and with 0.1 one number is wrong.
     """
     groups: list[Group] = []
     for group in scene.groups:
         seen = look_alike(group.shape, scene.setting)
         taken = seen in {other.shape for other in (*groups, *scene.groups)}
-        mistaken = rng.random() < 0.55 and group.number < 3 and not taken
+        mistaken = rng.random() < 0.8 and group.number < 3 and not taken
         groups.append(replace(group, shape=seen) if mistaken else group)
     at = rng.randrange(len(groups))
     if rng.random() < 0.2:
@@ -87,6 +87,6 @@ def careless_caption(scene: Scene, rng: random.Random) -> str:
         groups[at] = replace(groups[at], number=rng.choice([n for n in (1, 2, 3) if n != groups[at].number]))
     absent = [shape for shape in TYPICAL[scene.setting] if shape not in {group.shape for group in groups}]
     free = [corner for corner in CORNERS if scene.at(corner) is None]
-    if absent and free and rng.random() < 0.35:
+    if absent and free and rng.random() < 0.5:
         groups.append(Group(rng.choice((1, 1, 2)), rng.choice(tuple(COLORS)), rng.choice(absent), rng.choice(free)))
     return caption(scene.setting, sorted(groups, key=lambda group: CORNERS.index(group.corner)))

@@ -18,16 +18,17 @@ from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data.reference_rows import to_row
 from rlhfv_ray.logps import policy_token_logps
-from rlhfv_ray.loss import StepLoss, batch_loss
+from rlhfv_ray.loss import batch_loss
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.records import PairBatch
 from rlhfv_ray.reference import score_pairs
-from rlhfv_ray.train import micro_batches, pairs_to_blame, start_engine
+from rlhfv_ray.train import TrainJob, micro_batches, pairs_to_blame, start_engine, update
 
 WORLD, PAIRS = 2, 6
 RATE = 10.0  # of plain SGD: a weight changes by RATE * gradient, far above the weight's own rounding
 # Largest distance of a parameter's gradient from torch's, as a share of its norm plus a tenth of the whole gradient's norm.
 TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2}
+WATCHED = "model.language_model.layers.0.self_attn.v_proj.weight"  # must move in every update
 LOSS = LossConfig(beta=0.5, gamma=5.0, normalize=True)
 # ZeRO stage, dtype, forward passes per update and worker, clip. DeepSpeed takes other ways with a clip, even one never reached, than without.
 CASES = [(stage, dtype, *way) for stage in (0, 1, 2, 3) for dtype in ("fp32", "bf16") for way in ((1, 0.0), (3, 1e9))]
@@ -41,21 +42,6 @@ def config_of(case, model: Path) -> DDPOConfig:
         optim=OptimConfig(batch=PAIRS, steps=3, clip=clip),
         scale=ScaleConfig(workers=WORLD, micro_batch=PAIRS // WORLD // passes, zero_stage=stage),
     )
-
-
-def forward(model, batch: PairBatch) -> StepLoss:
-    return batch_loss(policy_token_logps(model, batch), batch, **vars(LOSS))
-
-
-def update(engine, batches: list[PairBatch]) -> list[tuple[PairBatch, StepLoss]]:
-    """One update, as `train_worker` does it."""
-    losses = []
-    for batch in batches:
-        loss = forward(engine, batch)
-        engine.backward(loss.total)
-        engine.step()
-        losses.append((batch, loss))
-    return losses
 
 
 def master_weights(engine) -> dict[str, torch.Tensor]:
@@ -82,6 +68,11 @@ def spoil(batch: PairBatch) -> PairBatch:
     return batch._replace(reference_token_logps=reference)
 
 
+def step(engine, batches, job):
+    """`train_worker`'s update, after the first, whose gate is another matter."""
+    return update(engine, iter(batches), job, step=1, rate=RATE)
+
+
 def run_case(case, folder: Path) -> dict:
     """Three updates: a clean one, one with a NaN in rank 1's last batch, and a clean one again."""
     config = config_of(case, folder / "model")
@@ -90,18 +81,20 @@ def run_case(case, folder: Path) -> dict:
     rows = [to_row(pair) for pair in pickle.loads((folder / "pairs.pickle").read_bytes())]
     made = micro_batches(rows, processor, config, start=0, stop=1)
     batches = [to_device(batch, engine.device, model.dtype) for batch in made]
+    job = TrainJob(config, folder, {}, folder, token="")
     start = master_weights(engine)
-    update(engine, batches)
+    step(engine, batches, job)
     clean, skipped = master_weights(engine), engine.skipped_steps
     last = spoil(batches[-1]) if dist.get_rank() == 1 else batches[-1]
-    blamed = pairs_to_blame(update(engine, [*batches[:-1], last]))
+    losses, suspects = step(engine, [*batches[:-1], last], job)
     kept, skipped_then = master_weights(engine), engine.skipped_steps
-    update(engine, batches)
+    step(engine, batches, job)
     after = master_weights(engine)
     found = {
         "gradient": {name: (start[name] - clean[name]) / RATE for name in start},
         "ids": list(batches[-1].ids),
-        "blamed": blamed,
+        "blamed": pairs_to_blame(losses),
+        "suspects": suspects,
         "skipped": (skipped, skipped_then, engine.skipped_steps),
         "untouched": all(torch.equal(kept[name], clean[name]) for name in kept),
         "goes_on": all(after[name].isfinite().all() for name in after)
@@ -109,9 +102,6 @@ def run_case(case, folder: Path) -> dict:
     }
     engine.destroy()
     return found
-
-
-WATCHED = "model.language_model.layers.0.self_attn.v_proj.weight"
 
 
 def run_cases(rank: int, port: int, folder: Path) -> None:
@@ -156,7 +146,7 @@ def plain(small_model, reference_pairs):
     for dtype in TOLERANCE:
         model, processor = load_policy(small_model, dtype=dtype, device="cpu")
         batch = to_device(collate_pairs(reference_pairs, processor, rule="muffin"), model.device, model.dtype)
-        forward(model, batch).total.backward()
+        batch_loss(policy_token_logps(model, batch), batch, **vars(LOSS)).total.backward()
         gradients[dtype] = {
             name: torch.zeros_like(weight, dtype=torch.float32) if weight.grad is None else weight.grad.float()
             for name, weight in model.named_parameters()
@@ -195,6 +185,7 @@ def test_nan_on_one_rank_skips_the_update_and_nothing_else(case, found):
     """Catches: a NaN that reaches the weights, an update skipped unseen, or a NaN left in buffers that spoils later updates."""
     for got in found[case]:
         assert got["untouched"]
+        assert got["suspects"] == got["blamed"]
         assert got["skipped"] == (0, 1, 1)
         assert got["goes_on"]
 

@@ -69,10 +69,10 @@ def test_one_answers_stop_does_not_stop_the_others(policy, processor, prompts):
 
 def test_samples_repeat_with_their_seed_and_part(small_model, prompts):
     """Catches: samples that no seed repeats, or every part and seed drawing the same ones; a part that hangs on the part before."""
-    sampling = GenerationConfig(max_new_tokens=12, temperature=1.0)
 
     def draw(seed, parts):
-        actor = GenerationActor(ModelConfig(path=str(small_model), dtype="fp32"), sampling, batch=4, seed=seed)
+        sampling = GenerationConfig(max_new_tokens=12, temperature=1.0, seed=seed)
+        actor = GenerationActor(ModelConfig(path=str(small_model), dtype="fp32"), sampling, batch=4)
         return [actor(prompts, part).column("text").to_pylist() for part in parts]
 
     first, second = draw(0, (0, 1))
@@ -83,7 +83,7 @@ def test_samples_repeat_with_their_seed_and_part(small_model, prompts):
 
 def test_actors_table_names_its_prompts(small_model, prompts):
     """Catches: answers shifted against ids where a part is cut into batches."""
-    actor = GenerationActor(ModelConfig(path=str(small_model), dtype="fp32"), GREEDY, batch=4, seed=0)
+    actor = GenerationActor(ModelConfig(path=str(small_model), dtype="fp32"), GREEDY, batch=4)
     rows = actor(prompts, 0).to_pylist()
     assert [(row["id"], row["question"]) for row in rows] == [(prompt.id, prompt.question) for prompt in prompts]
     assert [row["text"] for row in rows] == [

@@ -1,7 +1,6 @@
 """The annotator's judgement and corrections, on one scene by hand and on many careless captions."""
 
 import random
-from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -82,6 +81,24 @@ def test_shape_named_twice_is_made_up():
     assert correct(SCENE, text).text == TRUE
 
 
+def test_truest_phrase_is_the_one_about_the_object():
+    """Catches: the first phrase of a shape taken for the object, so that the true one is cut and the wrong one mended."""
+    text = (
+        "a beach with a green star at the top right, a red star at the top left and two blue rings at the bottom right."
+    )
+    [mistake] = mistakes(SCENE, text)
+    assert (mistake.kind, mistake.said.color) == ("object", "green")
+    assert correct(SCENE, text).text == TRUE
+
+
+def test_made_up_object_becomes_the_missed_one_of_its_corner():
+    """Catches: the words about one place put in place of those about another."""
+    scene = Scene(8, "beach", (*SCENE.groups[:1], Group(1, "blue", "bar", "top right"), SCENE.groups[1]))
+    text = "a beach with a red star at the top left and a white moon at the bottom right."
+    [segment] = correct(scene, text).segments
+    assert segment.chosen == "two blue rings at the bottom right"
+
+
 def test_only_mistakes_left_is_an_empty_scene():
     """Catches: a crash, or a dangling "with", where the only phrase is cut."""
     scene = Scene(1, "room", (Group(1, "red", "star", "top left"),))
@@ -121,17 +138,11 @@ def test_corrections_leave_no_mistake(corrected):
         assert len(read_phrases(correction.text)) == len(kept) + len(put)
 
 
-def test_answers_that_miss_as_much_as_they_make_up_keep_their_length():
-    """Catches: shortness as the signal. An answer that names a thing in place of another is corrected to one of like length.
+def test_shorter_is_not_the_signal(corrected):
+    """Catches: corrections that mostly cut, so that the model learns to say less instead of what is there.
 
-    Careless captions of a scene of which the careless person saw all but one group.
+    Only a shape claimed besides all the true ones is cut, which shortens a caption of three phrases by a quarter.
     """
-    rng, ratios = random.Random(1), []
-    for scene in make_scenes(1000, seed=11):
-        missed = rng.choice(scene.groups)
-        seen = tuple(group for group in scene.groups if group is not missed)
-        if seen and (found := correct(scene, said := careless_caption(replace(scene, groups=seen), rng))):
-            ratios.append(len(found.text.split()) / len(said.split()))
-    assert len(ratios) > 500
-    assert fmean(ratios) > 0.9
+    ratios = [len(correction.text.split()) / len(said.split()) for _, said, correction in corrected]
     assert fmean(ratio >= 1 for ratio in ratios) >= 0.5
+    assert fmean(ratios) > 0.85
