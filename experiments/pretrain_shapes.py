@@ -162,7 +162,9 @@ def main(config: Pretraining) -> None:
         config = replace(config, careful_steps=0)
     else:
         rng = random.Random(config.seed)
-        texts = [f"USER:\n{rng.choice(QUESTIONS)}\nASSISTANT:\n{careless_caption(scene, rng)}" for scene in scenes[:2000]]
+        texts = [
+            f"USER:\n{rng.choice(QUESTIONS)}\nASSISTANT:\n{careless_caption(scene, rng)}" for scene in scenes[:2000]
+        ]
         processor = build_processor(texts)
         model = build_model(processor)
         pretrain_vision(model, pixels, torch.tensor([patch_labels(scene) for scene in scenes]), config)

@@ -25,8 +25,8 @@ def shapes() -> DDPOConfig:
         data=DataConfig(path=SHAPES, rule="both_sides", max_length=256),
         shapes=ShapesConfig(),
         loss=LossConfig(beta=0.1, gamma=5.0, normalize=False),
-        optim=OptimConfig(learning_rate=2e-5, batch=16, steps=150),
-        scale=ScaleConfig(workers=1, micro_batch=16, cpus=1, inference_batch=64, rows=100, checkpoint_every=50),
+        optim=OptimConfig(learning_rate=1e-5, batch=16, steps=150),
+        scale=ScaleConfig(workers=2, micro_batch=8, cpus=1, inference_batch=64, rows=100, checkpoint_every=50),
         generation=GenerationConfig(max_new_tokens=80),
     )
 

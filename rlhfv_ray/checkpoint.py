@@ -71,7 +71,7 @@ def save_checkpoint(engine: Any, writer: Writer, *, step: int, records: list[dic
         (target / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
         files = {str(path.relative_to(target)): _sha256(path) for path in sorted(target.rglob("*")) if path.is_file()}
         write_json(target / MANIFEST, asdict(Manifest(step, world, writer.zero_stage, files)))
-        _prune(writer)
+        _prune(writer, target)
     dist.broadcast_object_list(ours)
     if not ours[0]:
         raise CheckpointError(f"{writer.folder} was taken over by another driver; this one stops.")
@@ -148,8 +148,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _prune(writer: Writer) -> None:
-    complete = [path.parent for path in sorted(writer.checkpoints.glob(f"step-*/{MANIFEST}"))]
-    for target in complete[: -writer.keep]:
-        (target / MANIFEST).unlink()  # first of all it stops being a checkpoint
-        shutil.rmtree(target)
+def _prune(writer: Writer, newest: Path) -> None:
+    """Keep the newest `keep` complete checkpoints up to the one just written; what claims a later step is damaged."""
+    older = [path for path in sorted(writer.checkpoints.glob("step-*"), reverse=True) if path.name < newest.name]
+    kept = [path for path in older if (path / MANIFEST).exists()][: writer.keep - 1]
+    for target in writer.checkpoints.glob("step-*"):
+        if target not in (newest, *kept):
+            (target / MANIFEST).unlink(missing_ok=True)  # first of all it stops being a checkpoint
+            shutil.rmtree(target)

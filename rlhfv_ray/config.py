@@ -196,6 +196,7 @@ class GenerationConfig:
         _check(self.beams >= 1, "generation.beams", self.beams, ">= 1")
         _check(self.temperature >= 0, "generation.temperature", self.temperature, ">= 0 (0: greedy)")
         _check(not (self.beams > 1 and self.temperature > 0), "generation.beams", self.beams, "1 when sampling")
+        _check(all(self.stop), "generation.stop", self.stop, "non-empty strings")
         _check(0 < self.top_p <= 1, "generation.top_p", self.top_p, "in (0, 1]")
         _check(self.repetition_penalty > 0, "generation.repetition_penalty", self.repetition_penalty, "> 0")
 

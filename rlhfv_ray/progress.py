@@ -79,8 +79,10 @@ def append_records(folder: Path, records: Sequence[Record]) -> None:
     there = read_records(folder)
     last = there[-1]["step"] if there else 0
     fresh = [record for record in records if record["step"] > last]
-    with (folder / METRICS_FILE).open("a") as stream:
-        stream.write("".join(json.dumps(record) + "\n" for record in fresh))
+    with (folder / METRICS_FILE).open("a+b") as stream:
+        stream.seek(0)
+        stream.truncate(stream.read().rfind(b"\n") + 1)  # half a line, left by a writer that was killed
+        stream.write("".join(json.dumps(record) + "\n" for record in fresh).encode())
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from rlhfv_ray.config import SHAPES
@@ -59,7 +60,7 @@ def load_policy(path: str | Path, *, dtype: str = "auto", device: str = "auto") 
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=DTYPES.get(dtype, dtype), use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"model.path = {where!r} cannot be loaded: {_first_line(error)}") from error
     return model.to(target).eval(), processor
 
@@ -133,7 +134,7 @@ def processor_digest(processor: Any) -> dict[str, str]:
     parts = {
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
         "template": processor.chat_template,
-        "pixels": processor.image_processor.to_json_string(),
+        "pixels": type(processor.image_processor).__qualname__ + processor.image_processor.to_json_string(),
         "image_tokens": json.dumps(
             {k: v for k, v in processor.to_dict().items() if isinstance(v, int | str | None)},
             sort_keys=True,

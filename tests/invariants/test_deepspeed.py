@@ -172,15 +172,7 @@ def test_gradient_is_torchs(case, found, plain):
             assert distance <= TOLERANCE[case[1]] * (gradient.norm() + 0.1 * whole), f"{name}: {distance:.3g}"
 
 
-def known_hole(case):
-    """DeepSpeed leaves fp32 without ZeRO to plain torch, which takes the NaN into the weights and counts nothing."""
-    hole = pytest.mark.xfail(
-        case[:2] == (0, "fp32"), reason="start_engine lets ZeRO 0 in fp32 through unguarded", strict=True
-    )
-    return pytest.param(case, marks=hole)
-
-
-@pytest.mark.parametrize("case", map(known_hole, CASES), ids=map(name_of, CASES))
+@pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_nan_on_one_rank_skips_the_update_and_nothing_else(case, found):
     """Catches: a NaN that reaches the weights, an update skipped unseen, or a NaN left in buffers that spoils later updates."""
     for got in found[case]:

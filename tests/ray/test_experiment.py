@@ -12,7 +12,16 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("--shapes.scenes", "60", "--shapes.evaluation-scenes", "40", "--optim.steps", "8", "--scale.checkpoint-every", "2")
+SMALL = (
+    "--shapes.scenes",
+    "60",
+    "--shapes.evaluation-scenes",
+    "40",
+    "--optim.steps",
+    "8",
+    "--scale.checkpoint-every",
+    "2",
+)
 pytestmark = pytest.mark.ray
 
 
@@ -106,7 +115,12 @@ def test_ray_job_gives_the_same_summary(finished, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     bin_folder = str(Path(sys.executable).parent)
-    settings = {**os.environ, "HOME": str(home), "PATH": f"{bin_folder}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    settings = {
+        **os.environ,
+        "HOME": str(home),
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+    }
     temporary = Path(f"/tmp/rr{os.getpid()}")  # short: Ray puts sockets there
     head = [bin_folder + "/ray", "start", "--head", "--num-cpus=2", "--port=26379", "--dashboard-port=28265"]
     sizes = [f"--temp-dir={temporary}", "--object-store-memory=200000000", "--include-dashboard=true"]
@@ -114,7 +128,9 @@ def test_ray_job_gives_the_same_summary(finished, tmp_path):
     try:
         submit = [bin_folder + "/ray", "job", "submit", "--address=http://127.0.0.1:28265", "--working-dir", "."]
         entry = ["--", "python", "experiments/ddpo.py", "shapes", *SMALL, "--storage", str(tmp_path / "storage")]
-        done = subprocess.run([*submit, *entry], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=500, check=False)
+        done = subprocess.run(
+            [*submit, *entry], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=500, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "aligned model" in done.stdout
         assert summary(tmp_path / "storage") == summary(finished)

@@ -166,9 +166,6 @@ def test_only_the_newest_are_kept(trained, writer):
     assert [folder.name[:11] for folder in folders(writer)] == ["step-000003", "step-000004", "step-000010"]
 
 
-@pytest.mark.xfail(
-    reason="_prune counts damaged newer checkpoints as the newest and removes the one just written", strict=True
-)
 def test_new_checkpoint_outlives_damaged_later_ones(trained, two):
     """Catches: after falling back, the only whole checkpoint pruned in favour of damaged ones of later updates."""
     for folder in folders(two):

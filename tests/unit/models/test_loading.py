@@ -79,7 +79,6 @@ def test_pickled_weights_are_refused(copy):
         load_policy(copy, dtype="fp32", device="cpu")
 
 
-@pytest.mark.xfail(reason="load_policy lets safetensors' own SafetensorError through", strict=True)
 def test_truncated_weights_are_refused(copy):
     """Catches: a half-copied model told as a stack trace of the safetensors library, which names no file."""
     weights = (copy / "model.safetensors").read_bytes()
