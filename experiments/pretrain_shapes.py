@@ -18,7 +18,7 @@ import tyro
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.shapes.captions import QUESTIONS, caption, careless_caption
@@ -83,7 +83,7 @@ def one_cycle(
 def pretrain_vision(model: LlavaForConditionalGeneration, pixels: Tensor, labels: Tensor, config: Pretraining) -> None:
     """Teach the vision tower the content and place of every patch; the classifier on top is thrown away."""
     tower = model.model.vision_tower
-    head = nn.Linear(model.config.vision_config.hidden_size, sum(HEADS))
+    head = nn.Linear(tower.config.hidden_size, sum(HEADS))
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer, schedule = one_cycle(parameters, 2 * config.learning_rate, config.vision_steps)
     rng = np.random.default_rng(config.seed)
@@ -91,7 +91,8 @@ def pretrain_vision(model: LlavaForConditionalGeneration, pixels: Tensor, labels
         rows = torch.from_numpy(rng.integers(len(pixels), size=128))
         logits = head(tower(pixel_values(pixels[rows])).last_hidden_state[:, 1:]).split(HEADS, dim=-1)
         wanted = labels[rows].unbind(-1)
-        loss = sum(cross_entropy(told.flatten(0, 1), want.flatten()) for told, want in zip(logits, wanted, strict=True))
+        parts = [cross_entropy(told.flatten(0, 1), want.flatten()) for told, want in zip(logits, wanted, strict=True)]
+        loss = torch.stack(parts).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -121,7 +122,7 @@ def caption_batch(
 
 
 def pretrain_captions(
-    model: LlavaForConditionalGeneration,
+    model: PreTrainedModel,
     processor: LlavaProcessor,
     scenes: list[Scene],
     pixels: Tensor,

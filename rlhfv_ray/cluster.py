@@ -4,6 +4,7 @@ Parts: a job over many rows is cut into numbered tasks; each becomes one file `p
 a rename. What a part holds depends on its task alone, so a part found after a fault is a part done, and the result is the same.
 """
 
+import functools
 import logging
 import os
 import pickle
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
+from ray.exceptions import RayError
 
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError
@@ -95,9 +97,8 @@ def map_parts(
         return
     _configure_data()
     parts = ray.data.from_items([{"part": number} for number in missing], override_num_blocks=len(missing))
-    parts = parts.map_batches(
-        _prepare, fn_kwargs={"tasks": ray.put(list(tasks)), "prepare": prepare}, batch_size=1, num_cpus=PREPARE_CPUS
-    )
+    prepared = functools.partial(_prepare, tasks=ray.put(list(tasks)), prepare=prepare)
+    parts = parts.map_batches(prepared, batch_size=1, num_cpus=PREPARE_CPUS)
     parts = parts.map_batches(
         _Compute,
         fn_constructor_args=(actor, str(folder)),
@@ -111,7 +112,7 @@ def map_parts(
         try:
             for done, _ in enumerate(parts.iter_batches(batch_size=1), start=there + 1):
                 counter.advance(done)
-        except (ray.exceptions.RayError, RlhfvError) as error:
+        except (RayError, RlhfvError) as error:
             raise unwrap(error) from error
     lost = [number for number in missing if not part_path(folder, number).exists()]
     if lost:
@@ -140,7 +141,7 @@ def unwrap(error: BaseException) -> BaseException:
     return error
 
 
-def _prepare(batch: dict[str, Any], *, tasks: ray.ObjectRef, prepare: Callable[[Any], Any]) -> dict[str, Any]:
+def _prepare(batch: Any, *, tasks: ray.ObjectRef, prepare: Callable[[Any], Any]) -> Any:
     """Prepare one part's rows; pickled on the way, because they are whatever the actor wants."""
     number = int(batch["part"][0])
     return {"part": [number], "rows": [pickle.dumps(prepare(ray.get(tasks)[number]))]}

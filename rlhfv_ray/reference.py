@@ -7,6 +7,7 @@ every row that cannot be used), `config.json`.
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,13 +121,12 @@ def _collect_rejected(folder: Path, data: DataConfig) -> None:
     table = pa.concat_tables(
         pq.read_table(path, columns=["id", "reason"]) for path in sorted(folder.glob("part-*.parquet"))
     )
-    counts = pa.compute.value_counts(table["id"]).to_pylist()
-    twice = [count["values"] for count in counts if count["counts"] > 1]
+    twice = [row_id for row_id, count in Counter(table["id"].to_pylist()).items() if count > 1]
     if twice:
         raise DataError(
             f"{len(twice)} row ids of {data.path} are there more than once (first: {', '.join(twice[:5])})."
         )
-    rejected = table.filter(pa.compute.is_valid(table["reason"]))
+    rejected = table.filter(table["reason"].is_valid())
     pq.write_table(rejected, folder / REJECTED)
     if not rejected.num_rows:
         return

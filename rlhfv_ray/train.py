@@ -30,7 +30,6 @@ from rlhfv_ray.data.reference_rows import check_reference, from_row, load_refere
 from rlhfv_ray.errors import CheckpointError, StageFailedError, StaleReferenceError
 from rlhfv_ray.logps import IGNORED, policy_token_logps
 from rlhfv_ray.loss import StepLoss, batch_loss
-from rlhfv_ray.models import load_policy
 from rlhfv_ray.progress import RecordWriter, Reporter, following
 from rlhfv_ray.records import PairBatch
 
@@ -114,6 +113,8 @@ def raise_failure(job: TrainJob) -> None:
 
 def train_worker(job: TrainJob) -> None:
     """Train on one rank; the whole loop."""
+    from rlhfv_ray.models import load_policy  # transformers: the driver's side does without
+
     config = job.config
     torch.manual_seed(config.seed)
     pairs = load_reference(job.reference)
@@ -204,7 +205,8 @@ def start_engine(model: Any, optimizer: torch.optim.Optimizer, config: DDPOConfi
     import deepspeed
 
     if not config.scale.gpu:
-        deepspeed.ops.__compatible_ops__ = {}  # no compiled ops: gloo carries the collectives; a build takes 90 s
+        # No compiled ops: gloo carries the collectives, and a build takes 90 s.
+        setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
     optim, scale = config.optim, config.scale
     # DeepSpeed's stage 0 in fp32 neither sees nor skips a non-finite gradient; stage 1 computes the same and does.
     stage = 1 if scale.zero_stage == 0 and config.model.dtype == "fp32" else scale.zero_stage

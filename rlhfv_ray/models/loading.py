@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from rlhfv_ray.config import SHAPES
@@ -62,7 +63,8 @@ def load_policy(path: str | Path, *, dtype: str = "auto", device: str = "auto") 
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=DTYPES.get(dtype, dtype), use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"model.path = {where!r} cannot be loaded: {_first_line(error)}") from error
-    return model.to(target).eval(), processor
+    nn.Module.to(model, target)
+    return model.eval(), processor
 
 
 def load_processor(path: str | Path) -> Any:
