@@ -161,8 +161,7 @@ def test_a_planted_object_is_counted_and_marked(benchmark: ShapesBenchmark, scen
     assert found.counts()["wrong_attributes"] == (0, groups - 1)  # of phrases about objects that are there
     for text, item, group in zip(texts, found.answers, made_up, strict=False):
         (mark,) = item.marks
-        word = text[mark.start : mark.stop]
-        assert mark.kind == "object" and word.startswith(group.shape) and word in phrase(group).split()
+        assert mark.kind == "object" and text[mark.start : mark.stop] == phrase(group)
 
 
 def test_one_phrase_can_be_wrong_in_every_way(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
@@ -173,7 +172,20 @@ def test_one_phrase_can_be_wrong_in_every_way(benchmark: ShapesBenchmark, scenes
     start = judgement.answer.text.index(phrase(wrong))
     stop = start + len(phrase(wrong))
     assert judgement.marks == tuple(Mark(start, stop, kind) for kind in ("attribute", "number", "position"))
-    assert set(judgement.details.values()) == {Count(1, 1)}
+    assert judgement.details["repeated_objects"] == Count(0, 1)
+    assert {count for name, count in judgement.details.items() if name != "repeated_objects"} == {Count(1, 1)}
+
+
+def test_an_object_named_twice_is_marked_where_it_is_not(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+    """Catches: the true phrase blamed because a false one about the same shape came first; CHAIR sees neither."""
+    true = scenes[0].groups[0]
+    false = PLANTS["attribute"](true)
+    text = caption(scenes[0].setting, (false, *scenes[0].groups))
+    judgement = benchmark.judge(Answer("0", "?", text), scenes[0])
+    start = text.index(phrase(false))
+    assert judgement.marks == (Mark(start, start + len(phrase(false)), "object"),)
+    assert judgement.details["repeated_objects"] == Count(1, len(scenes[0].groups) + 1)
+    assert judgement.details["wrong_attributes"] == Count(0, len(scenes[0].groups))
 
 
 def test_manifest_follows_questions_and_decoding(benchmark: ShapesBenchmark, tmp_path: Path) -> None:
