@@ -36,7 +36,6 @@ class Line:
     storage: Path
     stages: tuple[Stage, ...]
     reference: Path
-    reference_inputs: Mapping[str, Any]
     train: Stage
 
     @property
@@ -82,7 +81,7 @@ def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Map
         stages.append(stage)
         reference = stage.folder(storage)
     train = train_stage(config, reference, inputs, seen)
-    return Line(config, storage, (*stages, train), reference, inputs, train)
+    return Line(config, storage, (*stages, train), reference, train)
 
 
 def corrections_stage(config: DDPOConfig) -> Stage:
