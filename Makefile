@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 BIN = .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
+# Ray starts many Pythons: without bytecode each of them would compile torch, transformers and the rest anew.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test check unit bench clean
 

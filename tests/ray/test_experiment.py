@@ -1,0 +1,140 @@
+"""The whole line as users start it: a command, the same command again, killed in between, and as a Ray job."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--shapes.scenes",
+    "60",
+    "--shapes.evaluation-scenes",
+    "40",
+    "--optim.steps",
+    "8",
+    "--scale.checkpoint-every",
+    "2",
+)
+pytestmark = pytest.mark.ray
+
+
+def command(storage: Path, *more: str) -> list[str]:
+    return [sys.executable, "experiments/ddpo.py", "shapes", *SMALL, "--storage", str(storage), *more]
+
+
+def run(storage: Path, *more: str) -> str:
+    done = subprocess.run(command(storage, *more), cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def summary(storage: Path) -> dict:
+    (path,) = storage.glob("shapes-*/summary.json")
+    found = json.loads(path.read_text())
+    found.pop("seconds")
+    return found
+
+
+def runs(storage: Path) -> list:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The storage of one small experiment."""
+    storage = tmp_path_factory.mktemp("storage")
+    run(storage)
+    return storage
+
+
+def test_summary_report_model_and_runs(finished):
+    """Catches: a missing piece of what an experiment promises to leave."""
+    found = summary(finished)
+    names = {"response_rate", "response_rate_all", "mention_rate", "object_recall", "words", "n"}
+    for which in ("base", "aligned"):
+        assert names <= found[which].keys()
+        assert found[which]["n"] == 40
+        assert 0 <= found[which]["object_recall"] <= 1
+    assert {"relative_reduction", "p_value"} <= found["comparison"].keys()
+    (folder,) = finished.glob("shapes-*")
+    assert {"config.json", "report.html", "rates.png", "training.png"} <= {path.name for path in folder.iterdir()}
+    (record, *_) = (json.loads(line) for line in next(finished.glob("train-*/metrics.jsonl")).open())
+    assert record["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
+    tracked = runs(finished)
+    parents = [one for one in tracked if "mlflow.parentRunId" not in one.data.tags]
+    assert len(parents) == 1
+    assert len(tracked) == 7  # and a child for each of six stages
+    assert {one.info.status for one in tracked} == {"FINISHED"}
+    assert parents[0].data.params["loss.gamma"] == "5.0"
+    assert parents[0].data.metrics["base/object_recall"] == pytest.approx(found["base"]["object_recall"])
+
+
+def test_same_command_again_skips_everything(finished):
+    """Catches: finished stages made again; a second MLflow run of the same experiment."""
+    before = {one.info.run_id: len(one.data.metrics) for one in runs(finished)}
+    printed = run(finished)
+    assert printed.count("skipped") == 6
+    assert "running" not in printed
+    assert {one.info.run_id: len(one.data.metrics) for one in runs(finished)} == before
+
+
+def test_killed_driver_continues_to_the_same_result(finished, tmp_path):
+    """Catches: work lost or doubled by a kill in the middle of training, runs left open or doubled."""
+    driver = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 300
+    while not list(tmp_path.glob("train-*/checkpoints/*/manifest.json")):
+        assert driver.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not list(tmp_path.glob("shapes-*/summary.json"))
+    printed = run(tmp_path)
+    assert printed.count("skipped") == 2  # corrections and reference were done
+    assert summary(tmp_path) == summary(finished)
+    assert len(runs(tmp_path)) == 7
+    assert {one.info.status for one in runs(tmp_path)} == {"FINISHED"}
+    for process in family:
+        if process.is_running():
+            process.kill()
+
+
+def test_ray_job_gives_the_same_summary(finished, tmp_path):
+    """Catches: code that only works from the checkout, or only with a Ray of its own."""
+    home = tmp_path / "home"
+    home.mkdir()
+    bin_folder = str(Path(sys.executable).parent)
+    settings = {
+        **os.environ,
+        "HOME": str(home),
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    temporary = Path(f"/tmp/rr{os.getpid()}")  # short: Ray puts sockets there
+    head = [bin_folder + "/ray", "start", "--head", "--num-cpus=2", "--port=26379", "--dashboard-port=28265"]
+    sizes = [f"--temp-dir={temporary}", "--object-store-memory=200000000", "--include-dashboard=true"]
+    subprocess.run([*head, *sizes], env=settings, check=True, capture_output=True, timeout=120)
+    try:
+        submit = [bin_folder + "/ray", "job", "submit", "--address=http://127.0.0.1:28265", "--working-dir", "."]
+        entry = ["--", "python", "experiments/ddpo.py", "shapes", *SMALL, "--storage", str(tmp_path / "storage")]
+        done = subprocess.run(
+            [*submit, *entry], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=500, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "aligned model" in done.stdout
+        assert summary(tmp_path / "storage") == summary(finished)
+    finally:
+        for process in psutil.process_iter(["cmdline"]):
+            if str(temporary) in " ".join(process.info["cmdline"] or []):
+                process.kill()
