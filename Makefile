@@ -17,6 +17,11 @@ test: .venv/dev-ready check
 unit: .venv/dev-ready
 	$(BIN)/python -m pytest tests/unit rlhfv_ray eval tests/test_layers.py
 
+# Speed on one CPU thread, about 10 minutes; leave the machine alone meanwhile.
+bench: .venv/ready
+	mkdir -p docs/benchmarks
+	$(BIN)/python benchmarks/run.py --json runs/benchmarks.json --page docs/benchmarks/cpu.md
+
 check: .venv/dev-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -114,8 +114,9 @@ def export_policy(engine: Any, processor: Any, folder: Path) -> None:
     """Write the engine's weights as a Hugging Face folder that `from_pretrained` loads; called by every worker."""
     state = engine._zero3_consolidated_16bit_state_dict() if engine.zero_optimization_stage() == 3 else None
     if dist.get_rank() == 0:
-        model = engine.module
-        state = state or model.state_dict()
+        model = engine.module.model
+        whole = state or engine.module.state_dict()
+        state = {name.removeprefix("model."): tensor for name, tensor in whole.items() if name.startswith("model.")}
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary, state_dict={name: tensor.contiguous().cpu() for name, tensor in state.items()})

@@ -29,6 +29,9 @@ class ModelConfig:
     """Hugging Face folder (or hub name) of an image-text-to-text model; `shapes` is the embedded one."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of weights and forward pass; bf16 keeps fp32 master weights in the optimizer."""
+    layout: Literal["auto", "shared", "plain"] = "auto"
+    """Rows of a pair: `shared` computes image, prompt and the answers' common beginning once, `plain` twice; the numbers are the same.
+    auto shares where the model's family is known to allow it."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,10 @@ class ScaleConfig:
     """CPUs of every worker and actor."""
     micro_batch: int = 1
     """Pairs per worker and forward pass; batch / (workers * micro_batch) passes are accumulated."""
+    row_tokens: int = 0
+    """Pairs of one forward pass share a row up to this many tokens; 0 gives each its own. Needs shared rows (model.layout)."""
+    recompute: int = 0
+    """Activation checkpointing: 0 keeps all layers' activations for backward, k computes those of every k-th layer again (1: all)."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage: what is sharded over workers (1 optimizer, 2 + gradients, 3 + parameters)."""
     offload: Literal["none", "optimizer", "all"] = "none"
@@ -166,6 +173,8 @@ class ScaleConfig:
         for name in ("workers", "micro_batch", "actors", "rows", "inference_batch", "checkpoint_every", "keep"):
             _check(getattr(self, name) >= 1, f"scale.{name}", getattr(self, name), ">= 1")
         _check(self.cpus > 0, "scale.cpus", self.cpus, "> 0")
+        _check(self.recompute >= 0, "scale.recompute", self.recompute, ">= 0 (0: no activation checkpointing)")
+        _check(self.row_tokens >= 0, "scale.row_tokens", self.row_tokens, ">= 0 (0: one pair a row)")
         _check(self.max_failures >= 0, "scale.max_failures", self.max_failures, ">= 0")
         _check(self.log_every >= 1, "scale.log_every", self.log_every, ">= 1")
         allowed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]

@@ -65,20 +65,20 @@ class StepLoss(NamedTuple):
 
 
 def batch_loss(
-    scored: Float[Tensor, "B S"], batch: PairBatch, *, beta: float, gamma: float, normalize: bool, sft_weight: float
+    scored: Float[Tensor, "B A"], batch: PairBatch, *, beta: float, gamma: float, normalize: bool, sft_weight: float
 ) -> StepLoss:
     """The DDPO loss of a batch of pairs whose reference log-probabilities are known.
 
     Args:
-        scored: the policy's `token_logps` of the batch.
-        batch: masks, and the reference's `token_logps`.
+        scored: the policy's log-probability of every answer token.
+        batch: masks, and the reference's log-probabilities.
         beta: see `dpo_loss`.
         gamma: weight of corrected tokens.
         normalize: see `weighted_logps`.
         sft_weight: adds the release's term -sft_weight * mean(log pi(y_w|x)), scored like the preference itself.
     """
     assert batch.reference_token_logps is not None, "the reference stage fills these in"
-    weights = segment_weights(batch.labels, batch.changed, gamma=gamma, dtype=scored.dtype)
+    weights = segment_weights(batch.answers >= 0, batch.changed, gamma=gamma, dtype=scored.dtype)
     logps = weighted_logps(scored, weights, normalize=normalize)
     reference = weighted_logps(batch.reference_token_logps.to(scored.dtype), weights, normalize=normalize)
     pairs = len(batch.ids)
@@ -87,7 +87,7 @@ def batch_loss(
     return StepLoss(total, preference, logps, _changed_share(weights, batch.changed))
 
 
-def _changed_share(weights: Float[Tensor, "B S"], changed: Bool[Tensor, "B S"]) -> Float[Tensor, ""]:
+def _changed_share(weights: Float[Tensor, "B A"], changed: Bool[Tensor, "B A"]) -> Float[Tensor, ""]:
     scored = weights > 0
     return (changed & scored).sum() / scored.sum()
 

@@ -45,7 +45,7 @@ class Reporter:
         rate = engine.optimizer.param_groups[0]["lr"]
         fact = {"step": step, "learning_rate": rate, "grad_norm": None if norm is None else float(norm)}
         self.facts.append({**fact, "skipped": int(bool(suspects)), **({"skipped_pairs": suspects} if suspects else {})})
-        self.tokens += sum(batch.inputs["attention_mask"].numel() for batch, _ in losses)
+        self.tokens += sum(batch.inputs["input_ids"].numel() for batch, _ in losses)
 
     def flush(self) -> None:
         """Average over workers and report to the driver; called by every worker."""

@@ -1,7 +1,6 @@
 """What travels along the line: one record per arrow of the design.
 
-Shapes: P pairs, B = 2P rows (row p is the chosen answer of pair p, row P+p its rejected answer),
-T tokens of a padded row, S = T-1 positions; position s holds what is known of token s+1.
+Shapes: P pairs, B = 2P answers (answer p is the chosen one of pair p, answer P+p its rejected one) of up to A tokens.
 """
 
 from __future__ import annotations  # torch is not imported: readers of data do without it
@@ -58,13 +57,18 @@ class ReferencePair(EncodedPair):
 
 
 class PairBatch(NamedTuple):
-    """P pairs as B = 2P right-padded rows, chosen rows first."""
+    """P pairs laid out in R rows of T tokens, and where their B = 2P answers are found in them, chosen answers first.
+
+    A token that stands in both answers for the same reasons (their common beginning) is there, and is scored, once.
+    """
 
     ids: tuple[str, ...]
-    inputs: dict[str, Tensor]  # input_ids, attention_mask (B, T) and the processor's image tensors, B images
-    labels: Tensor  # (B, T), -100 on prompt and padding
-    changed: Tensor  # (B, S) bool, corrected tokens
-    reference_token_logps: Tensor | None  # (B, S) nats, fp32, 0 where labels are -100
+    inputs: dict[str, Tensor]  # of the model: input_ids (R, T), what says who sees whom, the processor's image tensors
+    predictors: Tensor  # (N,) positions in the R * T tokens: feature `predictors[i]` predicts `targets[i]`
+    targets: Tensor  # (N,) token ids
+    answers: Tensor  # (B, A) which of the N each token of an answer is; -1 beyond the answer's end
+    changed: Tensor  # (B, A) bool, corrected tokens
+    reference_token_logps: Tensor | None  # (B, A) nats, fp32, 0 beyond the answer's end
 
 
 @dataclass(frozen=True)

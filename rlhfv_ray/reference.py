@@ -24,7 +24,7 @@ from rlhfv_ray.data.reference_rows import REJECTED, SCHEMA, to_row
 from rlhfv_ray.encoding import encode_pair
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.logps import policy_token_logps
-from rlhfv_ray.models import load_policy, load_processor, processor_digest, weights_digest
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, load_processor, processor_digest, weights_digest
 from rlhfv_ray.records import EncodedPair, ReferencePair
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ def reference_inputs(model: ModelConfig, data: DataConfig, *, rows: str | None =
         "format": data.format,
         "min_match": data.min_match,
         "max_length": data.max_length,
-        "layout": 1,  # of the folder
+        "layout": model.layout,  # of rows: bf16 rounds each its own way
+        "version": 1,  # of the folder
     }
 
 
@@ -81,32 +82,30 @@ class ReferenceActor:
 
     def __init__(self, model: ModelConfig, batch: int) -> None:
         torch.set_grad_enabled(False)
-        self.model, self.processor = load_policy(model.path, dtype=model.dtype)
+        loaded, self.processor = load_policy(model.path, dtype=model.dtype)
+        self.policy = AnswerPolicy(loaded, layout_of(loaded, model.layout))
         self.batch = batch
 
     def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]], part: int) -> pa.Table:
         """One part's table, in `SCHEMA`."""
         pairs = [row for row in rows if isinstance(row, EncodedPair)]
-        by_length = sorted(
-            pairs, key=lambda pair: len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
-        )
+        by_length = sorted(pairs, key=self.policy.layout.tokens_of)
         scored: dict[str, ReferencePair] = {}
         for start in range(0, len(pairs), self.batch):
-            some = score_pairs(self.model, self.processor, by_length[start : start + self.batch])
+            some = score_pairs(self.policy, self.processor, by_length[start : start + self.batch])
             scored |= {pair.id: pair for pair in some}
         rejected = [{"id": row[0], "reason": row[1]} for row in rows if isinstance(row, tuple)]
         return pa.Table.from_pylist([*(to_row(scored[pair.id]) for pair in pairs), *rejected], schema=SCHEMA)
 
 
-def score_pairs(model: Any, processor: Any, pairs: Sequence[EncodedPair]) -> list[ReferencePair]:
+def score_pairs(policy: AnswerPolicy, processor: Any, pairs: Sequence[EncodedPair]) -> list[ReferencePair]:
     """Reference log-probs of a few pairs in one forward pass, the same pass that training does."""
-    batch = to_device(collate_pairs(pairs, processor, rule="both_sides"), model.device, model.dtype)
-    logps = policy_token_logps(model, batch).float().cpu()
+    batch = collate_pairs(pairs, processor, rule="both_sides", layout=policy.layout)
+    logps = policy_token_logps(policy, to_device(batch, policy.model.device, policy.model.dtype)).float().cpu()
     scored = []
     for row, pair in enumerate(pairs):
-        start = len(pair.prompt_ids) - 1
-        chosen = logps[row, start : start + len(pair.chosen_ids)].tolist()
-        rejected = logps[row + len(pairs), start : start + len(pair.rejected_ids)].tolist()
+        chosen = logps[row, : len(pair.chosen_ids)].tolist()
+        rejected = logps[row + len(pairs), : len(pair.rejected_ids)].tolist()
         scored.append(ReferencePair(**vars(pair), chosen_logps=chosen, rejected_logps=rejected))
     return scored
 

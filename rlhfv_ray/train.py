@@ -26,12 +26,12 @@ from torch import Tensor
 from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.checkpoint import Writer, export_policy, load_checkpoint, save_checkpoint
 from rlhfv_ray.config import DDPOConfig, OptimConfig
-from rlhfv_ray.data.reference_rows import check_reference, from_row, load_reference
+from rlhfv_ray.data.reference_rows import check_reference, from_row, load_reference, pair_lengths
 from rlhfv_ray.errors import CheckpointError, StageFailedError, StaleReferenceError
-from rlhfv_ray.logps import IGNORED, policy_token_logps
+from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import StepLoss, batch_loss
 from rlhfv_ray.progress import RecordWriter, Reporter, following
-from rlhfv_ray.records import PairBatch
+from rlhfv_ray.records import PairBatch, ReferencePair
 
 logger = logging.getLogger(__name__)
 
@@ -113,20 +113,23 @@ def raise_failure(job: TrainJob) -> None:
 
 def train_worker(job: TrainJob) -> None:
     """Train on one rank; the whole loop."""
-    from rlhfv_ray.models import load_policy  # transformers: the driver's side does without
+    from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy  # transformers: the driver's side does without
 
     config = job.config
     torch.manual_seed(config.seed)
     pairs = load_reference(job.reference)
     steps = config.optim.total_steps(len(pairs))
-    model, processor = load_policy(config.model.path, dtype=config.model.dtype)
     optim, scale = config.optim, config.scale
-    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
-    engine = start_engine(model, optimizer, config)
+    model, processor = load_policy(config.model.path, dtype=config.model.dtype)
+    policy = AnswerPolicy(model, layout_of(model, config.model.layout, row_tokens=scale.row_tokens))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
+    engine = start_engine(policy, optimizer, config)
     writer = Writer(job.folder, job.token, scale.zero_stage, scale.keep)
     step, records = load_checkpoint(engine, job.folder, zero_stage=scale.zero_stage)
     reporter = Reporter(records)
-    batches = prefetched(micro_batches(pairs, processor, config, start=step, stop=steps))
+    lengths = pair_lengths(job.reference)
+    collate = functools.partial(collate_pairs, processor=processor, rule=config.data.rule, layout=policy.layout)
+    batches = prefetched(micro_batches(pairs, lengths, collate, config, start=step, stop=steps))
     skipped = 0  # updates in a row
     while step < steps:
         losses, suspects = update(engine, batches, job, step=step, rate=learning_rate(optim, step, steps))
@@ -200,9 +203,11 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def start_engine(model: Any, optimizer: torch.optim.Optimizer, config: DDPOConfig) -> Any:
-    """Wrap model and optimizer in a DeepSpeed engine."""
+def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConfig) -> Any:
+    """Wrap policy and optimizer in a DeepSpeed engine."""
     import deepspeed
+
+    from rlhfv_ray.models import recompute_activations
 
     if not config.scale.gpu:
         # No compiled ops: gloo carries the collectives, and a build takes 90 s.
@@ -226,20 +231,32 @@ def start_engine(model: Any, optimizer: torch.optim.Optimizer, config: DDPOConfi
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
     engine.eval()  # no dropout: policy and reference are the same function
+    recompute_activations(policy.model, scale.recompute)
     return engine
 
 
-def micro_batches(pairs: Any, processor: Any, config: DDPOConfig, *, start: int, stop: int) -> Iterator[PairBatch]:
-    """This rank's batches, forward pass by forward pass."""
+def micro_batches(
+    pairs: Any,
+    lengths: Sequence[int],
+    collate: Callable[[Sequence[ReferencePair]], PairBatch],
+    config: DDPOConfig,
+    *,
+    start: int,
+    stop: int,
+) -> Iterator[PairBatch]:
+    """This rank's batches, forward pass by forward pass.
+
+    A global batch is cut into groups of `scale.micro_batch` pairs of like length, whatever the number of workers; they take turns.
+    """
     size, world, rank = config.scale.micro_batch, dist.get_world_size(), dist.get_rank()
     for step in range(start, stop):
         rows = batch_rows(len(pairs), config.optim.batch, seed=config.seed, step=step)
+        rows.sort(key=lambda row: (lengths[row], row))
         for turn in range(config.accumulation):
             first = (turn * world + rank) * size
-            mine = [from_row(pairs[row]) for row in rows[first : first + size]]
-            yield collate_pairs(mine, processor, rule=config.data.rule)
+            yield collate([from_row(pairs[row]) for row in rows[first : first + size]])
 
 
 def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
@@ -266,7 +283,7 @@ def check_first_loss(scored: Tensor, batch: PairBatch, loss: StepLoss, job: Trai
     """
     assert batch.reference_token_logps is not None, "the reference stage fills these in"
     off = (loss.preference.losses.detach().mean() - math.log(2)).abs()
-    tokens = batch.labels[:, 1:] != IGNORED
+    tokens = batch.answers >= 0
     apart = (scored.detach() - batch.reference_token_logps)[tokens].abs().mean()
     gate, rounding = GATE[job.config.model.dtype]
     failed = (~((off <= gate) | (apart <= rounding))).float()

@@ -61,6 +61,16 @@ def load_reference(folder: Path) -> Any:
     return table.select(usable) if len(usable) < len(table) else table
 
 
+def pair_lengths(folder: Path) -> list[int]:
+    """Tokens of prompt and both answers of every pair, in the order of `load_reference`."""
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    parts = [pq.read_table(path, columns=["reason", *names]) for path in sorted(folder.glob("part-*.parquet"))]
+    table = pa.concat_tables(parts)
+    table = table.filter(table["reason"].is_null())
+    columns = [table[name].combine_chunks().value_lengths().to_pylist() for name in names]
+    return [sum(lengths) for lengths in zip(*columns, strict=True)]
+
+
 def rejected_rows(folder: Path) -> list[dict[str, str]]:
     """Id and reason of the rows a reference folder could not use."""
     return pq.read_table(folder / REJECTED).to_pylist()

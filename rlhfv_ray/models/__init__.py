@@ -1,5 +1,6 @@
-"""Loading image-text-to-text checkpoints."""
+"""Loading image-text-to-text checkpoints, and scoring pairs with them."""
 
+from rlhfv_ray.models.layouts import layout_of
 from rlhfv_ray.models.loading import (
     check_image_tokens,
     load_policy,
@@ -8,5 +9,16 @@ from rlhfv_ray.models.loading import (
     resolve_model,
     weights_digest,
 )
+from rlhfv_ray.models.policy import AnswerPolicy, recompute_activations
 
-__all__ = ["check_image_tokens", "load_policy", "load_processor", "processor_digest", "resolve_model", "weights_digest"]
+__all__ = [
+    "AnswerPolicy",
+    "check_image_tokens",
+    "layout_of",
+    "load_policy",
+    "load_processor",
+    "processor_digest",
+    "recompute_activations",
+    "resolve_model",
+    "weights_digest",
+]

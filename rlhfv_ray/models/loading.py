@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from rlhfv_ray.config import SHAPES
 from rlhfv_ray.encoding import prompt_ids
@@ -75,8 +76,8 @@ def load_processor(path: str | Path) -> Any:
     """
     where = resolve_model(str(path))
     try:
-        processor = AutoProcessor.from_pretrained(where)
-    except (OSError, ValueError) as error:
+        processor = _processor(where)
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"The processor of {where!r} cannot be loaded: {_first_line(error)}") from error
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
         raise ConfigError(f"{where!r} has no processor for images and text: it is no image-text-to-text model.")
@@ -87,6 +88,29 @@ def load_processor(path: str | Path) -> Any:
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor
+
+
+def _processor(where: str) -> Any:
+    """A checkpoint's processor; without its part for videos where that cannot be had, most often for want of torchvision."""
+    try:
+        return AutoProcessor.from_pretrained(where)
+    except (ImportError, OSError):
+        whole: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(where)), None)
+        if whole is None or "video_processor" not in whole.get_attributes():
+            raise
+        parts = [name for name in whole.get_attributes() if name != "video_processor"]
+        place = whole.get_attributes().index("video_processor")
+
+        def arguments(made: Any, *where: Any, **settings: Any) -> list[Any]:
+            found = super(made, made)._get_arguments_from_pretrained(*where, **settings)
+            return [*found[:place], None, *found[place:]]
+
+        bodies = {
+            "get_attributes": classmethod(lambda _: parts),
+            "_get_arguments_from_pretrained": classmethod(arguments),
+        }
+        bodies["apply_chat_template"] = ProcessorMixin.apply_chat_template  # SmolVLM's own asks for the part for videos
+        return type(whole.__name__, (whole,), bodies).from_pretrained(where)  # the same name: it is saved by it
 
 
 def check_image_tokens(path: str | Path) -> None:

@@ -3,6 +3,7 @@
 DeepSpeed has had silently wrong gradients (#7718, #7839, #8224), so this runs on every update of it. All cases share one pair of processes.
 """
 
+import functools
 import os
 import pickle
 import random
@@ -19,7 +20,7 @@ from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, S
 from rlhfv_ray.data.reference_rows import to_row
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import batch_loss
-from rlhfv_ray.models import load_policy
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy
 from rlhfv_ray.records import PairBatch
 from rlhfv_ray.reference import score_pairs
 from rlhfv_ray.train import TrainJob, micro_batches, pairs_to_blame, start_engine, update
@@ -57,8 +58,10 @@ def master_weights(engine) -> dict[str, torch.Tensor]:
     found = {}
     for name, weight in engine.module.named_parameters():
         master = safe_get_full_fp32_param(weight)
-        found[name] = (own.get(id(weight), weight) if master is None else master).detach().clone()
-        assert found[name].dtype == torch.float32
+        found[name.removeprefix("model.")] = (
+            (own.get(id(weight), weight) if master is None else master).detach().clone()
+        )
+    assert {weight.dtype for weight in found.values()} == {torch.float32}
     return found
 
 
@@ -77,9 +80,12 @@ def run_case(case, folder: Path) -> dict:
     """Three updates: a clean one, one with a NaN in rank 1's last batch, and a clean one again."""
     config = config_of(case, folder / "model")
     model, processor = load_policy(config.model.path, dtype=config.model.dtype, device="cpu")
-    engine = start_engine(model, torch.optim.SGD(model.parameters(), lr=RATE), config)
+    policy = AnswerPolicy(model, layout_of(model))
+    engine = start_engine(policy, torch.optim.SGD(policy.parameters(), lr=RATE), config)
     rows = [to_row(pair) for pair in pickle.loads((folder / "pairs.pickle").read_bytes())]
-    made = micro_batches(rows, processor, config, start=0, stop=1)
+    collate = functools.partial(collate_pairs, processor=processor, rule=config.data.rule, layout=policy.layout)
+    lengths = [len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+    made = micro_batches(rows, lengths, collate, config, start=0, stop=1)
     batches = [to_device(batch, engine.device, model.dtype) for batch in made]
     job = TrainJob(config, folder, {}, folder, token="")
     start = master_weights(engine)
@@ -124,7 +130,7 @@ def reference_pairs(small_model, encoded):
     model, processor = load_policy(small_model, dtype="fp32", device="cpu")
     rng = random.Random(0)
     with torch.no_grad():
-        scored = score_pairs(model, processor, encoded[:PAIRS])
+        scored = score_pairs(AnswerPolicy(model, layout_of(model)), processor, encoded[:PAIRS])
     return [replace(pair, chosen_logps=[value + rng.gauss(0, 0.5) for value in pair.chosen_logps]) for pair in scored]
 
 
@@ -145,8 +151,10 @@ def plain(small_model, reference_pairs):
     gradients = {}
     for dtype in TOLERANCE:
         model, processor = load_policy(small_model, dtype=dtype, device="cpu")
-        batch = to_device(collate_pairs(reference_pairs, processor, rule="muffin"), model.device, model.dtype)
-        batch_loss(policy_token_logps(model, batch), batch, **vars(LOSS)).total.backward()
+        policy = AnswerPolicy(model, layout_of(model))
+        made = collate_pairs(reference_pairs, processor, rule="muffin", layout=policy.layout)
+        batch = to_device(made, model.device, model.dtype)
+        batch_loss(policy_token_logps(policy, batch), batch, **vars(LOSS)).total.backward()
         gradients[dtype] = {
             name: torch.zeros_like(weight, dtype=torch.float32) if weight.grad is None else weight.grad.float()
             for name, weight in model.named_parameters()

@@ -13,9 +13,9 @@ import torch
 
 from rlhfv_ray.batch import collate_pairs
 from rlhfv_ray.data.reference_rows import SCHEMA, from_row, to_row
-from rlhfv_ray.logps import IGNORED, policy_token_logps
+from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import batch_loss
-from rlhfv_ray.models import load_policy
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy
 from rlhfv_ray.reference import score_pairs
 
 STEP_0 = 1e-6  # of ln 2, the trainer's own gate
@@ -32,7 +32,8 @@ def small(small_model):
 @pytest.fixture(scope="module", params=["small", "policy"])
 def model(request):
     """A model with random weights, and the shipped one: what holds must not hang on the weights."""
-    return request.getfixturevalue(request.param)
+    loaded = request.getfixturevalue(request.param)
+    return AnswerPolicy(loaded, layout_of(loaded))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def off(cached):
 
 def losses_of(model, processor, pairs, *, rule="both_sides", beta=0.5, gamma=5.0, normalize=True):
     """Loss by pair id."""
-    batch = collate_pairs(pairs, processor, rule=rule)
+    batch = collate_pairs(pairs, processor, rule=rule, layout=model.layout)
     with torch.no_grad():
         step = batch_loss(
             policy_token_logps(model, batch), batch, beta=beta, gamma=gamma, normalize=normalize, sft_weight=0.0
@@ -80,9 +81,10 @@ def test_cached_reference_is_the_live_one(model, processor, encoded, cached):
     """Catches: log-probs lost or shifted on the way through the reference folder's rows and into a batch."""
     batch = collate_pairs(cached, processor, rule="muffin")
     with torch.no_grad():
-        live = policy_token_logps(model, collate_pairs(encoded[:PAIRS], processor, rule="muffin"))
+        made = collate_pairs(encoded[:PAIRS], processor, rule="muffin", layout=model.layout)
+        live = policy_token_logps(model, made)
     torch.testing.assert_close(batch.reference_token_logps, live, atol=BATCHING, rtol=0)
-    assert ((live != 0) == (batch.labels[:, 1:] != IGNORED)).all()
+    assert ((live != 0) == (batch.answers >= 0)).all()
     assert live.min() < -0.01
 
 
@@ -102,15 +104,17 @@ def test_losses_do_not_hang_on_who_else_is_in_the_batch(model, processor, off):
 
 def test_padding_to_any_width_changes_nothing(model, processor, off):
     """Catches: a loss that hangs on the longest answer of its batch."""
-    batch = collate_pairs(off, processor, rule="both_sides")
+    batch = collate_pairs(off, processor, rule="both_sides")  # plain rows, whose padding a mask of 0 and 1 tells
+    width, wide = batch.inputs["input_ids"].shape[1], 17
     wider = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0}
 
     def pad(tensor, value):
-        return torch.nn.functional.pad(tensor, (0, 17), value=value)
+        return torch.nn.functional.pad(tensor, (0, wide), value=value)
 
     padded = batch._replace(
         inputs={name: pad(tensor, wider[name]) if name in wider else tensor for name, tensor in batch.inputs.items()},
-        labels=pad(batch.labels, IGNORED),
+        predictors=batch.predictors + batch.predictors // width * wide,
+        answers=pad(batch.answers, -1),
         changed=pad(batch.changed, False),
         reference_token_logps=pad(batch.reference_token_logps, 0.0),
     )
@@ -124,15 +128,17 @@ def test_padding_to_any_width_changes_nothing(model, processor, off):
 
 @pytest.fixture(scope="module")
 def doubled(small_model):
-    """The small model in float64."""
-    return load_policy(small_model, dtype="fp32", device="cpu")[0].double()
+    """The small model in float64, in plain rows: Llama's norms round to fp32, and shared rows add gradients up before they are rounded."""
+    loaded = load_policy(small_model, dtype="fp32", device="cpu")[0].double()
+    return AnswerPolicy(loaded, layout_of(loaded, "plain"))
 
 
 def answer_logps(model, processor, pair, side: str) -> list[torch.Tensor]:
     """Log-probability of each token of one unpadded answer, from softmax and log written out."""
     ids = pair.prompt_ids + getattr(pair, f"{side}_ids")
     pixels = collate_pairs([pair], processor, rule="muffin").inputs["pixel_values"][:1].double()
-    probabilities = model(input_ids=torch.tensor([ids]), pixel_values=pixels, use_cache=False).logits[0].softmax(-1)
+    inputs = {"input_ids": torch.tensor([ids]), "pixel_values": pixels}
+    probabilities = model.model(**inputs, use_cache=False).logits[0].softmax(-1)
     return [probabilities[position - 1, ids[position]].log() for position in range(len(pair.prompt_ids), len(ids))]
 
 
@@ -150,12 +156,10 @@ def slow_loss(model, processor, pair, *, beta, gamma, normalize, rule):
 
 
 def fast_loss(model, processor, pairs, *, beta, gamma, normalize, rule):
-    batch = collate_pairs(pairs, processor, rule=rule)
-    stored = [[pair.chosen_logps for pair in pairs], [pair.rejected_logps for pair in pairs]]
+    batch = collate_pairs(pairs, processor, rule=rule, layout=model.layout)
     reference = torch.zeros(batch.changed.shape, dtype=torch.float64)  # the file's fp32 values, in float64
-    for row, (pair, logps) in enumerate(zip([*pairs, *pairs], [*stored[0], *stored[1]], strict=True)):
-        start = len(pair.prompt_ids) - 1
-        reference[row, start : start + len(logps)] = torch.tensor(logps, dtype=torch.float64)
+    for row, logps in enumerate([*(pair.chosen_logps for pair in pairs), *(pair.rejected_logps for pair in pairs)]):
+        reference[row, : len(logps)] = torch.tensor(logps, dtype=torch.float64)
     inputs = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch.inputs.items()}
     batch = batch._replace(inputs=inputs, reference_token_logps=reference)
     return batch_loss(

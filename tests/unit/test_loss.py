@@ -23,7 +23,7 @@ def scores(case, side):
     part = case[side]
     labels, changed = torch.tensor(part["labels"]), torch.tensor(part["changed"])
     logps = token_logps(double(part["logits"]), labels)
-    weights = segment_weights(labels, changed, gamma=case["gamma"], dtype=torch.float64)
+    weights = segment_weights(labels[:, 1:] != IGNORED, changed, gamma=case["gamma"], dtype=torch.float64)
     return labels, logps, weights, weighted_logps(logps, weights, normalize=case["normalize"])
 
 
@@ -47,6 +47,14 @@ def test_release(case):
         torch.testing.assert_close(ours, double(case[name]), atol=TOLERANCE, rtol=0)
 
 
+def batch_of(labels, changed, reference) -> PairBatch:
+    """A batch of which only the loss's part matters: which positions are scored, which corrected, the reference."""
+    scored = labels[:, 1:] != IGNORED
+    answers = torch.where(scored, scored.flatten().cumsum(0).view_as(scored) - 1, -1)
+    pairs = tuple("abcdef"[: len(labels) // 2])
+    return PairBatch(pairs, {}, torch.empty(0), torch.empty(0), answers, changed, reference)
+
+
 def test_half_precision_logits_are_scored_in_fp32():
     """Catches: log_softmax in bf16, which is off by 1e-2 nats a token."""
     logits = torch.randn(2, 5, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -62,7 +70,7 @@ def test_gamma_one_unnormalised_is_dpo():
     labels[:, :2] = IGNORED
     reference = torch.randn(4, 5, generator=generator, dtype=torch.float64).masked_fill(labels[:, 1:] == IGNORED, 0)
     changed = torch.rand(4, 5, generator=generator) < 0.5
-    batch = PairBatch(("a", "b"), {}, labels, changed, reference)
+    batch = batch_of(labels, changed, reference)
     step = batch_loss(token_logps(logits, labels), batch, beta=0.3, gamma=1.0, normalize=False, sft_weight=0.0)
     probabilities = logits.softmax(-1)
     expected = []
@@ -78,7 +86,7 @@ def test_gamma_one_unnormalised_is_dpo():
 def test_sft_weight_adds_negative_log_likelihood_of_chosen():
     """Catches: the option does nothing, or its sign is wrong. Uniform over 4 words, 2 tokens: 2 ln 4 nats."""
     labels = torch.tensor([[IGNORED, 1, 2], [IGNORED, 3, 0]])
-    batch = PairBatch(("a",), {}, labels, torch.zeros(2, 2, dtype=torch.bool), torch.full((2, 2), -math.log(4)))
+    batch = batch_of(labels, torch.zeros(2, 2, dtype=torch.bool), torch.full((2, 2), -math.log(4)))
     logps = token_logps(torch.zeros(2, 3, 4), labels)
     step = batch_loss(logps, batch, beta=1.0, gamma=1.0, normalize=False, sft_weight=0.5)
     assert step.total.item() == pytest.approx(math.log(2) + 0.5 * 2 * math.log(4), abs=1e-6)
@@ -86,13 +94,8 @@ def test_sft_weight_adds_negative_log_likelihood_of_chosen():
 
 def test_metrics_by_hand():
     """Catches: metrics in another order than their names. Rewards 2 and 0.5, and -1 and 1: margins 1.5, -2."""
-    batch = PairBatch(
-        ("a", "b"),
-        {},
-        torch.tensor([[IGNORED, 1]] * 4),
-        torch.tensor([[True], [False], [True], [False]]),
-        torch.zeros(4, 1),
-    )
+    changed = torch.tensor([[True], [False], [True], [False]])
+    batch = batch_of(torch.tensor([[IGNORED, 1]] * 4), changed, torch.zeros(4, 1))
     step = batch_loss(
         torch.tensor([[2.0], [-1.0], [0.5], [1.0]]), batch, beta=1.0, gamma=1.0, normalize=False, sft_weight=0.0
     )

@@ -1,0 +1,383 @@
+"""The cells of the speed benchmark: what is compared, at which sizes, and the counts that predict the ratio."""
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from benchmarks.measure import Row, Timing, assert_close, compare, peak_bytes
+from benchmarks.peers import concatenated_inputs, concatenated_loss, full_head_logps, one_by_one_logps
+from rlhfv_ray.batch import Layout, collate_pairs, to_device
+from rlhfv_ray.config import LossConfig
+from rlhfv_ray.logps import IGNORED, head_logps, policy_token_logps
+from rlhfv_ray.loss import batch_loss
+from rlhfv_ray.models import AnswerPolicy, layout_of, recompute_activations
+from rlhfv_ray.records import ChangedTokens, ReferencePair
+
+LOSS = LossConfig(beta=0.1, gamma=5.0, normalize=False)
+IMAGE_TOKEN, FIRST_WORD = 1, 10
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # of the gradient's norm
+
+
+@dataclass(frozen=True)
+class Size:
+    """A LLaVA, and the lengths of its pairs."""
+
+    width: int
+    layers: int
+    feedforward: int
+    heads: int
+    words: int
+    vision_width: int
+    vision_layers: int
+    image_side: int  # pixels; patches of 14
+    prompt: int  # text tokens of the prompt
+    answer: int
+    common: int  # tokens both answers begin with
+
+    @property
+    def image_tokens(self) -> int:
+        """Patches of an image."""
+        return (self.image_side // 14) ** 2
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens of a pair: two padded rows, and one shared row."""
+        before = self.image_tokens + self.prompt
+        return 2 * (before + self.answer), before + 2 * self.answer - self.common
+
+    def flops(self, *, shared: bool, checkpointing: bool = False) -> float:
+        """Floating-point operations of forward and backward of one pair."""
+        tokens, passes = self.tokens[int(shared)], 8 if checkpointing else 6
+        block = 4 * self.width**2 + 3 * self.width * self.feedforward
+        rows = 1 if shared else 2
+        scored = 2 * self.answer - self.common if shared else tokens
+        attention = 2 * passes * self.width * self.layers * (tokens / rows) ** 2 / 2 * rows
+        vision = 2 * (self.image_tokens + 1) * self.vision_layers * 12 * self.vision_width**2
+        images = (1 if shared else 2) * passes / 2 * vision
+        return passes * self.layers * block * tokens + attention + 6 * self.width * self.words * scored + images
+
+
+MUFFIN = Size(256, 6, 688, 8, 2000, 128, 4, 112, prompt=78, answer=87, common=24)
+LLAVA = dataclasses.replace(MUFFIN, image_side=336, prompt=60)
+LLAVA_7B = Size(4096, 32, 11008, 32, 32064, 1024, 24, 336, prompt=60, answer=87, common=24)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model with its pairs in both layouts, on a device."""
+
+    size: Size
+    model: Any
+    processor: Any
+    pairs: Sequence[ReferencePair]
+    device: torch.device
+
+    @property
+    def policy(self) -> AnswerPolicy:
+        """The model as the line runs it."""
+        return AnswerPolicy(self.model, layout_of(self.model))
+
+    @property
+    def plain(self) -> Layout:
+        """Two rows per pair."""
+        return layout_of(self.model, "plain")
+
+
+def make_setting(size: Size, *, pairs: int, device: torch.device, dtype: torch.dtype) -> Setting:
+    """Random weights of a true shape, made on the device, and random pairs; no downloads."""
+    vision = CLIPVisionConfig(
+        hidden_size=size.vision_width,
+        intermediate_size=4 * size.vision_width,
+        num_hidden_layers=size.vision_layers,
+        num_attention_heads=max(1, size.vision_width // 64),
+        image_size=size.image_side,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        vocab_size=size.words,
+        hidden_size=size.width,
+        intermediate_size=size.feedforward,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layer=-1,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            model = LlavaForConditionalGeneration(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    side = {"height": size.image_side, "width": size.image_side}
+    processor = SimpleNamespace(
+        tokenizer=SimpleNamespace(pad_token_id=0),
+        image_processor=CLIPImageProcessorPil(size=side, do_center_crop=False),
+    )
+    return Setting(size, model, processor, make_pairs(size, pairs), device)
+
+
+def make_pairs(size: Size, count: int) -> list[ReferencePair]:
+    """Pairs of random words with lengths as given, a fifth of the words after the common beginning corrected."""
+    rng = random.Random(0)
+
+    def words(number: int) -> list[int]:
+        return [rng.randrange(FIRST_WORD, size.words) for _ in range(number)]
+
+    made = []
+    for number in range(count):
+        common, tail = words(size.common), size.answer - size.common
+        chosen, rejected = [*common, 2, *words(tail - 1)], [*common, 3, *words(tail - 1)]
+        flags = [[False] * size.common + [rng.random() < 0.2 for _ in range(tail)] for _ in range(2)]
+        file = BytesIO()
+        Image.effect_noise((640, 480), 60).convert("RGB").save(file, "JPEG")
+        prompt = [IMAGE_TOKEN] * size.image_tokens + words(size.prompt)
+        logps = [[-rng.random() for _ in range(size.answer)] for _ in range(2)]
+        changed = ChangedTokens(*flags)
+        made.append(
+            ReferencePair(str(number), file.getvalue(), prompt, chosen, rejected, {"both_sides": changed}, *logps)
+        )
+    return made
+
+
+def gradient_of(setting: Setting) -> Tensor:
+    """The gradients left in the model, as one vector of the largest few matrices, in fp32 on the CPU."""
+    weights = sorted(setting.model.parameters(), key=lambda weight: -weight.numel())[:3]
+    return torch.cat([weight.grad.float().flatten().cpu() for weight in weights if weight.grad is not None])
+
+
+def our_step(setting: Setting, policy: AnswerPolicy | None = None) -> Callable[[], float]:
+    """Forward and backward of the line's own step on all pairs."""
+    policy = policy or setting.policy
+    batch = collate_pairs(setting.pairs, setting.processor, rule="both_sides", layout=policy.layout)
+    batch = to_device(batch, setting.device, setting.model.dtype)
+
+    def step() -> float:
+        setting.model.zero_grad(set_to_none=True)
+        loss = batch_loss(policy_token_logps(policy, batch), batch, **vars(LOSS)).total
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def concatenated_step(setting: Setting, *, checkpointing: bool) -> Callable[[], float]:
+    """The release's shape of step on the same pairs."""
+    made = concatenated_inputs(setting.pairs, setting.processor, setting.plain, rule="both_sides")
+    made = {name: on(part, setting) for name, part in made.items()}
+
+    def step() -> float:
+        setting.model.zero_grad(set_to_none=True)
+        recompute_activations(setting.model, int(checkpointing))
+        loss = concatenated_loss(setting.model, made, LOSS)
+        loss.backward()
+        recompute_activations(setting.model, 0)
+        return loss.detach()
+
+    return step
+
+
+def bare_step(setting: Setting) -> Callable[[], None]:
+    """Forward and backward of the model alone, on as many tokens as our step has, one causal row per pair."""
+    size, count = setting.size, len(setting.pairs)
+    tokens = size.tokens[1]
+    ids = torch.randint(FIRST_WORD, size.words, (count, tokens), device=setting.device)
+    ids[:, : size.image_tokens] = IMAGE_TOKEN
+    pixels = setting.plain.image_inputs(setting.processor, [pair.image for pair in setting.pairs])["pixel_values"]
+    pixels = pixels.to(setting.device, setting.model.dtype)
+    scored = 2 * size.answer - size.common
+
+    def step() -> None:
+        setting.model.zero_grad(set_to_none=True)
+        logits = setting.model(input_ids=ids, pixel_values=pixels, logits_to_keep=scored, use_cache=False).logits
+        logits.float().logsumexp(-1).sum().backward()
+
+    return step
+
+
+def on(part: Any, setting: Setting) -> Any:
+    """Tensors on the setting's device, pixels in the model's dtype."""
+    if isinstance(part, dict):
+        return {
+            name: tensor.to(setting.device, setting.model.dtype if tensor.is_floating_point() else None)
+            for name, tensor in part.items()
+        }
+    return part.to(setting.device)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Sizes of the head's cells."""
+
+    width: int = 512
+    words: int = 32_000
+    answer: int = 87
+    dtype: torch.dtype = torch.float32
+
+
+def head_cells(shapes: Sequence[tuple[int, int, float]], *, rounds: int, device: torch.device, head: Head) -> list[Row]:
+    """(a) Log-probs from features: ours on answer tokens against the release's full logits; time, then memory.
+
+    Args:
+        shapes: answers, tokens of each, and how many times faster ours should be.
+        rounds: calls of each side.
+        device: to run on.
+        head: the other sizes.
+    """
+    width, words, answer, dtype = head.width, head.words, head.answer, head.dtype
+    rows = []
+    for count, tokens, goal in shapes:
+        torch.manual_seed(0)
+        hidden = torch.randn(count, tokens, width, device=device, dtype=dtype, requires_grad=True)
+        weight = (torch.randn(words, width, device=device, dtype=dtype) / width**0.5).requires_grad_()
+        labels = torch.full((count, tokens), IGNORED, device=device)
+        labels[:, -answer:] = torch.randint(words, (count, answer), device=device)
+        wanted = labels[:, 1:] != IGNORED
+        places = wanted.flatten().nonzero().squeeze(-1)
+        predictors = places + places // (tokens - 1)  # positions count T, not T - 1, per row
+        targets = labels[:, 1:][wanted]
+
+        def ours(
+            hidden: Tensor = hidden, weight: Tensor = weight, at: Tensor = predictors, to: Tensor = targets
+        ) -> Tensor:
+            hidden.grad = weight.grad = None
+            found = head_logps(hidden.flatten(0, 1)[at], weight, None, to).sum()
+            found.backward()
+            return found.detach()
+
+        def peer(hidden: Tensor = hidden, weight: Tensor = weight, labels: Tensor = labels) -> Tensor:
+            hidden.grad = weight.grad = None
+            found = full_head_logps(hidden, weight, labels).sum()
+            found.backward()
+            return found.detach()
+
+        results = []
+        for function in (ours, peer):
+            results.append((function(), hidden.grad, weight.grad))
+        for mine, theirs, what in zip(*results, ("log-probs", "features", "weights"), strict=True):
+            assert_close(mine, theirs, tolerance=TOLERANCE[dtype], what=f"head {count}x{tokens}: {what}")
+        name = f"a head {count}x{tokens}"
+        rows.append(compare(name, ours, peer, goal=goal, timing=Timing(rounds, device), note=f"{words} words"))
+        mine, theirs = (
+            peak_bytes(function, device) - weight.numel() * weight.element_size() for function in (ours, peer)
+        )
+        ratio = theirs / mine
+        least = 15.0 if count * tokens > 1000 else 1.0
+        rows.append(
+            Row(f"{name}, extra memory", mine / 2**20, theirs / 2**20, ratio, least, ratio >= least, unit="MiB")
+        )
+    return rows
+
+
+def step_cells(setting: Setting, name: str, *, rounds: int, goal: float) -> list[Row]:
+    """(b) The step against the release's, checkpointing on and off, and (d) against the model alone."""
+    size, device = setting.size, setting.device
+    ours, peer = our_step(setting), concatenated_step(setting, checkpointing=False)
+    losses, gradients = [], []
+    for step in (ours, peer, concatenated_step(setting, checkpointing=True)):
+        losses.append(step())
+        gradients.append(gradient_of(setting))
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        assert_close(losses[0], loss, tolerance=TOLERANCE[setting.model.dtype], what=f"{name}: loss")
+        assert_close(gradients[0], gradient, tolerance=TOLERANCE[setting.model.dtype], what=f"{name}: gradient")
+    formula = size.flops(shared=False) / size.flops(shared=True)
+    note = f"{len(setting.pairs)} pairs, {size.tokens[0]} -> {size.tokens[1]} tokens; formula {formula:.2f}"
+    settings = {"timing": Timing(rounds, device)}
+    return [
+        compare(f"b step, {name}, equal checkpointing", ours, peer, goal=0.95 * formula, note=note, **settings),
+        compare(
+            f"b step, {name}, the release's checkpointing",
+            ours,
+            concatenated_step(setting, checkpointing=True),
+            goal=goal,
+            note=note,
+            **settings,
+        ),
+        compare(
+            f"d step, {name}, bare forward and backward",
+            ours,
+            bare_step(setting),
+            goal=1 / 1.15,
+            note="ratio below 1 is what the step costs on top of the model",
+            **settings,
+        ),
+    ]
+
+
+def reference_cell(setting: Setting, name: str, *, rounds: int) -> Row:
+    """(e) The reference pass against one answer at a time."""
+    policy, device = setting.policy, setting.device
+    batch = collate_pairs(setting.pairs, setting.processor, rule="both_sides", layout=policy.layout)
+    batch = to_device(batch, device, setting.model.dtype)
+    singles = []
+    for pair in setting.pairs:
+        made = concatenated_inputs([pair], setting.processor, setting.plain, rule="both_sides")
+        for row in range(2):
+            part = {key: tensor[row : row + 1] for key, tensor in made["inputs"].items()}
+            singles.append({"inputs": on(part, setting), "labels": made["labels"][row : row + 1].to(device)})
+
+    def ours() -> Tensor:
+        with torch.no_grad():
+            return policy_token_logps(policy, batch).float()
+
+    def peer() -> list[Tensor]:
+        return one_by_one_logps(setting.model, singles)
+
+    found, wanted = ours(), peer()
+    for number in range(len(setting.pairs)):
+        for side in range(2):
+            whole = wanted[2 * number + side].sum()
+            mine = found[number + side * len(setting.pairs)].sum()
+            assert_close(mine, whole, tolerance=TOLERANCE[setting.model.dtype], what=f"{name}: reference")
+    note = f"{len(setting.pairs)} pairs"
+    return compare(f"e reference pass, {name}", ours, peer, goal=2.5, timing=Timing(rounds, device), note=note)
+
+
+def generation_cell(setting: Setting, name: str, *, rounds: int, batch: int, new_tokens: int, goal: float) -> Row:
+    """(f) Greedy answers of a batch of prompts against one prompt at a time; the tokens must be the same."""
+    model, device = setting.model, setting.device
+    pairs = (list(setting.pairs) * batch)[:batch]
+    ids = torch.tensor([pair.prompt_ids for pair in pairs], device=device)
+    pixels = setting.plain.image_inputs(setting.processor, [pair.image for pair in pairs])["pixel_values"]
+    pixels = pixels.to(device, model.dtype)
+    fixed = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+
+    def answers(rows: slice) -> Tensor:
+        with torch.inference_mode():
+            mask = torch.ones_like(ids[rows])
+            return model.generate(input_ids=ids[rows], attention_mask=mask, pixel_values=pixels[rows], **fixed)
+
+    def ours() -> Tensor:
+        return answers(slice(None))
+
+    def peer() -> Tensor:
+        return torch.cat([answers(slice(row, row + 1)) for row in range(batch)])
+
+    if model.dtype == torch.float32:
+        assert torch.equal(ours(), peer()), f"{name}: answers hang on the batch"
+    note = f"{batch} prompts, {new_tokens} tokens each"
+    return compare(f"f generation, {name}", ours, peer, goal=goal, timing=Timing(rounds, device), note=note)

@@ -1,0 +1,131 @@
+"""Speed on one large GPU, with random weights of LLaVA-1.5-7B's shape: `python benchmarks/gpu.py --json FILE`.
+
+Needs torch, transformers, Pillow and jaxtyping only; no download. `--tiny` runs the same cells at toy size on the CPU. Times are forward and
+backward (CUDA events, interleaved, medians); MFU counts the operations of the de-duplicated tokens against 989 TFLOP/s (H200, dense bf16).
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the project is not installed
+
+import torch
+
+from benchmarks.cells import (
+    LLAVA,
+    LLAVA_7B,
+    Head,
+    Setting,
+    concatenated_step,
+    generation_cell,
+    head_cells,
+    make_pairs,
+    make_setting,
+    our_step,
+    reference_cell,
+    step_cells,
+)
+from benchmarks.measure import Row, peak_bytes, seconds
+from benchmarks.run import page, shown
+from rlhfv_ray.models import AnswerPolicy, layout_of, recompute_activations
+
+PEAK = 989e12  # of an H200, dense bf16
+TINY = replace(
+    LLAVA, width=64, layers=2, feedforward=172, heads=4, words=500, vision_width=64, vision_layers=2, image_side=56
+)
+
+
+def main() -> None:
+    """Run all cells and write what they gave."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True, help="file for the rows")
+    parser.add_argument("--page", type=Path, help="also write the rows as a page")
+    parser.add_argument("--tiny", action="store_true", help="toy size on the CPU: does it run?")
+    settings = parser.parse_args()
+    if not settings.tiny and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --tiny runs the same cells at toy size on the CPU.")
+    rows = tiny() if settings.tiny else whole()
+    settings.json.write_text(json.dumps([row.as_dict() for row in rows], indent=1))
+    if settings.page:
+        settings.page.write_text(page(rows))
+
+
+def whole() -> list[Row]:
+    """The cells at true size."""
+    cuda, half = torch.device("cuda"), torch.bfloat16
+    heads = [(2, 723, 2.5), (8, 723, 2.8)]
+    rows = shown(head_cells(heads, rounds=5, device=cuda, head=Head(4096, 32_064, dtype=half)))
+    setting = make_setting(LLAVA_7B, pairs=1, device=cuda, dtype=half)
+    rows += shown(step_cells(setting, "7B, 1 pair", rounds=5, goal=2.2))
+    rows += ladder(setting, pairs=4, rounds=5)
+    rows += shown([throughput(with_pairs(setting, count), f"7B, {count} pairs", rounds=5) for count in (1, 4, 8)])
+    several = with_pairs(setting, 16)
+    rows += shown([reference_cell(several, "7B", rounds=3)])
+    return rows + shown([generation_cell(several, "7B", rounds=1, batch=64, new_tokens=32, goal=15.0)])
+
+
+def tiny() -> list[Row]:
+    """The same cells at toy size, in fp32 on the CPU."""
+    cpu = torch.device("cpu")
+    rows = shown(head_cells([(2, 120, 0.0)], rounds=1, device=cpu, head=Head(32, 200)))
+    setting = make_setting(TINY, pairs=1, device=cpu, dtype=torch.float32)
+    rows += shown(step_cells(setting, "toy, 1 pair", rounds=1, goal=0.0))
+    rows += ladder(setting, pairs=2, rounds=1)
+    rows += shown([throughput(with_pairs(setting, 2), "toy, 2 pairs", rounds=1)])
+    rows += shown([reference_cell(with_pairs(setting, 2), "toy", rounds=1)])
+    return rows + shown([generation_cell(setting, "toy", rounds=1, batch=4, new_tokens=4, goal=0.0)])
+
+
+def with_pairs(setting: Setting, count: int) -> Setting:
+    """The same model with so many pairs."""
+    return replace(setting, pairs=make_pairs(setting.size, count))
+
+
+def ladder(setting: Setting, *, pairs: int, rounds: int) -> list[Row]:
+    """What each step up from the release's way gains, rung by rung, beside what its operations predict."""
+    size, model = setting.size, setting.model
+    one, several = setting, with_pairs(setting, pairs)
+
+    def plain(checkpointing: bool) -> float:
+        return size.flops(shared=False, checkpointing=checkpointing)
+
+    body = 6 * size.width * size.words * (size.tokens[0] - 2 * size.answer)  # the head on tokens nobody scores
+    heads = (plain(True), plain(True) - body, size.flops(shared=True, checkpointing=True), size.flops(shared=True))
+    policy = AnswerPolicy(model, layout_of(model, "plain"))
+    rungs = [
+        ("the release's shape", concatenated_step(one, checkpointing=True), 1, 1, heads[0]),
+        ("+ head on answers only", our_step(one, policy), 1, 1, heads[1]),
+        ("+ one shared row", our_step(one), 1, 1, heads[2]),
+        ("- activation checkpointing", our_step(one), 0, 1, heads[3]),
+        (f"+ {pairs} pairs a step", our_step(several), 0, pairs, heads[3]),
+    ]
+    rows, before = [], None
+    for name, step, every, count, flops in rungs:
+        recompute_activations(model, every)
+        step()
+        time = median(seconds(step, setting.device) for _ in range(rounds)) / count
+        memory = peak_bytes(step, setting.device) / count / 2**30
+        recompute_activations(model, 0)
+        gain, predicted = (before[0] / time, before[1] / flops) if before else (1.0, 1.0)
+        note = f"gain {gain:.2f}, operations predict {predicted:.2f}; {memory:.2f} GiB a pair on top of the weights"
+        rows.append(Row(f"ladder: {name}", time, time if before is None else before[0], gain, 0.0, True, note=note))
+        before = (time, flops)
+    return shown(rows)
+
+
+def throughput(setting: Setting, name: str, *, rounds: int) -> Row:
+    """Share of the GPU's peak that our step reaches on the operations of de-duplicated tokens."""
+    step = our_step(setting)
+    step()
+    time = median(seconds(step, setting.device) for _ in range(rounds))
+    share = setting.size.flops(shared=True) * len(setting.pairs) / time / PEAK
+    goal = 0.45 if len(setting.pairs) >= 4 and setting.device.type == "cuda" else 0.0
+    return Row(f"MFU, {name}", time, 0.0, share, goal, share >= goal, note=f"{len(setting.pairs) / time:.2f} pairs/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Speed on one CPU thread: `python benchmarks/run.py --json FILE [--quick]`; writes the rows, and a page under docs/benchmarks.
+
+Ratios are of process time, interleaved, medians; a cell whose two sides do not agree fails before it is timed.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+import transformers
+
+from benchmarks.cells import LLAVA, MUFFIN, Head, generation_cell, head_cells, make_setting, reference_cell, step_cells
+from benchmarks.measure import Row
+
+PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
+
+
+def main() -> None:
+    """Run all cells and write what they gave."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--json", type=Path, required=True, help="file for the rows {cell, ours, peer, ratio, goal, passed}"
+    )
+    parser.add_argument("--quick", action="store_true", help="three rounds instead of seven, the smaller sizes only")
+    parser.add_argument("--page", type=Path, help="also write the rows as a page, e.g. docs/benchmarks/cpu.md")
+    settings = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = cells(quick=settings.quick)
+    settings.json.parent.mkdir(parents=True, exist_ok=True)
+    settings.json.write_text(json.dumps([row.as_dict() for row in rows], indent=1))
+    if settings.page:
+        settings.page.write_text(page(rows))
+
+
+def cells(*, quick: bool) -> list[Row]:
+    """All cells, each shown as it is done."""
+    cpu, rounds = torch.device("cpu"), 3 if quick else 7
+    shapes = [(2, 229, 2.5)] if quick else [(2, 229, 2.5), (8, 229, 2.8), (4, 723, 7.0)]
+    rows = shown(head_cells(shapes, rounds=rounds, device=cpu, head=Head()))
+    for name, size, goal in (("Muffin lengths", MUFFIN, 2.0), ("LLaVA-1.5 lengths", LLAVA, 2.4)):
+        setting = make_setting(size, pairs=2, device=cpu, dtype=torch.float32)
+        rows += shown(step_cells(setting, name, rounds=rounds, goal=goal))
+        rows += shown([reference_cell(setting, name, rounds=rounds)])
+        if quick:
+            break
+    setting = make_setting(MUFFIN, pairs=2, device=cpu, dtype=torch.float32)
+    return rows + shown([generation_cell(setting, "Muffin lengths", rounds=3, batch=16, new_tokens=8, goal=4.0)])
+
+
+def shown(rows: Sequence[Row]) -> list[Row]:
+    """The same rows, printed."""
+    for row in rows:
+        print(line(row), flush=True)
+    return list(rows)
+
+
+def line(row: Row) -> str:
+    """One row as text."""
+    verdict = "ok    " if row.passed else "MISSED"
+    sides = f"ours {row.ours:9.4g} {row.unit}  peer {row.peer:9.4g} {row.unit}"
+    return f"{verdict} {row.cell:<52} {sides}  ratio {row.ratio:5.2f} (goal {row.goal:.2f})  {row.note}"
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    head = [
+        f"# Speed, {date.today().isoformat()}",
+        "",
+        f"{platform.processor() or platform.machine()}, one thread, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}. Process time, interleaved, medians; each cell only after both sides agreed.",
+        "",
+        "| cell | ours | peer | ratio | goal | |",
+        "|---|---|---|---|---|---|",
+    ]
+    body = [
+        f"| {row.cell} | {row.ours:.4g} {row.unit} | {row.peer:.4g} {row.unit} | {row.ratio:.2f} | {row.goal:.2f} "
+        f"| {'' if row.passed else '**missed** '}{row.note} |"
+        for row in rows
+    ]
+    return "\n".join([*head, *body, ""])
+
+
+if __name__ == "__main__":
+    main()

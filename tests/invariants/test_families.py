@@ -1,0 +1,142 @@
+"""Every family the line is tested on: shared rows, plain rows and the model's own logits give the same numbers and gradients, in fp32."""
+
+import random
+from dataclasses import replace
+from io import BytesIO
+
+import pytest
+import torch
+from PIL import Image
+
+from rlhfv_ray.batch import collate_pairs
+from rlhfv_ray.encoding import encode_pair
+from rlhfv_ray.logps import IGNORED, policy_token_logps, token_logps
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, recompute_activations
+from rlhfv_ray.records import PreferencePair
+from tests.families import FAMILIES, save
+
+TOKENS = 1e-5  # nats
+GRADIENT = 1e-5  # of its norm
+
+ANSWERS = [
+    ("a red circle and a blue square", "a red circle and a green star on a street, next to a blue square"),
+    ("one blue square", "a red circle on a street"),  # nothing in common
+    ("a street and a star", "a street and a star, next to a red circle"),  # the one begins the other
+    ("a red red red red circle", "a red red circle"),
+]
+
+
+def picture(seed: int, width: int, height: int) -> bytes:
+    rng, image, file = random.Random(seed), Image.new("RGB", (width, height)), BytesIO()
+    image.putdata([tuple(rng.randrange(256) for _ in range(3)) for _ in range(width * height)])
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)
+def family(request, tmp_path_factory):
+    """A family's model and processor, loaded, and pairs with images of several shapes."""
+    folder = save(request.param, tmp_path_factory.mktemp(request.param.__name__) / "model")
+    model, processor = load_policy(folder, dtype="fp32", device="cpu")
+    shapes = [(60, 30), (40, 70), (64, 64), (100, 50)]
+    pairs = [
+        PreferencePair(f"{number}", picture(number, *shape), "What is there?", chosen, rejected)
+        for number, (shape, (chosen, rejected)) in enumerate(zip(shapes, ANSWERS, strict=True))
+    ]
+    return model, processor, [encode_pair(pair, processor, min_match=3, max_length=2048) for pair in pairs]
+
+
+def scores_and_gradients(model, batch, layout):
+    model.zero_grad(set_to_none=True)
+    logps = policy_token_logps(AnswerPolicy(model, layout), batch)
+    weights = torch.linspace(-1, 2, logps.numel()).view_as(logps)  # every token counts differently
+    (logps * weights * (batch.answers >= 0)).sum().backward()
+    return logps.detach(), {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+
+
+def assert_same(ours, theirs):
+    torch.testing.assert_close(ours[0], theirs[0], atol=TOKENS, rtol=1e-6)
+    assert ours[1].keys() == theirs[1].keys()
+    whole = torch.stack([gradient.norm() for gradient in theirs[1].values()]).norm()
+    for name, gradient in theirs[1].items():
+        distance = (ours[1][name] - gradient).norm()
+        assert distance <= GRADIENT * (gradient.norm() + 0.1 * whole), name
+
+
+def test_shared_rows_equal_plain_rows(family):
+    """Catches: a continuation that sees the other, wrong positions, another pair's image, or a mask the family ignores."""
+    model, processor, pairs = family
+    layout = layout_of(model)
+    assert layout.shared
+    shared = scores_and_gradients(model, collate_pairs(pairs, processor, rule="muffin", layout=layout), layout)
+    plain = layout_of(model, "plain")
+    batch = collate_pairs(pairs, processor, rule="muffin", layout=plain)
+    assert "branches" not in batch.inputs
+    assert_same(shared, scores_and_gradients(model, batch, plain))
+
+
+def test_whole_model_scores_the_same(family):
+    """Catches: the way of untested families (all logits, as the model computes them) that gives something else."""
+    model, processor, pairs = family
+    apart = layout_of(model, "plain")
+    whole = replace(apart, split_head=False)
+    assert apart.split_head
+    batch = collate_pairs(pairs, processor, rule="muffin", layout=apart)
+    assert_same(scores_and_gradients(model, batch, apart), scores_and_gradients(model, batch, whole))
+
+
+def test_packed_rows_equal_single_rows(family):
+    """Catches: pairs of one row that see each other, or images handed to the wrong pair."""
+    model, processor, pairs = family
+    single, packed = layout_of(model), layout_of(model, row_tokens=10_000)
+    one = collate_pairs(pairs, processor, rule="muffin", layout=packed)
+    assert one.inputs["input_ids"].shape[0] == 1
+    several = collate_pairs(pairs, processor, rule="muffin", layout=single)
+    assert several.inputs["input_ids"].shape[0] == len(pairs)
+    assert_same(scores_and_gradients(model, one, packed), scores_and_gradients(model, several, single))
+
+
+def test_plain_rows_are_the_models_own_logits(family):
+    """Catches: a head or body other than the model's, a token scored by the wrong feature. One pair at a time, the processor's inputs."""
+    model, processor, pairs = family
+    layout = layout_of(model, "plain")
+    for pair in pairs:
+        batch = collate_pairs([pair], processor, rule="muffin", layout=layout)
+        ours = policy_token_logps(AnswerPolicy(model, layout), batch)
+        for row, answer in enumerate((pair.chosen_ids, pair.rejected_ids)):
+            ids = torch.tensor([pair.prompt_ids + answer])
+            images = layout.image_inputs(processor, [pair.image])
+            labels = torch.tensor([[IGNORED] * len(pair.prompt_ids) + answer])
+            logits = model(input_ids=ids, **layout.token_inputs(ids), **images, use_cache=False).logits
+            wanted = token_logps(logits, labels)[0, len(pair.prompt_ids) - 1 :]
+            torch.testing.assert_close(ours[row, : len(answer)], wanted, atol=TOKENS, rtol=1e-6)
+            assert (ours[row, len(answer) :] == 0).all()
+
+
+def saved_bytes(model, batch, layout) -> int:
+    """Bytes that a forward pass keeps for backward, weights included."""
+    kept = {}  # the storages themselves, so that no address comes twice
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy_token_logps(AnswerPolicy(model, layout), batch)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_recomputed_activations_change_nothing_but_memory(family, every):
+    """Catches: layers that do not recompute although they say so; dropout that wakes up in training mode."""
+    model, processor, pairs = family
+    layout = layout_of(model)
+    batch = collate_pairs(pairs, processor, rule="muffin", layout=layout)
+    kept, before = scores_and_gradients(model, batch, layout), saved_bytes(model, batch, layout)
+    recompute_activations(model, every)
+    try:
+        assert saved_bytes(model, batch, layout) < before
+        assert_same(scores_and_gradients(model, batch, layout), kept)
+    finally:
+        recompute_activations(model, 0)
+    assert saved_bytes(model, batch, layout) == before

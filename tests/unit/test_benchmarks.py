@@ -1,0 +1,21 @@
+"""The speed benchmark runs whole at toy size, and its peer is the release's step."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_gpu_benchmark_runs_at_toy_size_and_its_sides_agree(tmp_path):
+    """Catches: cells that fail or compare different things (their own gate raises); a page without them."""
+    outputs = ["--json", str(tmp_path / "rows.json"), "--page", str(tmp_path / "page.md")]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", "--tiny", *outputs], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert {row["cell"][:2] for row in rows} == {"a ", "b ", "d ", "e ", "f ", "la", "MF"}
+    assert all({"cell", "ours", "peer", "ratio", "goal", "passed"} <= row.keys() for row in rows)
+    assert all(row["cell"] in (tmp_path / "page.md").read_text() for row in rows)
