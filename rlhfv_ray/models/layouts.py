@@ -1,8 +1,8 @@
 """The layout of pairs that a model allows, family by family.
 
-A family is in `TESTED` when a test shows, in fp32, that its log-probabilities and gradients are the same in shared rows as in plain ones, and the same
-with the head on answer tokens only as from the model's own logits. All others run in plain rows through the whole model; so, but for the head,
-do models whose attention takes no mask of ours.
+A family is in `TESTED` when a test shows, in fp32, that its log-probabilities and gradients are the same in shared rows as in plain ones,
+and the same with the head on answer tokens only as from the model's own logits. All others run in plain rows through the whole model;
+so, but for the head, do models whose attention takes no mask of ours.
 """
 
 import inspect
