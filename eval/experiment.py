@@ -22,6 +22,7 @@ from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
 from rlhfv_ray.data.reference_rows import load_reference, rejected_rows
 from rlhfv_ray.generate import read_answers
 from rlhfv_ray.line import Line, answers_stage, model_inputs, plan_line, start
+from rlhfv_ray.models import planned_counts
 from rlhfv_ray.progress import read_records
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
 from rlhfv_ray.stages import Stage, hold_lease, run_stages, seconds_of, write_json
@@ -169,6 +170,10 @@ class Following:
             self.feed(read_records(self.line.train.folder(self.line.storage)))
             yield
             return
+        counts = planned_counts(self.line.config.model)
+        for part, (whole, trained) in counts.items():
+            self.console.print(f"  {part:<10} {whole:>15,} parameters, {trained:>15,} trained", highlight=False)
+        child.log_metrics({f"parameters/{part}": float(trained) for part, (_, trained) in counts.items()})
         with counting("DDPO updates", steps) as self.feed.counter:
             yield
         self.feed.counter = None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError
 from rlhfv_ray.stages import holds_lease, write_json
 
@@ -110,13 +111,17 @@ def load_checkpoint(engine: Any, folder: Path, *, zero_stage: int) -> tuple[int,
     return manifest.step, [json.loads(line) for line in (target / RECORDS).read_text().splitlines()]
 
 
-def export_policy(engine: Any, processor: Any, folder: Path) -> None:
-    """Write the engine's weights as a Hugging Face folder that `from_pretrained` loads; called by every worker."""
+def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig) -> None:
+    """Write the engine's weights as a Hugging Face folder that `from_pretrained` loads, adapters merged; called by every worker."""
     state = engine._zero3_consolidated_16bit_state_dict() if engine.zero_optimization_stage() == 3 else None
     if dist.get_rank() == 0:
         model = engine.module.model
-        whole = state or engine.module.state_dict()
-        state = {name.removeprefix("model."): tensor for name, tensor in whole.items() if name.startswith("model.")}
+        state = _of_model(state or engine.module.state_dict())
+        if config.lora_rank:
+            from rlhfv_ray.models import load_policy, merge_adapters
+
+            model = merge_adapters(load_policy(config.path, dtype="fp32", device="cpu")[0], config, state)
+            state = model.state_dict()
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary, state_dict={name: tensor.contiguous().cpu() for name, tensor in state.items()})
@@ -131,7 +136,12 @@ def weights_of(engine: Any) -> dict[str, torch.Tensor]:
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
-        return {name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in _of_model(engine.module.state_dict()).items()}
+
+
+def _of_model(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a policy's state is its model's, by the model's names."""
+    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
 
 
 def _read_manifest(target: Path) -> Manifest | None:

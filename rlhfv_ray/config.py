@@ -32,6 +32,26 @@ class ModelConfig:
     layout: Literal["auto", "shared", "plain"] = "auto"
     """Rows of a pair: `shared` computes image, prompt and the answers' common beginning once, `plain` twice; the numbers are the same.
     auto shares where the model's family is known to allow it."""
+    trainable: tuple[Literal["vision", "projector", "language"], ...] = ("vision", "projector", "language")
+    """Parts that are trained; the others stay as they are."""
+    lora_rank: int = 0
+    """Above 0: low-rank adapters (LoRA) of this rank are trained in place of the language model's own weights, and merged on export."""
+    lora_alpha: int = 0
+    """Adapters are scaled by alpha / rank; 0 stands for 2 * rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the linear layers that get adapters (q_proj v_proj ...); none: all of the language model."""
+
+    def __post_init__(self) -> None:
+        _check(self.lora_rank >= 0, "model.lora_rank", self.lora_rank, ">= 0 (0: no adapters)")
+        _check(self.lora_alpha >= 0, "model.lora_alpha", self.lora_alpha, ">= 0 (0: 2 * rank)")
+        _check(bool(self.trainable), "model.trainable", self.trainable, "at least one of vision, projector, language")
+        without = not self.lora_rank or "language" in self.trainable
+        _check(without, "model.trainable", self.trainable, "with language in it, as adapters are asked for (lora_rank)")
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What of it changes the result of training, but not the reference."""
+        return {name: value for name, value in plain(self).items() if name == "trainable" or name.startswith("lora_")}
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ def train_stage(
     changes = {
         "reference": dict(inputs),
         "rule": config.data.rule,
+        **config.model.training,
         "loss": plain(config.loss),
         "optim": {name: value for name, value in plain(config.optim).items() if name != "max_skipped"},
         "seed": config.seed,

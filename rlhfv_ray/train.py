@@ -113,7 +113,12 @@ def raise_failure(job: TrainJob) -> None:
 
 def train_worker(job: TrainJob) -> None:
     """Train on one rank; the whole loop."""
-    from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy  # transformers: the driver's side does without
+    from rlhfv_ray.models import (
+        AnswerPolicy,
+        layout_of,
+        load_policy,
+        prepare_training,
+    )  # transformers: the driver's side does without
 
     config = job.config
     torch.manual_seed(config.seed)
@@ -121,8 +126,10 @@ def train_worker(job: TrainJob) -> None:
     steps = config.optim.total_steps(len(pairs))
     optim, scale = config.optim, config.scale
     model, processor = load_policy(config.model.path, dtype=config.model.dtype)
+    prepare_training(model, config.model)
     policy = AnswerPolicy(model, layout_of(model, config.model.layout, row_tokens=scale.row_tokens))
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
+    trained = [weight for weight in policy.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=optim.learning_rate, weight_decay=optim.weight_decay)
     engine = start_engine(policy, optimizer, config)
     writer = Writer(job.folder, job.token, scale.zero_stage, scale.keep)
     step, records = load_checkpoint(engine, job.folder, zero_stage=scale.zero_stage)
@@ -147,7 +154,7 @@ def train_worker(job: TrainJob) -> None:
             )
         if due and not suspects:
             save_checkpoint(engine, writer, step=step, records=reporter.records)
-    export_policy(engine, processor, job.folder / "model")
+    export_policy(engine, processor, job.folder / "model", config.model)
 
 
 def update(

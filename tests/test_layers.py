@@ -38,6 +38,7 @@ ROWS: list[list[tuple[str, ...]]] = [
         ("rlhfv_ray.shapes",),
     ],
     [
+        ("rlhfv_ray.models.loading",),
         ("rlhfv_ray.models.*",),
         ("rlhfv_ray.models",),
         ("rlhfv_ray.checkpoint", "rlhfv_ray.progress", "rlhfv_ray.cluster"),

@@ -1,5 +1,6 @@
 """Loading image-text-to-text checkpoints, and scoring pairs with them."""
 
+from rlhfv_ray.models.adapters import merge_adapters, parameter_counts, planned_counts, prepare_training
 from rlhfv_ray.models.layouts import layout_of
 from rlhfv_ray.models.loading import (
     check_image_tokens,
@@ -17,6 +18,10 @@ __all__ = [
     "layout_of",
     "load_policy",
     "load_processor",
+    "merge_adapters",
+    "parameter_counts",
+    "planned_counts",
+    "prepare_training",
     "processor_digest",
     "recompute_activations",
     "resolve_model",

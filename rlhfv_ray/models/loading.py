@@ -33,6 +33,11 @@ def resolve_model(path: str) -> str:
         path = str(SHIPPED)
     folder = Path(path).expanduser()
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model.path = {path!r} holds an adapter, not a model. Merge it into its base first "
+                "(peft: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)) and give that folder."
+            )
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model.path = {path!r}: the folder has no config.json, so it is no Hugging Face model.")
         return str(folder.resolve())

@@ -21,7 +21,7 @@ from rlhfv_ray.checkpoint import (
 )
 from rlhfv_ray.config import DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.errors import CheckpointError
-from rlhfv_ray.models import load_policy, processor_digest
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, prepare_training, processor_digest
 from rlhfv_ray.stages import LEASE, hold_lease, write_json
 from rlhfv_ray.train import start_engine
 
@@ -47,10 +47,14 @@ def group(tmp_path_factory):
         dist.destroy_process_group()
 
 
-def new_engine(model: Path, zero: int = ZERO, dtype: str = "fp32"):
-    policy, _ = load_policy(model, dtype=dtype, device="cpu")
-    config = DDPOConfig(model=ModelConfig(dtype=dtype), optim=OptimConfig(batch=1), scale=ScaleConfig(zero_stage=zero))
-    return start_engine(policy, torch.optim.AdamW(policy.parameters(), lr=1e-3), config)
+def new_engine(model: Path, zero: int = ZERO, dtype: str = "fp32", lora_rank: int = 0):
+    loaded, _ = load_policy(model, dtype=dtype, device="cpu")
+    settings = ModelConfig(path=str(model), dtype=dtype, lora_rank=lora_rank)
+    prepare_training(loaded, settings)
+    policy = AnswerPolicy(loaded, layout_of(loaded))
+    config = DDPOConfig(model=settings, optim=OptimConfig(batch=1), scale=ScaleConfig(zero_stage=zero))
+    trained = [weight for weight in policy.parameters() if weight.requires_grad]
+    return start_engine(policy, torch.optim.AdamW(trained, lr=1e-3), config)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +72,13 @@ def other(group, small_model):
 
 
 def update(engine, token: int = 9) -> None:
-    logits = engine(input_ids=torch.tensor([[1, 5, 6, 7]])).logits
-    engine.backward(logits.float().log_softmax(-1)[0, :, token].mean())
+    engine.backward(logps(engine, token).mean())
     engine.step()
+
+
+def logps(engine, token: int = 9):
+    """Log-probability of a token after each of four."""
+    return engine({"input_ids": torch.tensor([[1, 5, 6, 7]])}, torch.arange(4), torch.full((4,), token))
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -214,11 +222,26 @@ def test_exported_policy_loads_with_the_same_logits(zero, dtype, group, small_mo
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "left_over").write_text("of an earlier try")
-    export_policy(engine, processor, folder)
+    export_policy(engine, processor, folder, ModelConfig(path=str(small_model)))
     model, exported = load_policy(folder, dtype=dtype, device="cpu")
     assert equal(weights_of(engine), model.state_dict())
-    ids = torch.arange(5, 15).unsqueeze(0)
     with torch.no_grad():
-        assert torch.equal(model(input_ids=ids).logits, engine(input_ids=ids).logits)
+        assert torch.equal(logps(AnswerPolicy(model, layout_of(model))), logps(engine))
     assert processor_digest(exported) == processor_digest(processor)
     assert not (folder / "left_over").exists()
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_adapters_are_merged_on_export(zero, group, small_model, tmp_path):
+    """Catches: an export without what was trained, or one that only peft can load."""
+    processor = load_policy(small_model)[1]
+    engine = new_engine(small_model, zero, lora_rank=4)
+    before = logps(engine).detach()
+    for token in (9, 10, 11):
+        update(engine, token)
+    export_policy(engine, processor, tmp_path / "model", ModelConfig(path=str(small_model), lora_rank=4))
+    model, _ = load_policy(tmp_path / "model", dtype="fp32", device="cpu")
+    with torch.no_grad():
+        exported, trained = logps(AnswerPolicy(model, layout_of(model))), logps(engine)
+    torch.testing.assert_close(exported, trained, atol=1e-5, rtol=0)
+    assert (trained - before).abs().max() > 1e-3

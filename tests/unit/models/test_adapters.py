@@ -1,0 +1,88 @@
+"""What is trained: parts, adapters, and that merging them changes nothing."""
+
+import pytest
+import torch
+
+from rlhfv_ray.batch import collate_pairs
+from rlhfv_ray.config import ModelConfig
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.logps import policy_token_logps
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, merge_adapters, planned_counts, prepare_training
+from rlhfv_ray.models.adapters import parameter_counts
+from tests.families import FAMILIES, save
+
+LORA = {"lora_rank": 4}
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)
+def folder(request, tmp_path_factory):
+    """A family's model, saved."""
+    return save(request.param, tmp_path_factory.mktemp(request.param.__name__) / "model")
+
+
+def load(folder):
+    return load_policy(folder, dtype="fp32", device="cpu")[0]
+
+
+def test_parts_are_found_in_every_family(folder):
+    """Catches: a family whose vision tower or projector goes by another name, so that freezing it does nothing."""
+    for part in ("vision", "projector", "language"):
+        config = ModelConfig(path=str(folder), trainable=(part,))
+        model = load(folder)
+        prepare_training(model, config)
+        counts = parameter_counts(model)
+        assert planned_counts(config) == counts
+        assert counts.keys() == {"vision", "projector", "language"}
+        assert {name for name, (_, trained) in counts.items() if trained} == {part}
+        assert counts[part][0] == counts[part][1]
+
+
+def test_adapters_train_alone_and_merge_to_the_same_model(folder):
+    """Catches: base weights trained beside the adapters, adapters on the vision tower, a merge at another scale."""
+    config = ModelConfig(path=str(folder), trainable=("language",), **LORA)
+    model = load(folder)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    prepare_training(model, config)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all("lora_" in name and "vision" not in name and "visual" not in name for name in trained)
+    assert planned_counts(config)["adapters"] == (sum(weight.numel() for weight in trained.values()),) * 2
+    with torch.no_grad():
+        for weight in trained.values():
+            weight.normal_(0, 0.1)
+    plain = merge_adapters(load(folder), config, model.state_dict())
+    assert plain.state_dict().keys() == start.keys()
+    moved = {name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, start[name])}
+    assert moved
+    ids = torch.randint(150, 250, (1, 12))
+    with torch.no_grad():
+        wanted, found = (one(input_ids=ids, use_cache=False).logits for one in (model, plain))
+    assert (wanted - load(folder)(input_ids=ids, use_cache=False).logits).abs().max() > 1e-2
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_fresh_adapters_leave_the_policy_the_reference(small_model, encoded, processor):
+    """Catches: a first loss that is not ln 2, because adapters start from something."""
+    bare, model = load(small_model), load(small_model)
+    prepare_training(model, ModelConfig(path=str(small_model), **LORA))
+    layout = layout_of(bare)
+    batch = collate_pairs(encoded[:3], processor, rule="muffin", layout=layout)
+    logps = [policy_token_logps(AnswerPolicy(one, layout), batch) for one in (bare, model)]
+    assert torch.equal(*logps)
+
+
+def test_adapters_on_named_layers_only(small_model):
+    """Catches: `lora_targets` ignored; a misspelt layer that trains nothing."""
+    model = load(small_model)
+    prepare_training(model, ModelConfig(path=str(small_model), lora_targets=("q_proj", "v_proj"), **LORA))
+    adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_" in name}
+    assert adapted == {"q_proj", "v_proj"}
+    with pytest.raises(ConfigError, match=r"no linear layer \['query'\]; it has \['down_proj'"):
+        prepare_training(load(small_model), ModelConfig(path=str(small_model), lora_targets=("query",), **LORA))
+
+
+def test_an_adapter_folder_is_no_model(tmp_path):
+    """Catches: an adapter given as the model, met with an error that does not say so."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds an adapter, not a model"):
+        load_policy(tmp_path)
