@@ -170,14 +170,16 @@ def gradient_of(setting: Setting) -> Tensor:
     return torch.cat([weight.grad.float().flatten().cpu() for weight in weights if weight.grad is not None])
 
 
-def our_step(setting: Setting, policy: AnswerPolicy | None = None) -> Callable[[], float]:
+def our_step(
+    setting: Setting, policy: AnswerPolicy | None = None, *, keep_gradients: bool = False
+) -> Callable[[], float]:
     """Forward and backward of the line's own step on all pairs."""
     policy = policy or setting.policy
     batch = collate_pairs(setting.pairs, setting.processor, rule="both_sides", layout=policy.layout)
     batch = to_device(batch, setting.device, setting.model.dtype)
 
     def step() -> float:
-        setting.model.zero_grad(set_to_none=True)
+        setting.model.zero_grad(set_to_none=not keep_gradients)
         loss = batch_loss(policy_token_logps(policy, batch), batch, **vars(LOSS)).total
         loss.backward()
         return loss.detach()

@@ -123,6 +123,13 @@ class TrainingFeed:
                 self.console.print(
                     f"update {record['step']} skipped, not finite, with pairs {', '.join(record['skipped_pairs'])}"
                 )
+            if "memory/foretold_gib" in record:
+                again = (
+                    f"activations of every {record['recompute']}. layer computed again"
+                    if record["recompute"]
+                    else "all activations kept"
+                )
+                self.console.print(f"  {record['memory/foretold_gib']:.2f} GiB a worker; {again}", highlight=False)
         if self.counter is not None:
             last = records[-1]
             note = f"loss {last.get('loss', float('nan')):.3f}  margin {last.get('rewards/margins', float('nan')):.3f}"

@@ -168,8 +168,11 @@ class ScaleConfig:
     """Pairs per worker and forward pass; batch / (workers * micro_batch) passes are accumulated."""
     row_tokens: int = 0
     """Pairs of one forward pass share a row up to this many tokens; 0 gives each its own. Needs shared rows (model.layout)."""
-    recompute: int = 0
-    """Activation checkpointing: 0 keeps all layers' activations for backward, k computes those of every k-th layer again (1: all)."""
+    recompute: int = -1
+    """Activation checkpointing: 0 keeps all layers' activations for backward, k computes those of every k-th layer again (1: all); -1 is
+    the fastest of 0, 4, 2 and 1 that fits into memory."""
+    memory_gib: float = 0.0
+    """Memory of a worker's device, for the check that a step fits; 0: as found."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage: what is sharded over workers (1 optimizer, 2 + gradients, 3 + parameters)."""
     offload: Literal["none", "optimizer", "all"] = "none"
@@ -193,7 +196,13 @@ class ScaleConfig:
         for name in ("workers", "micro_batch", "actors", "rows", "inference_batch", "checkpoint_every", "keep"):
             _check(getattr(self, name) >= 1, f"scale.{name}", getattr(self, name), ">= 1")
         _check(self.cpus > 0, "scale.cpus", self.cpus, "> 0")
-        _check(self.recompute >= 0, "scale.recompute", self.recompute, ">= 0 (0: no activation checkpointing)")
+        _check(
+            self.recompute >= -1,
+            "scale.recompute",
+            self.recompute,
+            ">= 0 (0: no activation checkpointing), or -1: auto",
+        )
+        _check(self.memory_gib >= 0, "scale.memory_gib", self.memory_gib, ">= 0 (0: as found)")
         _check(self.row_tokens >= 0, "scale.row_tokens", self.row_tokens, ">= 0 (0: one pair a row)")
         _check(self.max_failures >= 0, "scale.max_failures", self.max_failures, ">= 0")
         _check(self.log_every >= 1, "scale.log_every", self.log_every, ">= 1")

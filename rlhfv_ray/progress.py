@@ -31,8 +31,9 @@ Record = Mapping[str, Any]
 class Reporter:
     """Collects one record per update; brings them to the driver every few updates."""
 
-    def __init__(self, records: list[dict[str, Any]]) -> None:
+    def __init__(self, records: list[dict[str, Any]], setting: Mapping[str, float]) -> None:
         self.records = records  # of all updates so far, those before a resume included
+        self.setting = setting  # what was found out at the start; goes with the first update
         self.sent = 0  # after a resume all are sent again, for the driver may have missed some; it keeps each step once
         self.values: list[Tensor] = []
         self.facts: list[dict[str, Any]] = []
@@ -44,6 +45,10 @@ class Reporter:
         norm = engine.get_global_grad_norm()
         rate = engine.optimizer.param_groups[0]["lr"]
         fact = {"step": step, "learning_rate": rate, "grad_norm": None if norm is None else float(norm)}
+        fact |= self.setting
+        self.setting = {}
+        if torch.cuda.is_available():
+            fact["memory/peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         self.facts.append({**fact, "skipped": int(bool(suspects)), **({"skipped_pairs": suspects} if suspects else {})})
         self.tokens += sum(batch.inputs["input_ids"].numel() for batch, _ in losses)
 

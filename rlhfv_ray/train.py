@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray.train
 import torch
 import torch.distributed as dist
@@ -26,8 +27,8 @@ from torch import Tensor
 from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.checkpoint import Writer, export_policy, load_checkpoint, save_checkpoint
 from rlhfv_ray.config import DDPOConfig, OptimConfig
-from rlhfv_ray.data.reference_rows import check_reference, from_row, load_reference, pair_lengths
-from rlhfv_ray.errors import CheckpointError, StageFailedError, StaleReferenceError
+from rlhfv_ray.data.reference_rows import check_reference, from_row, load_reference
+from rlhfv_ray.errors import CheckpointError, ConfigError, StageFailedError, StaleReferenceError
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import StepLoss, batch_loss
 from rlhfv_ray.progress import RecordWriter, Reporter, following
@@ -99,7 +100,12 @@ def run_worker(settings: dict[str, TrainJob]) -> None:
     job = settings["job"]
     try:
         train_worker(job)
-    except (StageFailedError, StaleReferenceError, CheckpointError) as error:  # raised by all ranks together
+    except (
+        ConfigError,
+        StageFailedError,
+        StaleReferenceError,
+        CheckpointError,
+    ) as error:  # raised by all ranks together
         if dist.get_rank() == 0:
             (job.folder / FAILURE).write_bytes(pickle.dumps(error))
 
@@ -133,8 +139,7 @@ def train_worker(job: TrainJob) -> None:
     engine = start_engine(policy, optimizer, config)
     writer = Writer(job.folder, job.token, scale.zero_stage, scale.keep)
     step, records = load_checkpoint(engine, job.folder, zero_stage=scale.zero_stage)
-    reporter = Reporter(records)
-    lengths = pair_lengths(job.reference)
+    reporter = Reporter(records, {"memory/foretold_gib": round(foretold, 3), "recompute": config.scale.recompute})
     collate = functools.partial(collate_pairs, processor=processor, rule=config.data.rule, layout=policy.layout)
     batches = prefetched(micro_batches(pairs, lengths, collate, config, start=step, stop=steps))
     skipped = 0  # updates in a row
@@ -155,6 +160,32 @@ def train_worker(job: TrainJob) -> None:
         if due and not suspects:
             save_checkpoint(engine, writer, step=step, records=reporter.records)
     export_policy(engine, processor, job.folder / "model", config.model)
+
+
+def fit_worker(config: DDPOConfig, pairs: Any, lengths: Sequence[int]) -> tuple[DDPOConfig, float]:
+    """Check, before weights are loaded, that the longest pairs fit into every worker's memory; choose what is to be recomputed.
+
+    Returns:
+        The configuration with that choice, and the GiB a worker will need.
+
+    Raises:
+        ConfigError: they do not fit; on every rank.
+    """
+    from rlhfv_ray.models import fit_memory, load_processor, shapes_of
+
+    scale = config.scale
+    if scale.memory_gib:
+        found = int(scale.memory_gib * 2**30)
+    elif scale.gpu:
+        found = torch.cuda.mem_get_info()[1]
+    else:
+        found = psutil.virtual_memory().total // ray.train.get_context().get_local_world_size()
+    least = torch.tensor(found, device="cuda" if scale.gpu else "cpu")  # where the backend reduces
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    longest = sorted(range(len(lengths)), key=lambda row: lengths[row])[-scale.micro_batch :]
+    shapes = shapes_of([from_row(pairs[row]) for row in longest], load_processor(config.model.path), config)
+    fitting, memory = fit_memory(config, shapes, int(least))
+    return fitting, memory.total / 2**30
 
 
 def update(
@@ -240,7 +271,7 @@ def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConf
     }
     engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
     engine.eval()  # no dropout: policy and reference are the same function
-    recompute_activations(policy.model, scale.recompute)
+    recompute_activations(policy.model, max(0, scale.recompute))
     return engine
 
 

@@ -38,8 +38,9 @@ ROWS: list[list[tuple[str, ...]]] = [
         ("rlhfv_ray.shapes",),
     ],
     [
-        ("rlhfv_ray.models.loading",),
-        ("rlhfv_ray.models.*",),
+        ("rlhfv_ray.models.loading", "rlhfv_ray.models.layouts", "rlhfv_ray.models.policy"),
+        ("rlhfv_ray.models.adapters",),
+        ("rlhfv_ray.models.memory",),
         ("rlhfv_ray.models",),
         ("rlhfv_ray.checkpoint", "rlhfv_ray.progress", "rlhfv_ray.cluster"),
     ],

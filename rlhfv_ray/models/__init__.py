@@ -10,20 +10,26 @@ from rlhfv_ray.models.loading import (
     resolve_model,
     weights_digest,
 )
+from rlhfv_ray.models.memory import Memory, Shapes, fit_memory, predict_memory, shapes_of
 from rlhfv_ray.models.policy import AnswerPolicy, recompute_activations
 
 __all__ = [
     "AnswerPolicy",
+    "Memory",
+    "Shapes",
     "check_image_tokens",
+    "fit_memory",
     "layout_of",
     "load_policy",
     "load_processor",
     "merge_adapters",
     "parameter_counts",
     "planned_counts",
+    "predict_memory",
     "prepare_training",
     "processor_digest",
     "recompute_activations",
     "resolve_model",
+    "shapes_of",
     "weights_digest",
 ]

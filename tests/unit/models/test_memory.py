@@ -1,0 +1,105 @@
+"""What a step is foretold to take, against what it takes; and what does not fit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.cells import LLAVA, MUFFIN, make_setting, our_step
+from benchmarks.measure import peak_bytes
+from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.models import Shapes, fit_memory, load_policy, predict_memory, recompute_activations, shapes_of
+from rlhfv_ray.models.memory import GIB
+from tests.families import FAMILIES, save
+
+CPU = torch.device("cpu")
+TOLERANCE = 0.15
+SIZES = {"3 layers": replace(MUFFIN, layers=3), "6 layers": MUFFIN, "6 layers, 576 image tokens": LLAVA}
+
+
+def config_of(path, **scale) -> DDPOConfig:
+    settings = {"micro_batch": 2, "zero_stage": 0, "recompute": 0, **scale}
+    return DDPOConfig(
+        model=ModelConfig(path=str(path), dtype="fp32"),
+        data=DataConfig(rule="both_sides"),
+        optim=OptimConfig(batch=2),
+        scale=ScaleConfig(**settings),
+    )
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def sized(request, tmp_path_factory):
+    """A model of one size with two pairs, saved."""
+    setting = make_setting(SIZES[request.param], pairs=2, device=CPU, dtype=torch.float32)
+    folder = tmp_path_factory.mktemp("sized")
+    setting.model.save_pretrained(folder)
+    return setting, folder
+
+
+@pytest.mark.parametrize("every", [0, 2, 1])
+def test_activations_are_within_15_percent_of_the_measured_peak(sized, every):
+    """Catches: activations forgotten or counted twice, recomputation that the prediction does not know. Gradients are there before."""
+    setting, folder = sized
+    shapes = shapes_of(setting.pairs, setting.processor, config_of(folder))
+    memory = predict_memory(config_of(folder, recompute=every), shapes)
+    recompute_activations(setting.model, every)
+    step = our_step(setting, keep_gradients=True)
+    step()
+    measured = peak_bytes(step, CPU)
+    recompute_activations(setting.model, 0)
+    assert (memory.activations + memory.working) / measured == pytest.approx(1, abs=TOLERANCE)
+    weights = sum(weight.numel() for weight in setting.model.parameters())
+    assert (memory.weights, memory.gradients, memory.optimizer) == (4 * weights, 4 * weights, 12 * weights)
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)
+def shapes(request, tmp_path_factory):
+    """A family's model, saved, and shapes of two of its rows."""
+    folder = save(request.param, tmp_path_factory.mktemp(request.param.__name__) / "model")
+    processor = load_policy(folder, device="cpu")[1]
+    from PIL import Image
+
+    made = processor.image_processor([Image.new("RGB", (60, 40))] * 2, return_tensors="pt")
+    images = {
+        name: made[name]
+        for name in ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask")
+        if name in made
+    }
+    return folder, Shapes(2, 100, images, 40)
+
+
+def test_every_family_can_be_foretold(shapes):
+    """Catches: a family whose parts cannot run without weights, or whose layers do not recompute."""
+    folder, wanted = shapes
+    kept, lean = (predict_memory(config_of(folder, recompute=every), wanted) for every in (0, 1))
+    assert kept.weights == lean.weights > 0
+    assert kept.activations > lean.activations > 0
+
+
+def test_more_workers_take_less_each(small_model, processor, encoded):
+    """Catches: ZeRO's shares turned round."""
+    wanted = Shapes(2, 100, {"pixel_values": torch.zeros(2, 3, 64, 64)}, 40)
+    totals = [
+        predict_memory(config_of(small_model, workers=2, micro_batch=1, zero_stage=stage), wanted)
+        for stage in (0, 1, 2, 3)
+    ]
+    assert totals[1].optimizer == totals[0].optimizer // 2
+    assert totals[3].weights == totals[0].weights // 2
+    assert totals[3].gradients < totals[0].gradients + totals[0].weights
+
+
+def test_what_fits_is_chosen_and_what_does_not_is_refused_with_what_would(sized):
+    """Catches: recomputation chosen without need, or a job that is started although it cannot run."""
+    setting, folder = sized
+    auto = config_of(folder, recompute=-1)
+    wanted = shapes_of(setting.pairs, setting.processor, auto)
+    needs = {every: predict_memory(config_of(folder, recompute=every), wanted).total for every in (0, 4, 2, 1)}
+    for room, every in ((2 * needs[0], 0), (1.1 * needs[1], 1)):
+        chosen, memory = fit_memory(auto, wanted, int(room))
+        assert chosen.scale.recompute == every
+        assert memory.total == needs[every]
+    with pytest.raises(ConfigError, match=r"needs .* GiB a worker .*would fit: .*--model.lora-rank 16"):
+        fit_memory(auto, wanted, int(0.8 * needs[1]))
+    with pytest.raises(ConfigError, match=r"would fit: fewer pairs per forward pass"):
+        fit_memory(auto, wanted, GIB // 1024)
