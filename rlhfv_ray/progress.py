@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import UserCallback
@@ -31,8 +30,14 @@ Record = Mapping[str, Any]
 class Reporter:
     """Collects one record per update; brings them to the driver every few updates."""
 
-    def __init__(self, records: list[dict[str, Any]], setting: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        records: list[dict[str, Any]],
+        report: Callable[[dict[str, Any]], None],
+        setting: Mapping[str, float],
+    ) -> None:
         self.records = records  # of all updates so far, those before a resume included
+        self.report = report  # called by every worker
         self.setting = setting  # what was found out at the start; goes with the first update
         self.sent = 0  # after a resume all are sent again, for the driver may have missed some; it keeps each step once
         self.values: list[Tensor] = []
@@ -63,7 +68,7 @@ class Reporter:
             for fact, row in zip(self.facts, rows, strict=True):
                 named = {name: value for name, value in zip(METRICS, row, strict=False) if math.isfinite(value)}
                 self.records.append({**fact, **named, "tokens_per_second": round(rate, 1)})
-        ray.train.report({"records": self.records[self.sent :]})
+        self.report({"records": self.records[self.sent :]})
         self.sent = len(self.records)
         self.values, self.facts, self.tokens, self.since = [], [], 0, time.perf_counter()
 

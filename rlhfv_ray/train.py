@@ -1,22 +1,17 @@
-"""JOB: DDPO. `train_ddpo` starts workers through Ray Train; each runs `train_worker`, top to bottom, with a DeepSpeed engine.
-
-Batches are a pure function of (seed, step): position p of the endless stream of epochs is pair `order(p // N)[p % N]`, and a global batch
-is the next `optim.batch` positions, whatever the number of workers.
-"""
+"""JOB: DDPO. `train_ddpo` starts workers through Ray Train; each runs `train_worker`, top to bottom, with a DeepSpeed engine."""
 
 import functools
 import json
 import logging
 import math
+import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import ray.train
 import torch
@@ -27,12 +22,13 @@ from torch import Tensor
 from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.checkpoint import Writer, export_policy, load_checkpoint, save_checkpoint
 from rlhfv_ray.config import DDPOConfig, OptimConfig
-from rlhfv_ray.data.reference_rows import check_reference, from_row, load_reference
+from rlhfv_ray.data.reference_rows import check_reference, from_row, load_reference, pair_lengths
 from rlhfv_ray.errors import CheckpointError, ConfigError, StageFailedError, StaleReferenceError
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import StepLoss, batch_loss
+from rlhfv_ray.order import micro_batches, prefetched
 from rlhfv_ray.progress import RecordWriter, Reporter, following
-from rlhfv_ray.records import PairBatch, ReferencePair
+from rlhfv_ray.records import PairBatch
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +95,8 @@ def run_worker(settings: dict[str, TrainJob]) -> None:
     """`train_worker` with its errors of ours left for the driver: they would come again, so Ray must not retry them."""
     job = settings["job"]
     try:
-        train_worker(job)
-    except (
-        ConfigError,
-        StageFailedError,
-        StaleReferenceError,
-        CheckpointError,
-    ) as error:  # raised by all ranks together
+        train_worker(job, ray.train.report)
+    except (ConfigError, StageFailedError, StaleReferenceError, CheckpointError) as error:  # of all ranks together
         if dist.get_rank() == 0:
             (job.folder / FAILURE).write_bytes(pickle.dumps(error))
 
@@ -117,30 +108,25 @@ def raise_failure(job: TrainJob) -> None:
         raise pickle.loads(path.read_bytes())
 
 
-def train_worker(job: TrainJob) -> None:
-    """Train on one rank; the whole loop."""
-    from rlhfv_ray.models import (
-        AnswerPolicy,
-        layout_of,
-        load_policy,
-        prepare_training,
-    )  # transformers: the driver's side does without
+def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> None:
+    """Train on one rank; the whole loop.
 
-    config = job.config
-    torch.manual_seed(config.seed)
-    pairs = load_reference(job.reference)
-    steps = config.optim.total_steps(len(pairs))
-    optim, scale = config.optim, config.scale
-    model, processor = load_policy(config.model.path, dtype=config.model.dtype)
-    prepare_training(model, config.model)
-    policy = AnswerPolicy(model, layout_of(model, config.model.layout, row_tokens=scale.row_tokens))
-    trained = [weight for weight in policy.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=optim.learning_rate, weight_decay=optim.weight_decay)
-    engine = start_engine(policy, optimizer, config)
+    Args:
+        job: what to train.
+        report: called by every worker every `scale.log_every` updates; gets new records as {"records": [...]}.
+
+    Raises:
+        RlhfvError: on every rank.
+    """
+    torch.manual_seed(job.config.seed)
+    pairs, lengths = load_reference(job.reference), pair_lengths(job.reference)
+    config, foretold = fit_worker(job.config, pairs, lengths)
+    optim, scale, steps = config.optim, config.scale, config.optim.total_steps(len(pairs))
+    engine, processor = load_engine(config)
     writer = Writer(job.folder, job.token, scale.zero_stage, scale.keep)
     step, records = load_checkpoint(engine, job.folder, zero_stage=scale.zero_stage)
-    reporter = Reporter(records, {"memory/foretold_gib": round(foretold, 3), "recompute": config.scale.recompute})
-    collate = functools.partial(collate_pairs, processor=processor, rule=config.data.rule, layout=policy.layout)
+    reporter = Reporter(records, report, {"memory/foretold_gib": round(foretold, 3), "recompute": scale.recompute})
+    collate = functools.partial(collate_pairs, processor=processor, rule=config.data.rule, layout=engine.module.layout)
     batches = prefetched(micro_batches(pairs, lengths, collate, config, start=step, stop=steps))
     skipped = 0  # updates in a row
     while step < steps:
@@ -162,6 +148,19 @@ def train_worker(job: TrainJob) -> None:
     export_policy(engine, processor, job.folder / "model", config.model)
 
 
+def load_engine(config: DDPOConfig) -> tuple[Any, Any]:
+    """The policy to train, in a DeepSpeed engine with AdamW, and its processor."""
+    # transformers is imported here: the driver's side does without
+    from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, prepare_training
+
+    model, processor = load_policy(config.model.path, dtype=config.model.dtype)
+    prepare_training(model, config.model)
+    policy = AnswerPolicy(model, layout_of(model, config.model.layout, row_tokens=config.scale.row_tokens))
+    trained = [weight for weight in policy.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.optim.learning_rate, weight_decay=config.optim.weight_decay)
+    return start_engine(policy, optimizer, config), processor
+
+
 def fit_worker(config: DDPOConfig, pairs: Any, lengths: Sequence[int]) -> tuple[DDPOConfig, float]:
     """Check, before weights are loaded, that the longest pairs fit into every worker's memory; choose what is to be recomputed.
 
@@ -179,7 +178,7 @@ def fit_worker(config: DDPOConfig, pairs: Any, lengths: Sequence[int]) -> tuple[
     elif scale.gpu:
         found = torch.cuda.mem_get_info()[1]
     else:
-        found = psutil.virtual_memory().total // ray.train.get_context().get_local_world_size()
+        found = psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
     least = torch.tensor(found, device="cuda" if scale.gpu else "cpu")  # where the backend reduces
     dist.all_reduce(least, dist.ReduceOp.MIN)
     longest = sorted(range(len(lengths)), key=lambda row: lengths[row])[-scale.micro_batch :]
@@ -210,20 +209,6 @@ def update(
         engine.step()
         losses.append((batch, loss))
     return losses, pairs_to_blame(losses) if engine.skipped_steps > before else []
-
-
-def batch_rows(pairs: int, batch: int, *, seed: int, step: int) -> list[int]:
-    """Rows of the global batch of one update; every epoch is its own permutation of all pairs.
-
-    Example:
-        >>> sorted(batch_rows(4, 2, seed=0, step=0) + batch_rows(4, 2, seed=0, step=1))
-        [0, 1, 2, 3]
-    """
-    rows = []
-    for position in range(step * batch, (step + 1) * batch):
-        epoch, offset = divmod(position, pairs)
-        rows.append(int(_permutation(pairs, seed, epoch)[offset]))
-    return rows
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
@@ -273,42 +258,6 @@ def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConf
     engine.eval()  # no dropout: policy and reference are the same function
     recompute_activations(policy.model, max(0, scale.recompute))
     return engine
-
-
-def micro_batches(
-    pairs: Any,
-    lengths: Sequence[int],
-    collate: Callable[[Sequence[ReferencePair]], PairBatch],
-    config: DDPOConfig,
-    *,
-    start: int,
-    stop: int,
-) -> Iterator[PairBatch]:
-    """This rank's batches, forward pass by forward pass.
-
-    A global batch is cut into groups of `scale.micro_batch` pairs of like length, whatever the number of workers; they take turns.
-    """
-    size, world, rank = config.scale.micro_batch, dist.get_world_size(), dist.get_rank()
-    for step in range(start, stop):
-        rows = batch_rows(len(pairs), config.optim.batch, seed=config.seed, step=step)
-        rows.sort(key=lambda row: (lengths[row], row))
-        for turn in range(config.accumulation):
-            first = (turn * world + rank) * size
-            yield collate([from_row(pairs[row]) for row in rows[first : first + size]])
-
-
-def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
-    """The same batches, the next one being made (images decoded) while the current one is used."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = thread.submit(next, batches, None)
-            yield batch
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(pairs: int, seed: int, epoch: int) -> list[int]:
-    return np.random.default_rng([seed, epoch]).permutation(pairs).tolist()
 
 
 def check_first_loss(scored: Tensor, batch: PairBatch, loss: StepLoss, job: TrainJob) -> None:

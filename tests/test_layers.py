@@ -29,7 +29,7 @@ ROWS: list[list[tuple[str, ...]]] = [
         ("rlhfv_ray.data.audit",),
         ("rlhfv_ray.data",),
         ("rlhfv_ray.encoding", "rlhfv_ray.stages", "rlhfv_ray.terminal"),
-        ("rlhfv_ray.batch", "rlhfv_ray.tracking_replay"),
+        ("rlhfv_ray.batch", "rlhfv_ray.order", "rlhfv_ray.tracking_replay"),
         ("rlhfv_ray.tracking",),
         ("rlhfv_ray.shapes.scenes",),
         ("rlhfv_ray.shapes.captions", "rlhfv_ray.shapes.model"),

@@ -21,9 +21,10 @@ from rlhfv_ray.data.reference_rows import to_row
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import batch_loss
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy
+from rlhfv_ray.order import micro_batches
 from rlhfv_ray.records import PairBatch
 from rlhfv_ray.reference import score_pairs
-from rlhfv_ray.train import TrainJob, micro_batches, pairs_to_blame, start_engine, update
+from rlhfv_ray.train import TrainJob, pairs_to_blame, start_engine, update
 
 WORLD, PAIRS = 2, 6
 RATE = 10.0  # of plain SGD: a weight changes by RATE * gradient, far above the weight's own rounding

@@ -8,18 +8,21 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+import torch
+from safetensors.torch import load_file
 
 from rlhfv_ray.config import DataConfig, DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import write_pairs
+from rlhfv_ray.progress import read_records
 from rlhfv_ray.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.stages import hold_lease, write_json
 from rlhfv_ray.train import TrainJob, train_ddpo
 from tests.conftest import careless_pairs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster():
-    """A local Ray, one for each file of tests."""
+    """A local Ray, one for all files of tests that ask for it."""
     ray.init("local", num_cpus=2, object_store_memory=200 * 1024**2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -45,7 +48,7 @@ def config(small_model, pairs_file) -> DDPOConfig:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reference(cluster, config, tmp_path_factory) -> Path:
     """Reference log-probs of the pairs."""
     folder = tmp_path_factory.mktemp("reference")
@@ -68,6 +71,12 @@ def train(config: DDPOConfig, reference: Path, folder: Path, *, alongside: Calla
     return folder
 
 
+@pytest.fixture(scope="session")
+def ray_run(config, reference, tmp_path_factory) -> Path:
+    """The run all others are compared with: two workers of Ray Train, ZeRO 2, no fault."""
+    return train(config, reference, tmp_path_factory.mktemp("ray_run"))
+
+
 def with_scale(config: DDPOConfig, **changes) -> DDPOConfig:
     """The configuration with other scale settings."""
     return replace(config, scale=replace(config.scale, **changes))
@@ -88,3 +97,20 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of the exported model."""
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def losses(folder: Path) -> list[float]:
+    """Of every update."""
+    return [record["loss"] for record in read_records(folder)]
+
+
+def assert_same(ours: Path, theirs: Path, *, atol: float) -> None:
+    """Two runs have the same losses and end with the same weights."""
+    assert losses(ours) == pytest.approx(losses(theirs), abs=atol)
+    for name, tensor in weights(theirs).items():
+        torch.testing.assert_close(weights(ours)[name], tensor, atol=atol, rtol=0)

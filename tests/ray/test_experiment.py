@@ -21,6 +21,8 @@ SMALL = (
     "8",
     "--scale.checkpoint-every",
     "2",
+    "--scale.workers",
+    "1",  # two are tested in test_train.py and test_worker.py
 )
 pytestmark = pytest.mark.ray
 

@@ -32,13 +32,13 @@ def test_batched_answers_are_the_single_ones(policy, processor, prompts):
 
 def test_greedy_answers_are_the_most_likely_tokens(policy, processor, prompts):
     """Catches: special tokens or the prompt left in an answer. The other side takes the most likely token, one pass after another."""
-    from rlhfv_ray.batch import image_inputs
+    from rlhfv_ray.batch import Layout
     from rlhfv_ray.data import decode_image
     from rlhfv_ray.encoding import prompt_ids
 
     prompt = prompts[0]
     start = prompt_ids(processor, decode_image(prompt.image), prompt.question)
-    ids, pixels = list(start), image_inputs(processor, [prompt.image])
+    ids, pixels = list(start), Layout().image_inputs(processor, [prompt.image])
     while len(ids) < len(start) + 8:
         with torch.no_grad():
             logits = policy(input_ids=torch.tensor([ids]), **pixels, use_cache=False).logits

@@ -1,5 +1,6 @@
 """The order of pairs, the learning rate and the prefetching of the training loop."""
 
+import functools
 import math
 import threading
 import time
@@ -7,10 +8,12 @@ import time
 import pytest
 import torch.distributed as dist
 
+from rlhfv_ray.batch import collate_pairs
 from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data.reference_rows import to_row
+from rlhfv_ray.order import batch_rows, micro_batches, prefetched
 from rlhfv_ray.records import ReferencePair
-from rlhfv_ray.train import batch_rows, learning_rate, micro_batches, prefetched
+from rlhfv_ray.train import learning_rate
 
 
 @pytest.mark.parametrize(("pairs", "batch"), [(10, 4), (7, 7), (3, 8), (1, 5), (64, 1)])
@@ -40,19 +43,24 @@ def test_passes_of_one_process_cover_the_global_batch(encoded, processor, tmp_pa
     rows = [to_row(ReferencePair(**vars(pair), chosen_logps=[], rejected_logps=[])) for pair in encoded]
     for row in rows:
         row |= {f"{side}_logps": [0.0] * len(row[f"{side}_ids"]) for side in ("chosen", "rejected")}
+    lengths = [len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+    collate = functools.partial(collate_pairs, processor=processor, rule="muffin")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         made = {}
         for size in (2, 6):
             config = DDPOConfig(optim=OptimConfig(batch=6), scale=ScaleConfig(micro_batch=size))
-            batches = list(micro_batches(rows, processor, config, start=0, stop=5))
+            batches = list(micro_batches(rows, lengths, collate, config, start=0, stop=5))
             assert {len(batch.ids) for batch in batches} == {size}
             made[size] = [number for batch in batches for number in batch.ids]
         assert made[2] == made[6]
-        order = [rows[row]["id"] for step in range(5) for row in batch_rows(len(rows), 6, seed=0, step=step)]
+        order = []
+        for step in range(5):  # a global batch's pairs, shortest first, so that those of a pass are of like length
+            numbers = batch_rows(len(rows), 6, seed=0, step=step)
+            order += [rows[number]["id"] for number in sorted(numbers, key=lambda number: (lengths[number], number))]
         assert made[6] == order
-        late = [number for batch in micro_batches(rows, processor, config, start=3, stop=5) for number in batch.ids]
-        assert late == order[3 * 6 :]
+        late = micro_batches(rows, lengths, collate, config, start=3, stop=5)
+        assert [number for batch in late for number in batch.ids] == order[3 * 6 :]
     finally:
         dist.destroy_process_group()
 
