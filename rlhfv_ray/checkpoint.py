@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,10 @@ def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig
         model = engine.module.model
         state = _of_model(state or engine.module.state_dict())
         if config.lora_rank:
-            from rlhfv_ray.models import load_policy, merge_adapters
+            from rlhfv_ray.models import load_model, merge_adapters
 
-            model = merge_adapters(load_policy(config.path, dtype="fp32", device="cpu")[0], config, state)
+            base, _ = load_model(replace(config, dtype="fp32", attention="auto"))
+            model = merge_adapters(base.cpu(), config, state)
             state = model.state_dict()
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)

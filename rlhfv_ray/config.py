@@ -32,6 +32,10 @@ class ModelConfig:
     layout: Literal["auto", "shared", "plain"] = "auto"
     """Rows of a pair: `shared` computes image, prompt and the answers' common beginning once, `plain` twice; the numbers are the same.
     auto shares where the model's family is known to allow it."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How attention is computed. auto: torch's sdpa where rows are shared (their masks want it), else flash-attention 2 where it can be had."""
+    allow_pickle: bool = False
+    """Also load weights that are pickles (*.bin). They can run code on loading: only from people you trust."""
     trainable: tuple[Literal["vision", "projector", "language"], ...] = ("vision", "projector", "language")
     """Parts that are trained; the others stay as they are."""
     lora_rank: int = 0

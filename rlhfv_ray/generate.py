@@ -16,7 +16,7 @@ from rlhfv_ray.cluster import map_parts, read_parts
 from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import decode_image
 from rlhfv_ray.encoding import prompt_text
-from rlhfv_ray.models import load_policy
+from rlhfv_ray.models import load_model
 from rlhfv_ray.records import Answer, Prompt
 
 ANSWERS = pa.schema({"id": pa.string(), "question": pa.string(), "text": pa.string()})
@@ -56,7 +56,7 @@ class GenerationActor:
     """Holds a policy; answers the prompts of a part."""
 
     def __init__(self, model: ModelConfig, generation: GenerationConfig, batch: int) -> None:
-        self.model, self.processor = load_policy(model.path, dtype=model.dtype)
+        self.model, self.processor = load_model(model)
         self.generation, self.batch = generation, batch
 
     def __call__(self, rows: Sequence[Prompt], part: int) -> pa.Table:

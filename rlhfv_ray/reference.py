@@ -24,7 +24,7 @@ from rlhfv_ray.data.reference_rows import REJECTED, SCHEMA, to_row
 from rlhfv_ray.encoding import encode_pair
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.logps import policy_token_logps
-from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, load_processor, processor_digest, weights_digest
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, load_processor, processor_digest, weights_digest
 from rlhfv_ray.records import EncodedPair, ReferencePair
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def reference_inputs(model: ModelConfig, data: DataConfig, *, rows: str | None =
         "min_match": data.min_match,
         "max_length": data.max_length,
         "layout": model.layout,  # of rows: bf16 rounds each its own way
+        "attention": model.attention,
         "version": 1,  # of the folder
     }
 
@@ -82,7 +83,7 @@ class ReferenceActor:
 
     def __init__(self, model: ModelConfig, batch: int) -> None:
         torch.set_grad_enabled(False)
-        loaded, self.processor = load_policy(model.path, dtype=model.dtype)
+        loaded, self.processor = load_model(model)
         self.policy = AnswerPolicy(loaded, layout_of(loaded, model.layout))
         self.batch = batch
 

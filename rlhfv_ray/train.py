@@ -151,9 +151,9 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
 def load_engine(config: DDPOConfig) -> tuple[Any, Any]:
     """The policy to train, in a DeepSpeed engine with AdamW, and its processor."""
     # transformers is imported here: the driver's side does without
-    from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, prepare_training
+    from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, prepare_training
 
-    model, processor = load_policy(config.model.path, dtype=config.model.dtype)
+    model, processor = load_model(config.model)
     prepare_training(model, config.model)
     policy = AnswerPolicy(model, layout_of(model, config.model.layout, row_tokens=config.scale.row_tokens))
     trained = [weight for weight in policy.parameters() if weight.requires_grad]

@@ -38,7 +38,8 @@ ROWS: list[list[tuple[str, ...]]] = [
         ("rlhfv_ray.shapes",),
     ],
     [
-        ("rlhfv_ray.models.loading", "rlhfv_ray.models.layouts", "rlhfv_ray.models.policy"),
+        ("rlhfv_ray.models.layouts", "rlhfv_ray.models.policy"),
+        ("rlhfv_ray.models.loading",),
         ("rlhfv_ray.models.adapters",),
         ("rlhfv_ray.models.memory",),
         ("rlhfv_ray.models",),

@@ -4,6 +4,7 @@ from rlhfv_ray.models.adapters import merge_adapters, parameter_counts, planned_
 from rlhfv_ray.models.layouts import layout_of
 from rlhfv_ray.models.loading import (
     check_image_tokens,
+    load_model,
     load_policy,
     load_processor,
     processor_digest,
@@ -20,6 +21,7 @@ __all__ = [
     "check_image_tokens",
     "fit_memory",
     "layout_of",
+    "load_model",
     "load_policy",
     "load_processor",
     "merge_adapters",

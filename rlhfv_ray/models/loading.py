@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.import_utils import is_flash_attn_2_available
 
-from rlhfv_ray.config import SHAPES
+from rlhfv_ray.config import SHAPES, ModelConfig
 from rlhfv_ray.encoding import prompt_ids
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.models.layouts import TESTED
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -62,13 +64,52 @@ def load_policy(path: str | Path, *, dtype: str = "auto", device: str = "auto") 
     Raises:
         ConfigError: there is no such model, or it lacks a chat template or a fast tokenizer.
     """
-    where = resolve_model(str(path))
+    return _load(str(path), dtype, device, allow_pickle=False)
+
+
+def load_model(config: ModelConfig) -> tuple[PreTrainedModel, Any]:
+    """Load a model as it is configured: `load_policy` with its dtype and way of computing attention.
+
+    Raises:
+        ConfigError: as `load_policy`; or its attention cannot be had here.
+    """
+    usable = is_flash_attn_2_available() and config.dtype == "bf16"
+    if config.attention == "flash_attention_2" and not usable:
+        raise ConfigError(
+            "model.attention = 'flash_attention_2' needs a CUDA GPU, the package flash-attn (pip install 'rlhfv-ray[gpu]') and "
+            "--model.dtype bf16. Leave --model.attention auto: torch's sdpa does as well at these lengths."
+        )
+    if config.dtype == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise ConfigError("model.dtype = 'bf16': this GPU cannot compute in bf16. Use --model.dtype fp32.")
+    model, processor = _load(config.path, config.dtype, "auto", allow_pickle=config.allow_pickle)
+    plain_rows = config.layout == "plain" or model.config.model_type not in TESTED
+    flash = config.attention == "flash_attention_2" or (config.attention == "auto" and usable and plain_rows)
+    if flash or config.attention in ("sdpa", "eager"):
+        model.set_attn_implementation("flash_attention_2" if flash else config.attention)
+    return model, processor
+
+
+def _load(path: str, dtype: str, device: str, *, allow_pickle: bool) -> tuple[PreTrainedModel, Any]:
+    where = resolve_model(path)
     processor = load_processor(where)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    safe = None if allow_pickle else True  # None: safetensors where there are some
     try:
-        model = AutoModelForImageTextToText.from_pretrained(where, dtype=DTYPES.get(dtype, dtype), use_safetensors=True)
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            where, dtype=DTYPES.get(dtype, dtype), use_safetensors=safe, output_loading_info=True
+        )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"model.path = {where!r} cannot be loaded: {_first_line(error)}") from error
+        pickled = not allow_pickle and any(Path(where).glob("*.bin"))
+        hint = (
+            " Its weights are pickles, which can run code: if you trust them, --model.allow-pickle." if pickled else ""
+        )
+        raise ConfigError(f"model.path = {where!r} cannot be loaded: {_first_line(error)}{hint}") from error
+    for what in ("missing", "unexpected", "mismatched"):
+        if keys := sorted(str(key) for key in info[f"{what}_keys"]):
+            raise ConfigError(
+                f"model.path = {where!r}: {len(keys)} weights are {what} (first: {', '.join(keys[:3])}), so it is not the model that its "
+                f"config.json describes ({type(model).__name__}). Save it again from the code that trained it."
+            )
     nn.Module.to(model, target)
     return model.eval(), processor
 
@@ -132,6 +173,11 @@ def check_image_tokens(path: str | Path) -> None:
     image = Image.new("RGB", (336, 336))
     token = getattr(config, "image_token_id", None)
     expanded = prompt_ids(processor, image, "?").count(token) if token is not None else 0
+    if token is not None and not expanded:
+        raise ConfigError(
+            f"{where!r}: the chat template leaves no place for an image. Use the template of the model's own family "
+            "(chat_template.jinja), with an image token where a message has {'type': 'image'}."
+        )
     pixels = processor.image_processor([image], return_tensors="pt")
     if set(pixels) != {"pixel_values"}:
         return
@@ -153,7 +199,7 @@ def weights_digest(path: str | Path) -> str:
     if not where.is_dir():
         return f"{where}@{AutoConfig.from_pretrained(str(where))._commit_hash}"
     digest = hashlib.sha256()
-    for file in sorted([where / "config.json", *where.glob("*.safetensors")]):
+    for file in sorted([where / "config.json", *where.glob("*.safetensors"), *where.glob("*.bin")]):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

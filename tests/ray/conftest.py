@@ -20,9 +20,9 @@ from rlhfv_ray.train import TrainJob, train_ddpo
 from tests.conftest import careless_pairs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster():
-    """A local Ray, one for all files of tests that ask for it."""
+    """A local Ray, one for all files of this folder that ask for it."""
     ray.init("local", num_cpus=2, object_store_memory=200 * 1024**2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -48,7 +48,7 @@ def config(small_model, pairs_file) -> DDPOConfig:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def reference(cluster, config, tmp_path_factory) -> Path:
     """Reference log-probs of the pairs."""
     folder = tmp_path_factory.mktemp("reference")
@@ -71,7 +71,7 @@ def train(config: DDPOConfig, reference: Path, folder: Path, *, alongside: Calla
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_run(config, reference, tmp_path_factory) -> Path:
     """The run all others are compared with: two workers of Ray Train, ZeRO 2, no fault."""
     return train(config, reference, tmp_path_factory.mktemp("ray_run"))

@@ -5,10 +5,14 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import (
     check_image_tokens,
+    layout_of,
+    load_model,
     load_policy,
     load_processor,
     processor_digest,
@@ -145,3 +149,51 @@ def test_processor_digest_names_what_changed(copy):
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert differ() == {"tokenizer"}
+
+
+def test_flash_attention_that_cannot_be_had_is_refused(small_model):
+    """Catches: an option that silently does something else. There is no GPU where this runs, or the dtype is fp32."""
+    with pytest.raises(ConfigError, match=r"flash_attention_2' needs .*pip install.*Leave --model.attention auto"):
+        load_model(ModelConfig(path=str(small_model), dtype="fp32", attention="flash_attention_2"))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_is_the_one_asked_for(small_model, attention):
+    """Catches: an option that does nothing; shared rows with an attention that adds their mask."""
+    model, _ = load_model(ModelConfig(path=str(small_model), dtype="fp32", attention=attention))
+    assert model.config.get_text_config()._attn_implementation == attention
+    assert layout_of(model).shared == (attention == "sdpa")
+
+
+def test_pickled_weights_only_when_asked_for(small_model, tmp_path):
+    """Catches: code run by loading a checkpoint; pickles refused without saying how to allow them, or not covered by the digest."""
+    folder = tmp_path / "pickled"
+    shutil.copytree(small_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    bare = weights_digest(folder)
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert weights_digest(folder) != bare
+    with pytest.raises(ConfigError, match=r"are pickles, which can run code.*--model.allow-pickle"):
+        load_model(ModelConfig(path=str(folder), dtype="fp32"))
+    model, _ = load_model(ModelConfig(path=str(folder), dtype="fp32", allow_pickle=True))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items() if name in weights)
+
+
+@pytest.mark.parametrize("what", ["missing", "unexpected"])
+def test_weights_that_are_not_the_configs_are_refused(copy, what):
+    """Catches: random weights in place of missing ones, or a checkpoint of another architecture loaded in part."""
+    weights = load_file(copy / "model.safetensors")
+    changed = dict(list(weights.items())[1:]) if what == "missing" else {**weights, "extra.weight": torch.zeros(2)}
+    save_file(changed, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ConfigError, match=rf"1 weights are {what} \(first: .*not the model that its config.json describes"
+    ):
+        load_policy(copy)
+
+
+def test_template_without_a_place_for_the_image_is_refused(copy):
+    """Catches: a text-only template, with which the model would be trained without ever seeing an image."""
+    (copy / "chat_template.jinja").write_text("{% for message in messages %}{{ message['role'] }}{% endfor %}")
+    with pytest.raises(ConfigError, match="leaves no place for an image"):
+        check_image_tokens(copy)
