@@ -95,7 +95,7 @@ def _load(path: str, dtype: str, device: str, *, allow_pickle: bool) -> tuple[Pr
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     safe = None if allow_pickle else True  # None: safetensors where there are some
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             where, dtype=DTYPES.get(dtype, dtype), use_safetensors=safe, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -104,6 +104,7 @@ def _load(path: str, dtype: str, device: str, *, allow_pickle: bool) -> tuple[Pr
             " Its weights are pickles, which can run code: if you trust them, --model.allow-pickle." if pickled else ""
         )
         raise ConfigError(f"model.path = {where!r} cannot be loaded: {_first_line(error)}{hint}") from error
+    model, info = loaded
     for what in ("missing", "unexpected", "mismatched"):
         if keys := sorted(str(key) for key in info[f"{what}_keys"]):
             raise ConfigError(
