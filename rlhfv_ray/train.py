@@ -7,6 +7,8 @@ import math
 import os
 import pickle
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +80,21 @@ def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], N
             logging_config=ray.train.LoggingConfig("WARNING"),
         ),
     )
+    interrupt = signal.getsignal(signal.SIGINT)
     with following(job.folder, seen):
         try:
             trainer.fit()
+        except SystemExit as stopped:  # Ray Train's own answer to Ctrl-C
+            raise KeyboardInterrupt from stopped
         except ray.train.TrainingFailedError as error:
             raise_failure(job)
             raise StageFailedError(
                 f"Training workers were lost {scale.max_failures + 1} times (scale.max_failures); run the same command again to go "
                 f"on from the last checkpoint. The last loss: {str(error).strip().splitlines()[-1]}"
             ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own there
     raise_failure(job)
     shutil.rmtree(job.folder / "ray", ignore_errors=True)
 
