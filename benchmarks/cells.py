@@ -1,167 +1,22 @@
-"""The cells of the speed benchmark: what is compared, at which sizes, and the counts that predict the ratio."""
+"""The cells of the speed benchmark: what is compared with what, and that both give the same."""
 
-import dataclasses
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from types import SimpleNamespace
-from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
 
 from benchmarks.measure import Row, Timing, assert_close, compare, peak_bytes
 from benchmarks.peers import concatenated_inputs, concatenated_loss, full_head_logps, one_by_one_logps
-from rlhfv_ray.batch import Layout, collate_pairs, to_device
+from benchmarks.settings import FIRST_WORD, IMAGE_TOKEN, Setting, on
+from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import LossConfig
 from rlhfv_ray.logps import IGNORED, head_logps, policy_token_logps
 from rlhfv_ray.loss import batch_loss
-from rlhfv_ray.models import AnswerPolicy, layout_of, recompute_activations
-from rlhfv_ray.records import ChangedTokens, ReferencePair
+from rlhfv_ray.models import AnswerPolicy, recompute_activations
 
 LOSS = LossConfig(beta=0.1, gamma=5.0, normalize=False)
-IMAGE_TOKEN, FIRST_WORD = 1, 10
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # of the gradient's norm
-
-
-@dataclass(frozen=True)
-class Size:
-    """A LLaVA, and the lengths of its pairs."""
-
-    width: int
-    layers: int
-    feedforward: int
-    heads: int
-    words: int
-    vision_width: int
-    vision_layers: int
-    image_side: int  # pixels; patches of 14
-    prompt: int  # text tokens of the prompt
-    answer: int
-    common: int  # tokens both answers begin with
-
-    @property
-    def image_tokens(self) -> int:
-        """Patches of an image."""
-        return (self.image_side // 14) ** 2
-
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """Tokens of a pair: two padded rows, and one shared row."""
-        before = self.image_tokens + self.prompt
-        return 2 * (before + self.answer), before + 2 * self.answer - self.common
-
-    def flops(self, *, shared: bool, checkpointing: bool = False) -> float:
-        """Floating-point operations of forward and backward of one pair."""
-        tokens, passes = self.tokens[int(shared)], 8 if checkpointing else 6
-        block = 4 * self.width**2 + 3 * self.width * self.feedforward
-        rows = 1 if shared else 2
-        scored = 2 * self.answer - self.common if shared else tokens
-        attention = 2 * passes * self.width * self.layers * (tokens / rows) ** 2 / 2 * rows
-        vision = 2 * (self.image_tokens + 1) * self.vision_layers * 12 * self.vision_width**2
-        images = (1 if shared else 2) * passes / 2 * vision
-        return passes * self.layers * block * tokens + attention + 6 * self.width * self.words * scored + images
-
-
-MUFFIN = Size(256, 6, 688, 8, 2000, 128, 4, 112, prompt=78, answer=87, common=24)
-LLAVA = dataclasses.replace(MUFFIN, image_side=336, prompt=60)
-LLAVA_7B = Size(4096, 32, 11008, 32, 32064, 1024, 24, 336, prompt=60, answer=87, common=24)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A model with its pairs in both layouts, on a device."""
-
-    size: Size
-    model: Any
-    processor: Any
-    pairs: Sequence[ReferencePair]
-    device: torch.device
-
-    @property
-    def policy(self) -> AnswerPolicy:
-        """The model as the line runs it."""
-        return AnswerPolicy(self.model, layout_of(self.model))
-
-    @property
-    def plain(self) -> Layout:
-        """Two rows per pair."""
-        return layout_of(self.model, "plain")
-
-
-def make_setting(size: Size, *, pairs: int, device: torch.device, dtype: torch.dtype) -> Setting:
-    """Random weights of a true shape, made on the device, and random pairs; no downloads."""
-    vision = CLIPVisionConfig(
-        hidden_size=size.vision_width,
-        intermediate_size=4 * size.vision_width,
-        num_hidden_layers=size.vision_layers,
-        num_attention_heads=max(1, size.vision_width // 64),
-        image_size=size.image_side,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        vocab_size=size.words,
-        hidden_size=size.width,
-        intermediate_size=size.feedforward,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=IMAGE_TOKEN,
-        vision_feature_layer=-1,
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            model = LlavaForConditionalGeneration(config).eval()
-    finally:
-        torch.set_default_dtype(before)
-    side = {"height": size.image_side, "width": size.image_side}
-    processor = SimpleNamespace(
-        tokenizer=SimpleNamespace(pad_token_id=0),
-        image_processor=CLIPImageProcessorPil(size=side, do_center_crop=False),
-    )
-    return Setting(size, model, processor, make_pairs(size, pairs), device)
-
-
-def make_pairs(size: Size, count: int) -> list[ReferencePair]:
-    """Pairs of random words with lengths as given, a fifth of the words after the common beginning corrected."""
-    rng = random.Random(0)
-
-    def words(number: int) -> list[int]:
-        return [rng.randrange(FIRST_WORD, size.words) for _ in range(number)]
-
-    made = []
-    for number in range(count):
-        common, tail = words(size.common), size.answer - size.common
-        chosen, rejected = [*common, 2, *words(tail - 1)], [*common, 3, *words(tail - 1)]
-        flags = [[False] * size.common + [rng.random() < 0.2 for _ in range(tail)] for _ in range(2)]
-        file = BytesIO()
-        Image.effect_noise((640, 480), 60).convert("RGB").save(file, "JPEG")
-        prompt = [IMAGE_TOKEN] * size.image_tokens + words(size.prompt)
-        logps = [[-rng.random() for _ in range(size.answer)] for _ in range(2)]
-        changed = ChangedTokens(*flags)
-        made.append(
-            ReferencePair(str(number), file.getvalue(), prompt, chosen, rejected, {"both_sides": changed}, *logps)
-        )
-    return made
 
 
 def gradient_of(setting: Setting) -> Tensor:
@@ -219,16 +74,6 @@ def bare_step(setting: Setting) -> Callable[[], None]:
         logits.float().logsumexp(-1).sum().backward()
 
     return step
-
-
-def on(part: Any, setting: Setting) -> Any:
-    """Tensors on the setting's device, pixels in the model's dtype."""
-    if isinstance(part, dict):
-        return {
-            name: tensor.to(setting.device, setting.model.dtype if tensor.is_floating_point() else None)
-            for name, tensor in part.items()
-        }
-    return part.to(setting.device)
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the project is 
 import torch
 
 from benchmarks.cells import (
-    LLAVA,
-    LLAVA_7B,
     Head,
-    Setting,
     concatenated_step,
     generation_cell,
     head_cells,
-    make_pairs,
-    make_setting,
     our_step,
     reference_cell,
     step_cells,
 )
 from benchmarks.measure import Row, peak_bytes, seconds
 from benchmarks.run import page, shown
+from benchmarks.settings import LLAVA, LLAVA_7B, Setting, make_pairs, make_setting
 from rlhfv_ray.models import AnswerPolicy, layout_of, recompute_activations
 
 PEAK = 989e12  # of an H200, dense bf16

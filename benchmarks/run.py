@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.cells import LLAVA, MUFFIN, Head, generation_cell, head_cells, make_setting, reference_cell, step_cells
+from benchmarks.cells import Head, generation_cell, head_cells, reference_cell, step_cells
 from benchmarks.measure import Row
+from benchmarks.settings import LLAVA, MUFFIN, make_setting
 
 PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
 

@@ -118,22 +118,23 @@ class TrainingFeed:
         """New records, in order."""
         if self.run is not None:
             self.run.log_records(records)
+        if self.counter is None:  # records of a finished stage, read again
+            return
         for record in records:
-            if record["skipped"]:
-                self.console.print(
-                    f"update {record['step']} skipped, not finite, with pairs {', '.join(record['skipped_pairs'])}"
-                )
-            if "memory/foretold_gib" in record:
-                again = (
-                    f"activations of every {record['recompute']}. layer computed again"
-                    if record["recompute"]
-                    else "all activations kept"
-                )
-                self.console.print(f"  {record['memory/foretold_gib']:.2f} GiB a worker; {again}", highlight=False)
-        if self.counter is not None:
-            last = records[-1]
-            note = f"loss {last.get('loss', float('nan')):.3f}  margin {last.get('rewards/margins', float('nan')):.3f}"
-            self.counter.advance(last["step"], note)
+            self.report(record)
+        last = records[-1]
+        note = f"loss {last.get('loss', float('nan')):.3f}  margin {last.get('rewards/margins', float('nan')):.3f}"
+        self.counter.advance(last["step"], note)
+
+    def report(self, record: Mapping[str, Any]) -> None:
+        """What of a new record a person should read."""
+        if record["skipped"]:
+            pairs = ", ".join(record["skipped_pairs"])
+            self.console.print(f"update {record['step']} skipped, not finite, with pairs {pairs}")
+        if "memory/foretold_gib" in record:
+            every = record["recompute"]
+            again = f"activations of every {every}. layer computed again" if every else "all activations kept"
+            self.console.print(f"  {record['memory/foretold_gib']:.2f} GiB a worker; {again}", highlight=False)
 
 
 @dataclass

@@ -151,9 +151,8 @@ def rates_figure(base: Scores, aligned: Scores, path: Path) -> None:
     names = [name for name in base.counts() if name != "response_rate_all"]
     panels = {better: [name for name in names if _better(name) == better] for better in ("lower", "higher")}
     figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
-    columns = figure.subplots(
-        1, 2, sharey=True, width_ratios=[max(1.7, len(group)) for group in panels.values()]
-    )  # room for the titles
+    widths = [max(1.7, len(group)) for group in panels.values()]  # room for the titles
+    columns = figure.subplots(1, 2, sharey=True, width_ratios=widths)
     for axes, (better, group) in zip(columns, panels.items(), strict=True):
         _draw_bars(axes, group, base, shift=-0.2, color=GREY)
         _draw_bars(axes, group, aligned, shift=0.2, color=BLUE)

@@ -32,9 +32,7 @@ class Layout:
 
     shared: bool = False
     row_tokens: int = 0  # shared rows take further pairs up to this many tokens; 0: one pair per row
-    split_head: bool = (
-        False  # the logits are the output head on the body's features and nothing else, so the head may run by itself
-    )
+    split_head: bool = False  # the logits are the output head on the body's features, so the head may run by itself
     accepts: frozenset[str] = frozenset({"pixel_values"})  # inputs the model knows
 
     def image_inputs(self, processor: Any, images: Sequence[bytes]) -> dict[str, Tensor]:

@@ -14,9 +14,7 @@ from torch.nn import functional
 from rlhfv_ray.records import PairBatch
 
 IGNORED = -100  # label of a token that is not scored: prompt, padding
-HEAD_BYTES = (
-    64 * 1024**2
-)  # of logits at a time; more tokens than fit are scored in chunks and computed again in backward
+HEAD_BYTES = 64 * 1024**2  # of logits at a time; tokens beyond are scored in chunks, computed again in backward
 
 
 def token_logps(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B S"]:

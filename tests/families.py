@@ -70,22 +70,32 @@ def text_of(words: tf.PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
     return {**TEXT, "vocab_size": len(words), **special, **more}
 
 
+CLIP_PROCESSOR = {
+    "patch_size": 14,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+    "chat_template": template("<image>\n"),
+}
+
+
+def clip_and_llama(words: tf.PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Settings of a LLaVA: a CLIP tower on a Llama."""
+    return {
+        "vision_config": tf.CLIPVisionConfig(**VISION, image_size=28, projection_dim=32),
+        "text_config": tf.LlamaConfig(**text_of(words)),
+        "image_token_index": words.convert_tokens_to_ids("<image>"),
+        "vision_feature_layer": -1,
+    }
+
+
 def llava() -> tuple[Any, Any]:
     words = tokenizer(image_token="<image>")
     processor = tf.LlavaProcessor(
         image_processor=tf.CLIPImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False),
         tokenizer=words,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template("<image>\n"),
+        **CLIP_PROCESSOR,
     )
-    config = tf.LlavaConfig(
-        vision_config=tf.CLIPVisionConfig(**VISION, image_size=28, projection_dim=32),
-        text_config=tf.LlamaConfig(**text_of(words)),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1,
-    )
+    config = tf.LlavaConfig(**clip_and_llama(words))
     return tf.LlavaForConditionalGeneration(config), processor
 
 
@@ -97,18 +107,9 @@ def llava_next() -> tuple[Any, Any]:
             size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=grid
         ),
         tokenizer=words,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template("<image>\n"),
+        **CLIP_PROCESSOR,
     )
-    config = tf.LlavaNextConfig(
-        vision_config=tf.CLIPVisionConfig(**VISION, image_size=28, projection_dim=32),
-        text_config=tf.LlamaConfig(**text_of(words)),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=grid,
-        vision_feature_layer=-1,
-    )
+    config = tf.LlavaNextConfig(image_grid_pinpoints=grid, **clip_and_llama(words))
     return tf.LlavaNextForConditionalGeneration(config), processor
 
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.models.loading import resolve_model
+from rlhfv_ray.models.loading import DTYPES, resolve_model
 
 # Where the families keep their parts; what is neither is the language model.
 PROJECTOR = re.compile(r"multi_modal_projector|(^|\.)connector\.|merger|image_newline")
@@ -89,13 +89,18 @@ def merge_adapters(model: Any, config: ModelConfig, state: Mapping[str, Tensor])
     return wrapped.merge_and_unload().to(dtype)
 
 
-def planned_counts(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """`parameter_counts` of a training run, before any weight is loaded: the model is built without memory (torch's meta device)."""
+def meta_model(config: ModelConfig) -> Any:
+    """The model as it is trained, built without weights or memory (torch's meta device)."""
     architecture = AutoConfig.from_pretrained(resolve_model(config.path))
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(architecture)
+        model = AutoModelForImageTextToText.from_config(architecture).to(DTYPES[config.dtype]).eval()
         prepare_training(model, config)
-    return parameter_counts(model)
+    return model
+
+
+def planned_counts(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """`parameter_counts` of a training run, before any weight is loaded."""
+    return parameter_counts(meta_model(config))
 
 
 def parameter_counts(model: Any) -> dict[str, tuple[int, int]]:

@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextToText
+from transformers import AttentionInterface
 
 from rlhfv_ray.batch import collate_pairs
-from rlhfv_ray.config import DDPOConfig, ModelConfig
+from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import HEAD_BYTES
-from rlhfv_ray.models.adapters import parameter_counts, part_of, prepare_training
+from rlhfv_ray.models.adapters import meta_model, parameter_counts, part_of
 from rlhfv_ray.models.layouts import layout_of
-from rlhfv_ray.models.loading import DTYPES, resolve_model
 from rlhfv_ray.models.policy import recompute_activations
 from rlhfv_ray.records import ReferencePair
 
@@ -61,25 +60,13 @@ class Memory:
         return f"{self.total / GIB:.2f} GiB a worker ({parts})"
 
 
-def meta_model(config: ModelConfig) -> Any:
-    """The model as it is trained, without weights."""
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(resolve_model(config.path)))
-        model = model.to(DTYPES[config.dtype]).eval()
-        prepare_training(model, config)
-    return model
-
-
 def shapes_of(pairs: Sequence[ReferencePair], processor: Any, config: DDPOConfig) -> Shapes:
     """Shapes of one forward pass over these pairs."""
     layout = layout_of(meta_model(config.model), config.model.layout, row_tokens=config.scale.row_tokens)
     batch = collate_pairs(pairs, processor, rule=config.data.rule, layout=layout)
     rows, tokens = batch.inputs["input_ids"].shape
-    images = {
-        name: tensor
-        for name, tensor in batch.inputs.items()
-        if name in layout.image_inputs(processor, [pairs[0].image])
-    }
+    of_images = layout.image_inputs(processor, [pairs[0].image])
+    images = {name: tensor for name, tensor in batch.inputs.items() if name in of_images}
     return Shapes(rows, tokens, images, len(batch.targets))
 
 
@@ -100,9 +87,8 @@ def predict_memory(config: DDPOConfig, shapes: Shapes) -> Memory:
     words = model.get_output_embeddings().weight.shape[0]
     head = 2 * min(HEAD_BYTES, 4 * shapes.scored * words)
     kept, working = activation_bytes(model, shapes, max(0, scale.recompute))
-    return Memory(
-        weights, gradients, optimizer, kept, max(head, working)
-    )  # the head is done when the layers' backward begins
+    # The head's backward is done when the layers' begins, so only the larger of the two counts.
+    return Memory(weights, gradients, optimizer, kept, max(head, working))
 
 
 def activation_bytes(model: Any, shapes: Shapes, every: int) -> tuple[int, int]:
@@ -132,10 +118,8 @@ def activation_bytes(model: Any, shapes: Shapes, every: int) -> tuple[int, int]:
 
     try:
         vision()
-    except (
-        NotImplementedError,
-        RuntimeError,
-    ):  # it looks at values: this part runs on the CPU, on weights that are not set
+    except (NotImplementedError, RuntimeError):
+        # It looks at values: this part runs on the CPU, on weights that are not set.
         for name, module in body.named_children():
             if part_of(f"model.{name}.") != "language":
                 module.to_empty(device="cpu")

@@ -1,4 +1,4 @@
-"""The whole line as users start it: a command, the same command again, killed in between, and as a Ray job."""
+"""The whole line as users start it: a command, stopped and killed in between, the same command again, and as a Ray job."""
 
 import json
 import os
@@ -51,16 +51,45 @@ def runs(storage: Path) -> list:
     return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
+def stop_when(storage: Path, pattern: str, number: signal.Signals) -> int:
+    """Start the experiment, send a signal to it once a file is there, as a terminal does to all it started; its exit code."""
+    driver = subprocess.Popen(
+        command(storage), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    end = time.monotonic() + 300
+    while not list(storage.glob(pattern)):
+        assert driver.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    if number == signal.SIGINT:
+        os.killpg(driver.pid, number)
+    else:
+        driver.send_signal(number)
+    code = driver.wait(timeout=120)
+    for process in family:  # what a killed driver could not end
+        if process.is_running():
+            process.kill()
+    return code
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The storage of one small experiment."""
+    """The storage of one small experiment: stopped by Ctrl-C in training, its driver killed in answering, then left alone.
+
+    That it ends where one without a fault ends is for `test_ray_job_gives_the_same_summary` to show.
+    """
     storage = tmp_path_factory.mktemp("storage")
-    run(storage)
+    assert stop_when(storage, "train-*/checkpoints/*/manifest.json", signal.SIGINT) == 130
+    assert not list(storage.glob("train-*/model"))
+    assert stop_when(storage, "answers-*/part-*.parquet", signal.SIGKILL) == -signal.SIGKILL
+    assert not list(storage.glob("shapes-*/summary.json"))
+    assert run(storage).count("skipped") == 3  # corrections, reference and training were done
     return storage
 
 
 def test_summary_report_model_and_runs(finished):
-    """Catches: a missing piece of what an experiment promises to leave."""
+    """Catches: a missing piece of what an experiment promises to leave; runs left open or doubled after a kill."""
     found = summary(finished)
     names = {"response_rate", "response_rate_all", "mention_rate", "object_recall", "words", "n"}
     for which in ("base", "aligned"):
@@ -90,30 +119,8 @@ def test_same_command_again_skips_everything(finished):
     assert {one.info.run_id: len(one.data.metrics) for one in runs(finished)} == before
 
 
-def test_killed_driver_continues_to_the_same_result(finished, tmp_path):
-    """Catches: work lost or doubled by a kill in the middle of training, runs left open or doubled."""
-    driver = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 300
-    while not list(tmp_path.glob("train-*/checkpoints/*/manifest.json")):
-        assert driver.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    assert not list(tmp_path.glob("shapes-*/summary.json"))
-    printed = run(tmp_path)
-    assert printed.count("skipped") == 2  # corrections and reference were done
-    assert summary(tmp_path) == summary(finished)
-    assert len(runs(tmp_path)) == 7
-    assert {one.info.status for one in runs(tmp_path)} == {"FINISHED"}
-    for process in family:
-        if process.is_running():
-            process.kill()
-
-
 def test_ray_job_gives_the_same_summary(finished, tmp_path):
-    """Catches: code that only works from the checkout, or only with a Ray of its own."""
+    """Catches: work lost or doubled by Ctrl-C or a kill; code that only works from the checkout, or only with a Ray of its own."""
     home = tmp_path / "home"
     home.mkdir()
     bin_folder = str(Path(sys.executable).parent)

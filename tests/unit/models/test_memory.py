@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.cells import LLAVA, MUFFIN, make_setting, our_step
+from benchmarks.cells import our_step
 from benchmarks.measure import peak_bytes
+from benchmarks.settings import LLAVA, MUFFIN, make_setting
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import Shapes, fit_memory, load_policy, predict_memory, recompute_activations, shapes_of
