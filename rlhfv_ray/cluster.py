@@ -24,7 +24,7 @@ from rlhfv_ray.terminal import counting
 
 logger = logging.getLogger(__name__)
 
-PREPARE_CPUS = 0.25  # a task that reads and encodes while the actors compute
+PREPARE_CPUS = 0.25  # of a task that reads and encodes while the actors compute
 OBJECT_STORE_BYTES = 512 * 1024**2  # of a Ray started here; a cluster's own setting stands
 
 
@@ -98,14 +98,19 @@ def map_parts(
     _configure_data()
     parts = ray.data.from_items([{"part": number} for number in missing], override_num_blocks=len(missing))
     prepared = functools.partial(_prepare, tasks=ray.put(list(tasks)), prepare=prepare)
-    parts = parts.map_batches(prepared, batch_size=1, num_cpus=PREPARE_CPUS)
+    actors = min(scale.actors, len(missing))
+    # As many at a time as the actors leave CPUs for: every process more imports torch and transformers anew.
+    tasks_at_once = max(1, int(ray.cluster_resources().get("CPU", 1) - actors * scale.cpus))
+    parts = parts.map_batches(
+        prepared, batch_size=1, num_cpus=PREPARE_CPUS, compute=ray.data.TaskPoolStrategy(size=tasks_at_once)
+    )
     parts = parts.map_batches(
         _Compute,
         fn_constructor_args=(actor, str(folder)),
         batch_size=1,
         num_cpus=scale.cpus,
         num_gpus=1 if scale.gpu else None,
-        compute=ray.data.ActorPoolStrategy(size=min(scale.actors, len(missing))),
+        compute=ray.data.ActorPoolStrategy(size=actors),
     )
     there = len(tasks) - len(missing)
     with counting(title, len(tasks), done=there) as counter:

@@ -84,7 +84,7 @@ def finished(tmp_path_factory) -> Path:
     assert not list(storage.glob("train-*/model"))
     assert stop_when(storage, "answers-*/part-*.parquet", signal.SIGKILL) == -signal.SIGKILL
     assert not list(storage.glob("shapes-*/summary.json"))
-    assert run(storage).count("skipped") == 3  # corrections, reference and training were done
+    assert run(storage).count("skipped") == 4  # corrections, reference, training and the benchmark were done
     return storage
 
 
