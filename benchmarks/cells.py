@@ -1,13 +1,14 @@
 """The cells of the speed benchmark: what is compared with what, and that both give the same."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, Timing, assert_close, compare, peak_bytes
-from benchmarks.peers import concatenated_inputs, concatenated_loss, full_head_logps, one_by_one_logps
+from benchmarks.peers import concatenated_inputs, concatenated_loss, full_head_logps, one_by_one_logps, trl_step
 from benchmarks.settings import FIRST_WORD, IMAGE_TOKEN, Setting, on
 from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import LossConfig
@@ -19,14 +20,14 @@ LOSS = LossConfig(beta=0.1, gamma=5.0, normalize=False)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # of the gradient's norm
 
 
-def gradient_of(setting: Setting) -> Tensor:
-    """The gradients left in the model, as one vector of the largest few matrices, in fp32 on the CPU."""
-    weights = sorted(setting.model.parameters(), key=lambda weight: -weight.numel())[:3]
+def gradient_of(model: Any) -> Tensor:
+    """The gradients left in a model, as one vector of the largest few matrices, in fp32 on the CPU."""
+    weights = sorted(model.parameters(), key=lambda weight: -weight.numel())[:3]
     return torch.cat([weight.grad.float().flatten().cpu() for weight in weights if weight.grad is not None])
 
 
 def our_step(
-    setting: Setting, policy: AnswerPolicy | None = None, *, keep_gradients: bool = False
+    setting: Setting, policy: AnswerPolicy | None = None, *, loss: LossConfig = LOSS, keep_gradients: bool = False
 ) -> Callable[[], float]:
     """Forward and backward of the line's own step on all pairs."""
     policy = policy or setting.policy
@@ -35,9 +36,9 @@ def our_step(
 
     def step() -> float:
         setting.model.zero_grad(set_to_none=not keep_gradients)
-        loss = batch_loss(policy_token_logps(policy, batch), batch, **vars(LOSS)).total
-        loss.backward()
-        return loss.detach()
+        found = batch_loss(policy_token_logps(policy, batch), batch, **vars(loss)).total
+        found.backward()
+        return found.detach()
 
     return step
 
@@ -147,7 +148,7 @@ def step_cells(setting: Setting, name: str, *, rounds: int, goal: float) -> list
     losses, gradients = [], []
     for step in (ours, peer, concatenated_step(setting, checkpointing=True)):
         losses.append(step())
-        gradients.append(gradient_of(setting))
+        gradients.append(gradient_of(setting.model))
     for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
         assert_close(losses[0], loss, tolerance=TOLERANCE[setting.model.dtype], what=f"{name}: loss")
         assert_close(gradients[0], gradient, tolerance=TOLERANCE[setting.model.dtype], what=f"{name}: gradient")
@@ -172,6 +173,43 @@ def step_cells(setting: Setting, name: str, *, rounds: int, goal: float) -> list
             note="ratio below 1 is what the step costs on top of the model",
             **settings,
         ),
+    ]
+
+
+def trl_cells(setting: Setting, name: str, *, rounds: int) -> list[Row]:
+    """(c) The step at gamma 1 against TRL's DPOTrainer on the same batch and weights, without and with (its default) checkpointing."""
+    dpo = LossConfig(beta=LOSS.beta, gamma=1.0, normalize=False)
+    policy = setting.policy
+    pairs = [replace(pair, **scored) for pair, scored in zip(setting.pairs, true_reference(setting), strict=True)]
+    ours = our_step(replace(setting, pairs=pairs), policy, loss=dpo)
+    made = concatenated_inputs(setting.pairs, setting.processor, setting.plain, rule="both_sides")
+    rows = []
+    for goal, checkpointing, what in ((2.3, False, "equal checkpointing"), (2.6, True, "its defaults")):
+        theirs, peer = trl_step(setting.model, made, beta=dpo.beta, checkpointing=checkpointing)
+        losses, gradients = [], []
+        for step, model in ((ours, setting.model), (peer, theirs)):
+            losses.append(step())
+            gradients.append(gradient_of(model))
+        assert_close(losses[0], losses[1], tolerance=1e-5, what=f"{name}: TRL's loss")
+        assert_close(gradients[0], gradients[1], tolerance=1e-4, what=f"{name}: TRL's gradient")
+        note = f"{len(pairs)} pairs; TRL runs the reference in every step"
+        timing = Timing(rounds, setting.device)
+        rows.append(compare(f"c step, {name}, TRL, {what}", ours, peer, goal=goal, timing=timing, note=note))
+    return rows
+
+
+def true_reference(setting: Setting) -> list[dict[str, list[float]]]:
+    """Log-probs of every pair's answers by the setting's own model, as a reference pass finds them."""
+    policy, pairs = setting.policy, setting.pairs
+    batch = collate_pairs(pairs, setting.processor, rule="both_sides", layout=policy.layout)
+    with torch.no_grad():
+        found = policy_token_logps(policy, to_device(batch, setting.device, setting.model.dtype)).tolist()
+    return [
+        {
+            "chosen_logps": found[row][: len(pair.chosen_ids)],
+            "rejected_logps": found[row + len(pairs)][: len(pair.rejected_ids)],
+        }
+        for row, pair in enumerate(pairs)
     ]
 
 

@@ -37,7 +37,7 @@ TINY = replace(
 
 def main() -> None:
     """Run all cells and write what they gave."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="file for the rows")
     parser.add_argument("--page", type=Path, help="also write the rows as a page")
     parser.add_argument("--tiny", action="store_true", help="toy size on the CPU: does it run?")

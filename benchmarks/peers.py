@@ -4,7 +4,9 @@
 twice, `labels=` passed so that a cross-entropy nobody uses is computed, full logits, fp32 log-softmax over all of them).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -59,3 +61,47 @@ def one_by_one_logps(model: Any, rows: Sequence[dict[str, Any]]) -> list[Tensor]
     """A reference pass one answer at a time, as the release's script does it: `rows` hold inputs and labels of one answer each."""
     with torch.no_grad():
         return [token_logps(model(**row["inputs"], labels=row["labels"]).logits, row["labels"]) for row in rows]
+
+
+def trl_step(model: Any, made: dict[str, Any], *, beta: float, checkpointing: bool) -> tuple[Any, Callable[[], Tensor]]:
+    """TRL's DPOTrainer on a batch of `concatenated_inputs`: a copy of the model, and a function that computes loss and gradients of it.
+
+    TRL computes the reference's log-probs in every step, for it refuses cached ones where there are images; its loss has no token weights.
+    """
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<image>": 1}, unk_token="<pad>")),
+        pad_token="<pad>",
+        eos_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    message = [{"role": "user", "content": "?"}]
+    data = Dataset.from_list([{"image": "", "prompt": message, "chosen": message, "rejected": message}])
+    with TemporaryDirectory() as folder:
+        trainer = DPOTrainer(
+            deepcopy(model),
+            ref_model=deepcopy(model),
+            args=DPOConfig(
+                folder, beta=beta, bf16=False, use_cpu=True, report_to=[], gradient_checkpointing=checkpointing
+            ),
+            processing_class=LlavaProcessor(CLIPImageProcessorPil(), words, patch_size=14),
+            train_dataset=data,
+        )
+    policy: Any = trainer.model
+    if checkpointing:  # as its own loop does before the first step
+        policy.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+    policy.train()
+    inputs = {**made["inputs"], "completion_mask": (made["labels"] != IGNORED).long()}
+
+    def step() -> Tensor:
+        policy.zero_grad(set_to_none=True)
+        loss = trainer.compute_loss(policy, dict(inputs))
+        loss.backward()
+        return loss.detach()
+
+    return policy, step

@@ -4,6 +4,7 @@ Ratios are of process time, interleaved, medians; a cell whose two sides do not 
 """
 
 import argparse
+import importlib.util
 import json
 import platform
 from collections.abc import Sequence
@@ -13,16 +14,17 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.cells import Head, generation_cell, head_cells, reference_cell, step_cells
+from benchmarks.cells import Head, generation_cell, head_cells, reference_cell, step_cells, trl_cells
 from benchmarks.measure import Row
 from benchmarks.settings import LLAVA, MUFFIN, make_setting
+from benchmarks.workers import worker_cells
 
 PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
 def main() -> None:
     """Run all cells and write what they gave."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument(
         "--json", type=Path, required=True, help="file for the rows {cell, ours, peer, ratio, goal, passed}"
     )
@@ -49,7 +51,12 @@ def cells(*, quick: bool) -> list[Row]:
         if quick:
             break
     setting = make_setting(MUFFIN, pairs=2, device=cpu, dtype=torch.float32)
-    return rows + shown([generation_cell(setting, "Muffin lengths", rounds=3, batch=16, new_tokens=8, goal=4.0)])
+    rows += shown([generation_cell(setting, "Muffin lengths", rounds=3, batch=16, new_tokens=8, goal=4.0)])
+    if importlib.util.find_spec("trl"):
+        rows += shown(trl_cells(setting, "Muffin lengths", rounds=rounds))
+    else:
+        print("TRL is not installed (pip install -e '.[bench]'), so its cells are left out")
+    return rows + shown(worker_cells(quick=quick))
 
 
 def shown(rows: Sequence[Row]) -> list[Row]:

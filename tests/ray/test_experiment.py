@@ -21,6 +21,8 @@ SMALL = (
     "8",
     "--scale.checkpoint-every",
     "2",
+    "--scale.rows",
+    "10",  # four parts of answers: a kill after the first is in the middle
     "--scale.workers",
     "1",  # two are tested in test_train.py and test_worker.py
 )
@@ -84,7 +86,10 @@ def finished(tmp_path_factory) -> Path:
     assert not list(storage.glob("train-*/model"))
     assert stop_when(storage, "answers-*/part-*.parquet", signal.SIGKILL) == -signal.SIGKILL
     assert not list(storage.glob("shapes-*/summary.json"))
-    assert run(storage).count("skipped") == 4  # corrections, reference, training and the benchmark were done
+    assert run(storage).count("skipped") in (
+        4,
+        5,
+    )  # corrections, reference, training, the benchmark; by chance the base's answers
     return storage
 
 

@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from benchmarks.cells import trl_cells
+from benchmarks.gpu import TINY
+from benchmarks.settings import make_setting
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -19,3 +25,12 @@ def test_gpu_benchmark_runs_at_toy_size_and_its_sides_agree(tmp_path):
     assert {row["cell"][:2] for row in rows} == {"a ", "b ", "d ", "e ", "f ", "la", "MF"}
     assert all({"cell", "ours", "peer", "ratio", "goal", "passed"} <= row.keys() for row in rows)
     assert all(row["cell"] in (tmp_path / "page.md").read_text() for row in rows)
+
+
+def test_trl_computes_the_same_loss_and_gradient_at_gamma_1():
+    """Catches: a peer on another batch or other weights (the cells' own gate raises), or a copy that shares weights with ours."""
+    setting = make_setting(TINY, pairs=2, device=torch.device("cpu"), dtype=torch.float32)
+    before = [weight.clone() for weight in setting.model.parameters()]
+    rows = trl_cells(setting, "toy", rounds=1)
+    assert [row.cell for row in rows] == ["c step, toy, TRL, equal checkpointing", "c step, toy, TRL, its defaults"]
+    assert all(torch.equal(now, then) for now, then in zip(setting.model.parameters(), before, strict=True))
