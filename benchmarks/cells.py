@@ -28,13 +28,13 @@ def gradient_of(model: Any) -> Tensor:
 
 def our_step(
     setting: Setting, policy: AnswerPolicy | None = None, *, loss: LossConfig = LOSS, keep_gradients: bool = False
-) -> Callable[[], float]:
+) -> Callable[[], Tensor]:
     """Forward and backward of the line's own step on all pairs."""
     policy = policy or setting.policy
     batch = collate_pairs(setting.pairs, setting.processor, rule="both_sides", layout=policy.layout)
     batch = to_device(batch, setting.device, setting.model.dtype)
 
-    def step() -> float:
+    def step() -> Tensor:
         setting.model.zero_grad(set_to_none=not keep_gradients)
         found = batch_loss(policy_token_logps(policy, batch), batch, **vars(loss)).total
         found.backward()
@@ -43,12 +43,12 @@ def our_step(
     return step
 
 
-def concatenated_step(setting: Setting, *, checkpointing: bool) -> Callable[[], float]:
+def concatenated_step(setting: Setting, *, checkpointing: bool) -> Callable[[], Tensor]:
     """The release's shape of step on the same pairs."""
     made = concatenated_inputs(setting.pairs, setting.processor, setting.plain, rule="both_sides")
     made = {name: on(part, setting) for name, part in made.items()}
 
-    def step() -> float:
+    def step() -> Tensor:
         setting.model.zero_grad(set_to_none=True)
         recompute_activations(setting.model, int(checkpointing))
         loss = concatenated_loss(setting.model, made, LOSS)
