@@ -22,8 +22,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # of the gradient's nor
 
 def gradient_of(model: Any) -> Tensor:
     """The gradients left in a model, as one vector of the largest few matrices, in fp32 on the CPU."""
-    weights = sorted(model.parameters(), key=lambda weight: -weight.numel())[:3]
-    return torch.cat([weight.grad.float().flatten().cpu() for weight in weights if weight.grad is not None])
+    found = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    largest = sorted(found, key=lambda gradient: -gradient.numel())[:3]
+    return torch.cat([gradient.float().flatten().cpu() for gradient in largest])
 
 
 def our_step(

@@ -5,6 +5,7 @@ backward (CUDA events, interleaved, medians); MFU counts the operations of the d
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -26,8 +27,9 @@ from benchmarks.cells import (
 )
 from benchmarks.measure import Row, peak_bytes, seconds
 from benchmarks.run import page, shown
-from benchmarks.settings import LLAVA, LLAVA_7B, Setting, make_pairs, make_setting
-from rlhfv_ray.models import AnswerPolicy, layout_of, recompute_activations
+from benchmarks.settings import LLAVA, LLAVA_7B, LLAVA_13B, Setting, make_pairs, make_setting
+from rlhfv_ray.config import ModelConfig
+from rlhfv_ray.models import AnswerPolicy, layout_of, prepare_training, recompute_activations
 
 PEAK = 989e12  # of an H200, dense bf16
 TINY = replace(
@@ -61,7 +63,12 @@ def whole() -> list[Row]:
     rows += shown([throughput(with_pairs(setting, count), f"7B, {count} pairs", rounds=5) for count in (1, 4, 8)])
     several = with_pairs(setting, 16)
     rows += shown([reference_cell(several, "7B", rounds=3)])
-    return rows + shown([generation_cell(several, "7B", rounds=1, batch=64, new_tokens=32, goal=15.0)])
+    rows += shown([generation_cell(several, "7B", rounds=1, batch=64, new_tokens=32, goal=15.0)])
+    del setting, several  # room for the next model
+    torch.cuda.empty_cache()
+    return rows + adapter_cells(
+        make_setting(LLAVA_13B, pairs=1, device=cuda, dtype=half), "13B LoRA", rounds=3, goal=2.0
+    )
 
 
 def tiny() -> list[Row]:
@@ -73,7 +80,19 @@ def tiny() -> list[Row]:
     rows += ladder(setting, pairs=2, rounds=1)
     rows += shown([throughput(with_pairs(setting, 2), "toy, 2 pairs", rounds=1)])
     rows += shown([reference_cell(with_pairs(setting, 2), "toy", rounds=1)])
-    return rows + shown([generation_cell(setting, "toy", rounds=1, batch=4, new_tokens=4, goal=0.0)])
+    rows += shown([generation_cell(setting, "toy", rounds=1, batch=4, new_tokens=4, goal=0.0)])
+    return rows + adapter_cells(
+        make_setting(TINY, pairs=1, device=cpu, dtype=torch.float32), "toy LoRA", rounds=1, goal=0.0
+    )
+
+
+def adapter_cells(setting: Setting, name: str, *, rounds: int, goal: float) -> list[Row]:
+    """(b) and (d) with adapters of rank 16 on the language model, the rest frozen."""
+    if not importlib.util.find_spec("peft"):
+        print(f"peft is not installed, so the cells of {name} are left out")
+        return []
+    prepare_training(setting.model, ModelConfig(lora_rank=16, trainable=("language",)))
+    return shown(step_cells(setting, f"{name}, 1 pair", rounds=rounds, goal=goal))
 
 
 def with_pairs(setting: Setting, count: int) -> Setting:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import transformers
 
 from benchmarks.cells import Head, generation_cell, head_cells, reference_cell, step_cells, trl_cells
 from benchmarks.measure import Row
-from benchmarks.settings import LLAVA, MUFFIN, make_setting
+from benchmarks.settings import LLAVA, MUFFIN, make_pairs, make_setting
 from benchmarks.workers import worker_cells
 
 PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
@@ -47,11 +48,12 @@ def cells(*, quick: bool) -> list[Row]:
     for name, size, goal in (("Muffin lengths", MUFFIN, 2.0), ("LLaVA-1.5 lengths", LLAVA, 2.4)):
         setting = make_setting(size, pairs=2, device=cpu, dtype=torch.float32)
         rows += shown(step_cells(setting, name, rounds=rounds, goal=goal))
-        rows += shown([reference_cell(setting, name, rounds=rounds)])
+        several = replace(setting, pairs=make_pairs(size, 8))
+        rows += shown([reference_cell(several, name, rounds=rounds)])
         if quick:
             break
     setting = make_setting(MUFFIN, pairs=2, device=cpu, dtype=torch.float32)
-    rows += shown([generation_cell(setting, "Muffin lengths", rounds=3, batch=16, new_tokens=8, goal=4.0)])
+    rows += shown([generation_cell(setting, "Muffin lengths", rounds=3, batch=16, new_tokens=64, goal=4.0)])
     if importlib.util.find_spec("trl"):
         rows += shown(trl_cells(setting, "Muffin lengths", rounds=rounds))
     else:

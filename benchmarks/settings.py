@@ -67,6 +67,7 @@ class Size:
 MUFFIN = Size(256, 6, 688, 8, 2000, 128, 4, 112, prompt=78, answer=87, common=24)
 LLAVA = dataclasses.replace(MUFFIN, image_side=336, prompt=60)
 LLAVA_7B = Size(4096, 32, 11008, 32, 32064, 1024, 24, 336, prompt=60, answer=87, common=24)
+LLAVA_13B = dataclasses.replace(LLAVA_7B, width=5120, layers=40, feedforward=13824, heads=40)
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,9 @@ def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig
     if dist.get_rank() == 0:
         model = engine.module.model
         state = _of_model(state or engine.module.state_dict())
-        if config.lora_rank:
-            from rlhfv_ray.models import load_model, merge_adapters
+        from rlhfv_ray.models import keep_video_settings, load_model, merge_adapters, resolve_model
 
+        if config.lora_rank:
             base, _ = load_model(replace(config, dtype="fp32", attention="auto"))
             model = merge_adapters(base.cpu(), config, state)
             state = model.state_dict()
@@ -127,6 +127,7 @@ def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary, state_dict={name: tensor.contiguous().cpu() for name, tensor in state.items()})
         processor.save_pretrained(temporary)
+        keep_video_settings(resolve_model(config.path), temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     dist.barrier()

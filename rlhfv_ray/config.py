@@ -30,12 +30,13 @@ class ModelConfig:
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of weights and forward pass; bf16 keeps fp32 master weights in the optimizer."""
     layout: Literal["auto", "shared", "plain"] = "auto"
-    """Rows of a pair: `shared` computes image, prompt and the answers' common beginning once, `plain` twice; the numbers are the same.
-    auto shares where the model's family is known to allow it."""
+    """Rows of a pair: `shared` computes what its answers have in common once, `plain` twice; auto shares where the family allows it."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """How attention is computed. auto: torch's sdpa where rows are shared (their masks want it), else flash-attention 2 where it can be had."""
     allow_pickle: bool = False
     """Also load weights that are pickles (*.bin). They can run code on loading: only from people you trust."""
+    trust_remote_code: bool = False
+    """Run the Python code that a checkpoint brings for its model. It can do anything: only from people you trust."""
     trainable: tuple[Literal["vision", "projector", "language"], ...] = ("vision", "projector", "language")
     """Parts that are trained; the others stay as they are."""
     lora_rank: int = 0

@@ -75,7 +75,7 @@ class GenerationActor:
 def answer_prompts(model: Any, processor: Any, prompts: Sequence[Prompt], generation: GenerationConfig) -> list[str]:
     """Answer a few prompts in one batch, padded on the left."""
     inputs = processor(
-        images=[decode_image(prompt.image) for prompt in prompts],
+        images=[[decode_image(prompt.image)] for prompt in prompts],  # nested: whose image each is
         text=[prompt_text(processor, prompt.question) for prompt in prompts],
         padding=True,
         padding_side="left",

@@ -18,7 +18,7 @@ from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_rows import check_reference
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.generate import generate_answers
-from rlhfv_ray.models import check_image_tokens, load_processor, processor_digest, weights_digest
+from rlhfv_ray.models import check_image_tokens, model_digests
 from rlhfv_ray.records import Prompt
 from rlhfv_ray.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.shapes.world import WORLD, prompts_of, scenes_to_correct, write_corrections
@@ -58,7 +58,7 @@ def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Map
     """
     if not config.data.path:
         raise ConfigError("data.path is not set: give --data.path a file or folder of preference pairs.")
-    check_image_tokens(config.model.path)
+    check_image_tokens(config.model.path, trust_remote_code=config.model.trust_remote_code)
     stages: list[Stage] = []
     data, rows = config.data, None
     if data.path == SHAPES:
@@ -148,7 +148,7 @@ def answers_stage(
 
 def model_inputs(model: ModelConfig) -> dict[str, Any]:
     """What a model's answers depend on."""
-    return {"weights": weights_digest(model.path), **processor_digest(load_processor(model.path)), "dtype": model.dtype}
+    return {**model_digests(model), "dtype": model.dtype}
 
 
 def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:

@@ -24,7 +24,7 @@ from rlhfv_ray.data.reference_rows import REJECTED, SCHEMA, to_row
 from rlhfv_ray.encoding import encode_pair
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.logps import policy_token_logps
-from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, load_processor, processor_digest, weights_digest
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, load_processor, model_digests
 from rlhfv_ray.records import EncodedPair, ReferencePair
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 def reference_inputs(model: ModelConfig, data: DataConfig, *, rows: str | None = None) -> dict[str, Any]:
     """What reference log-probs depend on, by name; `rows` stands for the data where they are not made yet."""
     return {
-        "weights": weights_digest(model.path),
-        **processor_digest(load_processor(model.path)),
+        **model_digests(model),
         "dtype": model.dtype,
         "rows": rows or data_digest(data.path),
         "format": data.format,
@@ -56,7 +55,7 @@ def compute_reference_logps(model: ModelConfig, data: DataConfig, scale: ScaleCo
     map_parts(
         slices,
         folder,
-        prepare=functools.partial(encode_slice, model=model.path, data=data),
+        prepare=functools.partial(encode_slice, model=model, data=data),
         actor=functools.partial(ReferenceActor, model=model, batch=scale.inference_batch),
         scale=scale,
         title="Reference log-probs",
@@ -64,7 +63,7 @@ def compute_reference_logps(model: ModelConfig, data: DataConfig, scale: ScaleCo
     _collect_rejected(folder, data)
 
 
-def encode_slice(piece: Slice, *, model: str, data: DataConfig) -> list[EncodedPair | tuple[str, str]]:
+def encode_slice(piece: Slice, *, model: ModelConfig, data: DataConfig) -> list[EncodedPair | tuple[str, str]]:
     """Read and encode the rows of a slice; an unusable row becomes (id, reason)."""
     processor = _cached_processor(model)
     rows: list[EncodedPair | tuple[str, str]] = []
@@ -112,8 +111,8 @@ def score_pairs(policy: AnswerPolicy, processor: Any, pairs: Sequence[EncodedPai
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_processor(model: str) -> Any:
-    return load_processor(model)
+def _cached_processor(model: ModelConfig) -> Any:
+    return load_processor(model.path, trust_remote_code=model.trust_remote_code)
 
 
 def _collect_rejected(folder: Path, data: DataConfig) -> None:

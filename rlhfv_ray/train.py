@@ -190,7 +190,8 @@ def fit_worker(config: DDPOConfig, pairs: Any, lengths: Sequence[int]) -> tuple[
     least = torch.tensor(found, device="cuda" if scale.gpu else "cpu")  # where the backend reduces
     dist.all_reduce(least, dist.ReduceOp.MIN)
     longest = sorted(range(len(lengths)), key=lambda row: lengths[row])[-scale.micro_batch :]
-    shapes = shapes_of([from_row(pairs[row]) for row in longest], load_processor(config.model.path), config)
+    processor = load_processor(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    shapes = shapes_of([from_row(pairs[row]) for row in longest], processor, config)
     fitting, memory = fit_memory(config, shapes, int(least))
     return fitting, memory.total / 2**30
 

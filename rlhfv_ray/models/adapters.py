@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.models.loading import DTYPES, resolve_model
+from rlhfv_ray.models.loading import DTYPES, architecture_of, build_model
 
 # Where the families keep their parts; what is neither is the language model.
 PROJECTOR = re.compile(r"multi_modal_projector|(^|\.)connector\.|merger|image_newline")
@@ -91,9 +90,10 @@ def merge_adapters(model: Any, config: ModelConfig, state: Mapping[str, Tensor])
 
 def meta_model(config: ModelConfig) -> Any:
     """The model as it is trained, built without weights or memory (torch's meta device)."""
-    architecture = AutoConfig.from_pretrained(resolve_model(config.path))
+    trust = config.trust_remote_code
+    architecture = architecture_of(config.path, trust_remote_code=trust)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(architecture).to(DTYPES[config.dtype]).eval()
+        model = build_model(architecture, trust_remote_code=trust).to(DTYPES[config.dtype]).eval()
         prepare_training(model, config)
     return model
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from rlhfv_ray.config import SHAPES, ModelConfig
@@ -18,6 +19,7 @@ from rlhfv_ray.encoding import prompt_ids
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
 
+CONTENTS = ("*.safetensors", "*.bin", "*.py")  # of a model folder, beside its config.json: what makes it this model
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -48,6 +50,26 @@ def resolve_model(path: str) -> str:
     return path
 
 
+def architecture_of(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """A checkpoint's configuration (`config.json`), read without its weights.
+
+    Raises:
+        ConfigError: there is none, transformers does not know the architecture, or it is code that was not allowed to run.
+    """
+    where = resolve_model(str(path))
+    try:
+        return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"model.path = {where!r}: its architecture cannot be had: {_first_line(error)}{_code_hint(error)}"
+        ) from error
+
+
+def build_model(architecture: Any, *, trust_remote_code: bool = False) -> Any:
+    """A model of this architecture with random weights; under `torch.device("meta")`, with none."""
+    return AutoModelForImageTextToText.from_config(architecture, trust_remote_code=trust_remote_code)
+
+
 def load_policy(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, Any]:
     """Load a model and its processor.
 
@@ -64,7 +86,7 @@ def load_policy(path: str | Path, *, dtype: str = "auto", device: str = "auto") 
     Raises:
         ConfigError: there is no such model, or it lacks a chat template or a fast tokenizer.
     """
-    return _load(str(path), dtype, device, allow_pickle=False)
+    return _load(ModelConfig(path=str(path)), dtype, device)
 
 
 def load_model(config: ModelConfig) -> tuple[PreTrainedModel, Any]:
@@ -81,7 +103,7 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, Any]:
         )
     if config.dtype == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ConfigError("model.dtype = 'bf16': this GPU cannot compute in bf16. Use --model.dtype fp32.")
-    model, processor = _load(config.path, config.dtype, "auto", allow_pickle=config.allow_pickle)
+    model, processor = _load(config, config.dtype, "auto")
     plain_rows = config.layout == "plain" or model.config.model_type not in TESTED
     flash = config.attention == "flash_attention_2" or (config.attention == "auto" and usable and plain_rows)
     if flash or config.attention in ("sdpa", "eager"):
@@ -89,14 +111,19 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, Any]:
     return model, processor
 
 
-def _load(path: str, dtype: str, device: str, *, allow_pickle: bool) -> tuple[PreTrainedModel, Any]:
-    where = resolve_model(path)
-    processor = load_processor(where)
+def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel, Any]:
+    where, trust, allow_pickle = resolve_model(config.path), config.trust_remote_code, config.allow_pickle
+    processor = load_processor(where, trust_remote_code=trust)
+    architecture_of(where, trust_remote_code=trust)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     safe = None if allow_pickle else True  # None: safetensors where there are some
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            where, dtype=DTYPES.get(dtype, dtype), use_safetensors=safe, output_loading_info=True
+            where,
+            dtype=DTYPES.get(dtype, dtype),
+            use_safetensors=safe,
+            output_loading_info=True,
+            trust_remote_code=trust,
         )
     except (OSError, ValueError, SafetensorError) as error:
         pickled = not allow_pickle and any(Path(where).glob("*.bin"))
@@ -115,7 +142,7 @@ def _load(path: str, dtype: str, device: str, *, allow_pickle: bool) -> tuple[Pr
     return model.eval(), processor
 
 
-def load_processor(path: str | Path) -> Any:
+def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The processor of a checkpoint, checked to have what the line needs.
 
     Raises:
@@ -123,9 +150,10 @@ def load_processor(path: str | Path) -> Any:
     """
     where = resolve_model(str(path))
     try:
-        processor = _processor(where)
+        processor = _processor(where, trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"The processor of {where!r} cannot be loaded: {_first_line(error)}") from error
+        said = f"The processor of {where!r} cannot be loaded: {_first_line(error)}{_code_hint(error)}"
+        raise ConfigError(said) from error
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
         raise ConfigError(f"{where!r} has no processor for images and text: it is no image-text-to-text model.")
     if not processor.chat_template:
@@ -137,12 +165,13 @@ def load_processor(path: str | Path) -> Any:
     return processor
 
 
-def _processor(where: str) -> Any:
+def _processor(where: str, trust_remote_code: bool) -> Any:
     """A checkpoint's processor; without its part for videos where that cannot be had, most often for want of torchvision."""
     try:
-        return AutoProcessor.from_pretrained(where)
+        return AutoProcessor.from_pretrained(where, trust_remote_code=trust_remote_code)
     except (ImportError, OSError):
-        whole: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(where)), None)
+        architecture = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        whole: Any = PROCESSOR_MAPPING.get(type(architecture), None)
         if whole is None or "video_processor" not in whole.get_attributes():
             raise
         parts = [name for name in whole.get_attributes() if name != "video_processor"]
@@ -160,7 +189,27 @@ def _processor(where: str) -> Any:
         return type(whole.__name__, (whole,), bodies).from_pretrained(where)  # the same name: it is saved by it
 
 
-def check_image_tokens(path: str | Path) -> None:
+def keep_video_settings(source: str, folder: Path) -> None:
+    """Copy a checkpoint's settings for videos to a model saved from it: a processor loaded without that part was saved without it.
+
+    Args:
+        source: folder or hub name the model was loaded from.
+        folder: where it and its processor are saved.
+    """
+    for name in (VIDEO_PROCESSOR_NAME, PROCESSOR_NAME):
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            continue
+        there, target = json.loads(Path(found).read_text()), folder / name
+        if name == VIDEO_PROCESSOR_NAME and not target.exists():
+            target.write_text(json.dumps(there, indent=2))
+        elif name == PROCESSOR_NAME and target.exists() and "video_processor" in there:
+            target.write_text(
+                json.dumps({"video_processor": there["video_processor"], **json.loads(target.read_text())}, indent=2)
+            )
+
+
+def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> None:
     """Check that the template expands an image to as many tokens as the model has features for it.
 
     The model is built without weights (torch's meta device), so this costs no memory; models whose image features cannot be
@@ -170,7 +219,8 @@ def check_image_tokens(path: str | Path) -> None:
         ConfigError: the counts differ.
     """
     where = resolve_model(str(path))
-    processor, config = load_processor(where), AutoConfig.from_pretrained(where)
+    processor = load_processor(where, trust_remote_code=trust_remote_code)
+    config = architecture_of(where, trust_remote_code=trust_remote_code)
     image = Image.new("RGB", (336, 336))
     token = getattr(config, "image_token_id", None)
     try:
@@ -186,7 +236,7 @@ def check_image_tokens(path: str | Path) -> None:
     if set(pixels) != {"pixel_values"}:
         return
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = build_model(config, trust_remote_code=trust_remote_code)
     features = model.get_image_features(pixel_values=pixels["pixel_values"].to("meta")).pooler_output
     count = sum(feature.shape[-2] for feature in features)
     if count != expanded:
@@ -197,17 +247,24 @@ def check_image_tokens(path: str | Path) -> None:
         )
 
 
-def weights_digest(path: str | Path) -> str:
-    """sha256 over the configuration and weights of a local model; a hub name stands with its resolved commit."""
+def weights_digest(path: str | Path, *, trust_remote_code: bool = False) -> str:
+    """sha256 over the configuration, weights and code of a local model; a hub name stands with its resolved commit."""
     where = Path(resolve_model(str(path)))
     if not where.is_dir():
-        return f"{where}@{AutoConfig.from_pretrained(str(where))._commit_hash}"
+        return f"{where}@{architecture_of(where, trust_remote_code=trust_remote_code)._commit_hash}"
     digest = hashlib.sha256()
-    for file in sorted([where / "config.json", *where.glob("*.safetensors"), *where.glob("*.bin")]):
+    for file in sorted([where / "config.json", *(path for kind in CONTENTS for path in where.glob(kind))]):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def model_digests(config: ModelConfig) -> dict[str, str]:
+    """Digests of all that a model is, by name: its weights and the parts of its processor."""
+    trust = config.trust_remote_code
+    weights = weights_digest(config.path, trust_remote_code=trust)
+    return {"weights": weights, **processor_digest(load_processor(config.path, trust_remote_code=trust))}
 
 
 def processor_digest(processor: Any) -> dict[str, str]:
@@ -223,6 +280,13 @@ def processor_digest(processor: Any) -> dict[str, str]:
         ),
     }
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
+
+
+def _code_hint(error: Exception) -> str:
+    """What to do about a checkpoint whose own code was not allowed to run."""
+    if "trust_remote_code" not in str(error):
+        return ""
+    return " It brings Python code of its own: if you trust who wrote it, --model.trust-remote-code."
 
 
 def _first_line(error: Exception) -> str:

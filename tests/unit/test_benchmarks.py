@@ -23,6 +23,7 @@ def test_gpu_benchmark_runs_at_toy_size_and_its_sides_agree(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["cell"][:2] for row in rows} == {"a ", "b ", "d ", "e ", "f ", "la", "MF"}
+    assert any("LoRA" in row["cell"] for row in rows)
     assert all({"cell", "ours", "peer", "ratio", "goal", "passed"} <= row.keys() for row in rows)
     assert all(row["cell"] in (tmp_path / "page.md").read_text() for row in rows)
 

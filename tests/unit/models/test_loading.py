@@ -2,19 +2,27 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlhfv_ray.batch import collate_pairs
 from rlhfv_ray.config import ModelConfig
+from rlhfv_ray.encoding import encode_pair
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import (
+    AnswerPolicy,
+    architecture_of,
     check_image_tokens,
+    keep_video_settings,
     layout_of,
     load_model,
     load_policy,
     load_processor,
+    planned_counts,
     processor_digest,
     resolve_model,
     weights_digest,
@@ -197,3 +205,71 @@ def test_template_without_a_place_for_the_image_is_refused(copy):
     (copy / "chat_template.jinja").write_text("{% for message in messages %}{{ message['role'] }}{% endfor %}")
     with pytest.raises(ConfigError, match="leaves no place for an image"):
         check_image_tokens(copy)
+
+
+CODE = """
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+class ShyConfig(LlavaConfig):
+    model_type = "shy"
+
+class Shy(LlavaForConditionalGeneration):
+    config_class = ShyConfig
+"""
+
+
+@pytest.fixture
+def shy(copy):
+    """A model whose class is code in its own folder."""
+    (copy / "shy.py").write_text(CODE)
+    model, _ = load_policy(copy, device="cpu")
+    save_file(
+        dict(model.state_dict()), copy / "model.safetensors", {"format": "pt"}
+    )  # by the names the class itself uses
+    where = {"AutoConfig": "shy.ShyConfig", "AutoModelForImageTextToText": "shy.Shy"}
+    change_json(copy / "config.json", model_type="shy", architectures=["Shy"], auto_map=where)
+    return copy
+
+
+def test_code_of_a_checkpoint_runs_only_when_asked(shy, pairs, small_model):
+    """Catches: code from a checkpoint that runs unasked; a model of an unknown family in rows it was not tested for."""
+    for read in (load_policy, architecture_of, check_image_tokens, weights_digest_of_hub):
+        with pytest.raises(ConfigError, match=r"brings Python code of its own.*--model.trust-remote-code"):
+            read(shy)
+    config = ModelConfig(path=str(shy), dtype="fp32", trust_remote_code=True)
+    model, processor = load_model(config)
+    assert type(model).__name__ == "Shy"
+    check_image_tokens(shy, trust_remote_code=True)
+    layout = layout_of(model)
+    assert (layout.shared, layout.split_head) == (False, False)
+    known, _ = load_policy(small_model, device="cpu")
+    encoded = [encode_pair(pair, processor, min_match=3, max_length=256) for pair in pairs[:3]]
+    batch = collate_pairs(encoded, processor, rule="muffin", layout=layout)
+    theirs = layout_of(known, "plain")
+    wanted = policy_token_logps(
+        AnswerPolicy(known, theirs), collate_pairs(encoded, processor, rule="muffin", layout=theirs)
+    )
+    torch.testing.assert_close(policy_token_logps(AnswerPolicy(model, layout), batch), wanted, atol=1e-5, rtol=0)
+    assert planned_counts(config) == planned_counts(replace(config, path=str(small_model)))
+
+
+def weights_digest_of_hub(path):
+    """What `weights_digest` reads of a hub name; a folder's digest needs no code."""
+    before = weights_digest(path)
+    (path / "shy.py").write_text(CODE + "# changed")
+    assert weights_digest(path) != before  # another code, another model
+    return load_processor(path) and architecture_of(path)
+
+
+def test_settings_for_videos_survive_saving(small_model, tmp_path):
+    """Catches: an aligned Qwen2-VL that other programs cannot load, because the part for videos was not loaded here and so not saved."""
+    source, folder = tmp_path / "source", shutil.copytree(small_model, tmp_path / "saved")
+    shutil.copytree(small_model, source)
+    keep_video_settings(str(source), folder)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in small_model.iterdir()}
+    (source / "video_preprocessor_config.json").write_text('{"fps": 2}')
+    change_json(source / "processor_config.json", video_processor={"fps": 2}, image_seq_length=77)
+    keep_video_settings(str(source), folder)
+    assert json.loads((folder / "video_preprocessor_config.json").read_text()) == {"fps": 2}
+    saved = json.loads((folder / "processor_config.json").read_text())
+    assert saved == {**json.loads((small_model / "processor_config.json").read_text()), "video_processor": {"fps": 2}}
