@@ -14,7 +14,7 @@ from torch.nn import functional
 from rlhfv_ray.records import PairBatch
 
 IGNORED = -100  # label of a token that is not scored: prompt, padding
-HEAD_BYTES = 64 * 1024**2  # of logits at a time; tokens beyond are scored in chunks, computed again in backward
+HEAD_BYTES = 32 * 1024**2  # of logits at a time; tokens beyond are scored in chunks, computed again in backward
 
 
 def token_logps(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B S"]:
@@ -77,10 +77,14 @@ class _HeadLogps(torch.autograd.Function):
         logps, normalizers, kept = [], [], None
         for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
             logits = widened(functional.linear(some, weight, bias))
-            normalizer = logits.logsumexp(-1)
-            logps.append(logits.gather(-1, wanted.unsqueeze(-1)).squeeze(-1) - normalizer)
-            normalizers.append(normalizer)
-            kept = logits if len(hidden) <= rows and any(ctx.needs_input_grad) else None
+            target, largest = logits.gather(-1, wanted.unsqueeze(-1)), logits.amax(-1, keepdim=True)
+            exponentials = logits.sub_(largest).exp_()  # in place: the logits are the largest tensor there is
+            total = exponentials.sum(-1, keepdim=True)
+            logps.append((target - largest - total.log()).squeeze(-1))
+            normalizers.append(largest + total.log())
+            if len(hidden) <= rows and any(ctx.needs_input_grad):
+                kept = exponentials.div_(total)
+            del logits, exponentials  # before the next chunk's are made
         ctx.rows = rows
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers), kept)
         return torch.cat(logps)
@@ -97,22 +101,32 @@ class _HeadLogps(torch.autograd.Function):
         for start in range(0, len(hidden), ctx.rows):
             part = slice(start, start + ctx.rows)
             some, scale = hidden[part], gradient[part].unsqueeze(-1)
-            logits = widened(functional.linear(some, weight, bias)) if kept is None else kept
-            # d logp / d logits = onehot - softmax, written over the logits
-            slope = logits.sub_(normalizers[part].unsqueeze(-1)).exp_().mul_(-scale)
+            softmax = kept
+            if softmax is None:
+                softmax = widened(functional.linear(some, weight, bias)).sub_(normalizers[part]).exp_()
+            slope = softmax.mul_(-scale)  # d logp / d logits = onehot - softmax
             slope.scatter_add_(-1, targets[part].unsqueeze(-1), scale)
             slope = slope.to(hidden.dtype)
             if to_hidden is not None:
                 torch.mm(slope, weight, out=to_hidden[part])
             if to_weight is not None:
-                to_weight += slope.T @ some
+                accumulate(to_weight, slope.T, some)
             if to_bias is not None:
                 to_bias += slope.sum(0)
+            del softmax, slope
         cast = [
             None if found is None else found.to(tensor.dtype)
             for found, tensor in ((to_weight, weight), (to_bias, bias))
         ]
         return to_hidden, *cast, None, None
+
+
+def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a product to a sum in place, without room for the product where the dtypes allow it."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def widened(logits: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
+from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from rlhfv_ray.config import SHAPES, ModelConfig
