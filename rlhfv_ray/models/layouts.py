@@ -65,7 +65,7 @@ def layout_of(model: Any, layout: str = "auto", *, row_tokens: int = 0) -> Layou
         row_tokens: see `Layout`.
 
     Raises:
-        ConfigError: shared rows are asked for and cannot be had.
+        ConfigError: shared rows, or several pairs in a row, are asked for and cannot be had.
     """
     config = model.config
     attention = config.get_text_config()._attn_implementation
@@ -74,6 +74,10 @@ def layout_of(model: Any, layout: str = "auto", *, row_tokens: int = 0) -> Layou
         raise ConfigError(
             f"model.layout = 'shared': not with a model of type {config.model_type} and {attention} attention. Shared rows are tested "
             f"with sdpa attention and {', '.join(sorted(TESTED))}; leave --model.layout auto."
+        )
+    if row_tokens and not (able and layout != "plain"):
+        raise ConfigError(
+            f"scale.row_tokens = {row_tokens}: only shared rows take several pairs, and these rows are plain. Leave it 0."
         )
     accepts = frozenset(inspect.signature(model.base_model.forward).parameters)
     shared, split_head = able and layout != "plain", config.model_type in TESTED

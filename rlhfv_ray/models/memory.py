@@ -61,8 +61,18 @@ class Memory:
 
 
 def shapes_of(pairs: Sequence[ReferencePair], processor: Any, config: DDPOConfig) -> Shapes:
-    """Shapes of one forward pass over these pairs."""
+    """Shapes of one forward pass over these pairs.
+
+    Raises:
+        ConfigError: a pair is longer than `scale.row_tokens`.
+    """
     layout = layout_of(meta_model(config.model), config.model.layout, row_tokens=config.scale.row_tokens)
+    longest = max(pairs, key=layout.tokens_of)
+    if 0 < layout.row_tokens < layout.tokens_of(longest):
+        raise ConfigError(
+            f"scale.row_tokens = {layout.row_tokens}: the pair {longest.id} takes {layout.tokens_of(longest)} tokens of a row. "
+            "Give at least as many, or 0 for a row of its own to each pair."
+        )
     batch = collate_pairs(pairs, processor, rule=config.data.rule, layout=layout)
     rows, tokens = batch.inputs["input_ids"].shape
     of_images = layout.image_inputs(processor, [pairs[0].image])

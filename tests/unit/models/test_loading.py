@@ -273,3 +273,11 @@ def test_settings_for_videos_survive_saving(small_model, tmp_path):
     assert json.loads((folder / "video_preprocessor_config.json").read_text()) == {"fps": 2}
     saved = json.loads((folder / "processor_config.json").read_text())
     assert saved == {**json.loads((small_model / "processor_config.json").read_text()), "video_processor": {"fps": 2}}
+
+
+@pytest.mark.parametrize("read", [load_policy, check_image_tokens, architecture_of])
+def test_unknown_architecture_is_refused(copy, read):
+    """Catches: a model of another library, told as a stack trace."""
+    change_json(copy / "config.json", model_type="nonesuch")
+    with pytest.raises(ConfigError, match=r"(architecture|processor).*cannot be"):
+        read(copy)

@@ -10,7 +10,15 @@ from benchmarks.measure import peak_bytes
 from benchmarks.settings import LLAVA, MUFFIN, make_setting
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.models import Shapes, fit_memory, load_policy, predict_memory, recompute_activations, shapes_of
+from rlhfv_ray.models import (
+    Shapes,
+    fit_memory,
+    layout_of,
+    load_policy,
+    predict_memory,
+    recompute_activations,
+    shapes_of,
+)
 from rlhfv_ray.models.memory import GIB
 from tests.families import FAMILIES, save
 
@@ -104,3 +112,14 @@ def test_what_fits_is_chosen_and_what_does_not_is_refused_with_what_would(sized)
         fit_memory(auto, wanted, int(0.8 * needs[1]))
     with pytest.raises(ConfigError, match=r"would fit: fewer pairs per forward pass"):
         fit_memory(auto, wanted, GIB // 1024)
+
+
+def test_rows_too_short_for_a_pair_are_refused(sized):
+    """Catches: a budget that no row keeps, or one that plain rows ignore."""
+    setting, folder = sized
+    longest = max(layout_of(setting.model).tokens_of(pair) for pair in setting.pairs)
+    with pytest.raises(ConfigError, match=rf"row_tokens = {longest - 1}: the pair \d takes {longest} tokens"):
+        shapes_of(setting.pairs, setting.processor, config_of(folder, row_tokens=longest - 1))
+    assert shapes_of(setting.pairs, setting.processor, config_of(folder, row_tokens=2 * longest)).rows == 1
+    with pytest.raises(ConfigError, match="these rows are plain"):
+        layout_of(setting.model, "plain", row_tokens=500)
