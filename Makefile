@@ -20,7 +20,6 @@ unit: .venv/dev-ready
 # Speed on one CPU thread, about 10 minutes; leave the machine alone meanwhile.
 bench: .venv/ready
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[bench]"
-	mkdir -p docs/benchmarks
 	$(BIN)/python benchmarks/run.py --json runs/benchmarks.json --page docs/benchmarks/cpu.md
 
 check: .venv/dev-ready

@@ -49,6 +49,7 @@ def main() -> None:
     rows = tiny() if settings.tiny else whole()
     settings.json.write_text(json.dumps([row.as_dict() for row in rows], indent=1))
     if settings.page:
+        settings.page.parent.mkdir(parents=True, exist_ok=True)
         settings.page.write_text(page(rows))
 
 

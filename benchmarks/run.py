@@ -37,6 +37,7 @@ def main() -> None:
     settings.json.parent.mkdir(parents=True, exist_ok=True)
     settings.json.write_text(json.dumps([row.as_dict() for row in rows], indent=1))
     if settings.page:
+        settings.page.parent.mkdir(parents=True, exist_ok=True)
         settings.page.write_text(page(rows))
 
 
