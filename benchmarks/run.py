@@ -20,8 +20,6 @@ from benchmarks.measure import Row
 from benchmarks.settings import LLAVA, MUFFIN, make_pairs, make_setting
 from benchmarks.workers import worker_cells
 
-PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
-
 
 def main() -> None:
     """Run all cells and write what they gave."""
@@ -82,7 +80,8 @@ def page(rows: Sequence[Row]) -> str:
         f"# Speed, {date.today().isoformat()}",
         "",
         f"{platform.processor() or platform.machine()}, one thread, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}. Process time, interleaved, medians; each cell only after both sides agreed.",
+        f"transformers {transformers.__version__}. Process time, interleaved, medians; each cell only after both sides agreed. "
+        "Cells of workers: wall clock. Why a goal is missed: the entry of this date in docs/LOG.md.",
         "",
         "| cell | ours | peer | ratio | goal | |",
         "|---|---|---|---|---|---|",

@@ -6,7 +6,7 @@ review is a missing rating, counted and shown; the release's reading is kept bes
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from eval.benchmark import Count
 from eval.statistics import Interval, wilson_interval
@@ -42,56 +42,47 @@ def release_rating(review: str) -> int:
     return found[0] if len(found) == 1 else 0
 
 
-@dataclass(frozen=True)
-class MMHalScores:
-    """Scores of one model; rates are fractions, ratings from 0 to 6."""
+class MMHalScores(NamedTuple):
+    """Scores of one model; a score of nothing is None."""
 
-    n: int  # answers with a rating
-    missing: int  # answers without one
-    average: float | None
-    hallucinating: Count  # answers rated below 3, of those with a rating
-    by_type: dict[str, float | None]  # average rating of each question type
-    informativeness: float | None  # mean of (rating - 3 if at least 3 else rating) / 3
-
-    @property
-    def hallucination_rate(self) -> float | None:
-        """Share of rated answers that hallucinate."""
-        return self.hallucinating.wrong / self.hallucinating.of if self.hallucinating.of else None
+    average_score: float | None  # 0 to 6
+    hallucination_rate: float | None  # a fraction: answers rated below 3, of those that count
+    informativeness: float | None  # 0 to 100: mean of (rating - 3 if at least 3 else rating) / 3
+    by_type: tuple[float | None, ...]  # average rating of each of `TYPES`
+    unparsed: int  # reviews that give no rating, or several
+    hallucinating: Count  # what the rate is made of
 
     @property
     def interval(self) -> Interval | None:
         """Wilson's 95 % interval of the hallucination rate."""
         return wilson_interval(*self.hallucinating)
 
-    @property
-    def bounds(self) -> Interval | None:
-        """The hallucination rate if no missing answer hallucinated, and if all did."""
-        everyone = self.n + self.missing
-        if not everyone:
-            return None
-        return Interval(self.hallucinating.wrong / everyone, (self.hallucinating.wrong + self.missing) / everyone)
 
+def mmhal_scores(reviews: Sequence[str], *, release_compatible: bool) -> MMHalScores:
+    """Score a judge's reviews.
 
-def score_ratings(ratings: Sequence[int | None]) -> MMHalScores:
-    """Score ratings in the order of the questions; question i is of type i mod 8.
+    Args:
+        reviews: in the order of the questions; question i is of type i mod 8.
+        release_compatible: read as the release does, unparsed reviews as 0; else those are missing and count nowhere.
 
     Example:
-        >>> scores = score_ratings([6, 2, None, 3])
-        >>> scores.hallucinating, scores.missing, scores.by_type["attribute"], round(scores.informativeness, 3)
-        (Count(wrong=1, of=3), 1, 6.0, 0.556)
+        >>> reviews = ["Rating: 6", "Rating: 2", "I cannot say.", "Rating: 3"]
+        >>> mmhal_scores(reviews, release_compatible=False).hallucinating, mmhal_scores(reviews, release_compatible=True).hallucinating
+        (Count(wrong=1, of=3), Count(wrong=2, of=4))
     """
+    read = release_rating if release_compatible else read_rating
+    ratings = [read(review) for review in reviews]
     there = [rating for rating in ratings if rating is not None]
     informative = [rating - FAITHFUL if rating >= FAITHFUL else rating for rating in there]
+    hallucinating = Count(sum(rating < FAITHFUL for rating in there), len(there))
+    by_type = (ratings[place :: len(TYPES)] for place in range(len(TYPES)))
     return MMHalScores(
-        n=len(there),
-        missing=len(ratings) - len(there),
-        average=_mean(there),
-        hallucinating=Count(sum(rating < FAITHFUL for rating in there), len(there)),
-        by_type={
-            name: _mean([rating for rating in ratings[place :: len(TYPES)] if rating is not None])
-            for place, name in enumerate(TYPES)
-        },
-        informativeness=None if not there else sum(informative) / len(there) / 3,
+        average_score=_mean(there),
+        hallucination_rate=hallucinating.wrong / hallucinating.of if there else None,
+        informativeness=100 * sum(informative) / len(there) / 3 if there else None,
+        by_type=tuple(_mean([rating for rating in some if rating is not None]) for some in by_type),
+        unparsed=sum(read_rating(review) is None for review in reviews),
+        hallucinating=hallucinating,
     )
 
 

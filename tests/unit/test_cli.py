@@ -22,6 +22,7 @@ def run(monkeypatch, capsys, tmp_path):
     def command(*arguments: str) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["ddpo.py", *arguments])
+        monkeypatch.setenv("COLUMNS", "200")  # paths of temporary folders are long: none is to be broken
         try:
             code = main()
         except SystemExit as stop:

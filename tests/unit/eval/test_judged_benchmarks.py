@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.llava_bench import read_pair, relative_scores, release_pair
-from eval.mmhal_bench import TYPES, read_rating, release_rating, score_ratings
+from eval.llava_bench import parse_score_pair, relative_scores
+from eval.mmhal_bench import TYPES, mmhal_scores, read_rating, release_rating
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "judge.json").read_text())
 QUESTIONS = Path(__file__).parents[4] / "shared" / "data" / "mmhal_bench_questions.json"
@@ -15,28 +15,32 @@ QUESTIONS = Path(__file__).parents[4] / "shared" / "data" / "mmhal_bench_questio
 def test_mmhal_scores_are_the_releases() -> None:
     """Catches: another reading of reviews, types in another order, informativeness on another scale."""
     golden = GOLDEN["mmhal"]
-    scores = score_ratings([release_rating(review) for review in golden["reviews"]])
-    assert (scores.n, scores.missing) == (96, 0)
-    assert f"{scores.average:.2f}" == golden["average_score"]
+    scores = mmhal_scores(golden["reviews"], release_compatible=True)
+    assert scores.hallucinating.of == 96
+    assert f"{scores.average_score:.2f}" == golden["average_score"]
     assert f"{scores.hallucination_rate:.2f}" == golden["hallucination_rate"]
-    assert ",".join(f"{round(scores.by_type[name], 2)}" for name in TYPES) == golden["average_by_type"]
-    assert 100 * scores.informativeness == pytest.approx(golden["informativeness"], abs=1e-9)
+    assert ",".join(str(round(average or 0.0, 2)) for average in scores.by_type) == golden["average_by_type"]
+    assert scores.informativeness == pytest.approx(golden["informativeness"], abs=1e-9)
 
 
 def test_mmhal_ratings_that_the_release_takes_for_0_are_read_or_missing() -> None:
     """Catches: a judge that is unsure or silent counted as a hallucination of the model."""
     reviews = GOLDEN["mmhal"]["reviews"]
-    ours, theirs = [read_rating(review) for review in reviews], [release_rating(review) for review in reviews]
-    apart = [(review, mine) for review, mine, other in zip(reviews, ours, theirs, strict=True) if mine != other]
-    assert sorted(apart, key=str) == sorted(
-        [(f"Rating:{n}", n) for n in (4, 1, 2)]
-        + [(review, None) for review in reviews if review.startswith(("It could be", "I am unable"))],
-        key=str,
-    )
-    scores = score_ratings(ours)
-    assert scores.missing == 8
-    assert scores.bounds is not None and scores.interval is not None and scores.hallucination_rate is not None
-    assert scores.bounds.low <= scores.hallucination_rate <= scores.bounds.high
+    pairs = [(review, read_rating(review), release_rating(review)) for review in reviews]
+    apart = sorted(((review, ours) for review, ours, theirs in pairs if ours != theirs), key=str)
+    unclear = [(review, None) for review in reviews if review.startswith(("It could be", "I am unable"))]
+    assert apart == sorted([*((f"Rating:{n}", n) for n in (4, 1, 2)), *unclear], key=str)
+    ours, theirs = (mmhal_scores(reviews, release_compatible=flag) for flag in (False, True))
+    assert ours.unparsed == theirs.unparsed == len(unclear) == 8
+    assert ours.hallucinating.of == 88
+    assert ours.interval is not None
+    assert ours.interval.low < ours.hallucinating.wrong / 88 < ours.interval.high
+
+
+def test_mmhal_scores_of_nothing_are_missing() -> None:
+    scores = mmhal_scores(["no word"] * 8, release_compatible=False)
+    assert scores[:3] == (None, None, None)
+    assert (scores.by_type, scores.interval) == ((None,) * 8, None)
 
 
 @pytest.mark.parametrize(
@@ -67,19 +71,12 @@ def test_mmhal_types_are_those_of_the_questions() -> None:
 def test_llava_bench_scores_are_the_releases() -> None:
     """Catches: ours and the reference turned round, means of ratios, unread pairs kept."""
     reviews = GOLDEN["llava_bench"]["reviews"]
-    pairs = [(one["category"], release_pair(one["review"])) for one in reviews]
-    assert [[-1, -1] if pair is None else list(pair) for _, pair in pairs] == [one["pair"] for one in reviews]
-    scores = relative_scores(pairs)
+    found = [parse_score_pair(one["review"]) for one in reviews]
+    assert [[-1, -1] if pair is None else list(pair) for pair in found] == [one["pair"] for one in reviews]
+    scores = relative_scores([(one["category"], one["review"]) for one in reviews])
     wanted = GOLDEN["llava_bench"]["relative"]
     assert scores.keys() == wanted.keys()
-    for category, found in scores.items():
-        assert [found.reference, found.ours] == pytest.approx(wanted[category]["mean"], abs=1e-12)
-        assert round(found.score, 1) == wanted[category]["relative"]
-
-
-def test_llava_bench_pairs_that_the_release_drops_are_read() -> None:
-    """Catches: a review lost for a blank too many; numbers taken from a sentence."""
-    reviews = [one["review"] for one in GOLDEN["llava_bench"]["reviews"]]
-    gained = [review for review in reviews if release_pair(review) is None and read_pair(review) is not None]
-    assert gained and all(review[0].isdigit() for review in gained)
-    assert all(read_pair(review) == release_pair(review) for review in reviews if release_pair(review) is not None)
+    for category, score in scores.items():
+        assert [score.reference, score.ours] == pytest.approx(wanted[category]["mean"], abs=1e-12)
+        assert round(score.score, 1) == wanted[category]["relative"]
+    assert scores["all"].n + scores["all"].unparsed == len(reviews)
