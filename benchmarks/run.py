@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument(
         "--json", type=Path, required=True, help="file for the rows {cell, ours, peer, ratio, goal, passed}"
     )
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of seven, the smaller sizes only")
+    parser.add_argument("--quick", action="store_true", help="three rounds instead of five, the smaller sizes only")
     parser.add_argument("--page", type=Path, help="also write the rows as a page, e.g. docs/benchmarks/cpu.md")
     settings = parser.parse_args()
     torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def main() -> None:
 
 def cells(*, quick: bool) -> list[Row]:
     """All cells, each shown as it is done."""
-    cpu, rounds = torch.device("cpu"), 3 if quick else 7
+    cpu, rounds = torch.device("cpu"), 3 if quick else 5
     shapes = [(2, 229, 2.5)] if quick else [(2, 229, 2.5), (8, 229, 2.8), (4, 723, 7.0)]
     rows = shown(head_cells(shapes, rounds=rounds, device=cpu, head=Head()))
     for name, size, goal in (("Muffin lengths", MUFFIN, 2.0), ("LLaVA-1.5 lengths", LLAVA, 2.4)):

@@ -48,7 +48,7 @@ def worker_cells(*, quick: bool) -> list[Row]:
     """(g) Ray Train against the same loop without it, one worker and two, (h) the host's share of a step."""
     import ray
 
-    rounds, steps = (1, 15) if quick else (3, 25)
+    rounds, steps = (1, 15) if quick else (3, 20)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ray.init(
