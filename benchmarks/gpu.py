@@ -25,8 +25,7 @@ from benchmarks.cells import (
     reference_cell,
     step_cells,
 )
-from benchmarks.measure import Row, peak_bytes, seconds
-from benchmarks.run import page, shown
+from benchmarks.measure import Row, page, peak_bytes, seconds, shown
 from benchmarks.settings import LLAVA, LLAVA_7B, LLAVA_13B, Setting, make_pairs, make_setting
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.models import AnswerPolicy, layout_of, prepare_training, recompute_activations

@@ -1,12 +1,15 @@
 """Two ways to the same result, measured side by side: interleaved in one process, the ratio of medians, and only after they agree."""
 
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from statistics import median
 from typing import Any
 
 import torch
+import transformers
 
 
 @dataclass(frozen=True)
@@ -96,3 +99,37 @@ def assert_close(ours: Any, peer: Any, *, tolerance: float, what: str) -> None:
     """
     distance = float((ours - peer).float().norm() / peer.float().norm().clamp_min(1e-30))
     assert distance <= tolerance, f"{what}: ours differs from the peer's by {distance:.2g} of its norm"
+
+
+def shown(rows: Sequence[Row]) -> list[Row]:
+    """The same rows, printed."""
+    for row in rows:
+        print(line(row), flush=True)
+    return list(rows)
+
+
+def line(row: Row) -> str:
+    """One row as text."""
+    verdict = "ok    " if row.passed else "MISSED"
+    sides = f"ours {row.ours:9.4g} {row.unit}  peer {row.peer:9.4g} {row.unit}"
+    return f"{verdict} {row.cell:<52} {sides}  ratio {row.ratio:5.2f} (goal {row.goal:.2f})  {row.note}"
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    head = [
+        f"# Speed, {date.today().isoformat()}",
+        "",
+        f"{platform.processor() or platform.machine()}, one thread, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}. Process time, interleaved, medians; each cell only after both sides agreed. "
+        "Cells of workers: wall clock. Why a goal is missed: the entry of this date in docs/LOG.md.",
+        "",
+        "| cell | ours | peer | ratio | goal | |",
+        "|---|---|---|---|---|---|",
+    ]
+    body = [
+        f"| {row.cell} | {row.ours:.4g} {row.unit} | {row.peer:.4g} {row.unit} | {row.ratio:.2f} | {row.goal:.2f} "
+        f"| {'' if row.passed else '**missed** '}{row.note} |"
+        for row in rows
+    ]
+    return "\n".join([*head, *body, ""])

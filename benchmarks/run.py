@@ -6,17 +6,13 @@ Ratios are of process time, interleaved, medians; a cell whose two sides do not 
 import argparse
 import importlib.util
 import json
-import platform
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import torch
-import transformers
 
 from benchmarks.cells import Head, generation_cell, head_cells, reference_cell, step_cells, trl_cells
-from benchmarks.measure import Row
+from benchmarks.measure import Row, page, shown
 from benchmarks.settings import LLAVA, MUFFIN, make_pairs, make_setting
 from benchmarks.workers import worker_cells
 
@@ -58,40 +54,6 @@ def cells(*, quick: bool) -> list[Row]:
     else:
         print("TRL is not installed (pip install -e '.[bench]'), so its cells are left out")
     return rows + shown(worker_cells(quick=quick))
-
-
-def shown(rows: Sequence[Row]) -> list[Row]:
-    """The same rows, printed."""
-    for row in rows:
-        print(line(row), flush=True)
-    return list(rows)
-
-
-def line(row: Row) -> str:
-    """One row as text."""
-    verdict = "ok    " if row.passed else "MISSED"
-    sides = f"ours {row.ours:9.4g} {row.unit}  peer {row.peer:9.4g} {row.unit}"
-    return f"{verdict} {row.cell:<52} {sides}  ratio {row.ratio:5.2f} (goal {row.goal:.2f})  {row.note}"
-
-
-def page(rows: Sequence[Row]) -> str:
-    """The rows as Markdown."""
-    head = [
-        f"# Speed, {date.today().isoformat()}",
-        "",
-        f"{platform.processor() or platform.machine()}, one thread, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}. Process time, interleaved, medians; each cell only after both sides agreed. "
-        "Cells of workers: wall clock. Why a goal is missed: the entry of this date in docs/LOG.md.",
-        "",
-        "| cell | ours | peer | ratio | goal | |",
-        "|---|---|---|---|---|---|",
-    ]
-    body = [
-        f"| {row.cell} | {row.ours:.4g} {row.unit} | {row.peer:.4g} {row.unit} | {row.ratio:.2f} | {row.goal:.2f} "
-        f"| {'' if row.passed else '**missed** '}{row.note} |"
-        for row in rows
-    ]
-    return "\n".join([*head, *body, ""])
 
 
 if __name__ == "__main__":

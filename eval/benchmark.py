@@ -1,17 +1,32 @@
 """The contract of every benchmark: prompts -> answers -> verdicts -> scores, and the comparison of two models on one.
 
-A benchmark judges each answer on its own (`JudgedAnswer`); scores are sums over those, so that intervals, paired tests and pictures all
-come from the same verdicts. Scores carry the manifest of what they were measured on; different manifests are not compared.
+Every measure of every benchmark is a ratio of sums over answers: an answer adds so much (`share`) of so much (`of`). A rate is cases of
+cases, a mean is a value of 1, F1 is twice the hits of what was said plus what was true. So intervals, paired tests, tables and pictures
+all come from the same judged answers. Scores carry the manifest of what they were measured on; different manifests are not compared.
 """
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from eval.chair import AnswerScore, ChairScores
-from eval.statistics import Interval, PairedDifference, Ratio, mcnemar, paired_bootstrap, wilson_interval
+from eval.chair import AnswerScore
+from eval.config import JudgeConfig
+from eval.judge import JudgePrompt, Request, Verdict
+from eval.statistics import (
+    Interval,
+    Ratio,
+    bootstrap_interval,
+    mcnemar,
+    minimum_detectable_difference,
+    paired_bootstrap,
+    wilson_interval,
+)
+from rlhfv_ray.config import fingerprint
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
+
+V = TypeVar("V")
 
 
 class Mark(NamedTuple):
@@ -22,11 +37,32 @@ class Mark(NamedTuple):
     kind: str  # object, attribute, position, number
 
 
-class Count(NamedTuple):
-    """So many of so many."""
+class Part(NamedTuple):
+    """What one answer, or all of them, add to a measure: so much of so much."""
 
-    wrong: int
-    of: int
+    share: float
+    of: float
+
+
+class Measure(NamedTuple):
+    """A number that a benchmark reports."""
+
+    name: str
+    better: Literal["lower", "higher", ""]
+    meaning: str = ""  # what it counts, for people
+    scale: float = 100.0  # it is shown times this: 100 for per cent
+    counted: bool = True  # cases of cases, so that Wilson's interval fits; else it is bootstrapped over answers
+
+
+RESPONSE_RATE = Measure("response_rate", "lower", "answers with a hallucinated object, of those that name any object")
+OBJECT_RECALL = Measure("object_recall", "higher", "true objects named, of all true objects")
+WORDS = Measure("words", "", "mean length of an answer in words; shorter is not better", scale=1, counted=False)
+CHAIR = (
+    RESPONSE_RATE,
+    Measure("response_rate_all", "lower", "answers with a hallucinated object, of all answers"),
+    Measure("mention_rate", "lower", "hallucinated object mentions, of all object mentions"),
+    OBJECT_RECALL,
+)
 
 
 @dataclass(frozen=True)
@@ -34,106 +70,211 @@ class JudgedAnswer:
     """One answer with its verdict."""
 
     answer: Answer
-    objects: AnswerScore
-    words: int
+    parts: Mapping[str, Part]  # what it adds to each measure it says something about
     marks: tuple[Mark, ...] = ()
-    details: Mapping[str, Count] = field(default_factory=dict)  # further rates, by name: what this answer adds
-
-    @property
-    def hallucinates(self) -> bool:
-        """Whether it names an object that is not there."""
-        return bool(self.objects.hallucinated)
+    group: str = ""  # of the question, for tables per type
+    verdict: str = ""  # the judge's own words
+    missing: str = ""  # why it has no verdict; then it adds to no judged measure
 
 
 @dataclass(frozen=True)
 class Scores:
     """A model's scores on a benchmark."""
 
-    chair: ChairScores
-    answers: tuple[JudgedAnswer, ...]
+    measures: tuple[Measure, ...]  # the first is the one that is tested
+    answers: tuple[JudgedAnswer, ...]  # in the order of the prompts
     manifest: Mapping[str, Any]  # what they were measured on, and how
+    beside: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what is reported but not compared, e.g. the release's own reading
 
-    def counts(self) -> dict[str, Count]:
-        """Every rate as a count, for intervals."""
-        judged = self.answers
-        hallucinating = sum(item.hallucinates for item in judged)
-        counts = {
-            "response_rate": Count(hallucinating, sum(item.objects.mentions > 0 for item in judged)),
-            "response_rate_all": Count(hallucinating, len(judged)),
-            "mention_rate": Count(
-                sum(len(item.objects.hallucinated) for item in judged), sum(item.objects.mentions for item in judged)
-            ),
-            "object_recall": Count(
-                sum(item.objects.true_objects_named for item in judged),
-                sum(item.objects.true_objects for item in judged),
-            ),
+    def sums(self, group: str | None = None) -> dict[str, Part]:
+        """Every measure as share and whole, over all answers or one group of them."""
+        chosen = [item for item in self.answers if group in (None, item.group)]
+        parts = {m.name: [item.parts[m.name] for item in chosen if m.name in item.parts] for m in self.measures}
+        return {name: Part(sum(p.share for p in some), sum(p.of for p in some)) for name, some in parts.items()}
+
+    def rates(self, group: str | None = None) -> dict[str, float | None]:
+        """Every measure as a number, None where nothing was counted, and the number of answers and of missing verdicts."""
+        chosen = [item for item in self.answers if group in (None, item.group)]
+        rates = {name: part.share / part.of if part.of else None for name, part in self.sums(group).items()}
+        return {**rates, "n": len(chosen), "missing": sum(bool(item.missing) for item in chosen)}
+
+    def intervals(self, group: str | None = None) -> dict[str, Interval | None]:
+        """The 95 % interval of every measure: Wilson's of a rate, else the bootstrap's over answers."""
+        sums = self.sums(group)
+        return {
+            m.name: wilson_interval(*map(round, sums[m.name]))
+            if m.counted
+            else bootstrap_interval(self._ratio(m.name, group))
+            for m in self.measures
         }
-        names = sorted({name for item in judged for name in item.details})
-        for name in names:
-            parts = [item.details[name] for item in judged if name in item.details]
-            counts[name] = Count(sum(part.wrong for part in parts), sum(part.of for part in parts))
-        return counts
-
-    def rates(self) -> dict[str, float | None]:
-        """Every rate as a fraction, with mean answer length in words and the number of answers."""
-        rates = {name: count.wrong / count.of if count.of else None for name, count in self.counts().items()}
-        return {**rates, "words": self.chair.words, "n": self.chair.n}
-
-    def intervals(self) -> dict[str, Interval | None]:
-        """Wilson's 95 % interval of every rate."""
-        return {name: wilson_interval(count.wrong, count.of) for name, count in self.counts().items()}
-
-
-class Benchmark(Protocol):
-    """Questions with a way to judge the answers."""
 
     @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of questions, in the order in which they come up."""
+        return tuple(dict.fromkeys(item.group for item in self.answers if item.group))
+
+    @property
+    def manifest_hash(self) -> str:
+        """Twelve hex digits that stand for the manifest."""
+        return fingerprint(self.manifest)
+
+    def _ratio(self, name: str, group: str | None) -> Ratio:
+        parts = [i.parts[name] for i in self.answers if group in (None, i.group) and name in i.parts]
+        return Ratio([part.share for part in parts], [part.of for part in parts])
+
+
+class Benchmark(ABC):
+    """Questions with a way to judge the answers."""
+
+    name: ClassVar[str]  # under which it is asked for, and its scores are logged
+
+    @property
+    @abstractmethod
     def prompts(self) -> Sequence[Prompt]:
         """What is asked."""
-        ...
 
-    def score(self, answers: Sequence[Answer]) -> Scores:
-        """Judge answers, one per prompt, in any order."""
-        ...
+    @property
+    def judged(self) -> bool:
+        """Whether a judge is needed."""
+        return False
+
+    def requests(self, answers: Sequence[Answer]) -> Sequence[Request]:
+        """What a judge is to be asked, one request at most for an answer, under its id."""
+        return []
+
+    @staticmethod  # so that it travels to the callers without the images
+    def readable(text: str) -> bool:
+        """Whether a judge's reply holds a verdict."""
+        return False
+
+    def oracle(self, answers: Sequence[Answer]) -> Callable[[Request], str] | None:
+        """A judge that knows the truth about these answers, where there is one."""
+        return None
+
+    @abstractmethod
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+        """Score answers, one per prompt, in any order, with the verdicts on each, by its id."""
+
+    @abstractmethod
+    def manifest(self) -> dict[str, Any]:
+        """What scores depend on, besides the model; `prompts` is the digest of questions and images."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An aligned model against its base on the same items."""
+    """An aligned model against its base on the same items, in the benchmark's first measure, and in recall where that is measured."""
 
-    relative_reduction: float | None  # of response_rate: 1 - aligned / base
-    relative_reduction_interval: Interval | None  # 95 %, paired bootstrap over answers
-    p_value: float | None  # exact McNemar test: does an answer name an object that is not there?
+    measure: Measure
+    change: float | None  # of the measure, aligned - base
+    change_interval: Interval | None  # 95 %, paired bootstrap over answers
+    relative_reduction: float | None  # of the measure: 1 - aligned / base
+    relative_reduction_interval: Interval | None
+    p_value: float | None  # exact McNemar test; None where an answer is more than right or wrong
     recall_change: float | None  # of object_recall, aligned - base
     recall_change_interval: Interval | None
+    detectable: float | None = None  # the smallest fall of the measure that these items would show with power 0.8
+    n: int = 0  # items that both have a verdict on
 
 
 def compare(base: Scores, aligned: Scores) -> Comparison:
-    """Compare two models answer by answer.
+    """Compare two models answer by answer; answers without a verdict on either side are left out.
 
     Raises:
         DataError: the scores were measured differently; names the fields of the manifest that differ.
     """
-    differ = [
-        key
-        for key in base.manifest.keys() | aligned.manifest.keys()
-        if base.manifest.get(key) != aligned.manifest.get(key)
-    ]
+    check_comparable(base.manifest, aligned.manifest)
+    pairs = [(a, b) for a, b in zip(base.answers, aligned.answers, strict=True) if not a.missing and not b.missing]
+    measure = base.measures[0]
+    pairs = [(a, b) for a, b in pairs if measure.name in a.parts and measure.name in b.parts]
+    main, recall = _paired(pairs, measure.name), _paired(pairs, OBJECT_RECALL.name)
+    verdicts = [(_part(a, measure.name), _part(b, measure.name)) for a, b in pairs]
+    binary = measure.counted and all(part.share in (0, 1) for both in verdicts for part in both)
+    p_value = mcnemar([bool(a.share) for a, _ in verdicts], [bool(b.share) for _, b in verdicts]) if binary else None
+    detectable = None
+    if binary and measure.better == "lower" and pairs:
+        psi = sum(a.share != b.share for a, b in verdicts) / len(pairs)
+        rate = sum(a.share for a, _ in verdicts) / len(pairs)
+        detectable = minimum_detectable_difference(len(pairs), rate, discordant=psi or None) if rate else None
+    return Comparison(
+        measure,
+        main.difference,
+        main.difference_interval,
+        main.reduction,
+        main.reduction_interval,
+        p_value,
+        recall.difference,
+        recall.difference_interval,
+        detectable,
+        len(pairs),
+    )
+
+
+def check_comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuse manifests that differ.
+
+    Raises:
+        DataError: with each field that differs and its two values.
+    """
+    differ = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
     if differ:
+        values = "; ".join(f"{key}: {one.get(key)!r} against {other.get(key)!r}" for key in differ)
         raise DataError(
-            f"Scores with different manifests are not compared; they differ in {', '.join(sorted(differ))}."
+            f"Scores with different manifests are not compared; they differ in {', '.join(differ)}. {values}"
         )
-    rate = _paired(base, aligned, lambda a: a.hallucinates, lambda a: a.objects.mentions > 0)
-    recall = _paired(base, aligned, lambda a: a.objects.true_objects_named, lambda a: a.objects.true_objects)
-    p_value = mcnemar([a.hallucinates for a in base.answers], [a.hallucinates for a in aligned.answers])
-    return Comparison(rate.reduction, rate.reduction_interval, p_value, recall.difference, recall.difference_interval)
 
 
-def _paired(base: Scores, aligned: Scores, above: Any, below: Any) -> PairedDifference:
-    ratios = [
-        Ratio([above(a) for a in scores.answers], [below(a) for a in scores.answers]) for scores in (base, aligned)
-    ]
-    return paired_bootstrap(*ratios)
+def _part(item: JudgedAnswer, name: str) -> Part:
+    return item.parts.get(name, Part(0, 0))
+
+
+def _paired(pairs: Sequence[tuple[JudgedAnswer, JudgedAnswer]], name: str) -> Any:
+    columns = ([_part(pair[side], name) for pair in pairs] for side in (0, 1))
+    return paired_bootstrap(*(Ratio([p.share for p in column], [p.of for p in column]) for column in columns))
+
+
+def chair_parts(objects: AnswerScore, words: int) -> dict[str, Part]:
+    """What one answer adds to the measures of CHAIR, and its length."""
+    wrong = int(bool(objects.hallucinated))
+    return {
+        "response_rate": Part(wrong, int(objects.mentions > 0)),
+        "response_rate_all": Part(wrong, 1),
+        "mention_rate": Part(len(objects.hallucinated), objects.mentions),
+        "object_recall": Part(objects.true_objects_named, objects.true_objects),
+        WORDS.name: Part(words, 1),
+    }
+
+
+def judged_by(judge: JudgeConfig, prompt: JudgePrompt) -> dict[str, Any]:
+    """What a judge's verdicts depend on, for the manifest."""
+    settings = ("kind", "model", "temperature", "max_tokens", "votes", "seed")
+    return {
+        "judge": {
+            **{name: getattr(judge, name) for name in settings},
+            "prompt": prompt.name,
+            "prompt_digest": prompt.digest,
+        }
+    }
+
+
+def read_votes(
+    answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]], read: Callable[[str], V | None]
+) -> tuple[dict[str, list[V]], float | None]:
+    """What can be read from each answer's verdicts, and the share of answers with several on which all of them are alike."""
+    said = {
+        answer.id: [read(one.text) for one in verdicts.get(answer.id, ()) if one.status == "ok"] for answer in answers
+    }
+    votes = {name: [vote for vote in some if vote is not None] for name, some in said.items()}
+    several = [some for some in votes.values() if len(some) > 1]
+    alike = sum(all(vote == some[0] for vote in some) for some in several)
+    return votes, alike / len(several) if several else None
+
+
+def missing_reason(verdicts: Sequence[Verdict]) -> str:
+    """Why an answer has no verdict: what became of its requests, or that nothing could be read from the replies."""
+    statuses = dict.fromkeys("unparsed" if one.status == "ok" else one.status for one in verdicts)
+    return ", ".join(statuses) or "not asked"
 
 
 def in_order(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Answer]:

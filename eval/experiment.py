@@ -15,9 +15,11 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.benchmark import Scores, compare
-from eval.report import Contents, answers_page, rates_figure, summary, table, training_figure
+from eval.figures import rates_figure, training_figure
+from eval.page import Section, write_page
+from eval.report import summary, table
 from eval.shapes import ShapesBenchmark
+from eval.tracking import answer_rows
 from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
 from rlhfv_ray.data.reference_rows import load_reference, rejected_rows
 from rlhfv_ray.generate import read_answers
@@ -91,10 +93,11 @@ def plan_evaluation(line: Line) -> Evaluation:
     aligned = {"model": line.train.folder(storage).name}
     answers = [
         answers_stage(
-            config,
             model,
             lambda: benchmark.prompts,
             {"prompts": made.folder(storage).name, **of},
+            generation=config.generation,
+            scale=config.scale,
             title=f"answers, {which}",
         )
         for which, model, of in (
@@ -190,37 +193,24 @@ class Following:
 def report_scores(
     evaluation: Evaluation, seconds: Mapping[str, float], *, folder: Path, run: TrackedRun, console: Console
 ) -> dict[str, Any]:
-    """Score both models' answers, compare them, and leave table, figures and page; returns the summary."""
-    base, aligned = (evaluation.benchmark.score(read_answers(answers)) for answers in evaluation.answers)
-    comparison = compare(base, aligned)
-    outcome = summary(base, aligned, comparison, seconds=seconds)
-    rates_figure(base, aligned, folder / "rates.png")
-    contents = Contents(figures={"Training": folder / "training.png", "Base and aligned": folder / "rates.png"})
-    answers_page(evaluation.benchmark.prompts, base, aligned, comparison, folder / "report.html", contents=contents)
+    """Score both models' answers, compare them, and leave table, figures and page; returns what goes to `summary.json`."""
+    which = ("base", "aligned")
+    answers = map(read_answers, evaluation.answers)
+    models = {name: evaluation.benchmark.score(some, {}) for name, some in zip(which, answers, strict=True)}
+    found = summary(models)
+    outcome = {**found["models"], "comparison": found["comparisons"]["aligned"], "seconds": dict(seconds)}
+    rates_figure(models, folder / "rates.png")
+    section = Section("shapes", models, evaluation.benchmark.prompts, {"Base and aligned": folder / "rates.png"})
+    training = {"Training": folder / "training.png"}
+    write_page(folder / "report.html", [section], title="Base and aligned model", figures=training)
     run.log_file(folder / "rates.png", "figures")
     run.log_file(folder / "report.html", "report")
-    for which, scores in (("base", base), ("aligned", aligned)):
-        rates = {f"{which}/{name}": value for name, value in scores.rates().items() if value is not None}
-        run.log_metrics(rates)
-        run.log_table(f"answers_{which}", answer_rows(scores))
+    for name, scores in models.items():
+        run.log_metrics({f"{name}/{measure}": rate for measure, rate in scores.rates().items() if rate is not None})
+        run.log_table(f"answers_{name}", answer_rows(scores))
     run.log_metrics({name: value for name, value in outcome["comparison"].items() if isinstance(value, float)})
-    console.print(table(base, aligned, comparison))
+    console.print(table(models))
     return outcome
-
-
-def answer_rows(scores: Scores) -> list[dict[str, Any]]:
-    """One row per answer, for MLflow's table."""
-    return [
-        {
-            "id": item.answer.id,
-            "question": item.answer.question,
-            "answer": item.answer.text,
-            "objects": item.objects.mentions,
-            "hallucinated": ", ".join(word for word, _ in item.objects.hallucinated),
-            "other mistakes": ", ".join(mark.kind for mark in item.marks if mark.kind != "object"),
-        }
-        for item in scores.answers
-    ]
 
 
 def parameters(config: DDPOConfig) -> dict[str, Any]:

@@ -1,301 +1,204 @@
-"""Scores of a base and an aligned model as numbers, tables, figures, and a page of answers to read.
+"""Scores of models side by side, as numbers and as tables; as a command, of evaluations that are done.
 
-Nothing is measured here: rates, intervals and tests come from `eval.benchmark`. Rates are fractions in `summary`, and
-per cent wherever a person reads them.
+    python eval/report.py RUN RUN --page comparison.html
+
+A RUN is the folder of an evaluation, with a file `<benchmark>/<model>.json` for each model's scores, or such a file itself. The first model by
+name of the first run is the base, which all others are compared with, unless one is called base, or --base names another. Every benchmark
+that the runs have in common is shown; scores that were measured differently are refused. Nothing is measured here: rates, intervals and
+tests come from `eval.benchmark`.
 """
 
-import base64
-import io
-import math
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+import sys
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from PIL import Image
+if __name__ == "__main__":  # the script's folder comes first on the path, and its statistics.py is not Python's
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import tyro
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from eval.benchmark import Comparison, Mark, Scores
-from eval.statistics import Interval
+from eval.benchmark import Comparison, Scores
+from eval.figures import grouped_measure, groups_figure, rates_figure
+from eval.findings import Models, benchmark_of, comparisons, findings, missing_reasons, notes, rows, title
+from eval.page import Section, write_page
+from eval.saved import holds_scores, load_scores
 from rlhfv_ray.errors import DataError
-from rlhfv_ray.records import Prompt
+from rlhfv_ray.terminal import run_command
 
-COLUMNS = ("% (95 % interval)", "better", "base", "aligned", "change")
-HIGHER_IS_BETTER = {"object_recall"}
-GREY, BLUE, VERMILION, GREEN = "#9aa3ad", "#0072b2", "#d55e00", "#009e73"  # told apart by the colour-blind too
-SMOOTH = 15  # a curve in bold averages over this part of the run
-SMALL_IMAGE = 160  # pixels; below, the page shows a picture's pixels as squares
-
-Record = Mapping[str, Any]  # one update, see `rlhfv_ray.progress`
+BASE = "base"  # a model of this name comes first
 
 
-class Row(NamedTuple):
-    """One line of a table, as text."""
+def summary(models: Models) -> dict[str, Any]:
+    """Give all scores, and the comparisons with the first model's, ready for JSON.
 
-    label: str
-    better: str  # lower, higher, or nothing
-    base: str
-    aligned: str
-    change: str  # aligned - base
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a page of answers holds besides the scores."""
-
-    figures: Mapping[str, Path] = field(default_factory=dict)  # caption -> PNG
-    count: int = 20  # of answers
-    seed: int = 0  # of their draw
+    Returns:
+        `models`: by name, rates (fractions) with `n` and `missing`, `missing_reasons`, `intervals`, rates of `groups`, `beside`, `manifest`
+        and `manifest_hash`. `comparisons`: of every further model with the first, by name.
+    """
+    found = {name: _comparison(comparison) for name, comparison in comparisons(models).items()}
+    return {"models": {name: _scores(scores) for name, scores in models.items()}, "comparisons": found}
 
 
-class Choice(NamedTuple):
-    """An answer that the page shows, and which draw it comes from."""
-
-    item: int  # its place in the scores
-    drawn: Literal["better", "worse", "random"]
-
-
-class Piece(NamedTuple):
-    """A stretch of an answer and the kinds of mistake that cover it."""
-
-    text: str
-    kinds: tuple[str, ...]
+def _scores(scores: Scores) -> dict[str, Any]:
+    return {
+        **scores.rates(),
+        "missing_reasons": missing_reasons(scores),
+        "intervals": _listed(scores.intervals()),
+        "groups": {group: scores.rates(group) for group in scores.groups},
+        "beside": dict(scores.beside),
+        "manifest": dict(scores.manifest),
+        "manifest_hash": scores.manifest_hash,
+    }
 
 
-def summary(base: Scores, aligned: Scores, comparison: Comparison, *, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Give scores, comparison and how long each stage took, ready for JSON."""
-    models = {"base": base, "aligned": aligned}
-    result = {name: {**scores.rates(), "intervals": _listed(scores.intervals())} for name, scores in models.items()}
-    return {**result, "comparison": _listed(asdict(comparison)), "seconds": dict(seconds)}
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {**_listed(asdict(comparison)), "measure": comparison.measure.name}
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def table(base: Scores, aligned: Scores, comparison: Comparison) -> Table:
-    """Lay the scores out for the terminal."""
-    findings = "\n".join(conclusions(comparison, n=base.chair.n))
-    shown = Table(*COLUMNS, title=_title(base), caption=findings, caption_justify="left")
-    for column in shown.columns[2:]:
-        column.justify = "right"
-    for row in _rows(base, aligned):
-        shown.add_row(*row)
+def table(models: Models) -> Table:
+    """Lay the scores out for the terminal, what follows from them below."""
+    caption = "\n".join(_said(models))
+    shown = Table(title=Text(title(models)), caption=Text(caption), caption_justify="left")
+    for place, column in enumerate(_columns(models)):
+        shown.add_column(Text(column), justify="right" if place > 1 else "left")
+    for line in _lines(models):
+        shown.add_row(*map(Text, line))
     return shown
 
 
-def markdown_table(base: Scores, aligned: Scores, comparison: Comparison) -> str:
+def markdown_table(models: Models) -> str:
     """Lay the scores out in Markdown, what follows from them below."""
-    head, *lines = [f"| {' | '.join(row)} |" for row in (COLUMNS, *_rows(base, aligned))]
-    findings = [f"* {finding}" for finding in conclusions(comparison, n=base.chair.n)]
-    return "\n".join([head, "|---|---|---:|---:|---:|", *lines, "", *findings, ""])
+    columns, lines = _columns(models), _lines(models)
+    head, *body = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in (columns, *lines)]
+    rule = "|".join(["", "---", "---", *["---:"] * (len(columns) - 2), ""])
+    return "\n".join([head, rule, *body, "", *(f"* {sentence}" for sentence in _said(models)), ""])
 
 
-def conclusions(comparison: Comparison, *, n: int) -> list[str]:
-    """Say what the comparison shows, and what it cannot show with n answers."""
-    p = comparison.p_value
-    test = "" if p is None else f" Exact McNemar test: p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}."
-    reduction = _finding(comparison.relative_reduction, comparison.relative_reduction_interval, n, unit=" %")
-    recall = _finding(comparison.recall_change, comparison.recall_change_interval, n, unit=" points")
-    return [f"Relative reduction of the response rate: {reduction}.{test}", f"Change of object recall: {recall}."]
+def _columns(models: Models) -> list[str]:
+    _, *further = models
+    changes = ["change"] if len(further) == 1 else [f"change, {name}" for name in further]
+    return ["measure (95 % interval)", "better", *models, *changes]
 
 
-def _finding(value: float | None, interval: Interval | None, n: int, *, unit: str) -> str:
-    if value is None:
-        return "not defined"
-    if interval is None:
-        return f"{100 * value:+.1f}{unit}, not resolved at n = {n}: too few cases for an interval"
-    low, high = interval
-    resolved = "" if low > 0 or high < 0 else f", not resolved at n = {n}: the interval includes 0"
-    return f"{100 * value:+.1f}{unit} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}){resolved}"
+def _lines(models: Models) -> list[list[str]]:
+    return [[row.label, row.measure.better, *map(str, row.cells), *row.changes] for row in rows(models)]
 
 
-def _rows(base: Scores, aligned: Scores) -> list[Row]:
-    rows = []
-    for name in base.counts():
-        rates = [scores.rates().get(name) for scores in (base, aligned)]
-        shown = [_percent(scores, name) for scores in (base, aligned)]
-        rows.append(Row(name.replace("_", " "), _better(name), shown[0], shown[1], _change(*rates, factor=100)))
-    before, after = base.chair.words, aligned.chair.words
-    words = ["none counted" if length is None else f"{length:.1f}" for length in (before, after)]
-    return [*rows, Row("words per answer", "", words[0], words[1], _change(before, after, factor=1))]
+def _said(models: Models) -> list[str]:
+    return [*findings(models, comparisons(models)), *notes(models)]
 
 
-def _better(name: str) -> str:
-    return "higher" if name in HIGHER_IS_BETTER else "lower"
+class Saved(NamedTuple):
+    """One file of scores."""
+
+    run: Path  # as given
+    model: str
+    scores: Scores
 
 
-def _percent(scores: Scores, name: str) -> str:
-    rate, interval = scores.rates().get(name), scores.intervals().get(name)
-    if rate is None or interval is None:
-        return "none counted"
-    return f"{100 * rate:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
-
-
-def _change(before: float | None, after: float | None, *, factor: float) -> str:
-    return "" if before is None or after is None else f"{factor * (after - before):+.1f}"
-
-
-def _title(scores: Scores) -> str:
-    return f"{scores.manifest.get('benchmark', 'benchmark')}: base and aligned model, n = {scores.chair.n} answers each"
-
-
-def rates_figure(base: Scores, aligned: Scores, path: Path) -> None:
-    """Draw every rate before and after as a PNG: bars with Wilson's 95 % intervals, a panel for each direction."""
-    names = [name for name in base.counts() if name != "response_rate_all"]
-    panels = {better: [name for name in names if _better(name) == better] for better in ("lower", "higher")}
-    figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
-    widths = [max(1.7, len(group)) for group in panels.values()]  # room for the titles
-    columns = figure.subplots(1, 2, sharey=True, width_ratios=widths)
-    for axes, (better, group) in zip(columns, panels.items(), strict=True):
-        _draw_bars(axes, group, base, shift=-0.2, color=GREY)
-        _draw_bars(axes, group, aligned, shift=0.2, color=BLUE)
-        axes.set_xticks(range(len(group)), [name.replace("_", "\n") for name in group])
-        axes.set_xlim(-0.6, len(group) - 0.4)
-        axes.set_title(f"{'↓' if better == 'lower' else '↑'} {better} is better", loc="left", fontweight="bold")
-        axes.set_facecolor("#fdf3ec" if better == "lower" else "#edf6f1")
-        _tidy(axes)
-    columns[0].set(ylabel="rate / %", ylim=(0, 108), yticks=range(0, 101, 20))
-    handles = [columns[0].bar(0, 0, color=color) for color in (GREY, BLUE)]
-    figure.legend(handles, ["base", "aligned"], loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(f"{_title(base)}; lines: 95 % intervals")
-    figure.savefig(path, format="png")
-
-
-def _draw_bars(axes: Axes, names: Sequence[str], scores: Scores, *, shift: float, color: str) -> None:
-    rates, intervals = scores.rates(), scores.intervals()
-    for place, name in enumerate(names):
-        rate, interval = rates.get(name), intervals.get(name)
-        if rate is None or interval is None:
-            axes.text(place + shift, 1, "none\ncounted", ha="center", va="bottom", fontsize=8)
-            continue
-        axes.bar(place + shift, 100 * rate, width=0.38, color=color)
-        axes.vlines(place + shift, 100 * interval.low, 100 * interval.high, color="black", linewidth=1.4)
-        axes.text(place + shift, 100 * interval.high + 1, f"{100 * rate:.1f}", ha="center", va="bottom", fontsize=9)
-
-
-def training_figure(records: Sequence[Record], path: Path) -> None:
-    """Draw a run as a PNG: loss, rewards with their margin, and accuracies over updates.
+def read_runs(runs: Sequence[Path]) -> dict[str, dict[str, Scores]]:
+    """Read the scores of runs: models by name, by benchmark, as far as all runs have it.
 
     Raises:
-        DataError: there are no records.
+        DataError: a run has no scores, or the runs have no benchmark in common.
     """
-    if not records:
-        raise DataError("training_figure: no records; a run has some once its first updates are done")
-    figure = Figure(figsize=(13, 4.4), dpi=150, layout="constrained")
-    loss, rewards, accuracies = figure.subplots(1, 3)
-    _draw_curve(loss, records, "loss/preference", color=BLUE)
-    loss.axhline(math.log(2), color="black", linestyle="--", linewidth=1, label="start, policy = reference: ln 2")
-    loss.set(title="Loss", ylabel="preference loss / nats", ylim=(0, None))
-    for name, color in (("chosen", GREEN), ("rejected", VERMILION), ("margins", "black")):
-        _draw_curve(rewards, records, f"rewards/{name}", color=color, label=name)
-    rewards.axhline(0, color="black", linestyle="--", linewidth=1)
-    rewards.set(title="Rewards, and margins between them", ylabel="beta x log(policy / reference) / nats")
-    _draw_curve(accuracies, records, "rewards/accuracies", color=BLUE, factor=100)
-    accuracies.axhline(50, color="black", linestyle="--", linewidth=1, label="chance: 50 %")
-    accuracies.set(title="Accuracies", ylabel="pairs with margin > 0 / %", ylim=(0, 103))
-    skipped = [record["step"] for record in records if record.get("skipped")]
-    if skipped:
-        loss.plot(skipped, [0] * len(skipped), "x", color=VERMILION, clip_on=False, label=f"skipped: {len(skipped)}")
-    for axes in (loss, rewards, accuracies):
-        axes.set_xlabel("update")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
-        _tidy(axes)
-    figure.suptitle(f"Training; thin: each update, bold: mean of the last {max(1, len(records) // SMOOTH)}")
-    figure.savefig(path, format="png")
+    read = [(run, [Saved(run, path.stem, load_scores(path)) for path in _files(run)]) for run in runs]
+    names = [list(dict.fromkeys(benchmark_of(one.scores) for one in saved)) for _, saved in read]
+    common = [name for name in names[0] if all(name in other for other in names)]
+    if not common:
+        have = "; ".join(f"{run}: {', '.join(some)}" for run, some in zip(runs, names, strict=True))
+        raise DataError(f"the runs have no benchmark in common. They have: {have}.")
+    every = [one for _, saved in read for one in saved]
+    return {name: _named([one for one in every if benchmark_of(one.scores) == name]) for name in common}
 
 
-def _draw_curve(
-    axes: Axes, records: Sequence[Record], name: str, *, color: str, label: str | None = None, factor: float = 1
-) -> None:
-    steps = np.array([record["step"] for record in records])
-    values = factor * np.array([record.get(name, np.nan) for record in records], dtype=float)
-    width = max(1, len(records) // SMOOTH)
-    windows = [values[max(0, stop - width) : stop] for stop in range(1, len(values) + 1)]
-    means = np.array([np.nan if np.isnan(window).all() else np.nanmean(window) for window in windows])
-    axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.45)
-    axes.plot(steps, means, color=color, linewidth=2, label=label, marker="o" if len(steps) == 1 else None)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-
-
-def answers_page(
-    prompts: Sequence[Prompt], base: Scores, aligned: Scores, comparison: Comparison, path: Path, *, contents: Contents
-) -> None:
-    """Write one HTML file that needs no other: scores, figures, and answers of both models, mistakes marked."""
-    folder = FileSystemLoader(Path(__file__).parent / "templates")
-    templates = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    choices = choose_answers(base, aligned, count=contents.count, seed=contents.seed)
-    images = {prompt.id: prompt.image for prompt in prompts}
-    page = templates.get_template("report.html").render(
-        title=_title(base),
-        rows=_rows(base, aligned),
-        conclusions=conclusions(comparison, n=base.chair.n),
-        manifest=base.manifest,
-        figures={caption: _data_uri(figure.read_bytes()) for caption, figure in contents.figures.items()},
-        shown=[_shown(choice, base, aligned, images) for choice in choices],
-        seed=contents.seed,
-        added=_mistakes_added(base, aligned),
-    )
-    path.write_text(page, encoding="utf-8")
-
-
-def choose_answers(base: Scores, aligned: Scores, *, count: int, seed: int) -> list[Choice]:
-    """Draw answers to show: half where the number of mistakes changed, the rest at random from all others.
-
-    Among the changed, those that got worse have their share, and at least one place if there is one.
-    """
-    added = _mistakes_added(base, aligned)
-    better, worse = [i for i, k in enumerate(added) if k < 0], [i for i, k in enumerate(added) if k > 0]
-    changed = min(count // 2, len(better) + len(worse))
-    share = round(changed * len(worse) / max(1, len(better) + len(worse)))
-    from_worse = min(len(worse), changed, max(share, 1))
-    draw = random.Random(seed)
-    picked = {i: Choice(i, "better") for i in draw.sample(better, changed - from_worse)}
-    picked |= {i: Choice(i, "worse") for i in draw.sample(worse, from_worse)}
-    others = [i for i in range(len(added)) if i not in picked]
-    rest = draw.sample(others, min(len(others), count - len(picked)))
-    return [*picked.values(), *(Choice(i, "random") for i in rest)]
-
-
-def _mistakes_added(base: Scores, aligned: Scores) -> list[int]:
-    return [len(after.marks) - len(before.marks) for before, after in zip(base.answers, aligned.answers, strict=True)]
-
-
-def _shown(choice: Choice, base: Scores, aligned: Scores, images: Mapping[str, bytes]) -> dict[str, Any]:
-    judged = {"base": base.answers[choice.item], "aligned": aligned.answers[choice.item]}
-    answers = {name: (pieces(one.answer.text, one.marks), len(one.marks)) for name, one in judged.items()}
-    asked = judged["base"].answer
-    image = images[asked.id]
-    small = max(Image.open(io.BytesIO(image)).size) < SMALL_IMAGE
-    return {"asked": asked, "drawn": choice.drawn, "image": _data_uri(image), "small": small, "answers": answers}
-
-
-def pieces(text: str, marks: Sequence[Mark]) -> list[Piece]:
-    """Cut an answer where marks begin and end, so that a piece is covered by a mark entirely or not at all.
-
-    Example:
-        >>> [tuple(piece) for piece in pieces("a red cat", [Mark(2, 9, "attribute"), Mark(6, 9, "object")])]
-        [('a ', ()), ('red ', ('attribute',)), ('cat', ('attribute', 'object'))]
-    """
-    cuts = sorted({0, len(text), *(mark.start for mark in marks), *(mark.stop for mark in marks)})
-    found = []
-    for start, stop in pairwise(cuts):
-        kinds = dict.fromkeys(mark.kind for mark in marks if mark.start <= start and stop <= mark.stop)
-        found.append(Piece(text[start:stop], tuple(kinds)))
+def _files(run: Path) -> list[Path]:
+    if run.is_file():
+        return [run]
+    found = sorted(path for path in run.glob("*/*.json") if holds_scores(path))
+    if not found:
+        raise DataError(f"{run} has no scores: expected a folder with <benchmark>/<model>.json, or such a file.")
     return found
 
 
-def _data_uri(image: bytes) -> str:
-    kind = Image.MIME[Image.open(io.BytesIO(image)).format or "PNG"]
-    return f"data:{kind};base64,{base64.b64encode(image).decode()}"
+def _named(saved: Sequence[Saved]) -> dict[str, Scores]:
+    """Models by the shortest names that tell them apart."""
+    for names in (
+        [one.model for one in saved],
+        [f"{one.run.resolve().name}/{one.model}" for one in saved],
+        [f"{one.run}/{one.model}" for one in saved],
+    ):
+        if len(set(names)) == len(names):
+            models = dict(zip(names, (one.scores for one in saved), strict=True))
+            return with_base(models, BASE) if BASE in models else models
+    raise DataError(f"the same scores are given twice: {', '.join(names)}")
+
+
+def with_base(models: Models, base: str) -> dict[str, Scores]:
+    """Put the base first.
+
+    Raises:
+        DataError: there is no model of this name.
+    """
+    if base not in models:
+        raise DataError(f"--base {base}: no such model; there are {', '.join(models)}.")
+    return {base: models[base], **models}
+
+
+def report_runs(
+    runs: tyro.conf.Positional[tuple[Path, ...]], page: Path = Path("comparison.html"), base: str = ""
+) -> None:
+    """Print a table for every benchmark that the runs have in common, and write a page.
+
+    Args:
+        runs: folders of evaluations, or files of scores.
+        page: where the page is written.
+        base: name of the model that all others are compared with.
+    """
+    if not runs:
+        raise DataError("name one run at least: the folder of an evaluation, or a file of scores.")
+    console = Console()
+    found = read_runs(runs)
+    if base:
+        found = {name: with_base(models, base) for name, models in found.items()}
+    for models in found.values():
+        console.print(table(models))
+    with tempfile.TemporaryDirectory() as folder:
+        sections = [
+            Section(name, models, figures=draw(models, Path(folder) / str(place)))
+            for place, (name, models) in enumerate(found.items())
+        ]
+        write_page(page, sections, title="Comparison of models")
+    console.print(f"page: {page}", highlight=False, soft_wrap=True)
+
+
+def draw(models: Models, folder: Path) -> dict[str, Path]:
+    """Draw one benchmark's figures into a folder; returns them by caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rates_figure(models, folder / "rates.png")
+    figures = {"All rates": folder / "rates.png"}
+    measure = grouped_measure(models)
+    if measure is not None:
+        groups_figure(models, folder / "groups.png")
+        figures[f"{measure.name.replace('_', ' ').capitalize()} by group of questions"] = folder / "groups.png"
+    return figures
+
+
+def main() -> None:
+    """Run the command line."""
+    tyro.cli(report_runs, description=__doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -2,13 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Count, JudgedAnswer, Mark, Scores, in_order
-from eval.chair import ObjectVocabulary, chair_scores, count_words, ground_truth, score_answer
+from eval.benchmark import (
+    CHAIR,
+    WORDS,
+    Benchmark,
+    JudgedAnswer,
+    Mark,
+    Measure,
+    Part,
+    Scores,
+    chair_parts,
+    in_order,
+    judged_by,
+)
+from eval.chair import ObjectVocabulary, count_words, ground_truth, score_answer
+from eval.config import JudgeConfig
+from eval.judge import JudgePrompt, Request, Verdict
+from eval.objects import FIELDS, PROMPT, SCHEMA, Named, named_by, parse_objects, share_unanimous
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.shapes.annotator import mistakes
 from rlhfv_ray.shapes.captions import QUESTIONS, read_phrases
@@ -16,13 +32,24 @@ from rlhfv_ray.shapes.scenes import Scene
 from rlhfv_ray.shapes.world import SYNONYMS, read_scenes
 
 DETAILS = {"attribute": "wrong_attributes", "position": "wrong_positions", "number": "wrong_numbers"}
+MEASURES = (
+    *CHAIR,
+    Measure(
+        "repeated_objects", "lower", "phrases that name an object of the picture a second time, of those that name one"
+    ),
+    *(Measure(name, "lower", "of the phrases about objects that are there") for name in sorted(DETAILS.values())),
+    WORDS,
+)
 
 
-class ShapesBenchmark:
+class ShapesBenchmark(Benchmark):
     """A folder written by `rlhfv_ray.shapes.world.write_benchmark`."""
 
-    def __init__(self, folder: Path, *, decoding: dict[str, Any]) -> None:
-        self.folder = folder
+    name = "shapes"
+
+    def __init__(self, folder: Path, *, decoding: dict[str, Any], judge: JudgeConfig | None = None) -> None:
+        self.folder, self.by = folder, judge  # a judge, or the answers' own words
+        self.prompt = JudgePrompt.load(judge.prompt if judge else "", default=PROMPT, fields=FIELDS)
         self.decoding = decoding  # recorded in the manifest
         self.vocabulary = ObjectVocabulary.load(SYNONYMS, lemmatizer="builtin")  # the same on every machine
 
@@ -51,37 +78,67 @@ class ShapesBenchmark:
         captions = json.loads((self.folder / "captions.json").read_text())["annotations"]
         return ground_truth(instances, [(item["image_id"], item["caption"]) for item in captions], self.vocabulary)
 
-    def score(self, answers: Sequence[Answer]) -> Scores:
+    @property
+    def judged(self) -> bool:
+        """Whether a judge lists the objects."""
+        return self.by is not None
+
+    def requests(self, answers: Sequence[Answer]) -> list[Request]:
+        """To list an answer's objects, where a judge does that."""
+        if self.by is None:
+            return []
+        schema = SCHEMA if self.by.structured else ""
+        return [
+            Request(answer.id, self.prompt.fill(question=answer.question, answer=answer.text), schema=schema)
+            for answer in in_order(self.prompts, answers)
+        ]
+
+    @staticmethod
+    def readable(text: str) -> bool:
+        """Whether a judge's reply is a list of names."""
+        return parse_objects(text) is not None
+
+    def oracle(self, answers: Sequence[Answer]) -> Callable[[Request], str]:
+        """The world reads answers itself."""
+        texts = {answer.id: answer.text for answer in answers}
+        return lambda request: json.dumps([m.word for m in self.vocabulary.locate(texts[request.id])])
+
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
         """Judge answers, one per prompt."""
         ordered = in_order(self.prompts, answers)
         scenes = {str(scene.id): scene for scene in read_scenes(self.folder)}
-        judged = tuple(self.judge(answer, scenes[answer.id]) for answer in ordered)
-        chair = chair_scores(
-            [self.vocabulary.mentions(answer.text) for answer in ordered],
-            [self.truth[int(answer.id)] for answer in ordered],
-            [item.words for item in judged],
-        )
-        return Scores(chair, judged, self.manifest())
+        said = {answer.id: verdicts.get(answer.id, ()) for answer in ordered}
+        named = [self.named(answer.text, said[answer.id]) for answer in ordered]
+        judged = [self.judge(a, scenes[a.id], names) for a, names in zip(ordered, named, strict=True)]
+        kept = (replace(one, verdict="\n\n".join(v.text for v in said[one.answer.id])) for one in judged)
+        beside = {"agreement": share_unanimous(named)} if self.by and self.by.votes > 1 else {}
+        return Scores(MEASURES, tuple(kept), self.manifest(), beside)
 
-    def judge(self, answer: Answer, scene: Scene) -> JudgedAnswer:
+    def named(self, answer: str, said: Sequence[Verdict]) -> Named:
+        """What an answer names, by the verdicts on it or by its own words."""
+        return named_by(said, self.vocabulary) if self.by else Named(self.vocabulary.mentions(answer))
+
+    def judge(self, answer: Answer, scene: Scene, named: Named | None = None) -> JudgedAnswer:
         """One answer's verdict: objects by CHAIR; by the scene, colours, corners and numbers of the objects that are there, and how
         many of the phrases about them name one a second time, which CHAIR does not see.
         """
+        named, words = named or self.named(answer.text, ()), count_words(answer.text)
+        if named.missing:
+            return JudgedAnswer(answer, {WORDS.name: Part(words, 1)}, missing=named.missing)
         truth = self.truth[scene.id]
-        located = self.vocabulary.locate(answer.text)
-        objects = score_answer([(m.word, m.object) for m in located], truth)
+        objects = score_answer(named.mentions, truth)
+        false = {name for _, name in objects.hallucinated}
         found = mistakes(scene, answer.text)
         wrong = [Mark(mistake.start, mistake.stop, mistake.kind) for mistake in found]
         covered = {position for mark in wrong for position in range(mark.start, mark.stop)}
-        loose = [m for m in located if m.object not in truth and m.start not in covered]  # named outside the grammar
+        # Named outside the grammar.
+        loose = [m for m in self.vocabulary.locate(answer.text) if m.object in false and m.start not in covered]
         marks = tuple(sorted([*wrong, *(Mark(m.start, m.stop, "object") for m in loose)]))
         present = sum(said.shape in truth for said, _ in read_phrases(answer.text))
         repeated = sum(mistake.kind == "object" and mistake.said.shape in truth for mistake in found)
-        details = {
-            name: Count(sum(m.kind == kind for m in found), present - repeated) for kind, name in DETAILS.items()
-        }
-        details["repeated_objects"] = Count(repeated, present)
-        return JudgedAnswer(answer, objects, count_words(answer.text), marks, details)
+        parts = {name: Part(sum(m.kind == kind for m in found), present - repeated) for kind, name in DETAILS.items()}
+        parts["repeated_objects"] = Part(repeated, present)
+        return JudgedAnswer(answer, chair_parts(objects, words) | parts, marks)
 
     def manifest(self) -> dict[str, Any]:
         """What scores on this benchmark depend on, besides the model."""
@@ -93,6 +150,7 @@ class ShapesBenchmark:
             "prompts": digest.hexdigest(),
             "n": len(self.prompts),
             "decoding": self.decoding,
-            "mode": "rule",
+            "mode": "judge" if self.by else "rule",
             "lemmatizer": self.vocabulary.lemmatizer,
+            **(judged_by(self.by, self.prompt) if self.by else {}),
         }

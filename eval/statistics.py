@@ -130,6 +130,30 @@ def paired_bootstrap(
     )
 
 
+def bootstrap_interval(
+    ratio: Ratio, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> Interval | None:
+    """Bound one system's ratio of sums by the percentile bootstrap over items.
+
+    Returns:
+        None where the ratio is not defined, or is not in too many of the resamples.
+
+    Example:
+        >>> bootstrap_interval(Ratio([3, 3, 3], [4, 4, 4]), resamples=100)
+        Interval(low=0.75, high=0.75)
+    """
+    _check_lengths(*(len(column) for column in ratio))
+    _check_share("confidence", confidence)
+    items = np.array(ratio, dtype=float)  # (2, n)
+    n = items.shape[1]
+    if n == 0 or not items[1].sum():
+        return None
+    draw = np.random.default_rng(seed)
+    sums = np.array([items[:, draw.integers(n, size=n)].sum(axis=1) for _ in range(resamples)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _bounded(float(items[0].sum() / items[1].sum()), sums[:, 0] / sums[:, 1], confidence)[1]
+
+
 def minimum_detectable_difference(
     n: int,
     base_rate: float,

@@ -1,5 +1,6 @@
 """Recipes: whole configurations to start from, each with the source of its numbers."""
 
+from eval.config import RELEASED_DECODING
 from rlhfv_ray.config import (
     SHAPES,
     DataConfig,
@@ -12,8 +13,6 @@ from rlhfv_ray.config import (
     ShapesConfig,
 )
 
-# The release generates with these (Muffin, eval/muffin_inference_logp.py and its siblings).
-RELEASED_DECODING = GenerationConfig(max_new_tokens=1024, beams=3, repetition_penalty=1.1)
 EIGHT_A100 = ScaleConfig(workers=8, gpu=True, cpus=4, micro_batch=1, actors=8, checkpoint_every=100)
 
 

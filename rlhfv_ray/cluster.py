@@ -52,20 +52,26 @@ def connect() -> None:
         ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **settings)
 
 
-def check_fits(scale: ScaleConfig) -> None:
+def check_fits(scale: ScaleConfig, *, who: Sequence[str] = ("workers", "actors"), setting: str = "scale") -> None:
     """Check that the cluster can hold the training workers, and the actors, at all.
+
+    Args:
+        scale: how many of them, and their CPUs and GPUs.
+        who: which of both are needed.
+        setting: under which the user gives them.
 
     Raises:
         ConfigError: it cannot, with what is wanted and what is there.
     """
     there = ray.cluster_resources()
-    for what, count, spare in (("workers", scale.workers, 0.0), ("actors", scale.actors, PREPARE_CPUS)):
+    needs = {"workers": (scale.workers, 0.0), "actors": (scale.actors, PREPARE_CPUS)}
+    for what, (count, spare) in ((name, needs[name]) for name in who):
         wanted = {"CPU": count * scale.cpus + spare, "GPU": float(count if scale.gpu else 0)}
         for resource, amount in wanted.items():
             if amount > there.get(resource, 0.0):
                 raise ConfigError(
-                    f"scale.{what} = {count} needs {amount:g} {resource}s but the Ray cluster has {there.get(resource, 0.0):g}. "
-                    f"Use fewer {what} (--scale.{what}), fewer --scale.cpus each, or a larger cluster."
+                    f"{setting}.{what} = {count} needs {amount:g} {resource}s but the Ray cluster has {there.get(resource, 0.0):g}. "
+                    f"Use fewer {what} (--{setting}.{what}), fewer --{setting}.cpus each, or a larger cluster."
                 )
 
 
@@ -95,7 +101,7 @@ def map_parts(
     missing = [number for number in range(len(tasks)) if not part_path(folder, number).exists()]
     if not missing:
         return
-    _configure_data()
+    configure_data()
     parts = ray.data.from_items([{"part": number} for number in missing], override_num_blocks=len(missing))
     prepared = functools.partial(_prepare, tasks=ray.put(list(tasks)), prepare=prepare)
     actors = min(scale.actors, len(missing))
@@ -131,6 +137,14 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
+def write_part(table: pa.Table, folder: Path, number: int) -> None:
+    """Publish one part by a rename."""
+    path = part_path(folder, number)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, temporary)
+    temporary.replace(path)
+
+
 def read_parts(folder: Path) -> pa.Table:
     """All parts of a folder, in order."""
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
@@ -160,15 +174,12 @@ class _Compute:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         number = int(batch["part"][0])
-        table = self.actor(pickle.loads(batch["rows"][0]), number)
-        path = part_path(self.folder, number)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        pq.write_table(table, temporary)
-        temporary.replace(path)
+        write_part(self.actor(pickle.loads(batch["rows"][0]), number), self.folder, number)
         return {"part": [number]}
 
 
-def _configure_data() -> None:
+def configure_data() -> None:
+    """Keep Ray Data's own bars and messages out of the terminal."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts parts
     context.print_on_execution_start = False

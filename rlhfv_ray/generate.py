@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from rlhfv_ray.cluster import map_parts, read_parts
+from rlhfv_ray.cluster import map_parts, read_parts, write_part
 from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import decode_image
 from rlhfv_ray.encoding import prompt_text
@@ -45,6 +45,12 @@ def generate_answers(
         title=title,
     )
     return read_answers(folder)
+
+
+def write_answers(answers: Sequence[Answer], folder: Path) -> None:
+    """Write answers that were made elsewhere, as one part that `read_answers` reads."""
+    rows = [{"id": answer.id, "question": answer.question, "text": answer.text} for answer in answers]
+    write_part(pa.Table.from_pylist(rows, schema=ANSWERS), folder, 0)
 
 
 def read_answers(folder: Path) -> list[Answer]:

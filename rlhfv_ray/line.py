@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfv_ray.cluster import check_fits, connect
-from rlhfv_ray.config import SHAPES, DDPOConfig, GenerationConfig, ModelConfig, plain
+from rlhfv_ray.config import SHAPES, DDPOConfig, GenerationConfig, ModelConfig, ScaleConfig, plain
 from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_rows import check_reference
 from rlhfv_ray.errors import ConfigError
@@ -130,19 +130,20 @@ def train_stage(
 
 
 def answers_stage(
-    config: DDPOConfig,
     model: ModelConfig,
     prompts: Callable[[], Sequence[Prompt]],
     inputs: Mapping[str, Any],
     *,
+    generation: GenerationConfig,
+    scale: ScaleConfig,
     title: str,
 ) -> Stage:
     """A model's answers to prompts; `inputs` say which model and which prompts."""
 
     def run(folder: Path, _: str) -> None:
-        generate_answers(model, prompts(), folder, generation=config.generation, scale=config.scale, title=title)
+        generate_answers(model, prompts(), folder, generation=generation, scale=scale, title=title)
 
-    settings = {"decoding": plain(config.generation), "dtype": model.dtype}
+    settings = {"decoding": plain(generation), "dtype": model.dtype}
     return Stage("answers", {**inputs, **settings}, run, title=title)
 
 

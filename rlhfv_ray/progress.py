@@ -7,7 +7,6 @@ after a resume that does updates again.
 import contextlib
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from rlhfv_ray.loss import METRICS, StepLoss, preference_metrics
 from rlhfv_ray.records import PairBatch
+from rlhfv_ray.terminal import looking
 
 METRICS_FILE = "metrics.jsonl"
 POLL_S = 1.0
@@ -107,7 +107,6 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def following(folder: Path, seen: Callable[[Sequence[Record]], None]) -> Iterator[None]:
     """Call `seen` with new records of a run while the body runs, and once more with the rest after it."""
-    ended = threading.Event()
     count = 0
 
     def look() -> None:
@@ -117,15 +116,5 @@ def following(folder: Path, seen: Callable[[Sequence[Record]], None]) -> Iterato
             seen(records[count:])
             count = len(records)
 
-    def watch() -> None:
-        while not ended.wait(POLL_S):
-            look()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    with looking(look, POLL_S):
         yield
-    finally:
-        ended.set()
-        watcher.join()
-        look()

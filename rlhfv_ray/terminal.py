@@ -1,13 +1,25 @@
-"""Progress of long work: a bar on a terminal, a line every few seconds in a job's log."""
+"""What a command shows and how it ends: a bar on a terminal, a line every few seconds in a job's log, errors that say the fix, exit codes."""
 
 import contextlib
+import logging
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from rich.console import Console
+from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from rlhfv_ray.errors import JudgeError, RlhfvError, StageFailedError
 
 LINE_EVERY_S = 10.0
+STOPPED, TERMINATED = 130, 143
+EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first kind that fits
 
 
 class Counter:
@@ -41,3 +53,43 @@ def counting(title: str, total: int, *, done: int = 0) -> Iterator[Counter]:
         counter = Counter(title, total, bar)
         counter.advance(done)
         yield counter
+
+
+@contextlib.contextmanager
+def looking(look: Callable[[], None], every: float) -> Iterator[None]:
+    """Call `look` every so many seconds while the body runs, and once more after it."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        look()
+
+
+def run_command(body: Callable[[], None]) -> int:
+    """Run a command; returns its exit code, after an error of ours was shown."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        body()
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on where this one was.")
+        return STOPPED
+    except RlhfvError as error:
+        Console(stderr=True).print(Panel(Text(str(error)), title=type(error).__name__, border_style="red"))
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    return 0
+
+
+def resolve_storage(storage: str) -> Path:
+    """The storage folder; a relative one is below ~/rlhfv-ray inside a Ray job, whose working directory is thrown away."""
+    base = Path.home() / "rlhfv-ray" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+    return base / Path(storage).expanduser()

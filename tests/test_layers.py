@@ -48,16 +48,26 @@ ROWS: list[list[tuple[str, ...]]] = [
     [("rlhfv_ray.reference", "rlhfv_ray.generate", "rlhfv_ray.train")],
     [("rlhfv_ray.line",), ("rlhfv_ray.sweep",)],
     [
-        ("eval.lemmas", "eval.statistics"),
-        ("eval.chair", "eval.judge"),
-        ("eval.benchmark",),
-        ("eval.shapes", "eval.object_halbench", "eval.mmhal_bench", "eval.llava_bench", "eval.report"),
-        ("eval.experiment", "eval.run"),
+        ("eval.lemmas", "eval.statistics", "eval.config", "eval.images", "eval.rows"),
+        ("eval.chair", "eval.judge", "eval.limits"),
+        ("eval.calls", "eval.coco", "eval.nouns", "eval.objects"),
+        ("eval.desk",),
+        ("eval.benchmark", "eval.judging"),
+        ("eval.shapes", "eval.object_halbench", "eval.mmhal_bench", "eval.llava_bench", "eval.pope", "eval.amber"),
+        ("eval.answers", "eval.figures", "eval.saved", "eval.findings"),
+        ("eval.choices",),
+        ("eval.page",),
+        ("eval.tracking",),
+        ("eval.report",),
+        ("eval.experiment", "eval.evaluation"),
+        ("eval.run",),
     ],
     [("experiments.recipes",), ("experiments.*",)],
 ]
 EMPTY = {"rlhfv_ray", "eval", "experiments"}  # packages whose __init__ imports nothing
-RAY = {f"rlhfv_ray.{name}" for name in ("cluster", "progress", "train", "reference", "generate", "line", "sweep")}
+RAY = {f"rlhfv_ray.{name}" for name in ("cluster", "progress", "train", "reference", "generate", "line", "sweep")} | {
+    "eval.judging"
+}
 NO_TORCH = (
     "rlhfv_ray.data*",
     "rlhfv_ray.config",

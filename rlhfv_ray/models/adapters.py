@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.models.loading import DTYPES, architecture_of, build_model
+from rlhfv_ray.models.loading import DTYPES, architecture_of
 
 # Where the families keep their parts; what is neither is the language model.
 PROJECTOR = re.compile(r"multi_modal_projector|(^|\.)connector\.|merger|image_newline")
@@ -93,7 +94,8 @@ def meta_model(config: ModelConfig) -> Any:
     trust = config.trust_remote_code
     architecture = architecture_of(config.path, trust_remote_code=trust)
     with torch.device("meta"):
-        model = build_model(architecture, trust_remote_code=trust).to(DTYPES[config.dtype]).eval()
+        model = AutoModelForImageTextToText.from_config(architecture, trust_remote_code=trust)
+        model = model.to(DTYPES[config.dtype]).eval()
         prepare_training(model, config)
     return model
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,6 @@ def architecture_of(path: str | Path, *, trust_remote_code: bool = False) -> Any
         ) from error
 
 
-def build_model(architecture: Any, *, trust_remote_code: bool = False) -> Any:
-    """A model of this architecture with random weights; under `torch.device("meta")`, with none."""
-    return AutoModelForImageTextToText.from_config(architecture, trust_remote_code=trust_remote_code)
-
-
 def load_policy(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, Any]:
     """Load a model and its processor.
 
@@ -115,7 +111,6 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, Any]:
 def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel, Any]:
     where, trust, allow_pickle = resolve_model(config.path), config.trust_remote_code, config.allow_pickle
     processor = load_processor(where, trust_remote_code=trust)
-    architecture_of(where, trust_remote_code=trust)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     safe = None if allow_pickle else True  # None: safetensors where there are some
     try:
@@ -131,7 +126,8 @@ def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel
         hint = (
             " Its weights are pickles, which can run code: if you trust them, --model.allow-pickle." if pickled else ""
         )
-        raise ConfigError(f"model.path = {where!r} cannot be loaded: {_first_line(error)}{hint}") from error
+        said = f"model.path = {where!r} cannot be loaded: {_first_line(error)}{hint}{_code_hint(error)}"
+        raise ConfigError(said) from error
     model, info = loaded
     for what in ("missing", "unexpected", "mismatched"):
         if keys := sorted(str(key) for key in info[f"{what}_keys"]):
@@ -197,17 +193,22 @@ def keep_video_settings(source: str, folder: Path) -> None:
         source: folder or hub name the model was loaded from.
         folder: where it and its processor are saved.
     """
-    for name in (VIDEO_PROCESSOR_NAME, PROCESSOR_NAME):
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        if found is None:
-            continue
-        there, target = json.loads(Path(found).read_text()), folder / name
-        if name == VIDEO_PROCESSOR_NAME and not target.exists():
-            target.write_text(json.dumps(there, indent=2))
-        elif name == PROCESSOR_NAME and target.exists() and "video_processor" in there:
-            target.write_text(
-                json.dumps({"video_processor": there["video_processor"], **json.loads(target.read_text())}, indent=2)
-            )
+    videos, whole = (
+        cached_file(
+            source,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,  # a hub out of reach costs these settings, not the model
+        )
+        for name in (VIDEO_PROCESSOR_NAME, PROCESSOR_NAME)
+    )
+    if videos and not (folder / VIDEO_PROCESSOR_NAME).exists():
+        shutil.copyfile(videos, folder / VIDEO_PROCESSOR_NAME)
+    there = json.loads(Path(whole).read_text()) if whole else {}
+    if "video_processor" in there:
+        target = folder / PROCESSOR_NAME
+        kept = {"video_processor": there["video_processor"], **json.loads(target.read_text())}
+        target.write_text(json.dumps(kept, indent=2))
 
 
 def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> None:
@@ -237,7 +238,7 @@ def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> 
     if set(pixels) != {"pixel_values"}:
         return
     with torch.device("meta"):
-        model = build_model(config, trust_remote_code=trust_remote_code)
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
     features = model.get_image_features(pixel_values=pixels["pixel_values"].to("meta")).pooler_output
     count = sum(feature.shape[-2] for feature in features)
     if count != expanded:

@@ -95,7 +95,8 @@ def predict_memory(config: DDPOConfig, shapes: Shapes) -> Memory:
     optimizer = 0 if scale.offload != "none" else trained * 12 // share[1]  # fp32 weights and two moments
     gradients = trained * size // share[2] + int(min(trained, BUCKET)) * size * (share[2] > 1)
     words = model.get_output_embeddings().weight.shape[0]
-    head = 2 * min(HEAD_BYTES, 4 * shapes.scored * words)
+    copies = 1 if size == 4 else 2  # half precision is widened beside itself
+    head = copies * min(HEAD_BYTES, 4 * shapes.scored * words)
     kept, working = activation_bytes(model, shapes, max(0, scale.recompute))
     # The head's backward is done when the layers' begins, so only the larger of the two counts.
     return Memory(weights, gradients, optimizer, kept, max(head, working))
@@ -128,7 +129,7 @@ def activation_bytes(model: Any, shapes: Shapes, every: int) -> tuple[int, int]:
 
     try:
         vision()
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:  # NotImplementedError is one
         # It looks at values: this part runs on the CPU, on weights that are not set.
         for name, module in body.named_children():
             if part_of(f"model.{name}.") != "language":

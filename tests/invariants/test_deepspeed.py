@@ -4,10 +4,8 @@ DeepSpeed has had silently wrong gradients (#7718, #7839, #8224), so this runs o
 """
 
 import functools
-import os
 import pickle
 import random
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from benchmarks.workers import free_port, group
 from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data.reference_rows import to_row
@@ -112,17 +111,8 @@ def run_case(case, folder: Path) -> dict:
 
 
 def run_cases(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "DS_ACCELERATOR": "cpu"}
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
-    torch.save([run_case(case, folder) for case in CASES], folder / f"rank-{rank}.pt")
-    dist.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    with group(rank, WORLD, port):
+        torch.save([run_case(case, folder) for case in CASES], folder / f"rank-{rank}.pt")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.workers import free_port
 from rlhfv_ray.cluster import part_path
 from rlhfv_ray.config import DataConfig, DDPOConfig, GenerationConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import decode_image, list_slices, write_pairs
@@ -20,7 +21,6 @@ from rlhfv_ray.reference import ReferenceActor, encode_slice, reference_inputs
 from rlhfv_ray.stages import hold_lease, write_json
 from rlhfv_ray.train import TrainJob
 from tests.families import FAMILIES, save
-from tests.invariants.test_deepspeed import free_port
 from tests.invariants.test_families import ANSWERS, picture
 from tests.ray.test_worker import run_jobs
 

@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.ray.conftest import wait_for
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -18,14 +19,13 @@ SMALL = (
     "--shapes.evaluation-scenes",
     "40",
     "--optim.steps",
-    "8",
+    "16",
     "--scale.checkpoint-every",
     "2",
-    "--scale.rows",
-    "10",  # four parts of answers: a kill after the first is in the middle
     "--scale.workers",
     "1",  # two are tested in test_train.py and test_worker.py
 )
+MANIFEST = "train-*/checkpoints/*/manifest.json"
 pytestmark = pytest.mark.ray
 
 
@@ -53,16 +53,13 @@ def runs(storage: Path) -> list:
     return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
-def stop_when(storage: Path, pattern: str, number: signal.Signals) -> int:
-    """Start the experiment, send a signal to it once a file is there, as a terminal does to all it started; its exit code."""
+def stop_in_training(storage: Path, number: signal.Signals) -> int:
+    """Start the experiment, send a signal once it has written a checkpoint, as a terminal does to all it started; its exit code."""
+    before = set(storage.glob(MANIFEST))
     driver = subprocess.Popen(
         command(storage), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    end = time.monotonic() + 300
-    while not list(storage.glob(pattern)):
-        assert driver.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for(lambda: driver.poll() is not None or bool(set(storage.glob(MANIFEST)) - before), 300)
     family = psutil.Process(driver.pid).children(recursive=True)
     if number == signal.SIGINT:
         os.killpg(driver.pid, number)
@@ -77,19 +74,15 @@ def stop_when(storage: Path, pattern: str, number: signal.Signals) -> int:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The storage of one small experiment: stopped by Ctrl-C in training, its driver killed in answering, then left alone.
+    """The storage of one small experiment: stopped by Ctrl-C in training, its driver killed in training, then left alone.
 
     That it ends where one without a fault ends is for `test_ray_job_gives_the_same_summary` to show.
     """
     storage = tmp_path_factory.mktemp("storage")
-    assert stop_when(storage, "train-*/checkpoints/*/manifest.json", signal.SIGINT) == 130
-    assert not list(storage.glob("train-*/model"))
-    assert stop_when(storage, "answers-*/part-*.parquet", signal.SIGKILL) == -signal.SIGKILL
-    assert not list(storage.glob("shapes-*/summary.json"))
-    assert run(storage).count("skipped") in (
-        4,
-        5,
-    )  # corrections, reference, training, the benchmark; by chance the base's answers
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        assert stop_in_training(storage, number) == code
+        assert not list(storage.glob("train-*/model"))
+    assert run(storage).count("skipped") == 2  # corrections and reference were done
     return storage
 
 

@@ -4,7 +4,6 @@ test_train.py shows that Ray Train runs the same loop to the same bits.
 """
 
 import functools
-import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -13,17 +12,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
 
+from benchmarks.workers import free_port, group, write
 from rlhfv_ray.checkpoint import latest_checkpoint
 from rlhfv_ray.data.reference_rows import load_reference
 from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError, StaleReferenceError
 from rlhfv_ray.order import batch_rows
-from rlhfv_ray.progress import append_records, read_records
+from rlhfv_ray.progress import read_records
 from rlhfv_ray.reference import reference_inputs
 from rlhfv_ray.stages import hold_lease
 from rlhfv_ray.train import TrainJob, train_worker
-from tests.invariants.test_deepspeed import free_port
 from tests.ray.conftest import assert_same, losses, weights, with_scale
 
 pytestmark = pytest.mark.ray
@@ -31,24 +29,15 @@ pytestmark = pytest.mark.ray
 
 def run_jobs(rank: int, world: int, port: int, folder: Path) -> None:
     """Run all jobs of a world size on one rank; rank 0 writes records, and the errors by job."""
-    torch.set_num_threads(1)
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    os.environ |= {name: str(value) for name, value in environment.items()} | {"DS_ACCELERATOR": "cpu"}
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     errors = {}
-    for name, job in pickle.loads((folder / f"jobs-{world}.pickle").read_bytes()).items():
-        try:
-            train_worker(job, functools.partial(write, rank, job))
-        except RlhfvError as error:
-            errors[name] = error
+    with group(rank, world, port):
+        for name, job in pickle.loads((folder / f"jobs-{world}.pickle").read_bytes()).items():
+            try:
+                train_worker(job, functools.partial(write, rank, job.folder))
+            except RlhfvError as error:
+                errors[name] = error
     if rank == 0:
         (folder / f"errors-{world}.pickle").write_bytes(pickle.dumps(errors))
-    dist.destroy_process_group()
-
-
-def write(rank: int, job: TrainJob, report: dict) -> None:
-    if rank == 0:
-        append_records(job.folder, report["records"])
 
 
 def with_nan(reference: Path, folder: Path, rows: set[int]) -> Path:

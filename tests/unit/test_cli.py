@@ -12,6 +12,7 @@ import ray
 from experiments.ddpo import main
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.stages import write_json
+from rlhfv_ray.terminal import run_command
 from tests.conftest import careless_pairs
 
 
@@ -24,7 +25,7 @@ def run(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["ddpo.py", *arguments])
         monkeypatch.setenv("COLUMNS", "200")  # paths of temporary folders are long: none is to be broken
         try:
-            code = main()
+            code = run_command(main)
         except SystemExit as stop:
             code = stop.code
         printed = capsys.readouterr()

@@ -9,6 +9,7 @@ from eval.statistics import (
     Interval,
     PairedDifference,
     Ratio,
+    bootstrap_interval,
     mcnemar,
     minimum_detectable_difference,
     paired_bootstrap,
@@ -142,6 +143,27 @@ def test_minimum_difference_is_found_as_often_as_promised() -> None:
 def test_differences_that_cannot_be_resolved(n: int, base_rate: float, discordant: float | None) -> None:
     """Bug: a difference is promised that even a perfect candidate could not show."""
     assert minimum_detectable_difference(n, base_rate, discordant=discordant) is None
+
+
+def test_bootstrap_interval_of_a_mean_and_of_a_rate() -> None:
+    """Bug: items drawn without each other's whole, or an interval of the wrong width."""
+    ones = [1.0] * 400
+    interval = bootstrap_interval(Ratio([0.0, 6.0] * 200, ones))  # standard error 3 / 20
+    assert interval == pytest.approx((3 - 1.96 * 0.15, 3 + 1.96 * 0.15), abs=0.03)
+    rate, wilson = bootstrap_interval(Ratio([1.0] * 100 + [0.0] * 300, ones)), wilson_interval(100, 400)
+    assert rate == pytest.approx(wilson, abs=0.01)
+    # share and whole of an item stay together: every resample is 1 / 2 exactly
+    assert bootstrap_interval(Ratio([1, 2, 3], [2, 4, 6])) == (0.5, 0.5)
+    assert rate == bootstrap_interval(Ratio([1.0] * 100 + [0.0] * 300, ones))  # the same again
+
+
+def test_bootstrap_interval_of_nothing() -> None:
+    """Bug: a score of no verdicts gets an interval, or a resample without a whole a warning and a NaN."""
+    assert bootstrap_interval(Ratio([], [])) is None
+    assert bootstrap_interval(Ratio([0, 0], [0, 0])) is None
+    assert bootstrap_interval(Ratio([1] + [0] * 9, [1] + [0] * 9)) is None  # a third of the resamples have no whole
+    with pytest.raises(DataError, match=r"lengths \(2, 1\)"):
+        bootstrap_interval(Ratio([1, 2], [1]))
 
 
 def test_errors_say_what_was_given() -> None:

@@ -1,0 +1,95 @@
+"""A benchmark's images in the user's folder: found by name, all of them or an error that says which are missing.
+
+Question files name images as their authors stored them; copies of COCO drop or add the split, and other tools save another type of file. So a
+name is tried as it stands, as COCO names that image, and with every extension of `EXTENSIONS`.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from rlhfv_ray.errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+SHOWN = 5  # missing images that an error names
+_COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{1,12})")
+
+
+def image_bytes(
+    folder: str | Path, names: Sequence[str], *, aliases: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, bytes]:
+    """Read every image once, after all have been found.
+
+    Args:
+        folder: of the benchmark's images.
+        names: as the question file says, repeats allowed.
+        aliases: other names that an image may be stored under.
+
+    Returns:
+        The encoded files by the names asked for; questions about one image share its bytes.
+
+    Raises:
+        DataError: as `find_images`, or a file cannot be read.
+    """
+    found = find_images(folder, names, aliases=aliases)
+    try:
+        return {name: path.read_bytes() for name, path in found.items()}
+    except OSError as error:
+        raise DataError(f"cannot read the image {error.filename}: {error.strerror}") from error
+
+
+def find_images(
+    folder: str | Path, names: Sequence[str], *, aliases: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Path]:
+    """Find the file of every image without reading any; arguments as of `image_bytes`.
+
+    Raises:
+        DataError: the folder is not there, images are missing (the first few are named), or a name leads out of the folder.
+    """
+    root = Path(folder).expanduser()
+    if not str(folder) or not root.is_dir():
+        raise DataError(
+            f"folder of images {str(folder)!r}: there is no such folder; give the one that holds the images"
+        )
+    wanted = list(dict.fromkeys(names))
+    found = {name: _find(root, [name, *(aliases or {}).get(name, ())]) for name in wanted}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        more = ", ..." if len(missing) > SHOWN else ""
+        raise DataError(
+            f"folder of images {str(folder)!r}: {len(missing)} of {len(wanted)} images are missing: "
+            f"{', '.join(missing[:SHOWN])}{more}"
+        )
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def candidates(name: str) -> list[str]:
+    """List the file names that an image may have.
+
+    Example:
+        >>> candidates("COCO_val2014_000000000042.jpg")[:4]
+        ['COCO_val2014_000000000042.jpg', 'COCO_val2014_000000000042.jpeg', 'COCO_val2014_000000000042.png', '000000000042.jpg']
+        >>> candidates("AMBER_1.png")
+        ['AMBER_1.png', 'AMBER_1.jpg', 'AMBER_1.jpeg']
+    """
+    path = PurePosixPath(name)
+    stem = path.with_suffix("") if path.suffix.lower() in EXTENSIONS else path
+    stems = [str(stem)]
+    if coco := _COCO.fullmatch(stem.name):
+        number = f"{int(coco[1]):012d}"
+        stems += [str(stem.with_name(prefix + number)) for prefix in ("", "COCO_val2014_")]
+    return list(dict.fromkeys([name, *(stem + extension for stem in stems for extension in EXTENSIONS)]))
+
+
+def _find(folder: Path, names: Sequence[str]) -> Path | None:
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(
+                f"image {name!r} leads out of the folder {str(folder)!r}; expected the name of a file in it"
+            )
+    tried = (folder / candidate for name in names if name for candidate in candidates(name))
+    return next(
+        (path for path in tried if os.path.isfile(path)), None
+    )  # unlike Path.is_file, false for impossible names

@@ -1,0 +1,69 @@
+"""The benchmarks' own files, as they are found: JSON lines, or one JSON list; what is wrong is said with file and row."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhfv_ray.errors import DataError
+
+Row = dict[str, Any]
+
+
+def read_rows(path: str | Path, fields: Sequence[str], *, what: str) -> list[Row]:
+    """Read a file of rows.
+
+    Args:
+        path: of the file.
+        fields: that every row must have.
+        what: the setting that names the file, for errors.
+
+    Raises:
+        DataError: the file is missing, empty or cut off, or a row lacks a field.
+    """
+    if not path:
+        raise DataError(f"{what} is not set: give the file.")
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{what} = {str(path)!r} cannot be read: {error}") from error
+    rows = _parse(text, f"{what} = {str(path)!r}")
+    for number, row in enumerate(rows, start=1):
+        missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise DataError(
+                f"{what} = {str(path)!r}, row {number}: no {', '.join(missing)}. Expected {', '.join(fields)}."
+            )
+    if not rows:
+        raise DataError(f"{what} = {str(path)!r} holds no rows.")
+    return rows
+
+
+def _parse(text: str, where: str) -> list[Row]:
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{where} is no whole JSON list: {error}. Was its download cut off?") from error
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(f"{where}, line {number} is no JSON: {error}. Was its download cut off?") from error
+    return rows
+
+
+def by_id(rows: Sequence[Row], name: str, *, what: str) -> dict[str, Row]:
+    """Rows by one of their fields, as text.
+
+    Raises:
+        DataError: two rows have the same.
+    """
+    found: dict[str, Row] = {}
+    for row in rows:
+        if found.setdefault(str(row[name]), row) is not row:
+            raise DataError(f"{what}: two rows have {name} {row[name]!r}.")
+    return found

@@ -1,0 +1,72 @@
+"""Scores of two models built by hand, small enough to count."""
+
+import io
+from collections.abc import Sequence
+
+from PIL import Image
+
+from eval.benchmark import CHAIR, WORDS, JudgedAnswer, Mark, Measure, Part, Scores, chair_parts
+from eval.chair import AnswerScore
+from rlhfv_ray.records import Answer, Prompt
+
+TEXT = "two red dogs & a cat"
+CAT = Mark(17, 20, "object")
+RED_DOGS = (Mark(0, 12, "attribute"), Mark(0, 12, "number"))
+WRONG_ATTRIBUTES = Measure("wrong_attributes", "lower", "of the phrases")
+RATING = Measure("average_score", "higher", "mean rating, 0 to 6", scale=1, counted=False)
+HALLUCINATION = Measure("hallucination_rate", "lower", "answers rated below 3")
+
+
+def judged(number: int, *, marks: Sequence[Mark] = (), text: str = TEXT) -> JudgedAnswer:
+    """An answer that names a dog (true) and, if marked so, a cat (false); 1 of 2 true objects is named."""
+    hallucinated = (("cat", "cat"),) if any(mark.kind == "object" for mark in marks) else ()
+    parts = chair_parts(AnswerScore(1 + len(hallucinated), hallucinated, 1, 2), 6)
+    parts["wrong_attributes"] = Part(sum(mark.kind == "attribute" for mark in marks), 1)
+    return JudgedAnswer(Answer(str(number), "What is <here>?", text), parts, tuple(marks))
+
+
+def pets(answers: Sequence[JudgedAnswer]) -> Scores:
+    return Scores((*CHAIR, WRONG_ATTRIBUTES, WORDS), tuple(answers), {"benchmark": "pets"})
+
+
+def base() -> Scores:
+    """Of 10 answers 6 hallucinate a cat; 1 has two other mistakes."""
+    return pets([judged(n, marks=[CAT] if n < 6 else RED_DOGS if n == 6 else []) for n in range(10)])
+
+
+def aligned() -> Scores:
+    """Answers 0, 1, 2 got better, 9 got worse: 4 of 10 hallucinate."""
+    return pets([judged(n, marks=[CAT] if n in (3, 4, 5, 9) else RED_DOGS if n == 6 else []) for n in range(10)])
+
+
+def models() -> dict[str, Scores]:
+    return {"base": base(), "aligned": aligned()}
+
+
+def rated(ratings: Sequence[int | str], *, benchmark: str = "mmhal_bench") -> Scores:
+    """Answers that a judge rated, of the groups counting and other by turns; a word instead of a rating says why there is none."""
+    return Scores(
+        (HALLUCINATION, RATING, WORDS),
+        tuple(_rated(n, rating) for n, rating in enumerate(ratings)),
+        {"benchmark": benchmark, "judge": {"model": "a judge"}},
+        {"release_compatible": {"average_score": 2.25, "unparsed": 1}, "agreement": None},
+    )
+
+
+def _rated(number: int, rating: int | str) -> JudgedAnswer:
+    answer, group = Answer(str(number), "How many?", "three cats"), ("counting", "other")[number % 2]
+    words = {"words": Part(2, 1)}
+    if isinstance(rating, str):
+        return JudgedAnswer(answer, words, group=group, verdict="I cannot say.", missing=rating)
+    parts = {"hallucination_rate": Part(int(rating < 3), 1), "average_score": Part(rating, 1)}
+    return JudgedAnswer(answer, words | parts, group=group, verdict=f"Rating: {rating}")
+
+
+def png(size: tuple[int, int] = (8, 8)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "red").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(str(number), png(), "What is <here>?") for number in range(count)]

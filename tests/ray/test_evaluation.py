@@ -1,0 +1,156 @@
+"""A whole evaluation by its command: two models, two actors, a judge over HTTP; stopped, and gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from eval.chair import ObjectVocabulary
+from eval.config import JudgeConfig
+from eval.judge import Verdict
+from eval.shapes import ShapesBenchmark
+from rlhfv_ray.config import GenerationConfig, plain
+from rlhfv_ray.generate import answer_prompts
+from rlhfv_ray.models import load_policy
+from rlhfv_ray.records import Answer
+from rlhfv_ray.shapes.world import SYNONYMS
+from tests.openai_server import OpenAIServer
+from tests.ray.conftest import wait_for
+
+ROOT = Path(__file__).parents[2]
+KEY = "sk-canary-77d1c0"
+ROWS, SCENES = 10, 40
+GENERATION = GenerationConfig(max_new_tokens=60)
+WORDS = ObjectVocabulary.load(SYNONYMS, lemmatizer="builtin")
+pytestmark = pytest.mark.ray
+
+
+def judge(prompt: str) -> str:
+    """Lists the shapes that the text between the marks names; says ok where it is only asked whether it is there."""
+    if "\n---" not in prompt:
+        return "ok"
+    return json.dumps([m.word for m in WORDS.locate(prompt.split("\n---")[1])])
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory) -> Path:
+    """The embedded model with its head turned a little: other answers, as after training."""
+    folder = tmp_path_factory.mktemp("models") / "aligned" / "model"
+    model, processor = load_policy("shapes", dtype="fp32")
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head += 0.05 * torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def command(storage: Path, aligned: Path, url: str) -> list[str]:
+    return [
+        *(sys.executable, "eval/run.py", "--model", "shapes", str(aligned), "--storage", str(storage)),
+        *("--shapes.scenes", str(SCENES), "--shapes.mode", "judge", "--loading.dtype", "fp32"),
+        *("--generation.max-new-tokens", "60", "--inference.rows", str(ROWS), "--inference.batch", str(ROWS)),
+        *("--inference.actors", "2", "--inference.cpus", "0.5"),
+        *("--judge.model", "judge-2026-01-01", "--judge.base-url", url, "--judge.key-env", "CANARY_KEY"),
+        *("--judge.requests-per-minute", "600", "--judge.actors", "2"),
+    ]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        arguments, cwd=ROOT, env={**os.environ, "CANARY_KEY": KEY}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def interrupted(arguments: list[str], there: Callable[[], bool]) -> int:
+    """Start, wait until something is there, and press Ctrl-C, which reaches all that was started; the exit code."""
+    environment, nowhere = {**os.environ, "CANARY_KEY": KEY}, subprocess.DEVNULL
+    pressable = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # what a shell starts in the background ignores it
+    driver = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=environment,
+        stdout=nowhere,
+        stderr=nowhere,
+        start_new_session=True,
+        preexec_fn=pressable,
+    )
+    wait_for(lambda: driver.poll() is not None or there(), 180)
+    family = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+    os.killpg(driver.pid, signal.SIGINT)
+    code = driver.wait(60)
+    psutil.wait_procs(family, 30)
+    return code
+
+
+def expected(storage: Path, model: str) -> dict[str, float | None]:
+    """The scores of a model, answered here, batch by batch, and judged by the world itself."""
+    (folder,) = storage.glob("benchmark-*")
+    by = JudgeConfig(kind="oracle")
+    benchmark = ShapesBenchmark(folder, decoding=plain(GENERATION), judge=by)
+    policy, processor = load_policy(model, dtype="fp32")
+    texts = [
+        text
+        for start in range(0, SCENES, ROWS)
+        for text in answer_prompts(policy, processor, benchmark.prompts[start : start + ROWS], GENERATION)
+    ]
+    answers = [Answer(p.id, p.question, text) for p, text in zip(benchmark.prompts, texts, strict=True)]
+    oracle = benchmark.oracle(answers)
+    verdicts = {request.id: [Verdict("ok", oracle(request))] for request in benchmark.requests(answers)}
+    return benchmark.score(answers, verdicts).rates()
+
+
+def holding_key(folders: list[Path], since: float) -> list[Path]:
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    recent = [path for path in files if path.stat().st_mtime >= since]
+    assert len(recent) > 50
+    return [path for path in recent if KEY.encode() in path.read_bytes()]
+
+
+def test_stopped_and_gone_on_with_it_ends_where_it_should(aligned: Path, tmp_path: Path) -> None:
+    """Catches: answers or verdicts lost, repeated or of the wrong model after a stop; scores that depend on actors; the key in any file."""
+    started, storage, log = time.time(), tmp_path / "runs", tmp_path / "log"
+    with OpenAIServer(judge, log=log, latency=(0.1, 0.3)) as server:
+        arguments = command(storage, aligned, server.url)
+        assert interrupted(arguments, lambda: len(list(storage.glob("answers-*/part-*"))) > SCENES // ROWS) == 130
+        assert not list(storage.glob("eval-*/summary.json"))
+        parts = {path: path.stat().st_mtime_ns for path in storage.glob("answers-*/part-*")}
+        done = run(arguments)
+        assert parts.items() <= {path: path.stat().st_mtime_ns for path in storage.glob("answers-*/part-*")}.items()
+        served = server.requests()
+    (summary,) = storage.glob("eval-*/summary.json")
+    models = json.loads(summary.read_text())["shapes"]["models"]
+    for name, path in (("shapes", "shapes"), ("aligned", str(aligned))):
+        wanted = expected(storage, path)
+        assert {measure: models[name][measure] for measure in wanted} == pytest.approx(wanted)
+    assert models["shapes"]["mention_rate"] != models["aligned"]["mention_rate"]
+    assert max(Counter(entry["prompt"] for entry in served).values()) == 1
+    assert len(list((storage / "judge-cache").rglob("*.json"))) == len(served)
+    assert all(entry["key"] == f"Bearer {KEY}" for entry in served)
+    assert KEY not in done.stdout + done.stderr
+    sessions = [path for path in Path("/tmp/ray").glob("session_2*") if path.stat().st_mtime >= started - 1]
+    assert sessions and holding_key([storage, *sessions], started) == []
+
+
+def test_a_wrong_key_is_one_error_before_any_answer(aligned: Path, tmp_path: Path) -> None:
+    """Catches: hours of answers made before a judge turns out to be out of reach."""
+    arguments = command(tmp_path / "runs", aligned, "http://127.0.0.1:9/v1")
+    done = subprocess.run(
+        [name for name in arguments if name != str(aligned)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "CANARY_KEY is empty or not set" in " ".join(done.stderr.replace("│", " ").split())
+    assert not list((tmp_path / "runs").glob("answers-*"))

@@ -1,0 +1,295 @@
+"""COCO's annotations reduced: the same truth as `ground_truth`, made once, in little memory; scenes and over-generalisation by hand."""
+
+import json
+import os
+import random
+import tracemalloc
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.chair import ObjectVocabulary, ground_truth
+from eval.coco import CocoTruth, Scene, coco_id, find_annotations, load_truth, over_generalization
+from eval.lemmas import choose_lemmatizer
+from rlhfv_ray.errors import DataError
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "chair.json").read_text())
+CATEGORIES = {name: number + 1 for number, name in enumerate(GOLDEN["categories"])}
+
+
+def write_annotations(
+    folder: Path,
+    instances: Iterable[tuple[int, str]],
+    captions: Iterable[tuple[int, str]],
+    *,
+    split: str = "val2014",
+    points: int = 4,
+) -> Path:
+    """Write a split as COCO stores it: outlines, boxes and all."""
+    folder.mkdir(exist_ok=True)
+    outline = [[round(0.37 * number, 2) for number in range(2 * points)]]
+    boxes = [
+        {
+            "segmentation": outline,
+            "area": 702.1057499999998,
+            "iscrowd": 0,
+            "image_id": image,
+            "bbox": [473.07, 395.93, 38.65, 28.67],
+            "category_id": CATEGORIES[name],
+            "id": number,
+        }
+        for number, (image, name) in enumerate(instances)
+    ]
+    categories = [{"supercategory": "thing", "id": number, "name": name} for name, number in CATEGORIES.items()]
+    said = [{"image_id": image, "id": number, "caption": text} for number, (image, text) in enumerate(captions)]
+    info: dict[str, Any] = {"info": {"year": 2014}, "licenses": [], "images": []}
+    (folder / f"instances_{split}.json").write_text(
+        json.dumps({**info, "annotations": boxes, "categories": categories})
+    )
+    (folder / f"captions_{split}.json").write_text(json.dumps({**info, "annotations": said}))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["builtin", "wordnet"])
+def vocabulary(request: pytest.FixtureRequest) -> ObjectVocabulary:
+    if request.param == "wordnet" and choose_lemmatizer() != "wordnet":
+        pytest.skip("WordNet is not installed: sh tests/fetch_wordnet.sh FOLDER; export NLTK_DATA=FOLDER")
+    return ObjectVocabulary.load(lemmatizer=request.param)
+
+
+@pytest.fixture(scope="module")
+def builtin() -> ObjectVocabulary:
+    return ObjectVocabulary.load(lemmatizer="builtin")
+
+
+def many(annotations: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Instances and half as many captions, in COCO's proportions."""
+    rng, names = random.Random(0), list(CATEGORIES)
+    words = [
+        *ObjectVocabulary.load(lemmatizer="builtin").objects,
+        "wine glasses",
+        "buses",
+        "kitchen",
+        "red",
+        "two",
+        "on",
+    ]
+    instances = [(rng.randrange(annotations // 7), rng.choice(names)) for _ in range(annotations)]
+    captions = [(rng.randrange(annotations // 7), " ".join(rng.choices(words, k=9))) for _ in range(annotations // 2)]
+    return instances, captions
+
+
+def test_truth_is_the_release_s(tmp_path: Path, vocabulary: ObjectVocabulary) -> None:
+    """Bug: the reduced truth loses captions, categories or images of one split, or reads words by rules of its own."""
+    instances = [(row["image_id"], row["category"]) for row in GOLDEN["instances"]]
+    captions = [(row["image_id"], row["caption"]) for row in GOLDEN["captions"]]
+    half = sorted({image for image, _ in captions})[20]
+    for split, first in (("train2014", True), ("val2014", False)):
+        write_annotations(
+            tmp_path / "coco",
+            [pair for pair in instances if (pair[0] < half) == first],
+            [pair for pair in captions if (pair[0] < half) == first],
+            split=split,
+        )
+    expected = {int(image): set(objects) for image, objects in GOLDEN["ground_truth"].items()}
+    assert load_truth(tmp_path / "coco", vocabulary, cache=tmp_path / "cache").objects == expected
+
+
+def test_many_annotations_are_the_same_truth_in_little_memory(tmp_path: Path, builtin: ObjectVocabulary) -> None:
+    """Bug: the whole file becomes dicts, ten times its size; remembered lemmas differ from fresh ones; images get lost.
+
+    Outlines of 40 points make a row 600 bytes long, of which two numbers are needed.
+    """
+    instances, captions = many(20_000)
+    folder = write_annotations(tmp_path / "coco", instances, captions, points=40)
+    expected = ground_truth(instances, captions, builtin)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert size > 12e6
+    tracemalloc.start()
+    truth = load_truth(folder, builtin, cache=tmp_path / "cache")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert truth.objects == expected
+    assert peak < size
+
+
+def test_annotations_are_read_once(tmp_path: Path, builtin: ObjectVocabulary) -> None:
+    """Bug: minutes of reading before every evaluation; or a truth that is kept although its files have changed."""
+    folder, cache = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat in the kitchen.")]), tmp_path / "c"
+    made = load_truth(folder, builtin, cache=cache)
+    captions = folder / "captions_val2014.json"
+    facts = captions.stat()
+    captions.write_bytes(b"#" * facts.st_size)  # unreadable, but as far as can be seen the same
+    os.utime(captions, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert load_truth(folder, builtin, cache=cache) == made
+    os.utime(captions, ns=(facts.st_atime_ns, facts.st_mtime_ns + 10**9))
+    with pytest.raises(DataError, match="captions_val2014.json"):
+        load_truth(folder, builtin, cache=cache)
+    assert [path.suffix for path in cache.iterdir()] == [".json"]  # nothing half-written stays
+
+
+def test_another_vocabulary_is_another_truth(
+    tmp_path: Path, builtin: ObjectVocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: the truth of one vocabulary, lemmatiser or set of rules is taken for another's."""
+    folder, cache = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A puppy.")]), tmp_path / "cache"
+    own = ObjectVocabulary.from_synonyms([("animal", "dog", "puppy")], lemmatizer="builtin")
+    other = ObjectVocabulary(builtin.objects, {**builtin.phrases, "a puppy": "cat"}, "builtin")
+    truths = [load_truth(folder, words, cache=cache).objects[1] for words in (builtin, own, other)]
+    assert truths == [{"dog"}, {"animal"}, {"dog", "cat"}]
+    monkeypatch.setattr("eval.lemmas.__file__", __file__)  # as if its rules had been changed
+    load_truth(folder, builtin, cache=cache)
+    assert len(list(cache.iterdir())) == 4
+
+
+@pytest.mark.parametrize("missing", ["instances_val2014.json", "captions_val2014.json"])
+def test_a_missing_half_is_named(tmp_path: Path, builtin: ObjectVocabulary, missing: str) -> None:
+    """Bug: without its captions, half of what is in an image counts as hallucinated, and nobody notices."""
+    folder = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat.")])
+    write_annotations(folder, [(2, "dog")], [(2, "A cat.")], split="train2014")
+    (folder / missing).unlink()
+    with pytest.raises(DataError, match=f"lacks {missing}"):
+        load_truth(folder, builtin, cache=tmp_path / "cache")
+
+
+def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
+    """Bug: a folder without annotations is a truth in which every object is hallucinated."""
+    with pytest.raises(DataError, match=r"absent.*instances_train2014.json, captions_train2014.json"):
+        find_annotations(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("kind", ["instances", "captions"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: text.replace('"image_id": 1', '"image_id": null'),
+        lambda text: text.replace('"annotations"', '"annotation"'),
+        lambda text: "[]",
+    ],
+    ids=["cut off", "empty", "no id", "no annotations", "a list"],
+)
+def test_a_bad_file_is_named_with_what_to_do(tmp_path: Path, builtin: ObjectVocabulary, kind: str, damage: Any) -> None:
+    """Bug: a download that broke off ends in a traceback, or in half a truth that is then kept."""
+    folder = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat.")])
+    path = folder / f"{kind}_val2014.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(
+        DataError, match=rf"{kind}_val2014.json cannot be read: .*unpack annotations_trainval2014.zip again"
+    ):
+        load_truth(folder, builtin, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_unlisted_category_is_named(tmp_path: Path, builtin: ObjectVocabulary) -> None:
+    """Bug: a KeyError; or an annotated object is dropped and counts as hallucinated."""
+    path = write_annotations(tmp_path / "coco", [(7, "dog")], [(7, "A cat.")]) / "instances_val2014.json"
+    path.write_text(path.read_text().replace(f'"category_id": {CATEGORIES["dog"]}', '"category_id": 999'))
+    with pytest.raises(DataError, match=r"instances_val2014.json: image 7 .* category 999"):
+        load_truth(path.parent, builtin, cache=tmp_path / "cache")
+
+
+def test_a_damaged_cache_says_so(tmp_path: Path, builtin: ObjectVocabulary) -> None:
+    """Bug: a cache file that someone cut off is a traceback in every later run."""
+    folder, cache = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat.")]), tmp_path / "cache"
+    load_truth(folder, builtin, cache=cache)
+    (path,) = cache.iterdir()
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(DataError, match=rf"{path.name} cannot be read: .*delete it"):
+        load_truth(folder, builtin, cache=cache)
+
+
+def test_scenes_are_what_captions_say(tmp_path: Path, builtin: ObjectVocabulary) -> None:
+    """Bug: "streetcar" makes a street, "Living-room" or "kitchens" none; typical objects are counted per mention.
+
+    Street: 1 (person, car), 2 (person), 3 (person, car, dog): person 3, car 2, dog 1. Image 4 is in two scenes.
+    """
+    instances = [(1, "car"), (1, "person"), (2, "person"), (2, "person"), (3, "car"), (3, "person"), (3, "dog")]
+    captions = [
+        *((1, "A man on a street."), (1, "Streets and cars."), (2, "The STREET."), (3, "two streets meet.")),
+        *(
+            (4, "A Living-room with a kitchen."),
+            (5, "living rooms"),
+            (6, "A streetcar."),
+            (7, "Two kitchens, livingroom"),
+        ),
+    ]
+    truth = load_truth(write_annotations(tmp_path / "coco", instances, captions), builtin, cache=tmp_path / "cache")
+    assert list(truth.scenes) == ["living room", "kitchen", "bathroom", "street"]
+    assert {name: set(scene.images) for name, scene in truth.scenes.items()} == {
+        "living room": {4, 5, 7},
+        "kitchen": {4, 7},
+        "bathroom": set(),
+        "street": {1, 2, 3},
+    }
+    assert truth.scenes["street"].objects == ("person", "car", "dog")
+
+
+def test_ten_objects_are_typical_and_ties_are_settled(tmp_path: Path, builtin: ObjectVocabulary) -> None:
+    """Bug: all objects of a scene count, or equally frequent ones change places with the order of the file."""
+    names = sorted(CATEGORIES)[:12]
+    instances = [(1, name) for name in reversed(names)] + [(2, names[-1])]
+    captions = [(1, "A kitchen."), (2, "A kitchen.")]
+    truth = load_truth(write_annotations(tmp_path / "coco", instances, captions), builtin, cache=tmp_path / "cache")
+    assert truth.scenes["kitchen"].objects == (names[-1], *names[:9])
+
+
+def truth_of(objects: Mapping[int, set[str]], scenes: Mapping[str, tuple[str, set[int]]]) -> CocoTruth:
+    return CocoTruth(
+        {image: frozenset(names) for image, names in objects.items()},
+        {name: Scene(tuple(typical.split()), frozenset(images)) for name, (typical, images) in scenes.items()},
+    )
+
+
+def test_over_generalization_by_hand() -> None:
+    """Bug: untypical objects enter, repeats are dropped, the scene is left out of the whole, or 0 stands for nothing counted.
+
+    Kitchen, sink and oven: inside (image 1) sink, sink right, oven wrong: 1 of 3; outside sink wrong: 2 of 4 overall.
+    Street, car: inside (image 2) nothing counted. Bathroom: image 9 was not asked about; sink overall 1 of 3.
+    """
+    truth = truth_of(
+        {1: {"sink"}, 2: {"dog"}, 9: {"sink"}},
+        {"kitchen": ("sink oven", {1, 9}), "street": ("car", {2}), "bathroom": ("sink", {9})},
+    )
+    named = {1: [("sink", "sink"), ("basin", "sink"), ("stove", "oven"), ("cat", "cat")], 2: [("sink", "sink")]}
+    rates = over_generalization(truth, named)
+    assert rates == {
+        "kitchen": {"in_scene": 1 / 3, "overall": 2 / 4, "rise": 1 / 3 - 2 / 4, "n": 1},
+        "street": {"in_scene": None, "overall": None, "rise": None, "n": 1},
+        "bathroom": {"in_scene": None, "overall": 1 / 3, "rise": None, "n": 0},
+        "mean_rise": 1 / 3 - 2 / 4,
+    }
+    assert over_generalization(truth, {})["mean_rise"] is None
+
+
+def test_a_digest_stands_for_what_is_known_about_the_images() -> None:
+    """Bug: scores on another truth are compared; or annotations of images nobody asks about forbid a comparison."""
+    scenes = {"kitchen": ("sink", {1, 9})}
+    digest = truth_of({1: {"sink", "cup"}, 9: {"dog"}}, scenes).digest([1])
+    assert truth_of({1: {"cup", "sink"}, 9: {"cat"}}, scenes).digest([1]) == digest
+    others = [
+        truth_of({1: {"sink"}}, scenes),
+        truth_of({1: {"sink", "cup"}}, {"kitchen": ("oven", {1, 9})}),
+        truth_of({1: {"sink", "cup"}}, {"kitchen": ("sink", {9})}),
+    ]
+    assert digest not in [other.digest([1]) for other in others]
+
+
+@pytest.mark.parametrize(
+    "value", [42, "42", "000000000042", "42.jpg", "COCO_val2014_000000000042.jpg", "val2014/42.jpeg"]
+)
+def test_forms_of_an_image_id(value: object) -> None:
+    """Bug: the release's ids and file names do not meet COCO's numbers."""
+    assert coco_id(value) == 42
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 4.2, -1, "", "cat.jpg", "42.png.exe", "12 34", "-7", ["42"], "1" * 13, "٤٢"]
+)
+def test_what_is_no_image_id(value: object) -> None:
+    """Bug: any text with a digit in it is taken for some image."""
+    with pytest.raises(DataError, match="expected a COCO id"):
+        coco_id(value)
