@@ -15,7 +15,7 @@ test: .venv/dev-ready check
 	bash tests/run.sh
 
 unit: .venv/dev-ready
-	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadscope tests/unit rlhfv_ray eval tests/test_layers.py
+	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadscope tests/unit rlhfv_ray eval
 
 # Speed on one CPU thread, about 10 minutes; leave the machine alone meanwhile.
 bench: .venv/ready
