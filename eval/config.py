@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlhfv_ray.config import GenerationConfig, TrackingConfig
+from rlhfv_ray.config import DDPOConfig, GenerationConfig, TrackingConfig
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.space import SearchConfig, SpaceConfig
 
 BenchmarkName = Literal["shapes", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber"]
 # The release generates with these (Muffin, eval/muffin_inference_logp.py and its siblings).
@@ -211,6 +212,27 @@ class InferenceConfig:
         for name in ("actors", "rows", "batch"):
             _check(getattr(self, name) >= 1, f"inference.{name}", getattr(self, name), ">= 1")
         _check(self.cpus > 0, "inference.cpus", self.cpus, "> 0")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Many trainings of one configuration with other values, and what decides between them."""
+
+    name: str = "sweep"
+    """Shown in MLflow and in the sweep folder's name."""
+    ddpo: DDPOConfig = field(default_factory=DDPOConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    benchmark: BenchmarkName = "shapes"
+    """What trials are scored on."""
+    rung_scenes: int = 200
+    """Pictures of the shapes benchmark at looks before a trial's end; any other benchmark is asked whole."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    object_halbench: ObjectHalBenchConfig = field(default_factory=ObjectHalBenchConfig)
+    mmhal_bench: MMHalBenchConfig = field(default_factory=MMHalBenchConfig)
+    llava_bench: LLaVABenchConfig = field(default_factory=LLaVABenchConfig)
+    pope: POPEConfig = field(default_factory=POPEConfig)
+    amber: AMBERConfig = field(default_factory=AMBERConfig)
 
 
 @dataclass(frozen=True)

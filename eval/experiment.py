@@ -82,11 +82,11 @@ class Evaluation:
 def plan_evaluation(line: Line) -> Evaluation:
     """Declare the benchmark's stages: its files, the base model's answers, the aligned model's."""
     config, storage = line.config, line.storage
-    inputs = {"world": WORLD, "scenes": config.shapes.evaluation_scenes, "seed": config.seed}
+    inputs = {"world": WORLD, "scenes": config.shapes.evaluation_scenes, "seed": config.shapes.seed}
     made = Stage(
         "benchmark",
         inputs,
-        lambda folder, _: write_benchmark(folder, count=config.shapes.evaluation_scenes, seed=config.seed),
+        lambda folder, _: write_benchmark(folder, count=config.shapes.evaluation_scenes, seed=config.shapes.seed),
         title="benchmark",
     )
     benchmark = ShapesBenchmark(made.folder(storage), decoding=plain(config.generation))

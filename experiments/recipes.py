@@ -1,6 +1,8 @@
 """Recipes: whole configurations to start from, each with the source of its numbers."""
 
-from eval.config import RELEASED_DECODING
+from dataclasses import replace
+
+from eval.config import RELEASED_DECODING, SweepConfig
 from rlhfv_ray.config import (
     SHAPES,
     DataConfig,
@@ -12,6 +14,7 @@ from rlhfv_ray.config import (
     ScaleConfig,
     ShapesConfig,
 )
+from rlhfv_ray.space import SearchConfig, SpaceConfig
 
 EIGHT_A100 = ScaleConfig(workers=8, gpu=True, cpus=4, micro_batch=1, actors=8, checkpoint_every=100)
 
@@ -79,3 +82,35 @@ def dpo() -> DDPOConfig:
 
 
 RECIPES = {recipe.__name__: recipe for recipe in (shapes, paper, released, released_2023, dpo)}
+
+
+def shapes_small() -> SweepConfig:
+    """The embedded world on two CPU cores: beta under sums, gamma; eight trials, the worse ones stopped half way."""
+    base = shapes()
+    scale = replace(base.scale, cpus=0.5)  # so that a trial's own process has its share
+    return SweepConfig(
+        name="shapes-small",
+        ddpo=replace(base, scale=scale),
+        space=SpaceConfig(beta=(0.05, 0.1, 0.3, 1.0), gamma=(1.0, 5.0)),
+        search=SearchConfig(concurrent=1),
+    )
+
+
+def paper_sweep() -> SweepConfig:
+    """A100 nodes: beta and gamma about the paper's 0.5 and 5 (arXiv 2312.00849, appendix C), sums and means, on Object HalBench."""
+    return SweepConfig(
+        name="paper",
+        ddpo=paper(),
+        space=SpaceConfig(
+            beta=(0.01, 0.1),
+            beta_normalized=(0.1, 0.5, 1.0),
+            normalize=(True, False),
+            gamma=(1.0, 3.0, 5.0, 10.0),
+            seed=(0, 1, 2),
+        ),
+        search=SearchConfig(rungs=3, keep=2),
+        benchmark="object_halbench",
+    )
+
+
+SWEEPS = {"shapes-small": shapes_small, "paper": paper_sweep}

@@ -95,6 +95,8 @@ class ShapesConfig:
     """Scenes of unseen compositions to score base and aligned model on."""
     temperature: float = 0.7
     """Of the answers the annotator corrects."""
+    seed: int = 0
+    """Of the scenes, and of the answers to correct."""
 
     def __post_init__(self) -> None:
         _check(self.scenes >= 1, "shapes.scenes", self.scenes, ">= 1")
@@ -201,12 +203,7 @@ class ScaleConfig:
         for name in ("workers", "micro_batch", "actors", "rows", "inference_batch", "checkpoint_every", "keep"):
             _check(getattr(self, name) >= 1, f"scale.{name}", getattr(self, name), ">= 1")
         _check(self.cpus > 0, "scale.cpus", self.cpus, "> 0")
-        _check(
-            self.recompute >= -1,
-            "scale.recompute",
-            self.recompute,
-            ">= 0 (0: no activation checkpointing), or -1: auto",
-        )
+        _check(self.recompute >= -1, "scale.recompute", self.recompute, ">= -1 (-1: auto, 0: all kept)")
         _check(self.memory_gib >= 0, "scale.memory_gib", self.memory_gib, ">= 0 (0: as found)")
         _check(self.row_tokens >= 0, "scale.row_tokens", self.row_tokens, ">= 0 (0: one pair a row)")
         _check(self.max_failures >= 0, "scale.max_failures", self.max_failures, ">= 0")
@@ -264,7 +261,7 @@ class DDPOConfig:
     """Folder of everything that is written; on a cluster, one that every node reaches. Relative: below the current
     folder, or below ~/rlhfv-ray inside a Ray job."""
     seed: int = 0
-    """Of order, sampling and the shapes world."""
+    """Of the order of the pairs."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     shapes: ShapesConfig = field(default_factory=ShapesConfig)

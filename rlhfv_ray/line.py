@@ -22,7 +22,7 @@ from rlhfv_ray.models import check_image_tokens, model_digests
 from rlhfv_ray.records import Prompt
 from rlhfv_ray.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.shapes.world import WORLD, prompts_of, scenes_to_correct, write_corrections
-from rlhfv_ray.stages import Stage, is_done
+from rlhfv_ray.stages import Stage, hold_lease, is_done
 from rlhfv_ray.train import TrainJob, train_ddpo
 
 CORRECTIONS = "pairs.parquet"
@@ -36,6 +36,7 @@ class Line:
     storage: Path
     stages: tuple[Stage, ...]
     reference: Path
+    reference_inputs: Mapping[str, Any]
     train: Stage
 
     @property
@@ -81,18 +82,18 @@ def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Map
         stages.append(stage)
         reference = stage.folder(storage)
     train = train_stage(config, reference, inputs, seen)
-    return Line(config, storage, (*stages, train), reference, train)
+    return Line(config, storage, (*stages, train), reference, inputs, train)
 
 
 def corrections_stage(config: DDPOConfig) -> Stage:
     """The base model describes scenes, the world's annotator corrects: preference pairs in RLHF-V's format."""
     shapes = config.shapes
     sampling = GenerationConfig(
-        max_new_tokens=config.generation.max_new_tokens, temperature=shapes.temperature, seed=config.seed
+        max_new_tokens=config.generation.max_new_tokens, temperature=shapes.temperature, seed=shapes.seed
     )
 
     def run(folder: Path, _: str) -> None:
-        scenes = scenes_to_correct(shapes.scenes, seed=config.seed)
+        scenes = scenes_to_correct(shapes.scenes, seed=shapes.seed)
         answers = generate_answers(
             config.model,
             prompts_of(scenes),
@@ -103,7 +104,7 @@ def corrections_stage(config: DDPOConfig) -> Stage:
         )
         write_corrections(scenes, answers, folder / CORRECTIONS)
 
-    inputs = {"world": WORLD, "scenes": shapes.scenes, "seed": config.seed, "decoding": plain(sampling)}
+    inputs = {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed, "decoding": plain(sampling)}
     return Stage("corrections", {**inputs, **model_inputs(config.model)}, run, title="corrections")
 
 
@@ -127,6 +128,22 @@ def train_stage(
         "seed": config.seed,
     }
     return Stage("train", changes, run, title="training")
+
+
+def rung_stage(line: Line, config: DDPOConfig, train: Stage, until: int) -> Stage:
+    """A look at a training run on its way: the model after `until` updates. The stage `train` goes on from there."""
+
+    def run(folder: Path, _: str) -> None:
+        place = train.folder(line.storage)
+        place.mkdir(exist_ok=True)
+        with hold_lease(place) as token:
+            job = TrainJob(
+                config, line.reference, dict(line.reference_inputs), place, token, until=until, export=folder
+            )
+            train_ddpo(job)
+
+    inputs = {"train": train.folder(line.storage).name, "until": until}
+    return Stage("rung", inputs, run, title=f"training to update {until}")
 
 
 def answers_stage(

@@ -48,6 +48,8 @@ class TrainJob:
     reference_inputs: dict[str, Any]  # what its config.json should say
     folder: Path  # of this stage
     token: str  # of the lease on it
+    until: int = 0  # updates after which to stop, with a checkpoint to go on from; 0: at the end
+    export: Path | None = None  # folder that receives `model/`; this stage's, if there is none given
 
 
 def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], None] = lambda records: None) -> None:
@@ -130,19 +132,20 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     pairs, lengths = load_reference(job.reference), pair_lengths(job.reference)
     config, foretold = fit_worker(job.config, pairs, lengths)
     optim, scale, steps = config.optim, config.scale, config.optim.total_steps(len(pairs))
+    until = job.until or steps
     engine, processor = load_engine(config)
     writer = Writer(job.folder, job.token, scale.zero_stage, scale.keep)
     step, records = load_checkpoint(engine, job.folder, zero_stage=scale.zero_stage)
     reporter = Reporter(records, report, {"memory/foretold_gib": round(foretold, 3), "recompute": scale.recompute})
     collate = functools.partial(collate_pairs, processor=processor, rule=config.data.rule, layout=engine.module.layout)
-    batches = prefetched(micro_batches(pairs, lengths, collate, config, start=step, stop=steps))
+    batches = prefetched(micro_batches(pairs, lengths, collate, config, start=step, stop=until))
     skipped = 0  # updates in a row
-    while step < steps:
+    while step < until:
         losses, suspects = update(engine, batches, job, step=step, rate=learning_rate(optim, step, steps))
         step += 1
         skipped = skipped + 1 if suspects else 0
         reporter.add(step, engine, losses, suspects)
-        stop, due = skipped == optim.max_skipped, step == steps or step % scale.checkpoint_every == 0
+        stop, due = skipped == optim.max_skipped, step == until or step % scale.checkpoint_every == 0
         if stop or due or step % scale.log_every == 0:
             reporter.flush()
         if stop:
@@ -153,7 +156,9 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
             )
         if due and not suspects:
             save_checkpoint(engine, writer, step=step, records=reporter.records)
-    export_policy(engine, processor, job.folder / "model", config.model)
+    if step > until:
+        raise StageFailedError(f"{job.folder} is at update {step} already; the model of update {until} is gone.")
+    export_policy(engine, processor, (job.export or job.folder) / "model", config.model)
 
 
 def load_engine(config: DDPOConfig) -> tuple[Any, Any]:

@@ -70,7 +70,9 @@ class OpenAIServer:
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def __enter__(self) -> "OpenAIServer":
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()  # looks for its end that often
+        threading.Thread(
+            target=self.server.serve_forever, args=(0.02,), daemon=True
+        ).start()  # looks for its end that often
         return self
 
     def __exit__(self, *_: Any) -> None:

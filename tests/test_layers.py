@@ -20,7 +20,7 @@ PACKAGES = ("rlhfv_ray", "eval", "experiments")
 # One list per row, one tuple per column of it; `*` stands for the modules of a package. The first pattern that fits counts.
 ROWS: list[list[tuple[str, ...]]] = [
     [("rlhfv_ray.errors",)],
-    [("rlhfv_ray.config", "rlhfv_ray.records")],
+    [("rlhfv_ray.config", "rlhfv_ray.records"), ("rlhfv_ray.space",)],
     [("rlhfv_ray.segments",), ("rlhfv_ray.logps",), ("rlhfv_ray.loss",)],
     [
         ("rlhfv_ray.data.images",),
@@ -46,7 +46,7 @@ ROWS: list[list[tuple[str, ...]]] = [
         ("rlhfv_ray.checkpoint", "rlhfv_ray.progress", "rlhfv_ray.cluster"),
     ],
     [("rlhfv_ray.reference", "rlhfv_ray.generate", "rlhfv_ray.train")],
-    [("rlhfv_ray.line",), ("rlhfv_ray.sweep",)],
+    [("rlhfv_ray.line", "rlhfv_ray.sweep")],
     [
         ("eval.lemmas", "eval.statistics", "eval.config", "eval.images", "eval.rows"),
         ("eval.chair", "eval.judge", "eval.limits"),
@@ -60,6 +60,8 @@ ROWS: list[list[tuple[str, ...]]] = [
         ("eval.tracking",),
         ("eval.report",),
         ("eval.experiment", "eval.evaluation"),
+        ("eval.sweep_report",),
+        ("eval.sweep",),
         ("eval.run",),
     ],
     [("experiments.recipes",), ("experiments.*",)],

@@ -1,0 +1,29 @@
+"""Sweep beta, gamma and the other knobs over the whole line, and find the setting that hallucinates least without saying less.
+
+    python experiments/sweep.py shapes-small                            the embedded world, two CPU cores, minutes
+    ray job submit --working-dir . -- python experiments/sweep.py paper --ddpo.model.path MODEL --ddpo.data.path rows.parquet ...
+
+The first argument is a preset; every field of it can be changed. Pairs, reference log-probs and the base model's answers are made once for all
+trials. Run again after an interruption, the same command keeps the trials that ended and goes on with the others.
+"""
+
+import sys
+
+import tyro
+from rich.console import Console
+
+from experiments.recipes import SWEEPS
+from rlhfv_ray.terminal import resolve_storage, run_command
+
+
+def main() -> None:
+    """Run the command line."""
+    configs = {name: ((preset.__doc__ or "").splitlines()[0], preset()) for name, preset in SWEEPS.items()}
+    config = tyro.extras.overridable_config_cli(configs, description=__doc__)
+    from eval.sweep import sweep  # heavy; --help and a mistyped field need none of it
+
+    sweep(config, resolve_storage(config.ddpo.storage), console=Console())
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,100 @@
+"""Ray Tune for real, on trials of milliseconds: who is stopped, who fails, what a second run does again."""
+
+import functools
+import json
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.recipes import shapes
+from rlhfv_ray.errors import ConfigError, StageFailedError, StaleReferenceError
+from rlhfv_ray.space import Knobs, SearchConfig, SpaceConfig, name_of, plan_trials
+from rlhfv_ray.stages import write_json
+from rlhfv_ray.sweep import Report, SweepJob, end_trial, run_sweep, trials_at_once
+
+pytestmark = pytest.mark.ray
+NAN, KILLED_ONCE, LOST, WORST = 3.0, 4.0, 5.0, 6.0
+
+
+def toy(knobs: Knobs, place: Path, report: Report, *, stale: bool = False) -> None:
+    """Its gamma is what it finds; some fail in their own ways."""
+    gamma = knobs["loss.gamma"]
+    with (place.parent / "started").open("a") as stream:
+        stream.write(f"{gamma}\n")
+    if stale:
+        raise StaleReferenceError("not this model's")
+    if gamma == NAN:
+        raise StageFailedError("loss is not finite with the pairs a, b")
+    if gamma == LOST or (gamma == KILLED_ONCE and not (place / "look-1.json").exists()):
+        if gamma == KILLED_ONCE:
+            write_json(place / "look-1.json", {})
+        os.kill(os.getpid(), signal.SIGKILL)
+    report(0, gamma)
+    with (place.parent / "ended").open("a") as stream:
+        stream.write(f"{gamma}\n")
+    end_trial(place, "finished")
+    report(1, gamma)
+
+
+def outcomes(folder: Path, trials: list[Knobs]) -> dict[float, tuple[str, str]]:
+    found = {t["loss.gamma"]: folder / "trials" / name_of(t) / "outcome.json" for t in trials}
+    read = {gamma: json.loads(path.read_text()) for gamma, path in found.items() if path.exists()}
+    return {gamma: (one["status"], one["error"]) for gamma, one in read.items()}
+
+
+def started(folder: Path) -> Counter:
+    return Counter(map(float, (folder / "trials" / "started").read_text().split()))
+
+
+def test_a_sweep_outlives_its_trials_and_does_nothing_twice(cluster, tmp_path: Path) -> None:
+    """Catches: a failed, killed or hopeless trial that ends the sweep or goes unreported; ASHA that stops nobody; trials made again."""
+    space, search = SpaceConfig(gamma=(2.0, 1.0, NAN, KILLED_ONCE, LOST, WORST)), SearchConfig()
+    trials = plan_trials(space, search, shapes())
+    job = SweepJob(tmp_path, shapes(), space, search, toy)
+    run_sweep(job, trials, concurrent=1)
+    first = outcomes(tmp_path, trials)
+    assert {gamma: status for gamma, (status, _) in first.items()} == {
+        **{2.0: "finished", 1.0: "finished", NAN: "failed"},
+        **{KILLED_ONCE: "stopped", LOST: "failed", WORST: "stopped"},
+    }
+    assert "pairs a, b" in first[NAN][1] and "lost 3 times" in first[LOST][1]
+    assert started(tmp_path) == {2.0: 1, 1.0: 1, NAN: 1, KILLED_ONCE: 2, LOST: 3, WORST: 1}
+    assert not (tmp_path / "tune").exists()
+
+    run_sweep(job, trials, concurrent=1)
+    assert outcomes(tmp_path, trials) == first
+    ended = Counter(map(float, (tmp_path / "trials" / "ended").read_text().split()))
+    assert set(ended) == {2.0, 1.0}
+
+
+def test_an_error_for_all_stops_the_sweep_at_the_first(cluster, tmp_path: Path) -> None:
+    """Catches: n trials that each find out that the reference is another model's."""
+    space, search = SpaceConfig(gamma=(1.0, 2.0, 3.0, 4.0)), SearchConfig()
+    trials = plan_trials(space, search, shapes())
+    job = SweepJob(tmp_path, shapes(), space, search, functools.partial(toy, stale=True))
+    with pytest.raises(StaleReferenceError, match="not this model's"):
+        run_sweep(job, trials, concurrent=1)
+    assert sum(started(tmp_path).values()) == 1 and outcomes(tmp_path, trials) == {}
+
+
+def test_more_trials_than_fit_are_refused(cluster) -> None:
+    """Catches: trials that wait for ever for workers that others hold."""
+    scale = replace(shapes().scale, workers=2, cpus=0.5)
+    assert trials_at_once(scale, 0) == trials_at_once(scale, 1) == 1
+    with pytest.raises(ConfigError, match="1 fit at a time"):
+        trials_at_once(scale, 2)
+
+
+def test_bayes_draws_within_its_space_and_remembers(cluster, tmp_path: Path) -> None:
+    """Catches: Optuna's values outside the range, or a resumed search that forgets what it tried."""
+    space, search = SpaceConfig(gamma=(6.5, 50.0)), SearchConfig(kind="bayes", trials=4, rungs=1)
+    job = SweepJob(tmp_path, shapes(), space, search, toy)
+    run_sweep(job, plan_trials(space, search, shapes()), concurrent=1)
+    tried = {json.loads(path.read_text())["loss.gamma"] for path in tmp_path.glob("trials/*/knobs.json")}
+    assert len(tried) == 4 and all(6.5 <= gamma <= 50 for gamma in tried)
+    run_sweep(job, plan_trials(space, search, shapes()), concurrent=1)
+    assert {json.loads(path.read_text())["loss.gamma"] for path in tmp_path.glob("trials/*/knobs.json")} == tried
