@@ -7,7 +7,7 @@ helps against them, not by their class: being slower, trying again, or nothing.
 import email.utils
 import json
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import openai
 from openai.types.chat import ChatCompletion
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 class Caller:
-    """Holds a client and its key; lives where the calls are made, and does not travel."""
+    """Holds a client and its key while it is entered; lives where the calls are made, and does not travel."""
 
     def __init__(self, endpoint: EndpointConfig) -> None:
         self.endpoint, self.key = endpoint, read_key(endpoint)
@@ -39,6 +39,12 @@ class Caller:
             api_key=self.key.value, base_url=endpoint.base_url, timeout=endpoint.timeout_s, max_retries=0
         )
         self.limit = "max_tokens"  # OpenAI's newer models know only max_completion_tokens
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
 
     async def call(self, request: Request) -> Outcome:
         """Ask once."""
@@ -84,6 +90,12 @@ class Caller:
         if code in OF_ONE_REQUEST:
             return Outcome("reply", Verdict("refused", reason))
         return Outcome("hopeless", Verdict("unavailable"), reason)
+
+
+async def call_once(endpoint: EndpointConfig, request: Request) -> Outcome:
+    """One call by a client of its own."""
+    async with Caller(endpoint) as caller:
+        return await caller.call(request)
 
 
 def read_reply(reply: Any, wanted: str) -> Outcome:

@@ -18,7 +18,7 @@ import ray.data
 from ray.exceptions import RayError
 from rich.console import Console
 
-from eval.calls import Caller, Outcome
+from eval.calls import Caller, Outcome, call_once
 from eval.config import EndpointConfig, JudgeConfig
 from eval.desk import TYPICAL_REPLY, Desk, Ledger
 from eval.judge import ReplayJudge, Request, Verdict, VerdictCache, useful
@@ -45,17 +45,16 @@ class CallActor:
 
     async def settle_all(self, requests: Sequence[Request]) -> list[tuple[Request, Verdict]]:
         """All at once, as far as the slots go."""
-        caller = Caller(self.endpoint)
         slots = asyncio.Semaphore(max(1, self.endpoint.concurrency // self.endpoint.actors))
 
-        async def one(request: Request) -> Verdict:
+        async def one(caller: Caller, request: Request) -> Verdict:
             async with slots:
                 verdict = await self.settle(caller, request)
                 await self.desk.finish.remote()
                 return verdict
 
-        verdicts = await asyncio.gather(*(one(request) for request in requests))
-        await caller.client.close()
+        async with Caller(self.endpoint) as caller:
+            verdicts = await asyncio.gather(*(one(caller, request) for request in requests))
         return [pair for pair in zip(requests, verdicts, strict=True) if not pair[1].kept]
 
     async def settle(self, caller: Caller, request: Request) -> Verdict:
@@ -175,7 +174,7 @@ def check_endpoint(endpoint: EndpointConfig, cache: Path) -> None:
 
 @ray.remote(num_cpus=CALLER_CPUS)
 def _probe(endpoint: EndpointConfig) -> Outcome:
-    return asyncio.run(Caller(endpoint).call(PROBE))
+    return asyncio.run(call_once(endpoint, PROBE))
 
 
 def _run(

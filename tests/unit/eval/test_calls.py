@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eval.calls import Caller, Outcome
+from eval.calls import Caller, Outcome, call_once
 from eval.config import EndpointConfig
 from eval.judge import Request, Verdict
 from tests.openai_server import Fault, OpenAIServer, error
@@ -20,7 +20,7 @@ def call(fault: Fault | None, tmp_path: Path, *, request: Request | None = None,
     """Call a server that does this once."""
     with OpenAIServer(lambda prompt: "Rating: 4", log=tmp_path / "log", script=lambda number, body: fault) as server:
         endpoint = EndpointConfig(model="judge", base_url=server.url, key_env="MY_KEY", timeout_s=0.5, **settings)
-        return asyncio.run(Caller(endpoint).call(request or Request("1", "How good?")))
+        return asyncio.run(call_once(endpoint, request or Request("1", "How good?")))
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_what_a_fault_means(name: str, tmp_path: Path) -> None:
 
 def test_nobody_listens(tmp_path: Path) -> None:
     endpoint = EndpointConfig(model="judge", base_url="http://127.0.0.1:9/v1", key_env="MY_KEY")
-    assert asyncio.run(Caller(endpoint).call(Request("1", "?"))).kind == "broken"
+    assert asyncio.run(call_once(endpoint, Request("1", "?"))).kind == "broken"
 
 
 def test_another_model_is_recorded_and_refused_where_one_is_pinned(tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_what_is_sent(tmp_path: Path) -> None:
         endpoint = EndpointConfig(
             model="judge", base_url=server.url, key_env="MY_KEY", temperature=0.5, max_tokens=9, seed=5
         )
-        caller = Caller(endpoint)
 
         async def twice() -> list[Outcome]:
-            return [await caller.call(request), await caller.call(replace(request, again=0))]
+            async with Caller(endpoint) as caller:
+                return [await caller.call(request), await caller.call(replace(request, again=0))]
 
         assert [outcome.kind for outcome in asyncio.run(twice())] == ["reply", "reply"]
     first, second, third = bodies
