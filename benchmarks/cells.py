@@ -37,7 +37,7 @@ def our_step(
 
     def step() -> Tensor:
         setting.model.zero_grad(set_to_none=not keep_gradients)
-        found = batch_loss(policy_token_logps(policy, batch), batch, **vars(loss)).total
+        found = batch_loss(policy_token_logps(policy, batch), batch, loss).total
         found.backward()
         return found.detach()
 

@@ -152,7 +152,16 @@ def make_pairs(size: Size, count: int) -> list[ReferencePair]:
         logps = [[-rng.random() for _ in range(size.answer)] for _ in range(2)]
         changed = ChangedTokens(*flags)
         made.append(
-            ReferencePair(str(number), file.getvalue(), prompt, chosen, rejected, {"both_sides": changed}, *logps)
+            ReferencePair(
+                str(number),
+                file.getvalue(),
+                prompt,
+                chosen,
+                rejected,
+                {"both_sides": changed},
+                chosen_logps=logps[0],
+                rejected_logps=logps[1],
+            )
         )
     return made
 

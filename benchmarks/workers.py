@@ -104,7 +104,7 @@ def prepare(folder: Path, steps: int) -> tuple[DDPOConfig, Path]:
         model=ModelConfig(path=str(folder / "model"), dtype="fp32"),
         data=DataConfig(path=str(folder / "pairs.parquet"), rule="both_sides"),
         optim=OptimConfig(learning_rate=1e-5, batch=BATCH, steps=steps),
-        scale=ScaleConfig(micro_batch=BATCH // 2, zero_stage=1, checkpoint_every=steps, recompute=0, memory_gib=8),
+        scale=ScaleConfig(micro_batch=BATCH // 4, zero_stage=1, checkpoint_every=steps, recompute=0, memory_gib=8),
     )
     reference = folder / "reference"
     reference.mkdir()

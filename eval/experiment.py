@@ -126,7 +126,9 @@ class TrainingFeed:
         for record in records:
             self.report(record)
         last = records[-1]
-        note = f"loss {last.get('loss', float('nan')):.3f}  margin {last.get('rewards/margins', float('nan')):.3f}"
+        note = f"loss {last.get('loss', float('nan')):.3f}"
+        if "rewards/margins" in last:
+            note += f"  margin {last['rewards/margins']:.3f}"
         self.counter.advance(last["step"], note)
 
     def report(self, record: Mapping[str, Any]) -> None:
@@ -176,7 +178,8 @@ class Following:
     def training(self, child: TrackedRun, skipped: bool) -> Iterator[None]:
         """Feed records to MLflow and a bar while training runs."""
         self.feed.run = child
-        steps = self.line.config.optim.total_steps(len(load_reference(self.line.reference)))
+        config, pairs = self.line.config, len(load_reference(self.line.reference))
+        steps = config.optim.total_steps(config.data.used(pairs))
         if skipped:
             self.feed(read_records(self.line.train.folder(self.line.storage)))
             yield
@@ -185,7 +188,7 @@ class Following:
         for part, (whole, trained) in counts.items():
             self.console.print(f"  {part:<10} {whole:>15,} parameters, {trained:>15,} trained", highlight=False)
         child.log_metrics({f"parameters/{part}": float(trained) for part, (_, trained) in counts.items()})
-        with counting("DDPO updates", steps) as self.feed.counter:
+        with counting("SFT updates" if config.loss.imitates else "DDPO updates", steps) as self.feed.counter:
             yield
         self.feed.counter = None
 

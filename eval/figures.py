@@ -152,13 +152,16 @@ def _finish(figure: Figure, columns: Sequence[Axes], models: Models, path: Path,
 
 
 def training_figure(records: Sequence[Record], path: Path) -> None:
-    """Draw a run as a PNG: loss, rewards with their margin, and accuracies over updates.
+    """Draw a run as a PNG: loss, rewards with their margin, and accuracies over updates; of fine-tuning alone, the loss.
 
     Raises:
         DataError: there are no records.
     """
     if not records:
         raise DataError("training_figure: no records; a run has some once its first updates are done")
+    if not any("loss/preference" in record for record in records):
+        imitation_figure(records, path)
+        return
     figure = Figure(figsize=(13, 4.4), dpi=150, layout="constrained")
     loss, rewards, accuracies = figure.subplots(1, 3)
     _draw_curve(loss, records, "loss/preference", color=BLUE)
@@ -178,6 +181,17 @@ def training_figure(records: Sequence[Record], path: Path) -> None:
         axes.set_xlabel("update")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
         _tidy(axes)
+    figure.suptitle(f"Training; thin: each update, bold: mean of the last {max(1, len(records) // SMOOTH)}")
+    figure.savefig(path, format="png")
+
+
+def imitation_figure(records: Sequence[Record], path: Path) -> None:
+    """Draw a run of supervised fine-tuning as a PNG: its loss over updates."""
+    figure = Figure(figsize=(6.5, 4.4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    _draw_curve(axes, records, "loss", color=BLUE)
+    axes.set(title="Loss", ylabel="negative log-likelihood of the answers / nats", xlabel="update", ylim=(0, None))
+    _tidy(axes)
     figure.suptitle(f"Training; thin: each update, bold: mean of the last {max(1, len(records) // SMOOTH)}")
     figure.savefig(path, format="png")
 

@@ -8,27 +8,14 @@ The first argument is a recipe; every field of it can be changed. Run again afte
 """
 
 import sys
-from collections.abc import Callable
 
-import tyro
-from rich.console import Console
-
-from experiments.recipes import RECIPES
-from rlhfv_ray.config import DDPOConfig
-from rlhfv_ray.terminal import resolve_storage, run_command
+from experiments.recipes import RECIPES, run_recipe
+from rlhfv_ray.terminal import run_command
 
 
 def main() -> None:
     """Run the command line."""
-    configs = {name: (_first_line(recipe), recipe()) for name, recipe in RECIPES.items()}
-    config = tyro.extras.overridable_config_cli(configs, description=__doc__)
-    from eval.experiment import run_experiment  # heavy; --help and a mistyped field need none of it
-
-    run_experiment(config, resolve_storage(config.storage), console=Console())
-
-
-def _first_line(recipe: Callable[[], DDPOConfig]) -> str:
-    return (recipe.__doc__ or "").strip().splitlines()[0]
+    run_recipe(RECIPES, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
 """Recipes: whole configurations to start from, each with the source of its numbers."""
 
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any, TypeVar
 
-from eval.config import RELEASED_DECODING, SweepConfig
+import tyro
+from rich.console import Console
+
+from eval.config import RELEASED_DECODING, BenchmarkName, StudyConfig, SweepConfig
 from rlhfv_ray.config import (
     SHAPES,
     DataConfig,
@@ -15,7 +21,10 @@ from rlhfv_ray.config import (
     ShapesConfig,
 )
 from rlhfv_ray.space import SearchConfig, SpaceConfig
+from rlhfv_ray.terminal import resolve_storage
 
+C = TypeVar("C", bound=StudyConfig)
+IMITATION = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)  # chosen answers, nothing else
 EIGHT_A100 = ScaleConfig(workers=8, gpu=True, cpus=4, micro_batch=1, actors=8, checkpoint_every=100)
 
 
@@ -24,7 +33,7 @@ def shapes() -> DDPOConfig:
     return DDPOConfig(
         name="shapes",
         model=ModelConfig(path=SHAPES, dtype="fp32"),
-        data=DataConfig(path=SHAPES, rule="both_sides", max_length=256),
+        data=DataConfig(path=SHAPES, rule="both_sides", spans=False, max_length=256),
         shapes=ShapesConfig(),
         loss=LossConfig(beta=0.1, gamma=5.0, normalize=False),
         optim=OptimConfig(learning_rate=1e-5, batch=16, steps=150),
@@ -81,16 +90,35 @@ def dpo() -> DDPOConfig:
     )
 
 
+def llava15() -> DDPOConfig:
+    """Instruction tuning as LLaVA-1.5's (arXiv 2310.03744, appendix): 2e-5, batch 128, one epoch, all weights but the vision tower's."""
+    return DDPOConfig(
+        name="llava15",
+        model=ModelConfig(trainable=("projector", "language")),
+        loss=IMITATION,
+        optim=OptimConfig(learning_rate=2e-5, batch=128, epochs=1, warmup=0.03),
+        scale=replace(EIGHT_A100, micro_batch=4, checkpoint_every=500),
+        generation=RELEASED_DECODING,
+    )
+
+
+def shapes_sft() -> DDPOConfig:
+    """The embedded world on two CPU cores: the careless base model learns from careful captions."""
+    return replace(
+        shapes(), name="shapes-sft", loss=IMITATION, optim=OptimConfig(learning_rate=1e-4, batch=16, steps=150)
+    )
+
+
 RECIPES = {recipe.__name__: recipe for recipe in (shapes, paper, released, released_2023, dpo)}
+
+SFT = {"shapes": shapes_sft, "llava15": llava15}
 
 
 def shapes_small() -> SweepConfig:
     """The embedded world on two CPU cores: beta under sums, gamma; eight trials, the worse ones stopped half way."""
-    base = shapes()
-    scale = replace(base.scale, cpus=0.5)  # so that a trial's own process has its share
     return SweepConfig(
         name="shapes-small",
-        ddpo=replace(base, scale=scale),
+        ddpo=half_cpus(shapes()),
         space=SpaceConfig(beta=(0.05, 0.1, 0.3, 1.0), gamma=(1.0, 5.0)),
         search=SearchConfig(concurrent=1),
     )
@@ -114,3 +142,36 @@ def paper_sweep() -> SweepConfig:
 
 
 SWEEPS = {"shapes-small": shapes_small, "paper": paper_sweep}
+
+
+def run_recipe(recipes: Mapping[str, Callable[[], DDPOConfig]], description: str | None) -> None:
+    """The command line of one experiment: a recipe, and changes to it."""
+    configs = {name: (first_line(recipe), recipe()) for name, recipe in recipes.items()}
+    config = tyro.extras.overridable_config_cli(configs, description=description)
+    from eval.experiment import run_experiment  # heavy; --help and a mistyped field need none of it
+
+    run_experiment(config, resolve_storage(config.storage), console=Console())
+
+
+def study_config(kind: type[C], description: str | None) -> C:
+    """A study's configuration from the command line: a recipe, shapes where there is none, and changes to it."""
+    bases: dict[str, tuple[DDPOConfig, BenchmarkName]] = {
+        "shapes": (shapes(), "shapes"),
+        "paper": (paper(), "object_halbench"),
+    }
+    configs = {
+        name: (first_line(RECIPES[name]), kind(ddpo=half_cpus(ddpo), benchmark=benchmark))
+        for name, (ddpo, benchmark) in bases.items()
+    }
+    arguments = sys.argv[1:] or ["shapes"]
+    return tyro.extras.overridable_config_cli(configs, description=description, args=arguments)
+
+
+def half_cpus(config: DDPOConfig) -> DDPOConfig:
+    """Workers of half a CPU where there are no GPUs, so that two cores hold a training and the trial that waits for it."""
+    return config if config.scale.gpu else replace(config, scale=replace(config.scale, cpus=0.5))
+
+
+def first_line(recipe: Callable[[], Any]) -> str:
+    """What a recipe is, for the command line."""
+    return (recipe.__doc__ or "").strip().splitlines()[0]

@@ -23,7 +23,9 @@ from rlhfv_ray.records import EncodedPair, PairBatch, ReferencePair
 from rlhfv_ray.segments import Rule
 
 PADDING = -1  # branch of a token that pads its row
+NOWHERE = -1  # place of a token that is not scored
 COMMON, CHOSEN, REJECTED = range(3)
+FORKS = "forks"  # (P, 5) of shared rows: row, first position, tokens of both, of the chosen answer alone, of the rejected one alone
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Layout:
     def tokens_of(self, pair: EncodedPair) -> int:
         """Tokens that a pair puts through the model."""
         prompt, chosen, rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
+        if not rejected:
+            return prompt + chosen
         if self.shared:
             return prompt + chosen + rejected - common_start(pair)
         return 2 * (prompt + max(chosen, rejected))
@@ -72,7 +76,7 @@ def collate_pairs(
     """Lay pairs out in one batch.
 
     Args:
-        pairs: P pairs; where all are `ReferencePair`s the batch has their reference log-probabilities.
+        pairs: P pairs, or examples; where all are `ReferencePair`s the batch has their reference log-probabilities.
         processor: the model's processor: pixels and the padding token.
         rule: which of the pairs' changed-token masks to use.
         layout: of the model; plain rows where there is none.
@@ -85,14 +89,19 @@ def collate_pairs(
         reference = _padded(logps, 0.0, torch.float32)
     inputs, places = (_shared_rows if layout.shared else _plain_rows)(pairs, processor, layout)
     seen: dict[tuple[int, int], int] = {}  # (predictor, target) -> which of the N
-    answers = [[seen.setdefault(place, len(seen)) for place in answer] for answer in places]
+    wanted = [pair.scored or [True] * len(pair.chosen_ids) for pair in pairs]
+    wanted += [[True] * len(pair.rejected_ids) for pair in pairs]
+    answers = [
+        [seen.setdefault(place, len(seen)) if scored else NOWHERE for place, scored in zip(answer, flags, strict=True)]
+        for answer, flags in zip(places, wanted, strict=True)
+    ]
     predictors, targets = torch.tensor(list(seen)).T
     return PairBatch(
         ids=tuple(pair.id for pair in pairs),
         inputs=inputs,
         predictors=predictors,
         targets=targets,
-        answers=_padded(answers, -1, torch.long),
+        answers=_padded(answers, NOWHERE, torch.long),
         changed=_padded(changed, False, torch.bool),
         reference_token_logps=reference,
     )
@@ -106,7 +115,8 @@ def to_device(batch: PairBatch, device: torch.device, dtype: torch.dtype) -> Pai
 
     reference = batch.reference_token_logps
     return batch._replace(
-        inputs={name: move(tensor) for name, tensor in batch.inputs.items()},
+        # Forks are read as numbers: on a GPU each would wait for it.
+        inputs={name: tensor if name == FORKS else move(tensor) for name, tensor in batch.inputs.items()},
         predictors=move(batch.predictors),
         targets=move(batch.targets),
         answers=move(batch.answers),
@@ -146,20 +156,20 @@ Place = tuple[int, int]  # position in the R * T tokens that predicts a token, a
 def _plain_rows(
     pairs: Sequence[EncodedPair], processor: Any, layout: Layout
 ) -> tuple[dict[str, Tensor], list[list[Place]]]:
-    prompts = [pair.prompt_ids for pair in pairs] * 2
-    answers = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
-    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    both = [*((pair, pair.chosen_ids) for pair in pairs), *((pair, pair.rejected_ids) for pair in pairs)]
+    kept = [number for number, (_, answer) in enumerate(both) if answer]  # of an example nothing is rejected
+    rows = [both[number][0].prompt_ids + both[number][1] for number in kept]
     input_ids = _padded(rows, processor.tokenizer.pad_token_id, torch.long)
-    width = input_ids.shape[1]
-    places = [
-        [(row * width + len(prompt) - 1 + step, token) for step, token in enumerate(answer)]
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
-    ]
+    places: list[list[Place]] = [[] for _ in both]
+    for row, number in enumerate(kept):
+        pair, answer = both[number]
+        first = row * input_ids.shape[1] + len(pair.prompt_ids) - 1
+        places[number] = list(enumerate(answer, start=first))
     inputs = {
         "input_ids": input_ids,
         "attention_mask": _padded([[1] * len(row) for row in rows], 0, torch.long),
         **layout.token_inputs(input_ids),
-        **layout.image_inputs(processor, [pair.image for pair in pairs] * 2),
+        **layout.image_inputs(processor, [both[number][0].image for number in kept]),
     }
     return inputs, places
 
@@ -175,11 +185,13 @@ def _shared_rows(
     branches: list[list[int]] = []
     positions: list[Tensor] = []
     places: list[list[Place]] = [[] for _ in range(2 * len(pairs))]
+    lengths: list[tuple[int, ...]] = []
     for row, numbers in enumerate(packed):
         forks = [Fork(pairs[number]) for number in numbers]
         starts = accumulate((len(fork.ids) for fork in forks), initial=row * width)
         for number, fork, start in zip(numbers, forks, starts, strict=False):
             places[number], places[number + len(pairs)] = fork.places(start)
+            lengths.append((row, start - row * width, fork.parting, *map(len, fork.tails)))
         ids.append([token for fork in forks for token in fork.ids])
         branches.append([3 * slot + branch for slot, fork in enumerate(forks) for branch in fork.branches])
         counted = []
@@ -194,6 +206,7 @@ def _shared_rows(
     inputs = {
         "input_ids": input_ids,
         "branches": _padded(branches, PADDING, torch.long),
+        FORKS: torch.tensor(lengths),
         "position_ids": position_ids if len(position_ids) > 1 else position_ids[0],
         **layout.token_inputs(input_ids),
         **images,

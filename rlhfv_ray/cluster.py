@@ -79,17 +79,17 @@ def map_parts(
     tasks: Sequence[Any],
     folder: Path,
     *,
-    prepare: Callable[[Any], Any],
     actor: Callable[[], PartActor],
     scale: ScaleConfig,
     title: str,
+    prepare: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Compute every part that is not there yet: prepare its rows in a task, then hand them to an actor.
+    """Compute every part that is not there yet: prepare its rows in a task, where they need it, then hand them to an actor.
 
     Args:
-        tasks: what `prepare` turns into rows; task i becomes part i.
+        tasks: rows, or what `prepare` turns into rows; task i becomes part i.
         folder: of the parts.
-        prepare: runs in Ray tasks, on CPUs.
+        prepare: runs in Ray tasks, on CPUs; each is a process more, which imports what it needs.
         actor: made once in each of `scale.actors` actors, on GPUs where `scale.gpu`.
         scale: how many actors, and their CPUs and GPUs.
         title: of the progress bar.
@@ -102,14 +102,18 @@ def map_parts(
     if not missing:
         return
     configure_data()
-    parts = ray.data.from_items([{"part": number} for number in missing], override_num_blocks=len(missing))
-    prepared = functools.partial(_prepare, tasks=ray.put(list(tasks)), prepare=prepare)
+    rows = ({"part": number, "rows": pickle.dumps(tasks[number])} for number in missing)
+    parts = ray.data.from_items(list(rows), override_num_blocks=len(missing))
     actors = min(scale.actors, len(missing))
-    # As many at a time as the actors leave CPUs for: every process more imports torch and transformers anew.
-    tasks_at_once = max(1, int(ray.cluster_resources().get("CPU", 1) - actors * scale.cpus))
-    parts = parts.map_batches(
-        prepared, batch_size=1, num_cpus=PREPARE_CPUS, compute=ray.data.TaskPoolStrategy(size=tasks_at_once)
-    )
+    if prepare is not None:
+        # As many at a time as the actors leave CPUs for: every process more imports torch and transformers anew.
+        tasks_at_once = max(1, int(ray.cluster_resources().get("CPU", 1) - actors * scale.cpus))
+        parts = parts.map_batches(
+            functools.partial(_prepare, prepare=prepare),
+            batch_size=1,
+            num_cpus=PREPARE_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=tasks_at_once),
+        )
     parts = parts.map_batches(
         _Compute,
         fn_constructor_args=(actor, str(folder)),
@@ -160,10 +164,9 @@ def unwrap(error: BaseException) -> BaseException:
     return error
 
 
-def _prepare(batch: Any, *, tasks: ray.ObjectRef, prepare: Callable[[Any], Any]) -> Any:
+def _prepare(batch: Any, *, prepare: Callable[[Any], Any]) -> Any:
     """Prepare one part's rows; pickled on the way, because they are whatever the actor wants."""
-    number = int(batch["part"][0])
-    return {"part": [number], "rows": [pickle.dumps(prepare(ray.get(tasks)[number]))]}
+    return {"part": batch["part"], "rows": [pickle.dumps(prepare(pickle.loads(batch["rows"][0])))]}
 
 
 class _Compute:

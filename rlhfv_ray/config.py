@@ -65,13 +65,20 @@ class DataConfig:
 
     path: str = ""
     """File or folder of preference pairs; `shapes` makes them in the embedded world."""
-    format: Literal["auto", "rlhfv", "rlaifv", "muffin_tsv", "trl", "llamafactory", "swift"] = "auto"
-    """Layout of the data; auto looks at the file type and the columns."""
+    format: Literal[
+        "auto", "rlhfv", "rlaifv", "muffin_tsv", "trl", "llamafactory", "swift",
+        "conversations", "messages", "completion", "vqa", "caption",
+    ] = "auto"  # fmt: skip
+    """Layout of the data; auto looks at the file type and the columns. From `conversations` on: examples, for fine-tuning alone."""
     rule: Literal["muffin", "both_sides"] = "muffin"
     """Which tokens count as corrected where no human marked them: `muffin` as the RLHF-V release (replacements only), or
     `both_sides` (insertions and deletions too)."""
     min_match: int = 3
     """Shortest run of equal tokens that counts as unchanged."""
+    spans: bool = True
+    """Use the spans that a human marked, where the data has them; they win over compared tokens."""
+    limit: int = 0
+    """Train on so many of the pairs, drawn by --seed, fewer being part of more; 0: all."""
     max_length: int = 2048
     """Longest prompt + answer in tokens, image tokens included; longer pairs are set aside, never cut."""
     max_rejected: float = 0.01
@@ -83,6 +90,16 @@ class DataConfig:
         _check(self.min_match >= 1, "data.min_match", self.min_match, ">= 1")
         _check(self.max_length >= 2, "data.max_length", self.max_length, ">= 2")
         _check(0 <= self.max_rejected <= 1, "data.max_rejected", self.max_rejected, "between 0 and 1")
+        _check(self.limit >= 0, "data.limit", self.limit, ">= 0 (0: all)")
+
+    def used(self, pairs: int) -> int:
+        """How many of so many pairs are trained on.
+
+        Raises:
+            ConfigError: there are fewer than `limit`.
+        """
+        _check(self.limit <= pairs, "data.limit", self.limit, f"at most {pairs}, the pairs there are")
+        return self.limit or pairs
 
 
 @dataclass(frozen=True)
@@ -93,8 +110,10 @@ class ShapesConfig:
     """Scenes the base model describes for the annotator; answers without a mistake give no pair."""
     evaluation_scenes: int = 600
     """Scenes of unseen compositions to score base and aligned model on."""
+    pairs: Literal["corrections", "rankings"] = "corrections"
+    """An answer corrected by the world's annotator, or the better and the worse of two answers, as people rank whole answers."""
     temperature: float = 0.7
-    """Of the answers the annotator corrects."""
+    """Of the answers that are corrected or ranked."""
     seed: int = 0
     """Of the scenes, and of the answers to correct."""
 
@@ -116,11 +135,22 @@ class LossConfig:
     """Divide an answer's score by its total weight, as the paper does."""
     sft_weight: float = 0.0
     """Weight of an added negative log-likelihood of the chosen answer, >= 0."""
+    preference_weight: float = 1.0
+    """Weight of the preference loss, >= 0. At 0, with sft_weight, it is supervised fine-tuning: neither rejected answers nor the reference
+    are used."""
 
     def __post_init__(self) -> None:
         _check(self.beta > 0, "loss.beta", self.beta, "> 0")
         _check(self.gamma >= 1, "loss.gamma", self.gamma, ">= 1 (1 is plain DPO)")
         _check(self.sft_weight >= 0, "loss.sft_weight", self.sft_weight, ">= 0")
+        _check(self.preference_weight >= 0, "loss.preference_weight", self.preference_weight, ">= 0")
+        some = self.preference_weight + self.sft_weight > 0
+        _check(some, "loss.sft_weight", self.sft_weight, "above 0, as the preference loss has no weight")
+
+    @property
+    def imitates(self) -> bool:
+        """Whether chosen answers are all that is learnt from."""
+        return self.preference_weight == 0
 
 
 @dataclass(frozen=True)

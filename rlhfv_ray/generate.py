@@ -39,7 +39,6 @@ def generate_answers(
     map_parts(
         [prompts[start : start + scale.rows] for start in range(0, len(prompts), scale.rows)],
         folder,
-        prepare=list,
         actor=functools.partial(GenerationActor, model=model, generation=generation, batch=scale.inference_batch),
         scale=scale,
         title=title,

@@ -2,6 +2,8 @@
 
     corrections (shapes only) -> reference -> train,    answers of any model to any prompts
 
+Where chosen answers are all that is learnt from, the reference gives way to examples, encoded.
+
 Stages are declared before anything runs: a folder's name follows from its inputs' fingerprints, so later stages know where earlier
 ones will be.
 """
@@ -13,19 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from rlhfv_ray.cluster import check_fits, connect
-from rlhfv_ray.config import SHAPES, DDPOConfig, GenerationConfig, ModelConfig, ScaleConfig, plain
+from rlhfv_ray.config import SHAPES, DataConfig, DDPOConfig, GenerationConfig, ModelConfig, ScaleConfig, plain
 from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_rows import check_reference
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.examples import encode_examples
 from rlhfv_ray.generate import generate_answers
 from rlhfv_ray.models import check_image_tokens, model_digests
-from rlhfv_ray.records import Prompt
+from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.reference import compute_reference_logps, reference_inputs
-from rlhfv_ray.shapes.world import WORLD, prompts_of, scenes_to_correct, write_corrections
+from rlhfv_ray.shapes.scenes import Scene
+from rlhfv_ray.shapes.world import (
+    WORLD,
+    prompts_of,
+    scenes_to_correct,
+    write_captions,
+    write_corrections,
+    write_rankings,
+)
 from rlhfv_ray.stages import Stage, hold_lease, is_done
 from rlhfv_ray.train import TrainJob, train_ddpo
 
-CORRECTIONS = "pairs.parquet"
+PAIRS = "pairs.parquet"
+RANKING_SEED = 1_000_000  # between the two draws of a ranking
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class Line:
 
     config: DDPOConfig
     storage: Path
+    pairs: str  # path of the data
     stages: tuple[Stage, ...]
     reference: Path
     reference_inputs: Mapping[str, Any]
@@ -61,51 +74,113 @@ def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Map
         raise ConfigError("data.path is not set: give --data.path a file or folder of preference pairs.")
     check_image_tokens(config.model.path, trust_remote_code=config.model.trust_remote_code)
     stages: list[Stage] = []
-    data, rows = config.data, None
+    data, rows, examples = config.data, None, config.loss.imitates and not config.data.reference
     if data.path == SHAPES:
-        corrections = corrections_stage(config)
-        stages.append(corrections)
-        folder = corrections.folder(storage)
-        data, rows = replace(data, path=str(folder / CORRECTIONS)), folder.name
+        made = shapes_stage(config)
+        stages.append(made)
+        folder = made.folder(storage)
+        data, rows = replace(data, path=str(folder / PAIRS)), folder.name
     else:
-        list_slices(data.path, format=data.format)  # is it there, and in a format with the needed columns?
+        list_slices(data.path, format=data.format, examples=examples)  # is it there, with the columns of its format?
     inputs = reference_inputs(config.model, data, rows=rows)
     if data.reference:
         reference = finished_reference(Path(data.reference).expanduser().resolve(), inputs)
     else:
-        stage = Stage(
-            "reference",
-            inputs,
-            lambda folder, _: compute_reference_logps(config.model, data, config.scale, folder),
-            title="reference log-probs",
-        )
+        stage = examples_stage(config, data, inputs) if examples else reference_stage(config, data, inputs)
         stages.append(stage)
         reference = stage.folder(storage)
     train = train_stage(config, reference, inputs, seen)
-    return Line(config, storage, (*stages, train), reference, inputs, train)
+    return Line(config, storage, data.path, (*stages, train), reference, inputs, train)
+
+
+def shapes_stage(config: DDPOConfig) -> Stage:
+    """What the shapes world teaches: corrections or rankings of the base model's answers, or careful captions to imitate."""
+    if config.loss.imitates and not config.data.reference:
+        return captions_stage(config)
+    return corrections_stage(config) if config.shapes.pairs == "corrections" else rankings_stage(config)
+
+
+def captions_stage(config: DDPOConfig) -> Stage:
+    """Careful captions of scenes."""
+    shapes = config.shapes
+
+    def run(folder: Path, _: str) -> None:
+        write_captions(scenes_to_correct(shapes.scenes, seed=shapes.seed), folder / PAIRS)
+
+    return Stage(
+        "captions", {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed}, run, title="careful captions"
+    )
 
 
 def corrections_stage(config: DDPOConfig) -> Stage:
     """The base model describes scenes, the world's annotator corrects: preference pairs in RLHF-V's format."""
-    shapes = config.shapes
-    sampling = GenerationConfig(
-        max_new_tokens=config.generation.max_new_tokens, temperature=shapes.temperature, seed=shapes.seed
-    )
 
     def run(folder: Path, _: str) -> None:
-        scenes = scenes_to_correct(shapes.scenes, seed=shapes.seed)
-        answers = generate_answers(
-            config.model,
-            prompts_of(scenes),
-            folder,
-            generation=sampling,
-            scale=config.scale,
-            title="Answers to correct",
-        )
-        write_corrections(scenes, answers, folder / CORRECTIONS)
+        scenes = scenes_to_correct(config.shapes.scenes, seed=config.shapes.seed)
+        answers = sampled_answers(config, scenes, folder, seed=config.shapes.seed)
+        write_corrections(scenes, answers, folder / PAIRS)
 
-    inputs = {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed, "decoding": plain(sampling)}
-    return Stage("corrections", {**inputs, **model_inputs(config.model)}, run, title="corrections")
+    return Stage("corrections", sampled_inputs(config), run, title="corrections")
+
+
+def rankings_stage(config: DDPOConfig) -> Stage:
+    """The base model describes scenes twice, the world ranks: preference pairs of whole answers."""
+
+    def run(folder: Path, _: str) -> None:
+        scenes = scenes_to_correct(config.shapes.scenes, seed=config.shapes.seed)
+        answers = []
+        for draw in range(2):
+            place = folder / f"answers-{draw}"
+            place.mkdir(exist_ok=True)
+            answers.append(sampled_answers(config, scenes, place, seed=config.shapes.seed + RANKING_SEED * draw))
+        write_rankings(scenes, answers, folder / PAIRS)
+
+    return Stage("rankings", sampled_inputs(config), run, title="rankings")
+
+
+def sampled_inputs(config: DDPOConfig) -> dict[str, Any]:
+    """What the base model's descriptions of scenes depend on."""
+    shapes, decoding = config.shapes, sampling(config, seed=config.shapes.seed)
+    inputs = {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed, "decoding": plain(decoding)}
+    return {**inputs, **model_inputs(config.model)}
+
+
+def sampling(config: DDPOConfig, *, seed: int) -> GenerationConfig:
+    """How descriptions are drawn."""
+    longest, temperature = config.generation.max_new_tokens, config.shapes.temperature
+    return GenerationConfig(max_new_tokens=longest, temperature=temperature, seed=seed)
+
+
+def sampled_answers(config: DDPOConfig, scenes: Sequence[Scene], folder: Path, *, seed: int) -> list[Answer]:
+    """Descriptions of scenes by the base model, drawn at random."""
+    return generate_answers(
+        config.model,
+        prompts_of(scenes),
+        folder,
+        generation=sampling(config, seed=seed),
+        scale=config.scale,
+        title="Answers to learn from",
+    )
+
+
+def reference_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:
+    """Log-probs of all pairs under the model as it is."""
+    return Stage(
+        "reference",
+        inputs,
+        lambda folder, _: compute_reference_logps(config.model, data, config.scale, folder),
+        title="reference log-probs",
+    )
+
+
+def examples_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:
+    """Examples as token ids."""
+    return Stage(
+        "examples",
+        inputs,
+        lambda folder, _: encode_examples(config.model, data, config.scale, folder),
+        title="examples",
+    )
 
 
 def train_stage(
@@ -126,6 +201,7 @@ def train_stage(
         "loss": plain(config.loss),
         "optim": {name: value for name, value in plain(config.optim).items() if name != "max_skipped"},
         "seed": config.seed,
+        **({"limit": config.data.limit} if config.data.limit else {}),
     }
     return Stage("train", changes, run, title="training")
 

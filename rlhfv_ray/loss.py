@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from rlhfv_ray.config import LossConfig
 from rlhfv_ray.logps import segment_weights, weighted_logps
 from rlhfv_ray.records import PairBatch
 
@@ -58,33 +59,38 @@ def dpo_loss(
 class StepLoss(NamedTuple):
     """The loss of one batch, with what its metrics need; each pair's values (P,)."""
 
-    total: Tensor  # scalar: mean preference loss + sft_weight * mean negative log-likelihood of chosen
-    preference: PreferenceLoss
-    logps: Float[Tensor, " B"]
+    total: (
+        Tensor  # scalar: preference_weight * mean preference loss + sft_weight * mean negative log-likelihood of chosen
+    )
+    preference: PreferenceLoss | None  # None where chosen answers are all that is learnt from
+    logps: Float[Tensor, " B"]  # then of the chosen answers alone
     changed_share: Float[Tensor, ""]  # share of the scored tokens that are corrected
 
 
-def batch_loss(
-    scored: Float[Tensor, "B A"], batch: PairBatch, *, beta: float, gamma: float, normalize: bool, sft_weight: float
-) -> StepLoss:
-    """The DDPO loss of a batch of pairs whose reference log-probabilities are known.
+def batch_loss(scored: Float[Tensor, "B A"], batch: PairBatch, config: LossConfig) -> StepLoss:
+    """The loss of a batch: DDPO on pairs whose reference log-probabilities are known, imitation of the chosen answers, or both.
+
+        total = preference_weight * mean DDPO loss - sft_weight * mean over pairs of log pi(y_w|x)
+
+    The second term is the RLHF-V release's; it is scored like the preference itself, so with `normalize` every answer weighs the same.
 
     Args:
         scored: the policy's log-probability of every answer token.
         batch: masks, and the reference's log-probabilities.
-        beta: see `dpo_loss`.
-        gamma: weight of corrected tokens.
-        normalize: see `weighted_logps`.
-        sft_weight: adds the release's term -sft_weight * mean(log pi(y_w|x)), scored like the preference itself.
+        config: beta, gamma and the weights.
     """
-    assert batch.reference_token_logps is not None, "the reference stage fills these in"
-    weights = segment_weights(batch.answers >= 0, batch.changed, gamma=gamma, dtype=scored.dtype)
-    logps = weighted_logps(scored, weights, normalize=normalize)
-    reference = weighted_logps(batch.reference_token_logps.to(scored.dtype), weights, normalize=normalize)
     pairs = len(batch.ids)
-    preference = dpo_loss(logps[:pairs], logps[pairs:], reference[:pairs], reference[pairs:], beta=beta)
-    total = preference.losses.mean() - sft_weight * logps[:pairs].mean()
-    return StepLoss(total, preference, logps, _changed_share(weights, batch.changed))
+    weights = segment_weights(batch.answers >= 0, batch.changed, gamma=config.gamma, dtype=scored.dtype)
+    share = _changed_share(weights, batch.changed)
+    if config.imitates:
+        logps = weighted_logps(scored[:pairs], weights[:pairs], normalize=config.normalize)
+        return StepLoss(-config.sft_weight * logps.mean(), None, logps, share)
+    assert batch.reference_token_logps is not None, "the reference stage fills these in"
+    logps = weighted_logps(scored, weights, normalize=config.normalize)
+    reference = weighted_logps(batch.reference_token_logps.to(scored.dtype), weights, normalize=config.normalize)
+    preference = dpo_loss(logps[:pairs], logps[pairs:], reference[:pairs], reference[pairs:], beta=config.beta)
+    total = config.preference_weight * preference.losses.mean() - config.sft_weight * logps[:pairs].mean()
+    return StepLoss(total, preference, logps, share)
 
 
 def _changed_share(weights: Float[Tensor, "B A"], changed: Bool[Tensor, "B A"]) -> Float[Tensor, ""]:
@@ -93,25 +99,28 @@ def _changed_share(weights: Float[Tensor, "B A"], changed: Bool[Tensor, "B A"]) 
 
 
 def preference_metrics(step: StepLoss) -> Float[Tensor, " M"]:
-    """What is watched during training, as one vector in the order of `METRICS`; no device sync.
+    """What is watched during training, as one vector in the order of `METRICS`, NaN where there is no preference; no device sync.
 
     A pair counts as accurate when its chosen answer's reward is strictly the higher one.
     """
-    losses, chosen, rejected = step.preference
-    pairs = len(losses)
-    margins = chosen - rejected
-    values = [
-        step.total,
-        losses.mean(),
-        chosen.mean(),
-        rejected.mean(),
-        margins.mean(),
-        (margins > 0).float().mean(),
-        step.logps[:pairs].mean(),
-        step.logps[pairs:].mean(),
-        step.changed_share,
-    ]
-    return torch.stack([value.detach().float() for value in values])
+    if step.preference is None:
+        values = {"loss": step.total, "logps/chosen": step.logps.mean(), "segments/share": step.changed_share}
+    else:
+        losses, chosen, rejected = step.preference
+        pairs, margins = len(losses), chosen - rejected
+        values = {
+            "loss": step.total,
+            "loss/preference": losses.mean(),
+            "rewards/chosen": chosen.mean(),
+            "rewards/rejected": rejected.mean(),
+            "rewards/margins": margins.mean(),
+            "rewards/accuracies": (margins > 0).float().mean(),
+            "logps/chosen": step.logps[:pairs].mean(),
+            "logps/rejected": step.logps[pairs:].mean(),
+            "segments/share": step.changed_share,
+        }
+    nothing = step.total.new_full((), float("nan"))
+    return torch.stack([values.get(name, nothing).detach().float() for name in METRICS])
 
 
 METRICS = (

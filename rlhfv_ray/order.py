@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.data.reference_rows import from_row
-from rlhfv_ray.records import PairBatch, ReferencePair
+from rlhfv_ray.records import EncodedPair, PairBatch
 
 
 def batch_rows(pairs: int, batch: int, *, seed: int, step: int) -> list[int]:
@@ -33,7 +33,7 @@ def batch_rows(pairs: int, batch: int, *, seed: int, step: int) -> list[int]:
 def micro_batches(
     pairs: Any,
     lengths: Sequence[int],
-    collate: Callable[[Sequence[ReferencePair]], PairBatch],
+    collate: Callable[[Sequence[EncodedPair]], PairBatch],
     config: DDPOConfig,
     *,
     start: int,
@@ -41,15 +41,17 @@ def micro_batches(
 ) -> Iterator[PairBatch]:
     """This rank's batches, forward pass by forward pass.
 
-    A global batch is cut into groups of `scale.micro_batch` pairs of like length, whatever the number of workers; they take turns.
+    A global batch is cut into groups of `scale.micro_batch` pairs of like length, whatever the number of workers; they take turns, there and
+    back, so that none gets the longer group every time.
     """
     size, world, rank = config.scale.micro_batch, dist.get_world_size(), dist.get_rank()
     for step in range(start, stop):
         rows = batch_rows(len(pairs), config.optim.batch, seed=config.seed, step=step)
         rows.sort(key=lambda row: (lengths[row], row))
         for turn in range(config.accumulation):
-            first = (turn * world + rank) * size
-            yield collate([from_row(pairs[row]) for row in rows[first : first + size]])
+            first = (turn * world + (rank if turn % 2 == 0 else world - 1 - rank)) * size
+            some = rows[first : first + size]
+            yield collate([from_row(pairs[row], chosen_only=config.loss.imitates) for row in some])
 
 
 def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
@@ -59,6 +61,16 @@ def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
         while (batch := following.result()) is not None:
             following = thread.submit(next, batches, None)
             yield batch
+
+
+def drawn_rows(pairs: int, count: int, *, seed: int) -> list[int]:
+    """`count` of the rows, in the order of the data; what is drawn for a smaller count is part of what is drawn for a larger one.
+
+    Example:
+        >>> set(drawn_rows(100, 5, seed=0)) < set(drawn_rows(100, 20, seed=0))
+        True
+    """
+    return sorted(np.random.default_rng([seed, pairs]).permutation(pairs)[:count].tolist())
 
 
 @functools.lru_cache(maxsize=2)

@@ -21,11 +21,11 @@ from rlhfv_ray.cluster import map_parts
 from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import Slice, data_digest, list_slices, read_slice
 from rlhfv_ray.data.reference_rows import REJECTED, SCHEMA, to_row
-from rlhfv_ray.encoding import encode_pair
+from rlhfv_ray.encoding import encode_example, encode_pair
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, load_processor, model_digests
-from rlhfv_ray.records import EncodedPair, ReferencePair
+from rlhfv_ray.records import EncodedPair, Example, PreferencePair, ReferencePair
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def reference_inputs(model: ModelConfig, data: DataConfig, *, rows: str | None =
         "max_length": data.max_length,
         "layout": model.layout,  # of rows: bf16 rounds each its own way
         "attention": model.attention,
+        **({} if data.spans else {"spans": False}),
         "version": 1,  # of the folder
     }
 
@@ -60,21 +61,28 @@ def compute_reference_logps(model: ModelConfig, data: DataConfig, scale: ScaleCo
         scale=scale,
         title="Reference log-probs",
     )
-    _collect_rejected(folder, data)
+    collect_rejected(folder, data)
 
 
 def encode_slice(piece: Slice, *, model: ModelConfig, data: DataConfig) -> list[EncodedPair | tuple[str, str]]:
-    """Read and encode the rows of a slice; an unusable row becomes (id, reason)."""
+    """Read and encode the rows of a slice, pairs or examples; an unusable row becomes (id, reason)."""
     processor = _cached_processor(model)
     rows: list[EncodedPair | tuple[str, str]] = []
     for row_id, pair in read_slice(piece):
         try:
             if isinstance(pair, DataError):
                 raise pair
-            rows.append(encode_pair(pair, processor, min_match=data.min_match, max_length=data.max_length))
+            rows.append(encode(pair, processor, data))
         except DataError as error:
             rows.append((row_id, str(error)))
     return rows
+
+
+def encode(row: PreferencePair | Example, processor: Any, data: DataConfig) -> EncodedPair:
+    """Encode a pair or an example."""
+    if isinstance(row, Example):
+        return encode_example(row, processor, max_length=data.max_length)
+    return encode_pair(row, processor, min_match=data.min_match, max_length=data.max_length, spans=data.spans)
 
 
 class ReferenceActor:
@@ -94,8 +102,14 @@ class ReferenceActor:
         for start in range(0, len(pairs), self.batch):
             some = score_pairs(self.policy, self.processor, by_length[start : start + self.batch])
             scored |= {pair.id: pair for pair in some}
-        rejected = [{"id": row[0], "reason": row[1]} for row in rows if isinstance(row, tuple)]
-        return pa.Table.from_pylist([*(to_row(scored[pair.id]) for pair in pairs), *rejected], schema=SCHEMA)
+        return part_table([scored[row.id] if isinstance(row, EncodedPair) else row for row in rows], SCHEMA)
+
+
+def part_table(rows: Sequence[EncodedPair | tuple[str, str]], schema: pa.Schema) -> pa.Table:
+    """One part: pairs, then the rows that cannot be used."""
+    pairs = [to_row(row) for row in rows if isinstance(row, EncodedPair)]
+    rejected = [{"id": row[0], "reason": row[1]} for row in rows if isinstance(row, tuple)]
+    return pa.Table.from_pylist([*pairs, *rejected], schema=schema)
 
 
 def score_pairs(policy: AnswerPolicy, processor: Any, pairs: Sequence[EncodedPair]) -> list[ReferencePair]:
@@ -115,8 +129,8 @@ def _cached_processor(model: ModelConfig) -> Any:
     return load_processor(model.path, trust_remote_code=model.trust_remote_code)
 
 
-def _collect_rejected(folder: Path, data: DataConfig) -> None:
-    """Write `rejected_rows.parquet`, and stop where too many rows, or all, are in it."""
+def collect_rejected(folder: Path, data: DataConfig) -> None:
+    """Write `rejected_rows.parquet` of a folder whose parts are all there, and stop where too many rows, or all, are in it."""
     table = pa.concat_tables(
         pq.read_table(path, columns=["id", "reason"]) for path in sorted(folder.glob("part-*.parquet"))
     )

@@ -27,8 +27,8 @@ from rlhfv_ray.config import DDPOConfig, OptimConfig
 from rlhfv_ray.data.reference_rows import check_reference, from_row, load_reference, pair_lengths
 from rlhfv_ray.errors import CheckpointError, ConfigError, StageFailedError, StaleReferenceError
 from rlhfv_ray.logps import policy_token_logps
-from rlhfv_ray.loss import StepLoss, batch_loss
-from rlhfv_ray.order import micro_batches, prefetched
+from rlhfv_ray.loss import PreferenceLoss, StepLoss, batch_loss
+from rlhfv_ray.order import drawn_rows, micro_batches, prefetched
 from rlhfv_ray.progress import RecordWriter, Reporter, following
 from rlhfv_ray.records import PairBatch
 
@@ -65,6 +65,7 @@ def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], N
     """
     scale = job.config.scale
     (job.folder / FAILURE).unlink(missing_ok=True)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray's 2 s make every end of training as late
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
@@ -130,6 +131,9 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     """
     torch.manual_seed(job.config.seed)
     pairs, lengths = load_reference(job.reference), pair_lengths(job.reference)
+    if job.config.data.limit:
+        rows = drawn_rows(len(pairs), job.config.data.used(len(pairs)), seed=job.config.seed)
+        pairs, lengths = pairs.select(rows), [lengths[row] for row in rows]
     config, foretold = fit_worker(job.config, pairs, lengths)
     optim, scale, steps = config.optim, config.scale, config.optim.total_steps(len(pairs))
     until = job.until or steps
@@ -196,7 +200,7 @@ def fit_worker(config: DDPOConfig, pairs: Any, lengths: Sequence[int]) -> tuple[
     dist.all_reduce(least, dist.ReduceOp.MIN)
     longest = sorted(range(len(lengths)), key=lambda row: lengths[row])[-scale.micro_batch :]
     processor = load_processor(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    shapes = shapes_of([from_row(pairs[row]) for row in longest], processor, config)
+    shapes = shapes_of([from_row(pairs[row], chosen_only=config.loss.imitates) for row in longest], processor, config)
     fitting, memory = fit_memory(config, shapes, int(least))
     return fitting, memory.total / 2**30
 
@@ -216,9 +220,9 @@ def update(
     for _ in range(job.config.accumulation):
         batch = to_device(next(batches), engine.device, next(engine.module.parameters()).dtype)
         scored = policy_token_logps(engine, batch)
-        loss = batch_loss(scored, batch, **vars(job.config.loss))
-        if step == 0 and not losses:
-            check_first_loss(scored, batch, loss, job)
+        loss = batch_loss(scored, batch, job.config.loss)
+        if step == 0 and not losses and loss.preference is not None:
+            check_first_loss(scored, batch, loss.preference, job)
         engine.backward(loss.total)
         engine.step()
         losses.append((batch, loss))
@@ -274,7 +278,7 @@ def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConf
     return engine
 
 
-def check_first_loss(scored: Tensor, batch: PairBatch, loss: StepLoss, job: TrainJob) -> None:
+def check_first_loss(scored: Tensor, batch: PairBatch, loss: PreferenceLoss, job: TrainJob) -> None:
     """The gate before the first update: policy = reference, so every worker's loss must be ln 2.
 
     Large beta and gamma on long answers magnify rounding; so a loss that is off passes where the tokens' log-probs themselves agree.
@@ -283,7 +287,7 @@ def check_first_loss(scored: Tensor, batch: PairBatch, loss: StepLoss, job: Trai
         StaleReferenceError: the reference log-probs are not this model's; on every rank.
     """
     assert batch.reference_token_logps is not None, "the reference stage fills these in"
-    off = (loss.preference.losses.detach().mean() - math.log(2)).abs()
+    off = (loss.losses.detach().mean() - math.log(2)).abs()
     tokens = batch.answers >= 0
     apart = (scored.detach() - batch.reference_token_logps)[tokens].abs().mean()
     gate, rounding = GATE[job.config.model.dtype]

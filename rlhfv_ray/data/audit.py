@@ -53,7 +53,7 @@ def audit_pairs(slices: Iterable[Slice], *, decode: bool = False) -> Audit:
                 pair = _decoded(pair)
             if isinstance(pair, DataError):
                 errors.append(str(pair))
-            else:
+            elif isinstance(pair, PreferencePair):
                 words.append((len(pair.chosen.split()), len(pair.rejected.split())))
     codes = [message.partition(":")[0] for message in errors]
     return Audit(

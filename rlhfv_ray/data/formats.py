@@ -30,9 +30,9 @@ Row = Mapping[str, Any]
 TSV_COLUMNS = ("ds_name", "image", "text", "origin_dataset", "origin_split", "idx", "image_path")
 ORIGIN_COLUMNS = ("ds_name", "origin_dataset", "origin_split", "image_path")
 OPTIONAL_COLUMNS = (*ORIGIN_COLUMNS, "idx", "id", "system", "chosen_spans", "rejected_spans")
-_PLACEHOLDER = "<image>"
-_UNUSABLE = re.compile("[\0\ud800-\udfff]")
-_ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
+PLACEHOLDER = "<image>"
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
+ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 
 
 def unusable(code: str, reason: str) -> DataError:
@@ -57,19 +57,19 @@ def read_row(row: Row, *, format: str, root: Path, fallback_id: str) -> tuple[st
         root: resolved folder that image paths are relative to and may not leave.
         fallback_id: id of a row that brings none.
     """
-    row_id = _own_id(row) or fallback_id
+    row_id = own_id(row) or fallback_id
     try:
         fields = FORMATS[format].fields(row)
-        row_id = _own_id(fields) or row_id
+        row_id = own_id(fields) or row_id
         pair = PreferencePair(
             id=row_id,
-            image=_image_bytes(fields, root),
+            image=image_bytes(fields, root),
             question=_text(fields, "question"),
             chosen=_text(fields, "chosen"),
             rejected=_text(fields, "rejected"),
             chosen_spans=_spans(fields, "chosen_spans"),
             rejected_spans=_spans(fields, "rejected_spans"),
-            origin=_origin(fields),
+            origin=origin_of(fields),
         )
         check_pair(pair)
     except DataError as error:
@@ -92,8 +92,13 @@ def check_pair(pair: PreferencePair) -> None:
     _check_answer("rejected", pair.rejected, pair.rejected_spans)
     if pair.chosen.strip() == pair.rejected.strip():
         raise unusable("equal_answers", "chosen and rejected are the same text: there is nothing to prefer")
-    for text in (pair.id, pair.question, pair.chosen, pair.rejected, *pair.origin, *pair.origin.values()):
-        if _UNUSABLE.search(text):
+    check_texts(pair.id, pair.question, pair.chosen, pair.rejected, *pair.origin, *pair.origin.values())
+
+
+def check_texts(*texts: str) -> None:
+    """Refuse text that Arrow or a tokenizer cannot hold."""
+    for text in texts:
+        if UNUSABLE.search(text):
             raise unusable("bad_text", f"NUL or half a surrogate pair in {text[:80]!r}")
 
 
@@ -105,29 +110,31 @@ def _check_answer(name: str, answer: str, spans: Sequence[Span] | None) -> None:
             raise unusable("bad_spans", f"{name} span [{start}, {stop}) in an answer of {len(answer)} characters")
 
 
-def detect_format(columns: Sequence[str], *, is_tsv: bool) -> str:
+def detect_format(columns: Sequence[str], formats: Mapping[str, "Format"], *, is_tsv: bool) -> str:
     """Name the format of a file from its type and columns.
 
     Raises:
         DataError: no format fits; the message names the closest one and what it misses.
     """
-    candidates = [name for name in FORMATS if (name == "muffin_tsv") == is_tsv]
-    guess = min(candidates, key=lambda name: len(_missing(name, columns)) / len(FORMATS[name].columns))
-    check_columns(guess, columns)
+    candidates = [name for name in formats if (name == "muffin_tsv") == is_tsv]
+    guess = min(candidates, key=lambda name: len(_missing(formats[name], columns)) / len(formats[name].columns))
+    check_columns(guess, columns, formats)
     return guess
 
 
-def check_columns(format: str, columns: Sequence[str]) -> None:
-    """Refuse a file that lacks a column its format needs."""
-    if missing := _missing(format, columns):
+def check_columns(format: str, columns: Sequence[str], formats: Mapping[str, "Format"]) -> None:
+    """Refuse a file that lacks a column its format needs, or a format that is none of these."""
+    if format not in formats:
+        raise DataError(f"bad_format: {format!r} is none of {', '.join(formats)}")
+    if missing := _missing(formats[format], columns):
         raise DataError(
             f"bad_columns: read as format {format!r}, but column {', '.join(missing)} is missing; "
-            f"columns there: {', '.join(columns) or 'none'}; formats: {', '.join(FORMATS)}"
+            f"columns there: {', '.join(columns) or 'none'}; formats: {', '.join(formats)}"
         )
 
 
-def _missing(format: str, columns: Sequence[str]) -> list[str]:
-    return [need for need in FORMATS[format].columns if not any(name in columns for name in need.split("|"))]
+def _missing(format: "Format", columns: Sequence[str]) -> list[str]:
+    return [need for need in format.columns if not any(name in columns for name in need.split("|"))]
 
 
 def _rlhfv(row: Row) -> Row:
@@ -140,12 +147,18 @@ def _rlhfv(row: Row) -> Row:
 
 
 def _muffin_tsv(row: Row) -> Row:
+    decoded = from_base64(row, "image", "text", "origin_split")
     try:
-        decoded = {name: base64.b64decode(row[name], validate=True) for name in ("image", "text", "origin_split")}
         return _rlhfv({**row, **decoded, "origin_split": decoded["origin_split"].decode()})
-    except DataError:
-        raise
-    except ValueError as error:  # base64 and UTF-8
+    except UnicodeDecodeError as error:
+        raise unusable("bad_base64", str(error)) from error
+
+
+def from_base64(row: Row, *names: str) -> dict[str, bytes]:
+    """Columns that are stored in base64."""
+    try:
+        return {name: base64.b64decode(row[name], validate=True) for name in names}
+    except ValueError as error:
         raise unusable("bad_base64", str(error)) from error
 
 
@@ -168,11 +181,11 @@ def _fields(row: Row, prompt: object, chosen: object, rejected: object) -> Row:
     if row.get("system"):
         raise unusable("multi_turn", "a system prompt is not supported")
     question = _said(prompt, "user")
-    if question.count(_PLACEHOLDER) > 1:
+    if question.count(PLACEHOLDER) > 1:
         raise unusable("multi_image", "the question shows more than one image")
     return {
         **row,
-        "question": question.replace(_PLACEHOLDER, "").strip(),
+        "question": question.replace(PLACEHOLDER, "").strip(),
         "chosen": _said(chosen, "assistant"),
         "rejected": _said(rejected, "assistant"),
     }
@@ -186,16 +199,17 @@ def _said(messages: object, role: str) -> str:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise unusable("bad_row", f"expected text or messages, found {type(messages).__name__}")
     roles = [str(turn.get("role") or turn.get("from")) for turn in turns]
-    if [_ROLES.get(name, name) for name in roles] != [role]:
+    if [ROLES.get(name, name) for name in roles] != [role]:
         raise unusable("multi_turn", f"expected one {role} message, found {', '.join(roles) or 'none'}")
     content = turns[0].get("content") or turns[0].get("value") or ""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    return "".join(_part(part) for part in parts)
+    return "".join(part_text(part) for part in parts)
 
 
-def _part(part: object) -> str:
+def part_text(part: object) -> str:
+    """Text of a part of a message; an image is its placeholder."""
     if isinstance(part, dict) and part.get("type") == "image":
-        return _PLACEHOLDER
+        return PLACEHOLDER
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return part["text"]
     raise unusable("bad_row", "a message's content must be text or parts of type text and image")
@@ -218,7 +232,7 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-def _own_id(fields: Row) -> str | None:
+def own_id(fields: Row) -> str | None:
     """`id` as it is; `idx` behind its data set's name, since each set counts from 0."""
     for name, prefix in (("id", ""), ("idx", f"{fields['ds_name']}:" if fields.get("ds_name") else "")):
         value = fields.get(name)
@@ -242,7 +256,8 @@ def _spans(fields: Row, name: str) -> tuple[Span, ...] | None:
         raise unusable("bad_spans", f"{name} must be a list of [start, stop): {error}") from error
 
 
-def _origin(fields: Row) -> dict[str, str]:
+def origin_of(fields: Row) -> dict[str, str]:
+    """Where a row comes from, as text."""
     extra = fields.get("origin")
     found = {**(extra if isinstance(extra, dict) else {}), **{name: fields.get(name) for name in ORIGIN_COLUMNS}}
     return {
@@ -252,7 +267,8 @@ def _origin(fields: Row) -> dict[str, str]:
     }
 
 
-def _image_bytes(fields: Row, root: Path) -> bytes:
+def image_bytes(fields: Row, root: Path) -> bytes:
+    """The one image of a row, from its bytes or its path below `root`."""
     value = fields.get("images") if fields.get("image") is None else fields.get("image")
     if isinstance(value, list):
         if len(value) > 1:

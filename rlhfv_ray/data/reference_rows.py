@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhfv_ray.errors import StaleReferenceError
-from rlhfv_ray.records import ChangedTokens, ReferencePair
+from rlhfv_ray.records import ChangedTokens, EncodedPair, ReferencePair
 from rlhfv_ray.segments import Rule
 
 REJECTED = "rejected_rows.parquet"
@@ -31,10 +31,13 @@ SCHEMA = pa.schema(
         **{f"changed/{rule}/{side}": FLAGS for rule in get_args(Rule) for side in ("chosen", "rejected")},
     }
 )
+EXAMPLES = pa.schema(
+    [*(kept for kept in SCHEMA if "logps" not in kept.name), pa.field("scored", FLAGS)]
+)  # nothing is rejected
 
 
-def to_row(pair: ReferencePair) -> dict[str, Any]:
-    """A pair as a row of `SCHEMA`."""
+def to_row(pair: EncodedPair) -> dict[str, Any]:
+    """A pair as a row of `SCHEMA`, or an example of `EXAMPLES`."""
     row = asdict(pair)
     del row["changed"]
     for rule, masks in pair.changed.items():
@@ -42,13 +45,16 @@ def to_row(pair: ReferencePair) -> dict[str, Any]:
     return row
 
 
-def from_row(row: Mapping[str, Any]) -> ReferencePair:
-    """A row of `SCHEMA` as a pair."""
-    changed = {
-        rule: ChangedTokens(row[f"changed/{rule}/chosen"], row[f"changed/{rule}/rejected"]) for rule in get_args(Rule)
-    }
-    names = ("id", "image", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_logps", "rejected_logps")
-    return ReferencePair(**{name: row[name] for name in names}, changed=changed)
+def from_row(row: Mapping[str, Any], *, chosen_only: bool = False) -> EncodedPair:
+    """A row of `SCHEMA` as a pair with its log-probs; of `EXAMPLES`, or with `chosen_only`, as an example."""
+    masks = {rule: (row[f"changed/{rule}/chosen"], row[f"changed/{rule}/rejected"]) for rule in get_args(Rule)}
+    fields = {name: row[name] for name in ("id", "image", "prompt_ids", "chosen_ids", "rejected_ids")}
+    if chosen_only or "chosen_logps" not in row:
+        alone = {rule: ChangedTokens(chosen, []) for rule, (chosen, _) in masks.items()}
+        return EncodedPair(**{**fields, "rejected_ids": []}, changed=alone, scored=row.get("scored"))
+    changed = {rule: ChangedTokens(*both) for rule, both in masks.items()}
+    logps = {name: row[name] for name in ("chosen_logps", "rejected_logps")}
+    return ReferencePair(**fields, **logps, changed=changed)
 
 
 def load_reference(folder: Path) -> Any:

@@ -8,7 +8,7 @@ import codecs
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -17,10 +17,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlhfv_ray.data.examples import EXAMPLE_FORMATS, read_example
 from rlhfv_ray.data.formats import (
     FORMATS,
     OPTIONAL_COLUMNS,
     TSV_COLUMNS,
+    Format,
     Row,
     check_columns,
     detect_format,
@@ -29,7 +31,7 @@ from rlhfv_ray.data.formats import (
     unusable,
 )
 from rlhfv_ray.errors import ConfigError, DataError
-from rlhfv_ray.records import PreferencePair
+from rlhfv_ray.records import Example, PreferencePair
 
 SUFFIXES = (".parquet", ".json", ".jsonl", ".tsv")
 _MAX_CUTS = 16  # slices of one row group or JSON array: neither can be entered in the middle
@@ -46,35 +48,48 @@ class Slice:
     start: int
     stop: int
     offset: int = 0  # byte where row `start` begins; line-based files only
+    examples: bool = False  # rows are read as examples, to be imitated
+
+    @property
+    def formats(self) -> Mapping[str, Format]:
+        """What it may be read as."""
+        return EXAMPLE_FORMATS if self.examples else FORMATS
 
 
-def list_slices(path: str | Path, *, format: str = "auto", rows: int = 64) -> list[Slice]:
+def list_slices(path: str | Path, *, format: str = "auto", rows: int = 64, examples: bool = False) -> list[Slice]:
     """Cut a file, or a folder of shards, into slices of about `rows` rows.
 
     Args:
         path: a file or a folder of files of one format.
-        format: a key of `FORMATS`, or "auto".
+        format: a key of `FORMATS` (of `EXAMPLE_FORMATS`, for examples), or "auto".
         rows: wanted per slice; more where the file's layout makes small slices dear.
+        examples: read them as examples, to be imitated, and not as pairs.
 
     Raises:
         ConfigError: no such format.
         DataError: no data, an unreadable file, missing columns, or shards of different formats.
     """
-    if format not in ("auto", *FORMATS):
-        raise ConfigError(f"format {format!r} is unknown; formats: auto, {', '.join(FORMATS)}")
+    known = EXAMPLE_FORMATS if examples else FORMATS
+    if format not in ("auto", *known):
+        hint = (
+            " (one of examples without a rejected answer: experiments/sft.py reads it)"
+            if format in EXAMPLE_FORMATS
+            else ""
+        )
+        raise ConfigError(f"format {format!r} is unknown here{hint}; formats: auto, {', '.join(known)}")
     slices: list[Slice] = []
     for file in data_files(path):
         with _naming(file):
-            name = _format(file, format)
+            name = _format(file, format, examples=examples)
             for start, stop, offset in _cuts(file, rows):
-                slices.append(Slice(len(slices), str(file), name, start, stop, offset))
+                slices.append(Slice(len(slices), str(file), name, start, stop, offset, examples))
     if len(names := sorted({part.format for part in slices})) > 1:
         raise DataError(f"mixed_formats: {path} holds files of formats {', '.join(names)}; keep one per folder")
     return slices
 
 
-def read_slice(part: Slice) -> Iterator[tuple[str, PreferencePair | DataError]]:
-    """Yield each row's id with its pair, or with the error that makes the row unusable.
+def read_slice(part: Slice) -> Iterator[tuple[str, PreferencePair | Example | DataError]]:
+    """Yield each row's id with its pair (or example), or with the error that makes the row unusable.
 
     Raises:
         DataError: the file cannot be read.
@@ -88,7 +103,8 @@ def read_slice(part: Slice) -> Iterator[tuple[str, PreferencePair | DataError]]:
             if isinstance(stored, DataError):
                 pair = stored
             else:
-                row_id, pair = read_row(stored, format=part.format, root=root, fallback_id=row_id)
+                read = read_example if part.examples else read_row
+                row_id, pair = read(stored, format=part.format, root=root, fallback_id=row_id)
             if isinstance(pair, DataError):
                 place = f"{file.name}:{row + 1}" if by_line else f"{file.name} row {row}"  # editors count lines from 1
                 pair = DataError(f"{pair} ({place})")
@@ -109,6 +125,7 @@ def load_pairs(path: str | Path, *, format: str = "auto") -> Iterator[Preference
         for _, pair in read_slice(part):
             if isinstance(pair, DataError):
                 raise pair
+            assert isinstance(pair, PreferencePair)
             yield pair
 
 
@@ -148,17 +165,18 @@ def _is_array(file: Path) -> bool:
         return content.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
-def _format(file: Path, format: str) -> str:
+def _format(file: Path, format: str, *, examples: bool) -> str:
+    formats = EXAMPLE_FORMATS if examples else FORMATS
     if file.suffix == ".parquet":
         columns = pq.read_schema(file).names
     else:
-        head = (row for _, row in _stored_rows(Slice(0, str(file), format, 0, _PEEK)))
+        head = (row for _, row in _stored_rows(Slice(0, str(file), format, 0, _PEEK, examples=examples)))
         columns = list(dict.fromkeys(name for row in head if not isinstance(row, DataError) for name in row))
     if format == "auto":
-        return detect_format(columns, is_tsv=file.suffix == ".tsv")
+        return detect_format(columns, formats, is_tsv=file.suffix == ".tsv")
     if (format == "muffin_tsv") != (file.suffix == ".tsv"):
         raise DataError(f"bad_columns: a {file.suffix} file cannot be of format {format!r}")
-    check_columns(format, columns)
+    check_columns(format, columns, formats)
     return format
 
 
@@ -205,7 +223,7 @@ def _stored_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
 
 
 def _parquet_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
-    used = {name for need in FORMATS[part.format].columns for name in need.split("|")}.union(OPTIONAL_COLUMNS)
+    used = {name for need in part.formats[part.format].columns for name in need.split("|")}.union(OPTIONAL_COLUMNS)
     with pq.ParquetFile(part.file, buffer_size=2**20) as table:
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
         ends = list(accumulate(sizes))

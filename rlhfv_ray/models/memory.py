@@ -21,7 +21,7 @@ from rlhfv_ray.logps import HEAD_BYTES
 from rlhfv_ray.models.adapters import meta_model, parameter_counts, part_of
 from rlhfv_ray.models.layouts import layout_of
 from rlhfv_ray.models.policy import recompute_activations
-from rlhfv_ray.records import ReferencePair
+from rlhfv_ray.records import EncodedPair
 
 GIB = 2**30
 SPARE = 0.08  # of the device: fragmentation, libraries, collectives' buffers
@@ -60,7 +60,7 @@ class Memory:
         return f"{self.total / GIB:.2f} GiB a worker ({parts})"
 
 
-def shapes_of(pairs: Sequence[ReferencePair], processor: Any, config: DDPOConfig) -> Shapes:
+def shapes_of(pairs: Sequence[EncodedPair], processor: Any, config: DDPOConfig) -> Shapes:
     """Shapes of one forward pass over these pairs.
 
     Raises:

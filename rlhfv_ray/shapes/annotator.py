@@ -7,6 +7,7 @@ becomes one that is and was not mentioned, as long as there is one. Wrong colour
 from dataclasses import dataclass
 from typing import Literal
 
+from rlhfv_ray.records import Span
 from rlhfv_ray.shapes.captions import caption, phrase, read_phrases
 from rlhfv_ray.shapes.scenes import CORNERS, Group, Scene
 
@@ -39,6 +40,8 @@ class Correction:
 
     text: str
     segments: tuple[Segment, ...]
+    chosen_spans: tuple[Span, ...]  # characters of the corrected phrases, after
+    rejected_spans: tuple[Span, ...]  # and before
 
 
 def mistakes(scene: Scene, text: str) -> list[Mistake]:
@@ -87,6 +90,7 @@ def correct(scene: Scene, text: str) -> Correction | None:
     missed = [group for group in scene.groups if group.shape not in named]
     corrected: list[Group] = []
     segments: list[Segment] = []
+    put_in: list[Group] = []
     for said, (start, _) in read_phrases(text):
         truth: Group | None = said
         if start in wrong:
@@ -95,10 +99,14 @@ def correct(scene: Scene, text: str) -> Correction | None:
             )
             missed = [group for group in missed if group is not truth]
             segments.append(Segment(tuple(m.kind for m in wrong[start]), phrase(said), phrase(truth) if truth else ""))
+            put_in += [truth] if truth else []
         corrected += [truth] if truth else []
     if not segments:
         return None
-    return Correction(caption(scene.setting, sorted(corrected, key=_corner)), tuple(segments))
+    after = caption(scene.setting, sorted(corrected, key=_corner))
+    chosen = tuple(span for said, span in read_phrases(after) if said in put_in)
+    rejected = tuple(span for _, span in read_phrases(text) if span[0] in wrong)
+    return Correction(after, tuple(segments), chosen, rejected)
 
 
 def _corner(group: Group) -> int:

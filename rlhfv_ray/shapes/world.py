@@ -1,4 +1,4 @@
-"""The world as files: preference pairs for training, COCO-format annotations for evaluation.
+"""The world as files: preference pairs and captions for training, COCO-format annotations for evaluation.
 
 Both go out in the formats of the real thing (RLHF-V-Dataset Parquet; COCO instances and captions JSON) and are read back by the code
 that reads the real thing.
@@ -9,17 +9,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.records import Answer, PreferencePair, Prompt
-from rlhfv_ray.shapes.annotator import correct
-from rlhfv_ray.shapes.captions import QUESTIONS, caption
+from rlhfv_ray.shapes.annotator import correct, mistakes
+from rlhfv_ray.shapes.captions import QUESTIONS, caption, read_phrases
 from rlhfv_ray.shapes.scenes import SHAPES, Group, Scene, make_scenes, render
 from rlhfv_ray.stages import write_json
 
 PAIRS_SEED = 1_000_000  # scenes of pairs are none of those the model was pretrained on
 SYNONYMS = Path(__file__).parent / "synonyms.txt"  # first word of a line is the object
-WORLD = 1  # version: raised when the same seed gives another world
+WORLD = 2  # version: raised when the same seed gives another world
 
 
 def prompts_of(scenes: Iterable[Scene]) -> list[Prompt]:
@@ -35,7 +38,7 @@ def scenes_to_correct(count: int, *, seed: int) -> list[Scene]:
 def write_corrections(scenes: Sequence[Scene], answers: Sequence[Answer], path: Path) -> int:
     """Correct descriptions and write the pairs, in the format of RLHF-V-Dataset; returns how many.
 
-    `origin_split` carries each pair's segments: the kinds of mistake, the words before and after.
+    The corrected phrases are marked; `origin_split` carries the kinds of mistake, the words before and after.
     """
     pairs = []
     for scene, answer in zip(scenes, answers, strict=True):
@@ -44,9 +47,17 @@ def write_corrections(scenes: Sequence[Scene], answers: Sequence[Answer], path: 
             continue
         split = {"type": "detailed_description", "segments": [asdict(segment) for segment in correction.segments]}
         origin = {"ds_name": "shapes", "origin_dataset": "shapes", "origin_split": json.dumps(split)}
-        image = render(scene)
         pairs.append(
-            PreferencePair(f"shapes:{scene.id}", image, answer.question, correction.text, answer.text, origin=origin)
+            PreferencePair(
+                f"shapes:{scene.id}",
+                render(scene),
+                answer.question,
+                correction.text,
+                answer.text,
+                correction.chosen_spans,
+                correction.rejected_spans,
+                origin,
+            )
         )
     if not pairs:
         raise StageFailedError(
@@ -54,6 +65,43 @@ def write_corrections(scenes: Sequence[Scene], answers: Sequence[Answer], path: 
         )
     write_pairs(pairs, path)
     return len(pairs)
+
+
+def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]], path: Path) -> int:
+    """Rank two descriptions of each scene and write the pairs; returns how many.
+
+    The one with fewer mistakes is chosen; of equally many, the one that says more that is true. Equally good ones give no pair.
+    """
+    pairs = []
+    for scene, first, second in zip(scenes, *answers, strict=True):
+        better, worse = sorted((first, second), key=lambda answer: _rank(scene, answer.text))
+        if _rank(scene, better.text) < _rank(scene, worse.text):
+            origin = {"ds_name": "shapes", "origin_dataset": "shapes"}
+            image = render(scene)
+            pairs.append(
+                PreferencePair(f"shapes:{scene.id}", image, first.question, better.text, worse.text, origin=origin)
+            )
+    if not pairs:
+        raise StageFailedError("No two answers were of different quality; give it more --shapes.scenes.")
+    write_pairs(pairs, path)
+    return len(pairs)
+
+
+def _rank(scene: Scene, text: str) -> tuple[int, int]:
+    wrong = {mistake.start for mistake in mistakes(scene, text)}
+    return len(wrong), len(wrong) - len(read_phrases(text))
+
+
+def write_captions(scenes: Sequence[Scene], path: Path) -> None:
+    """Write careful descriptions of scenes as questions and answers to be imitated."""
+    prompts = prompts_of(scenes)
+    columns = {
+        "id": [f"shapes:{prompt.id}" for prompt in prompts],
+        "image": [prompt.image for prompt in prompts],
+        "question": [prompt.question for prompt in prompts],
+        "answer": [caption(scene.setting, scene.groups) for scene in scenes],
+    }
+    pq.write_table(pa.table(columns), path)
 
 
 def write_benchmark(folder: Path, *, count: int, seed: int) -> None:

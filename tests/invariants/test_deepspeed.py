@@ -145,7 +145,7 @@ def plain(small_model, reference_pairs):
         policy = AnswerPolicy(model, layout_of(model))
         made = collate_pairs(reference_pairs, processor, rule="muffin", layout=policy.layout)
         batch = to_device(made, model.device, model.dtype)
-        batch_loss(policy_token_logps(policy, batch), batch, **vars(LOSS)).total.backward()
+        batch_loss(policy_token_logps(policy, batch), batch, LOSS).total.backward()
         gradients[dtype] = {
             name: torch.zeros_like(weight, dtype=torch.float32) if weight.grad is None else weight.grad.float()
             for name, weight in model.named_parameters()

@@ -8,14 +8,16 @@ from io import BytesIO
 import pytest
 import torch
 from PIL import Image
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import GenerationConfig
-from rlhfv_ray.encoding import encode_pair
+from rlhfv_ray.encoding import encode_example, encode_pair
 from rlhfv_ray.generate import answer_prompts
 from rlhfv_ray.logps import IGNORED, policy_token_logps, token_logps
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, recompute_activations
-from rlhfv_ray.records import PreferencePair, Prompt
+from rlhfv_ray.models import policy as policy_module
+from rlhfv_ray.records import EncodedPair, Example, PreferencePair, Prompt
 from tests.families import FAMILIES, save
 
 TOKENS = 1e-5  # nats
@@ -79,6 +81,23 @@ def test_shared_rows_equal_plain_rows(family):
     assert_same(shared, scores_and_gradients(model, batch, plain))
 
 
+def test_shared_rows_need_no_mask(family, monkeypatch):
+    """Catches: rows that fall back to masked attention unseen, in which half of what is computed is hidden."""
+    model, processor, pairs = family
+    layout, masked = layout_of(model), []
+
+    def record(module, query, key, value, attention_mask, **settings):
+        masked.append(
+            attention_mask is not None and attention_mask.shape[-1] > 1 and attention_mask.dtype == torch.bool
+        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+
+    monkeypatch.setattr(policy_module, "sdpa_attention_forward", record)
+    batch = collate_pairs(pairs, processor, rule="muffin", layout=layout)
+    policy_token_logps(AnswerPolicy(model, layout), batch)
+    assert any(masked) == (model.config.model_type == "gemma3")  # its images' tokens see each other both ways
+
+
 def test_whole_model_scores_the_same(family):
     """Catches: the way of untested families (all logits, as the model computes them) that gives something else."""
     model, processor, pairs = family
@@ -115,6 +134,26 @@ def test_plain_rows_are_the_models_own_logits(family):
             wanted = token_logps(logits, labels)[0, len(pair.prompt_ids) - 1 :]
             torch.testing.assert_close(ours[row, : len(answer)], wanted, atol=TOKENS, rtol=1e-6)
             assert (ours[row, len(answer) :] == 0).all()
+
+
+def test_conversations_are_the_models_own_logits(family):
+    """Catches: a later turn that is scored at the wrong place or not at all, in either layout, or a template that loses a turn."""
+    model, processor, pairs = family
+    turns = (("What is there?", ANSWERS[0][0]), ("one", ANSWERS[1][0]))
+    example = encode_example(Example("talk", pairs[0].image, turns), processor, max_length=2048)
+    examples = [example, EncodedPair(**{**vars(pairs[1]), "rejected_ids": []})]
+    assert example.scored is not None and not all(example.scored)
+    layouts = layout_of(model), layout_of(model, "plain")
+    shared, plain = (collate_pairs(examples, processor, rule="muffin", layout=layout) for layout in layouts)
+    found = scores_and_gradients(model, shared, layouts[0])
+    assert_same(found, scores_and_gradients(model, plain, layouts[1]))
+    ids = torch.tensor([example.prompt_ids + example.chosen_ids])
+    images = layouts[1].image_inputs(processor, [example.image])
+    logits = model(input_ids=ids, **layouts[1].token_inputs(ids), **images, use_cache=False).logits
+    unscored = torch.tensor([[True] * len(example.prompt_ids) + [not flag for flag in example.scored]])
+    wanted = token_logps(logits, ids.masked_fill(unscored, IGNORED))[0, len(example.prompt_ids) - 1 :]
+    torch.testing.assert_close(found[0][0, : len(wanted)], wanted.detach(), atol=TOKENS, rtol=1e-6)
+    assert (wanted != 0).sum() == sum(example.scored)
 
 
 def saved_bytes(model, batch, layout) -> int:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rlhfv_ray.batch import collate_pairs
+from rlhfv_ray.config import LossConfig
 from rlhfv_ray.data.reference_rows import SCHEMA, from_row, to_row
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import batch_loss
@@ -62,9 +63,7 @@ def losses_of(model, processor, pairs, *, rule="both_sides", beta=0.5, gamma=5.0
     """Loss by pair id."""
     batch = collate_pairs(pairs, processor, rule=rule, layout=model.layout)
     with torch.no_grad():
-        step = batch_loss(
-            policy_token_logps(model, batch), batch, beta=beta, gamma=gamma, normalize=normalize, sft_weight=0.0
-        )
+        step = batch_loss(policy_token_logps(model, batch), batch, LossConfig(beta, gamma, normalize))
     return dict(zip(batch.ids, step.preference.losses.tolist(), strict=True))
 
 
@@ -120,7 +119,9 @@ def test_padding_to_any_width_changes_nothing(model, processor, off):
     )
     settings = {"beta": 0.5, "gamma": 5.0, "normalize": True, "sft_weight": 0.1}
     with torch.no_grad():
-        narrow, wide = (batch_loss(policy_token_logps(model, made), made, **settings) for made in (batch, padded))
+        narrow, wide = (
+            batch_loss(policy_token_logps(model, made), made, LossConfig(**settings)) for made in (batch, padded)
+        )
     torch.testing.assert_close(wide.preference.losses, narrow.preference.losses, atol=BATCHING, rtol=0)
     torch.testing.assert_close(wide.total, narrow.total, atol=BATCHING, rtol=0)
     torch.testing.assert_close(wide.changed_share, narrow.changed_share, atol=BATCHING, rtol=0)
@@ -162,9 +163,7 @@ def fast_loss(model, processor, pairs, *, beta, gamma, normalize, rule):
         reference[row, : len(logps)] = torch.tensor(logps, dtype=torch.float64)
     inputs = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch.inputs.items()}
     batch = batch._replace(inputs=inputs, reference_token_logps=reference)
-    return batch_loss(
-        policy_token_logps(model, batch), batch, beta=beta, gamma=gamma, normalize=normalize, sft_weight=0.0
-    )
+    return batch_loss(policy_token_logps(model, batch), batch, LossConfig(beta, gamma, normalize))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A Ray of two CPUs for the whole run, and small data and models to run the line's jobs on."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -85,9 +86,10 @@ def with_scale(config: DDPOConfig, **changes) -> DDPOConfig:
 def ray_processes(name: str) -> list[psutil.Process]:
     """Processes of this Ray whose title starts with `ray::name`."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if " ".join(process.info["cmdline"] or []).startswith(f"ray::{name}"):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith(f"ray::{name}"):
+                found.append(process)
     return found
 
 

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -10,7 +11,10 @@ from rlhfv_ray.cluster import read_parts
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.reference_rows import load_reference, rejected_rows
 from rlhfv_ray.errors import DataError
+from rlhfv_ray.examples import encode_examples
 from rlhfv_ray.reference import compute_reference_logps
+from rlhfv_ray.shapes.scenes import make_scenes
+from rlhfv_ray.shapes.world import write_captions
 from tests.conftest import careless_pairs
 from tests.ray.conftest import ray_processes, wait_for
 
@@ -93,3 +97,20 @@ def test_no_usable_pair_is_an_error(config, tmp_path, cluster):
             config.model, replace(config.data, path=str(path), max_rejected=1.0), config.scale, folder
         )
     assert pq.read_table(folder / "rejected_rows.parquet").num_rows == 3
+
+
+def test_examples_are_encoded_by_the_same_pipeline(cluster, config, tmp_path):
+    """Catches: examples that are lost, or that end the stage where one cannot be used."""
+    scenes = make_scenes(12, seed=5)
+    write_captions(scenes, tmp_path / "captions.parquet")
+    broken = pq.read_table(tmp_path / "captions.parquet").to_pylist()
+    broken[3]["answer"] = " "
+    pq.write_table(pa.Table.from_pylist(broken), tmp_path / "captions.parquet")
+    data = replace(config.data, path=str(tmp_path / "captions.parquet"), max_rejected=0.1)
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    encode_examples(config.model, data, config.scale, folder)
+    made = load_reference(folder)
+    assert list(made["id"]) == [f"shapes:{scene.id}" for scene in scenes if scene.id != 3]
+    assert "chosen_logps" not in made.column_names and set(map(len, made["rejected_ids"])) == {0}
+    assert [row["id"] for row in rejected_rows(folder)] == ["shapes:3"]

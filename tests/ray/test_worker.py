@@ -15,9 +15,10 @@ import torch
 
 from benchmarks.workers import free_port, group, write
 from rlhfv_ray.checkpoint import latest_checkpoint
+from rlhfv_ray.config import LossConfig
 from rlhfv_ray.data.reference_rows import load_reference
 from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError, StaleReferenceError
-from rlhfv_ray.order import batch_rows
+from rlhfv_ray.order import batch_rows, drawn_rows
 from rlhfv_ray.progress import read_records
 from rlhfv_ray.reference import reference_inputs
 from rlhfv_ray.stages import hold_lease
@@ -59,6 +60,7 @@ def with_logps(reference: Path, folder: Path, shifts: dict[int, float]) -> Path:
     return folder
 
 
+IMITATION = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
 BAD = batch_rows(40, 4, seed=0, step=5)[0]  # a pair of the sixth update
 LATE = {row for step in range(4, 12) for row in batch_rows(40, 4, seed=0, step=step)}
 LATE -= {row for step in range(4) for row in batch_rows(40, 4, seed=0, step=step)}
@@ -81,6 +83,9 @@ def cases(config, reference, tmp_path_factory):
         "packed rows": (with_scale(config, row_tokens=200), reference),
         "bf16": (replace(config, model=replace(model, dtype="bf16"), optim=short), reference),
         "adapters": (replace(config, model=replace(model, lora_rank=4)), reference),
+        "limited": (replace(config, data=replace(config.data, limit=8)), reference),
+        "imitation": (replace(config, loss=IMITATION), reference),
+        "imitation, one worker": (with_scale(replace(config, loss=IMITATION), workers=1), reference),
         "skipped": (config, with_nan(reference, folder / "one", {BAD})),
         "stopped": (config, with_nan(reference, folder / "many", LATE)),
         "stale": (config, with_logps(reference, folder / "stale", dict.fromkeys(range(40), -0.01))),
@@ -194,3 +199,25 @@ def test_adapters_train_and_are_merged(trained):
     assert losses(folder / "adapters")[-1] < losses(folder / "adapters")[0]
     start, found = weights(folder / "plain"), weights(folder / "adapters")
     assert found.keys() == start.keys()
+
+
+def test_imitation_learns_the_chosen_answers_alone(trained):
+    """Catches: fine-tuning that prefers, that needs a reference, or whose curve depends on the number of workers."""
+    folder, errors = trained
+    assert not errors.keys() & {"imitation", "imitation, one worker"}
+    records = read_records(folder / "imitation")
+    assert len(records) == 12
+    assert records[-1]["loss"] < 0.9 * records[0]["loss"]
+    assert not any(name.startswith(("rewards/", "loss/preference")) for record in records for name in record)
+    assert_same(folder / "imitation, one worker", folder / "imitation", atol=1e-4)
+
+
+def test_a_limit_trains_on_so_many_pairs(trained, config, reference):
+    """Catches: a limit that is ignored, or that draws others for every epoch. Four pairs an update: after two, all eight were seen."""
+    folder, errors = trained
+    assert "limited" not in errors
+    limited, whole = losses(folder / "limited"), losses(folder / "plain")
+    assert limited[0] == pytest.approx(whole[0], abs=1e-6)  # both ln 2
+    assert limited[-1] < whole[-1]  # eight pairs are learnt sooner than forty
+    chosen = drawn_rows(40, 8, seed=0)
+    assert len(set(chosen)) == 8 and set(chosen) < set(drawn_rows(40, 20, seed=0))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhfv_ray.config import LossConfig
 from rlhfv_ray.logps import IGNORED, segment_weights, token_logps, weighted_logps
 from rlhfv_ray.loss import METRICS, batch_loss, dpo_loss, preference_metrics
 from rlhfv_ray.records import PairBatch
@@ -71,7 +72,7 @@ def test_gamma_one_unnormalised_is_dpo():
     reference = torch.randn(4, 5, generator=generator, dtype=torch.float64).masked_fill(labels[:, 1:] == IGNORED, 0)
     changed = torch.rand(4, 5, generator=generator) < 0.5
     batch = batch_of(labels, changed, reference)
-    step = batch_loss(token_logps(logits, labels), batch, beta=0.3, gamma=1.0, normalize=False, sft_weight=0.0)
+    step = batch_loss(token_logps(logits, labels), batch, LossConfig(0.3, 1.0, False))
     probabilities = logits.softmax(-1)
     expected = []
     for chosen, rejected in ((0, 2), (1, 3)):
@@ -88,17 +89,36 @@ def test_sft_weight_adds_negative_log_likelihood_of_chosen():
     labels = torch.tensor([[IGNORED, 1, 2], [IGNORED, 3, 0]])
     batch = batch_of(labels, torch.zeros(2, 2, dtype=torch.bool), torch.full((2, 2), -math.log(4)))
     logps = token_logps(torch.zeros(2, 3, 4), labels)
-    step = batch_loss(logps, batch, beta=1.0, gamma=1.0, normalize=False, sft_weight=0.5)
+    step = batch_loss(logps, batch, LossConfig(1.0, 1.0, False, sft_weight=0.5))
     assert step.total.item() == pytest.approx(math.log(2) + 0.5 * 2 * math.log(4), abs=1e-6)
+
+
+def test_without_preference_it_is_cross_entropy():
+    """Catches: rejected answers or the reference in supervised fine-tuning. The other side is torch's own loss, each answer's mean alone."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 6, 11, generator=generator, dtype=torch.float64)
+    labels = torch.randint(11, (4, 6), generator=generator)
+    labels[0, :2] = IGNORED
+    labels[1, :4] = IGNORED  # a shorter answer weighs as much
+    batch = batch_of(labels, torch.zeros(4, 5, dtype=torch.bool), torch.zeros(4, 5))._replace(
+        reference_token_logps=None
+    )
+    config = LossConfig(gamma=1.0, normalize=True, sft_weight=2.0, preference_weight=0.0)
+    step = batch_loss(token_logps(logits, labels), batch, config)
+    each = [
+        torch.nn.functional.cross_entropy(logits[row, :-1], labels[row, 1:], ignore_index=IGNORED) for row in (0, 1)
+    ]
+    assert step.total.item() == pytest.approx(2 * sum(one.item() for one in each) / 2, abs=1e-12)
+    values = dict(zip(METRICS, preference_metrics(step).tolist(), strict=True))
+    assert values["loss"] == pytest.approx(step.total.item())
+    assert math.isnan(values["rewards/margins"]) and math.isnan(values["loss/preference"])
 
 
 def test_metrics_by_hand():
     """Catches: metrics in another order than their names. Rewards 2 and 0.5, and -1 and 1: margins 1.5, -2."""
     changed = torch.tensor([[True], [False], [True], [False]])
     batch = batch_of(torch.tensor([[IGNORED, 1]] * 4), changed, torch.zeros(4, 1))
-    step = batch_loss(
-        torch.tensor([[2.0], [-1.0], [0.5], [1.0]]), batch, beta=1.0, gamma=1.0, normalize=False, sft_weight=0.0
-    )
+    step = batch_loss(torch.tensor([[2.0], [-1.0], [0.5], [1.0]]), batch, LossConfig(1.0, 1.0, False))
     values = dict(zip(METRICS, preference_metrics(step).tolist(), strict=True))
     losses = [math.log(1 + math.exp(-1.5)), math.log(1 + math.exp(2))]
     assert values == pytest.approx(

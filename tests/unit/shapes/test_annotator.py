@@ -146,3 +146,11 @@ def test_shorter_is_not_the_signal(corrected):
     ratios = [len(correction.text.split()) / len(said.split()) for _, said, correction in corrected]
     assert fmean(ratio >= 1 for ratio in ratios) >= 0.5
     assert fmean(ratios) > 0.85
+
+
+def test_marked_spans_are_the_corrected_phrases(corrected):
+    """Catches: marks beside the words; a correction that is not marked; a phrase marked that nobody changed."""
+    for _, said, found in corrected:
+        assert [said[start:stop] for start, stop in found.rejected_spans] == [s.rejected for s in found.segments]
+        put_in = sorted(segment.chosen for segment in found.segments if segment.chosen)
+        assert sorted(found.text[start:stop] for start, stop in found.chosen_spans) == put_in
