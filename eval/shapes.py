@@ -22,13 +22,15 @@ from eval.benchmark import (
     judged_by,
 )
 from eval.chair import ObjectVocabulary, count_words, ground_truth, score_answer
+from eval.coco import CocoTruth, over_generalization
+from eval.coco import Scene as CocoScene
 from eval.config import JudgeConfig
 from eval.judge import JudgePrompt, Request, Verdict
 from eval.objects import FIELDS, PROMPT, SCHEMA, Named, named_by, parse_objects, share_unanimous
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.shapes.annotator import mistakes
 from rlhfv_ray.shapes.captions import QUESTIONS, read_phrases
-from rlhfv_ray.shapes.scenes import Scene
+from rlhfv_ray.shapes.scenes import TYPICAL, Scene
 from rlhfv_ray.shapes.world import SYNONYMS, read_scenes
 
 DETAILS = {"attribute": "wrong_attributes", "position": "wrong_positions", "number": "wrong_numbers"}
@@ -111,8 +113,20 @@ class ShapesBenchmark(Benchmark):
         named = [self.named(answer.text, said[answer.id]) for answer in ordered]
         judged = [self.judge(a, scenes[a.id], names) for a, names in zip(ordered, named, strict=True)]
         kept = (replace(one, verdict="\n\n".join(v.text for v in said[one.answer.id])) for one in judged)
-        beside = {"agreement": share_unanimous(named)} if self.by and self.by.votes > 1 else {}
+        beside: dict[str, Any] = {"over_generalization": self.over_generalization(ordered, named)}
+        if self.by and self.by.votes > 1:
+            beside["agreement"] = share_unanimous(named)
         return Scores(MEASURES, tuple(kept), self.manifest(), beside)
+
+    def over_generalization(self, answers: Sequence[Answer], named: Sequence[Named]) -> dict[str, Any]:
+        """How much oftener a setting's typical shapes are hallucinated in that setting than anywhere."""
+        settings: dict[str, set[int]] = {}
+        for scene in read_scenes(self.folder):
+            settings.setdefault(scene.setting, set()).add(scene.id)
+        typical = {name: CocoScene(TYPICAL[name], frozenset(images)) for name, images in sorted(settings.items())}
+        truth = CocoTruth({image: frozenset(objects) for image, objects in self.truth.items()}, typical)
+        known = {int(a.id): some.mentions for a, some in zip(answers, named, strict=True) if not some.missing}
+        return over_generalization(truth, known)
 
     def named(self, answer: str, said: Sequence[Verdict]) -> Named:
         """What an answer names, by the verdicts on it or by its own words."""

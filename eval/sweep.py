@@ -16,41 +16,46 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.benchmark import Scores
-from eval.config import EvalConfig, InferenceConfig, LoadConfig, ShapesBenchConfig, SweepConfig
-from eval.evaluation import evaluate, plan_evaluation
+from eval.config import SweepConfig
 from eval.experiment import flat, origin
-from eval.sweep_report import Found, best_of, read_trials, sweep_table, write_figures
+from eval.scoring import Board, score_model
+from eval.sweep_report import best_of, read_trials, sweep_table, write_figures
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
 from rlhfv_ray.data.reference_rows import load_reference
 from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.line import Line, plan_line, rung_stage, train_stage
 from rlhfv_ray.models import planned_counts
-from rlhfv_ray.progress import read_records
 from rlhfv_ray.space import Knobs, apply, arguments_of, plan_trials
 from rlhfv_ray.stages import Stage, hold_lease, is_done, run_stages, seconds_of, write_json
 from rlhfv_ray.sweep import Report, SweepJob, end_trial, run_sweep, trials_at_once
-from rlhfv_ray.terminal import Counter, counting, looking
+from rlhfv_ray.terminal import counting, looking
 from rlhfv_ray.tracking import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
 
 POLL_S = 2.0
+FRESH = 1  # seed of the fresh pictures, less that of the others
 CHECKPOINT_BYTES = 12  # of a trained parameter: AdamW's moments and the fp32 weight
 
 
-def sweep(config: SweepConfig, storage: Path, *, console: Console) -> dict[str, Any]:
+def sweep(config: SweepConfig, storage: Path, *, recipe: DDPOConfig, console: Console) -> dict[str, Any]:
     """Run a sweep, or the rest of it; returns what it writes to `best.json`.
+
+    Args:
+        config: of the sweep.
+        storage: folder of everything.
+        recipe: the named configuration that `config.ddpo` is a variation of, for the command that trains the best again.
+        console: of the terminal.
 
     Raises:
         RlhfvError: something the user can mend; before the first trial, as far as it can be known there.
     """
     storage.mkdir(parents=True, exist_ok=True)
     trials = plan_trials(config.space, config.search, config.ddpo)
+    line = plan_line(config.ddpo, storage, seen=lambda records: None)
     connect()
     check_fits(config.ddpo.scale, setting="ddpo.scale")
     concurrent = trials_at_once(config.ddpo.scale, config.search.concurrent)
     check_disk(config, storage, concurrent)
-    line = plan_line(config.ddpo, storage, seen=lambda records: None)
     folder = storage / f"{config.name}-{fingerprint(identity(config, line))}"
     folder.mkdir(exist_ok=True)
     with (
@@ -65,10 +70,10 @@ def sweep(config: SweepConfig, storage: Path, *, console: Console) -> dict[str, 
         console.print(forecast(config, shared, count, concurrent), highlight=False, soft_wrap=True)
         job = SweepJob(folder, config.ddpo, config.space, config.search, functools.partial(run_one, shared=shared))
         with counting("Trials", count) as counter:
-            board = Board(shared, folder, run, counter)
+            board = Board(folder, run, counter, config.search)
             with looking(board.look, POLL_S):
                 run_sweep(job, trials, concurrent=concurrent)
-        outcome = conclude(shared, folder, run, console=console)
+        outcome = conclude(shared, folder, run, recipe=recipe, console=console)
     synced = sync_tracking(folder)
     uri = tracking_uri(config.ddpo.tracking, storage)
     for what, where in (
@@ -132,7 +137,10 @@ def prepare(config: SweepConfig, line: Line, folder: Path, *, console: Console) 
     started, base = time.monotonic(), {}
     for scenes in pictures(config):
         console.print(f"[bold]base model's scores[/bold] ({config.benchmark})", highlight=False)
-        scores = score_model(config, config.ddpo.model.path, line.storage, folder / f"base-{scenes}", scenes=scenes)
+        place = folder / f"base-{scenes}"
+        scores = score_model(
+            config, config.ddpo.model.path, line.storage, place, scenes=scenes, seed=config.ddpo.shapes.seed
+        )
         base[scenes] = scores.rates()
     known = [measure.name for measure in scores.measures]
     for name, value in (("metric", config.search.metric), ("guard", config.search.guard)):
@@ -150,7 +158,7 @@ def pictures(config: SweepConfig) -> list[int]:
 def forecast(config: SweepConfig, shared: Shared, count: int, concurrent: int) -> str:
     """How many trials, and about how long: an update's forward and backward take three times the reference pass of its pairs."""
     pairs, scale = len(load_reference(shared.reference)), config.ddpo.scale
-    steps = config.ddpo.optim.total_steps(pairs)
+    steps = config.ddpo.optim.total_steps(config.ddpo.data.used(pairs))
     passes = steps * config.ddpo.optim.batch / pairs * 3 * scale.actors / scale.workers
     hours = count / concurrent * (passes * seconds_of(shared.reference) + shared.answered_s) / 3600
     return (
@@ -159,41 +167,13 @@ def forecast(config: SweepConfig, shared: Shared, count: int, concurrent: int) -
     )
 
 
-def evaluation_of(config: SweepConfig, path: str, *, scenes: int, seed: int) -> EvalConfig:
-    """The evaluation of one model on the sweep's benchmark."""
-    model, scale = config.ddpo.model, config.ddpo.scale
-    names = ("judge", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber")
-    return EvalConfig(
-        model=(path,),
-        benchmarks=(config.benchmark,),
-        generation=config.ddpo.generation,
-        loading=LoadConfig(model.dtype, model.attention, model.allow_pickle, model.trust_remote_code),
-        inference=InferenceConfig(scale.actors, scale.gpu, scale.cpus, scale.rows, scale.inference_batch),
-        shapes=ShapesBenchConfig(scenes=scenes, seed=seed),
-        **{name: getattr(config, name) for name in names},
-    )
-
-
-def score_model(
-    config: SweepConfig, path: str, storage: Path, folder: Path, *, scenes: int, fresh: bool = False
-) -> Scores:
-    """A model's scores, also left in a folder; `fresh`: on pictures that no trial has seen."""
-    folder.mkdir(parents=True, exist_ok=True)
-    evaluation = evaluation_of(config, path, scenes=scenes, seed=config.ddpo.shapes.seed + fresh)
-    plan = plan_evaluation(evaluation, storage)
-    run_stages(list(plan.answers.values()), storage)
-    (benchmark,) = plan.benchmarks
-    (scores,) = evaluate(plan, benchmark, folder, console=Console(quiet=True)).models.values()
-    return scores
-
-
 def run_one(knobs: Knobs, place: Path, report: Report, *, shared: Shared) -> None:
     """One trial: train to the next look, answer, score, tell; what its folder or a stage holds already is not done again."""
     config, storage, started = shared.config, shared.storage, time.monotonic()
     line = plan_line(on_reference(config.ddpo, shared.reference), storage, seen=lambda records: None)
     trained = apply(on_reference(config.ddpo, shared.reference), knobs)
     train = train_stage(trained, line.reference, line.reference_inputs, lambda records: None)
-    steps = trained.optim.total_steps(len(load_reference(line.reference)))
+    steps = trained.optim.total_steps(trained.data.used(len(load_reference(line.reference))))
     if not (place / "train.json").exists():
         write_json(
             place / "train.json", {"folder": train.folder(storage).name, "made": not train.folder(storage).exists()}
@@ -218,7 +198,8 @@ def look(file: Path, stage: Stage, until: int, *, last: bool, shared: Shared) ->
     run_stages([stage], storage)
     scenes = pictures(config)[-1 if last else 0]
     model = stage.folder(storage) / "model"
-    scores = score_model(config, str(model), storage, file.with_suffix(""), scenes=scenes)
+    place, seed = file.with_suffix(""), config.ddpo.shapes.seed
+    scores = score_model(config, str(model), storage, place, scenes=scenes, seed=seed)
     rates, search = scores.rates(), config.search
     guards = (rates.get(search.guard), shared.base[scenes].get(search.guard))
     intervals = {name: list(interval) for name, interval in scores.intervals().items() if interval}
@@ -233,53 +214,7 @@ def on_reference(config: DDPOConfig, reference: Path) -> DDPOConfig:
     return replace(config, data=replace(config.data, reference=str(reference)))
 
 
-class Board:
-    """Follows the trials' folders: feeds MLflow and the bar, and frees the disk of what is not among the best."""
-
-    def __init__(self, shared: Shared, folder: Path, run: TrackedRun, counter: Counter) -> None:
-        self.shared, self.folder, self.run, self.counter = shared, folder, run, counter
-        self.children: dict[str, TrackedRun] = {}
-        self.ended: set[str] = set()
-
-    def look(self) -> None:
-        """Bring everything up to date."""
-        trials = read_trials(self.folder)
-        for trial in trials:
-            if trial.name not in self.ended:
-                self.follow(trial)
-        best = min((trial.objective for trial in trials if trial.status == "finished"), default=None)
-        note = "" if best is None else f"best {self.shared.config.search.metric} {best:.3f}"
-        if len(self.ended) > self.counter.done:
-            self.counter.advance(len(self.ended), note)
-            self.prune(trials)
-
-    def follow(self, trial: Found) -> None:
-        """One trial's child run."""
-        if trial.name not in self.children:
-            self.children[trial.name] = self.run.stage(trial.title, flat(trial.knobs))
-        child = self.children[trial.name]
-        for step, found in trial.looks.items():
-            values = {name: value for name, value in found["rates"].items() if value is not None}
-            child.log_metrics({**values, "objective": found["objective"]}, step)
-        if trial.status:
-            if trial.train:
-                child.log_records(read_records(self.shared.storage / trial.train))
-            child.set_tags({"outcome": trial.status, **({"error": trial.error} if trial.error else {})})
-            child.end("FAILED" if trial.status == "failed" else "FINISHED")
-            self.ended.add(trial.name)
-
-    def prune(self, trials: list[Found]) -> None:
-        """Delete training folders that this sweep made, but those of its best trials and of the ones that run."""
-        ranked = sorted((t for t in trials if t.status == "finished"), key=lambda trial: trial.objective)
-        for trial in [*ranked[self.shared.config.search.keep :], *(t for t in trials if t.status == "stopped")]:
-            folder = self.shared.storage / trial.train if trial.train else None
-            if folder and trial.made and folder.exists():
-                gone = folder.with_name(f".gone-{folder.name}")
-                folder.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
-
-
-def conclude(shared: Shared, folder: Path, run: TrackedRun, *, console: Console) -> dict[str, Any]:
+def conclude(shared: Shared, folder: Path, run: TrackedRun, *, recipe: DDPOConfig, console: Console) -> dict[str, Any]:
     """Table, figures and the best, in the folder and on the parent run.
 
     Raises:
@@ -293,14 +228,13 @@ def conclude(shared: Shared, folder: Path, run: TrackedRun, *, console: Console)
         raise StageFailedError(f"No trial finished: {reasons}")
     base = shared.base[config.ddpo.shapes.evaluation_scenes]
     best = best_of(trials, config.search.guard)
-    words = arguments_of(best.knobs)
     outcome = {**best.row(), "base": dict(base), "keeps_guard": best.objective <= 1, "model": None}
     model = shared.storage / best.train / "model"
     if model.exists():
         outcome["model"] = str(model)
         if config.benchmark == SHAPES:
             outcome |= again_on_fresh(shared, str(model), folder)
-    outcome["retrain"] = f"python experiments/ddpo.py {config.ddpo.name} {words} --data.reference {shared.reference}"
+    outcome["retrain"] = retrain_command(config.ddpo, recipe, best.knobs, shared.reference)
     write_json(folder / "best.json", outcome)
     for file in write_figures(trials, base, config.search, folder):
         run.log_file(file, "figures")
@@ -318,12 +252,20 @@ def conclude(shared: Shared, folder: Path, run: TrackedRun, *, console: Console)
     return outcome
 
 
+def retrain_command(config: DDPOConfig, recipe: DDPOConfig, knobs: Knobs, reference: Path) -> str:
+    """The command that trains a trial's setting again: what the sweep changed of the recipe, and the trial's values."""
+    usual = flat(plain(recipe))
+    changed = {name: value for name, value in flat(plain(config)).items() if value != usual[name]}
+    words = arguments_of({**changed, **knobs, "data.reference": str(reference)})
+    return f"python experiments/ddpo.py {recipe.name} {words}"
+
+
 def again_on_fresh(shared: Shared, model: str, folder: Path) -> dict[str, Any]:
     """Base and best on pictures that decided nothing: the best of many looks better than it is where it was chosen."""
-    scenes = shared.config.ddpo.shapes.evaluation_scenes
+    scenes, fresh = shared.config.ddpo.shapes.evaluation_scenes, shared.config.ddpo.shapes.seed + FRESH
     paths = {"base": shared.config.ddpo.model.path, "aligned": model}
     scores = {
-        name: score_model(shared.config, path, shared.storage, folder / f"fresh-{name}", scenes=scenes, fresh=True)
+        name: score_model(shared.config, path, shared.storage, folder / f"fresh-{name}", scenes=scenes, seed=fresh)
         for name, path in paths.items()
     }
     return {"fresh": {name: one.rates() for name, one in scores.items()}}

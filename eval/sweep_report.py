@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,23 +100,34 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def ranked(trials: Sequence[Found], guard: str) -> list[Found]:
+    """Finished trials, the best first: by the mean objective over the seeds of their setting, then the mean guard, then their own."""
+
+    def order(trial: Found) -> tuple[float, float]:
+        return trial.objective, -(trial.rates.get(guard) or 0)
+
+    def key(trial: Found) -> tuple[tuple[float, ...], tuple[float, float]]:
+        columns = zip(*(order(other) for other in groups[trial.setting]), strict=True)
+        return tuple(map(statistics.fmean, columns)), order(trial)
+
+    finished = [trial for trial in trials if trial.status == "finished"]
+    groups = by_setting(finished)
+    return sorted(finished, key=key)
+
+
 def by_setting(trials: Sequence[Found]) -> dict[tuple[tuple[str, Any], ...], list[Found]]:
-    """Finished trials that differ by their seed only, together."""
+    """Trials that differ by their seed only, together."""
     groups: dict[tuple[tuple[str, Any], ...], list[Found]] = {}
     for trial in trials:
-        if trial.status == "finished":
-            groups.setdefault(trial.setting, []).append(trial)
+        groups.setdefault(trial.setting, []).append(trial)
     return groups
 
 
 def best_of(trials: Sequence[Found], guard: str) -> Found:
-    """The best trial of the setting whose mean over seeds is best: the lowest objective, then the highest guard. All its seeds have finished."""
-    groups = by_setting(trials)
+    """The best finished trial of those settings of which most seeds have finished."""
+    groups = by_setting([trial for trial in trials if trial.status == "finished"])
     most = max(map(len, groups.values()))
-    whole = [group for group in groups.values() if len(group) == most]
-    order: Callable[[Found], tuple[float, float]] = lambda trial: (trial.objective, -(trial.rates.get(guard) or 0))  # noqa: E731
-    group = min(whole, key=lambda some: tuple(map(statistics.fmean, zip(*map(order, some), strict=True))))
-    return min(group, key=order)
+    return ranked([trial for group in groups.values() if len(group) == most for trial in group], guard)[0]
 
 
 def sweep_table(trials: Sequence[Found], search: SearchConfig) -> Table:

@@ -12,17 +12,19 @@ import sys
 import tyro
 from rich.console import Console
 
-from experiments.recipes import SWEEPS
+from experiments.recipes import RECIPES, SWEEPS, first_line
+from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.terminal import resolve_storage, run_command
 
 
 def main() -> None:
     """Run the command line."""
-    configs = {name: ((preset.__doc__ or "").splitlines()[0], preset()) for name, preset in SWEEPS.items()}
+    configs = {name: (first_line(preset), preset()) for name, preset in SWEEPS.items()}
     config = tyro.extras.overridable_config_cli(configs, description=__doc__)
     from eval.sweep import sweep  # heavy; --help and a mistyped field need none of it
 
-    sweep(config, resolve_storage(config.ddpo.storage), console=Console())
+    recipe = RECIPES[config.ddpo.name]() if config.ddpo.name in RECIPES else DDPOConfig(name=config.ddpo.name)
+    sweep(config, resolve_storage(config.ddpo.storage), recipe=recipe, console=Console())
 
 
 if __name__ == "__main__":

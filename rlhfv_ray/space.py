@@ -6,6 +6,7 @@ Beta means something else for summed log-probs than for normalised ones, by abou
 import itertools
 import math
 import random
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -71,7 +72,7 @@ class SearchConfig:
     concurrent: int = 0
     """Trials at a time; 0: as many as fit into the cluster."""
     keep: int = 1
-    """Best trials whose models and checkpoints stay on disk."""
+    """Best trials whose models and checkpoints stay on disk; 0: none."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -79,7 +80,7 @@ class SearchConfig:
             ("rungs", 1),
             ("reduction", 2),
             ("concurrent", 0),
-            ("keep", 1),
+            ("keep", 0),
             ("within", 0),
         ):
             value = getattr(self, name)
@@ -289,7 +290,9 @@ def arguments_of(knobs: Knobs) -> str:
     for name, value in knobs.items():
         group, _, field = name.replace("_", "-").rpartition(".")
         dotted = f"{group}." if group else ""
-        words.append(
-            f"--{dotted}{'' if value else 'no-'}{field}" if isinstance(value, bool) else f"--{dotted}{field} {value}"
-        )
+        if isinstance(value, bool):
+            words.append(f"--{dotted}{'' if value else 'no-'}{field}")
+        else:
+            given = value if isinstance(value, list | tuple) else [value]
+            words.append(shlex.join([f"--{dotted}{field}", *map(str, given)]))
     return " ".join(words)

@@ -20,6 +20,14 @@ pytestmark = pytest.mark.ray
 NAN, KILLED_ONCE, LOST, WORST = 3.0, 4.0, 5.0, 6.0
 
 
+def on_a_full_disk(knobs: Knobs, place: Path, report: Report) -> None:
+    """Linux keeps a file for this."""
+    with (place.parent / "started").open("a") as stream:
+        stream.write(f"{knobs['loss.gamma']}\n")
+    with open("/dev/full", "w") as stream:
+        stream.write("a checkpoint")
+
+
 def toy(knobs: Knobs, place: Path, report: Report, *, stale: bool = False) -> None:
     """Its gamma is what it finds; some fail in their own ways."""
     gamma = knobs["loss.gamma"]
@@ -79,6 +87,15 @@ def test_an_error_for_all_stops_the_sweep_at_the_first(cluster, tmp_path: Path) 
     with pytest.raises(StaleReferenceError, match="not this model's"):
         run_sweep(job, trials, concurrent=1)
     assert sum(started(tmp_path).values()) == 1 and outcomes(tmp_path, trials) == {}
+
+
+def test_a_full_disk_stops_the_sweep(cluster, tmp_path: Path) -> None:
+    """Catches: trial after trial that runs into the same full disk, or an error that does not say what is wrong."""
+    space, search = SpaceConfig(gamma=(1.0, 2.0, 3.0)), SearchConfig()
+    job = SweepJob(tmp_path, shapes(), space, search, on_a_full_disk)
+    with pytest.raises(StageFailedError, match="disk is full"):
+        run_sweep(job, plan_trials(space, search, shapes()), concurrent=1)
+    assert sum(started(tmp_path).values()) == 1
 
 
 def test_more_trials_than_fit_are_refused(cluster) -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from experiments.ddpo import main
+from experiments import ablation, data_scaling, ddpo, over_generalization, segment_rules, sft, sweep
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.stages import write_json
 from rlhfv_ray.terminal import run_command
@@ -20,12 +20,12 @@ from tests.conftest import careless_pairs
 def run(monkeypatch, capsys, tmp_path):
     """Run the command line in an empty folder; returns exit code and everything printed."""
 
-    def command(*arguments: str) -> tuple[int, str]:
+    def command(*arguments: str, of=ddpo) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["ddpo.py", *arguments])
+        monkeypatch.setattr(sys, "argv", [f"{of.__name__}.py", *arguments])
         monkeypatch.setenv("COLUMNS", "200")  # paths of temporary folders are long: none is to be broken
         try:
-            code = run_command(main)
+            code = run_command(of.main)
         except SystemExit as stop:
             code = stop.code
         printed = capsys.readouterr()
@@ -72,6 +72,42 @@ def assert_explained(result: tuple[int, str], *said: str) -> None:
 def test_arguments(run, arguments, said):
     """Catches: a mistyped or missing setting that starts a job, or ends in a traceback."""
     assert_explained(run(*arguments), said)
+
+
+@pytest.mark.parametrize(
+    ("of", "arguments", "said"),
+    [
+        (sft, ["shapes", "--loss.sft-weight", "0"], "loss.sft_weight = 0.0: must be above 0"),
+        (sft, ["llava15", "--model.path", "x"], "data.path is not set"),
+        (
+            sweep,
+            ["shapes-small", "--space.gamma", "0.5", "5"],
+            "Trial gamma 0.5, beta 0.05: loss.gamma = 0.5: must be >= 1",
+        ),
+        (
+            sweep,
+            ["shapes-small", "--space.beta-normalized", "1"],
+            "space.beta_normalized = (1.0,): no trial has normalised",
+        ),
+        (sweep, ["paper"], "data.path is not set"),
+        (ablation, ["shapes", "--seeds", "0"], "seeds = (0,): must be two different ones at least"),
+        (ablation, ["paper", "--ddpo.data.path", "rows.parquet"], "model.path is not set"),
+        (segment_rules, ["paper", "--ddpo.model.path", "x"], "data.path is not set"),
+        (over_generalization, ["shapes", "--benchmark", "nosuch"], "object_halbench"),
+        (data_scaling, ["shapes", "--epochs", "0"], "optim.epochs = 0.0: must be > 0"),
+    ],
+)
+def test_arguments_of_the_other_commands(run, of, arguments, said):
+    """Catches: a study or sweep that starts a job on a setting that cannot be, or ends in a traceback."""
+    assert_explained(run(*arguments, of=of), said)
+
+
+@pytest.mark.parametrize("of", [sft, sweep, ablation, data_scaling, over_generalization, segment_rules])
+def test_every_command_explains_itself(run, of):
+    """Catches: a command without help, or one that starts on --help."""
+    code, printed = run("--help", of=of)
+    assert code == 0
+    assert f"python experiments/{of.__name__.split('.')[-1]}.py" in printed and "subcommands" in printed
 
 
 def test_missing_data_path(run, small):

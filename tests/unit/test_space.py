@@ -61,7 +61,7 @@ def test_refused_before_anything_runs(space, search, reason):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("rungs", 0), ("reduction", 1), ("keep", 0), ("trials", 0), ("within", -1.0)]
+    ("field", "value"), [("rungs", 0), ("reduction", 1), ("keep", -1), ("trials", 0), ("within", -1.0)]
 )
 def test_a_search_that_makes_no_sense_is_refused(field, value):
     """Catches: a range check that was forgotten."""

@@ -1,0 +1,164 @@
+"""A whole sweep and a whole study on the shapes world: a trial killed in training, one that does not stay finite, and what is left behind."""
+
+import json
+import threading
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import mlflow
+import pytest
+from rich.console import Console
+
+from eval.config import StudyConfig, SweepConfig
+from eval.scoring import score_model
+from eval.study import Arm, Study, run_study
+from eval.study_report import Claim
+from eval.sweep import sweep
+from experiments.over_generalization import RISE, draw, rises
+from experiments.recipes import half_cpus, shapes
+from rlhfv_ray.config import DDPOConfig
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.space import SearchConfig, SpaceConfig
+from rlhfv_ray.tracking import tracking_uri
+from tests.ray.conftest import ray_processes, wait_for
+
+pytestmark = pytest.mark.ray
+GOOD, WILD = 1e-5, 1e30  # learning rates
+
+
+def small() -> DDPOConfig:
+    """A few updates on a few scenes."""
+    base = half_cpus(shapes())
+    optim = replace(base.optim, steps=6)
+    return replace(base, shapes=replace(base.shapes, scenes=60, evaluation_scenes=30), optim=optim)
+
+
+def swept_config(**search) -> SweepConfig:
+    space = SpaceConfig(learning_rate=(GOOD, WILD), gamma=(5.0,), beta=(0.1,))
+    return SweepConfig(name="small", ddpo=small(), space=space, search=SearchConfig(rungs=1, concurrent=1, **search))
+
+
+def run_sweep_in(storage: Path, **search) -> tuple[dict, str]:
+    console = Console(file=StringIO(), width=200)
+    return sweep(swept_config(**search), storage, recipe=shapes(), console=console), console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def swept(cluster, tmp_path_factory):
+    """A sweep whose first trial's process is killed in training; its storage, and what it returned and printed."""
+    storage, killed = tmp_path_factory.mktemp("swept"), []
+
+    def kill():
+        wait_for(lambda: any(storage.glob("train-*/lease.json")))
+        (trial,) = ray_processes("ImplicitFunc")
+        trial.kill()
+        killed.append(trial.pid)
+
+    helper = threading.Thread(target=kill, daemon=True)
+    helper.start()
+    best, printed = run_sweep_in(storage)
+    helper.join(timeout=1)
+    assert killed
+    return storage, best, printed
+
+
+def folder_of(storage: Path) -> Path:
+    (folder,) = storage.glob("small-*")
+    return folder
+
+
+def runs(storage: Path) -> list[mlflow.entities.Run]:
+    client = mlflow.MlflowClient(tracking_uri(small().tracking, storage))
+    return client.search_runs([e.experiment_id for e in client.search_experiments()])
+
+
+def test_the_sweep_ends_and_tells_of_every_trial(swept):
+    """Catches: a lost or failed trial that ends the sweep or is passed over in silence; a reference pass for each trial."""
+    storage, best, printed = swept
+    trials = {
+        row["knobs"]["optim.learning_rate"]: row for row in json.loads((folder_of(storage) / "trials.json").read_text())
+    }
+    assert (trials[GOOD]["status"], trials[WILD]["status"]) == ("finished", "failed")
+    assert "not finite" in trials[WILD]["error"] and "not finite" in printed
+    assert best["knobs"]["optim.learning_rate"] == GOOD
+    assert trials[GOOD]["step"] == 6 and trials[GOOD]["rates"]["n"] == 30
+    assert len(list(storage.glob("reference-*"))) == len(list(storage.glob("corrections-*"))) == 1
+    assert printed.count("reference log-probs") == 1
+
+
+def test_the_best_can_be_used_and_made_again(swept):
+    """Catches: a best trial whose model was deleted; fresh pictures that are the old ones; a command that leaves out what was changed."""
+    storage, best, _ = swept
+    assert (Path(best["model"]) / "model.safetensors").exists()
+    scored = score_model(swept_config(), best["model"], storage, storage / "again", scenes=30, seed=0).rates()
+    assert scored == best["rates"] != best["fresh"]["aligned"]
+    words = best["retrain"].split()
+    assert words[:3] == ["python", "experiments/ddpo.py", "shapes"]
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    assert given["--optim.steps"] == "6" and given["--shapes.scenes"] == "60" and given["--loss.gamma"] == "5.0"
+    assert Path(given["--data.reference"]) == next(storage.glob("reference-*"))
+    assert {path.name for path in folder_of(storage).glob("*.png")} >= {"pareto.png", "beta_gamma.png"}
+
+
+def test_one_parent_and_a_child_for_each_trial(swept):
+    """Catches: runs that the UI cannot lay side by side; one twice after a kill; an error that is not there."""
+    storage, _, _ = swept
+    tracked = runs(storage)
+    (parent,) = [run for run in tracked if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.data.params["optim.learning_rate"]: run for run in tracked if run is not parent}
+    assert len(tracked) == 3
+    assert {rate: run.info.status for rate, run in children.items()} == {str(GOOD): "FINISHED", str(WILD): "FAILED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    assert "not finite" in children[str(WILD)].data.tags["error"]
+    assert "response_rate" in children[str(GOOD)].data.metrics
+    names = {
+        item.path
+        for item in mlflow.MlflowClient(tracking_uri(small().tracking, storage)).list_artifacts(parent.info.run_id)
+    }
+    assert names >= {"best.json", "trials.json", "figures"}
+
+
+def test_again_it_keeps_what_ended(swept):
+    """Catches: a second run that trains again, or a second set of runs."""
+    storage, best, _ = swept
+    made = {path: path.stat().st_mtime_ns for path in storage.glob("*/SUCCESS")}
+    again, _ = run_sweep_in(storage)
+    assert again == best
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert len(runs(storage)) == 3
+
+
+def test_a_metric_that_is_not_there_is_refused_before_any_trial(swept):
+    """Catches: trials that are trained for a number that nobody measures."""
+    storage, _, _ = swept
+    before = set(storage.glob("train-*"))
+    with pytest.raises(ConfigError, match=r"search\.metric = 'f1'.*response_rate"):
+        run_sweep_in(storage, metric="f1")
+    assert set(storage.glob("train-*")) == before
+
+
+def test_a_study_says_what_its_seeds_support(swept):
+    """Catches: arms that do not share what they can, a seed that changes nothing, a verdict without its interval."""
+    storage, _, _ = swept
+    config = StudyConfig(name="study", ddpo=small(), seeds=(0, 1), concurrent=1)
+    study = Study("So it is.", (Arm("base"), Arm("DDPO", lambda ddpo, line: ddpo)), Claim("DDPO", "base"), rises, draw)
+    made = {path: path.stat().st_mtime_ns for path in storage.glob("*/SUCCESS")}
+    outcome = run_study(config, study, storage, console=Console(file=StringIO()))
+    assert len(list(storage.glob("train-*"))) == 3  # the sweep's two, of which seed 0 is one, and seed 1
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert outcome["seeds"] == [0, 1]
+    for arm in ("base", "DDPO"):
+        one, other = outcome["arms"][arm]["response_rate"]["values"]
+        assert one != other
+        assert outcome["arms"][arm][RISE]["interval"][0] <= outcome["arms"][arm][RISE]["mean"]
+    assert outcome["sentences"][0].startswith("So it is. ") and "over generalization" in outcome["sentences"][0]
+    (folder,) = storage.glob("study-*")
+    assert {"study.json", "table.md", "study.png"} <= {path.name for path in folder.iterdir()}
+    names = {run.info.run_id: run.data.tags["mlflow.runName"] for run in runs(storage)}
+    assert len([name for name in names.values() if name.startswith(("study-", "arm "))]) == 1 + 4
+
+
+def test_trial_processes_are_gone(swept):
+    """Catches: trials that outlive their sweep."""
+    assert not ray_processes("ImplicitFunc")
