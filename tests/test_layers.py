@@ -25,6 +25,7 @@ ROWS: list[list[tuple[str, ...]]] = [
     [
         ("rlhfv_ray.data.images",),
         ("rlhfv_ray.data.formats", "rlhfv_ray.data.reference_rows"),
+        ("rlhfv_ray.data.examples",),
         ("rlhfv_ray.data.sources", "rlhfv_ray.data.writing"),
         ("rlhfv_ray.data.audit",),
         ("rlhfv_ray.data",),
@@ -45,8 +46,8 @@ ROWS: list[list[tuple[str, ...]]] = [
         ("rlhfv_ray.models",),
         ("rlhfv_ray.checkpoint", "rlhfv_ray.progress", "rlhfv_ray.cluster"),
     ],
-    [("rlhfv_ray.reference", "rlhfv_ray.generate", "rlhfv_ray.train")],
-    [("rlhfv_ray.line", "rlhfv_ray.sweep")],
+    [("rlhfv_ray.reference", "rlhfv_ray.generate", "rlhfv_ray.train"), ("rlhfv_ray.examples",)],
+    [("rlhfv_ray.line", "rlhfv_ray.sweep", "rlhfv_ray.doctor")],
     [
         ("eval.lemmas", "eval.statistics", "eval.config", "eval.images", "eval.rows"),
         ("eval.chair", "eval.judge", "eval.limits"),
@@ -61,15 +62,17 @@ ROWS: list[list[tuple[str, ...]]] = [
         ("eval.report",),
         ("eval.experiment", "eval.evaluation"),
         ("eval.sweep_report",),
-        ("eval.sweep",),
+        ("eval.scoring", "eval.study_report"),
+        ("eval.sweep", "eval.study"),
         ("eval.run",),
     ],
     [("experiments.recipes",), ("experiments.*",)],
 ]
 EMPTY = {"rlhfv_ray", "eval", "experiments"}  # packages whose __init__ imports nothing
-RAY = {f"rlhfv_ray.{name}" for name in ("cluster", "progress", "train", "reference", "generate", "line", "sweep")} | {
-    "eval.judging"
-}
+RAY = {
+    f"rlhfv_ray.{name}"
+    for name in ("cluster", "progress", "train", "reference", "examples", "generate", "line", "sweep", "doctor")
+} | {"eval.judging"}
 NO_TORCH = (
     "rlhfv_ray.data*",
     "rlhfv_ray.config",
