@@ -139,18 +139,20 @@ def _reached(uri: str) -> str:
         return str(getattr(error, "reason", error))
 
 
-def examine(checkup: Checkup, told: Sequence[Mapping[str, Any]], seen: Sequence[str], *, now: float) -> list[Finding]:
+def examine(
+    checkup: Checkup, told: Sequence[Mapping[str, Any]], seen: Sequence[str], *, between: tuple[float, float]
+) -> list[Finding]:
     """What the facts of all nodes mean.
 
     Args:
         checkup: what is needed.
         told: the facts of every node; the first is the one that all others should be equal to.
         seen: names of the marks that the driver finds in the storage folder.
-        now: the driver's time when they were told.
+        between: the driver's times before and after they were told.
     """
     found = []
     for fact in told:
-        for what, status, said, fix in _judged(checkup, fact, told[0], seen, now):
+        for what, status, said, fix in _judged(checkup, fact, told[0], seen, between):
             found.append(Finding(what, str(fact["host"]), status, said, "" if status == "good" else fix))
     return found
 
@@ -159,7 +161,11 @@ Judged = tuple[str, Status, str, str]
 
 
 def _judged(
-    checkup: Checkup, fact: Mapping[str, Any], first: Mapping[str, Any], seen: Sequence[str], now: float
+    checkup: Checkup,
+    fact: Mapping[str, Any],
+    first: Mapping[str, Any],
+    seen: Sequence[str],
+    between: tuple[float, float],
 ) -> list[Judged]:
     def check(what: str, good: bool, said: str, fix: str, *, otherwise: Status = "bad") -> Judged:
         return what, "good" if good else otherwise, said, fix
@@ -167,7 +173,9 @@ def _judged(
     version = tuple(map(int, fact["python"].split(".")[:2]))
     same = {name: value for name, value in fact["versions"].items() if value != first["versions"][name]}
     missing = [name for name, value in fact["versions"].items() if value == "missing"]
-    skew, memory = fact["time"] - now, fact["shared_memory_gib"]
+    before, after = between
+    skew = min(0.0, fact["time"] - before) + max(0.0, fact["time"] - after)
+    memory = fact["shared_memory_gib"]
     judged = [
         check("Python", version in PYTHONS, fact["python"], "Install Python 3.11 or 3.12."),
         check(
@@ -241,20 +249,21 @@ def ask_nodes(checkup: Checkup, storage: Path) -> list[Finding]:
         raise ConfigError("The cluster has no living node: start one with ray start --head.")
     ask = ray.remote(num_cpus=0, max_retries=0)(facts)
     asked, told, silent = time.time(), [], []
-    pending = {
-        node["NodeManagerHostname"]: ask.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(checkup, str(storage), token)
+    pending = [
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            checkup, str(storage), token
+        )
         for node in nodes
-    }
-    for host, reference in pending.items():
+    ]
+    for node, reference in zip(nodes, pending, strict=True):
         try:
             told.append(ray.get(reference, timeout=max(1.0, TIMEOUT_S - (time.time() - asked))))
         except RayError as error:  # a time-out is one
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            host = node["NodeManagerHostname"]
             silent.append(Finding("answer", host, "bad", reason, "Is rlhfv-ray installed there, and the node alive?"))
     marks = sorted(storage.glob(f".doctor-{token}-*")) if storage.is_dir() else []
-    found = examine(checkup, told, [mark.name for mark in marks], now=time.time()) if told else []
+    found = examine(checkup, told, [mark.name for mark in marks], between=(asked, time.time())) if told else []
     for mark in marks:
         mark.unlink()
     return [*silent, *found]

@@ -117,10 +117,10 @@ def test_same_command_again_skips_everything(finished):
     assert {one.info.run_id: len(one.data.metrics) for one in runs(finished)} == before
 
 
-def test_ray_job_gives_the_same_summary(finished, tmp_path):
-    """Catches: work lost or doubled by Ctrl-C or a kill; code that only works from the checkout, or only with a Ray of its own."""
-    home = tmp_path / "home"
-    home.mkdir()
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory):
+    """A cluster of two nodes with one CPU each, as `ray start` makes it, and how to submit jobs to it."""
+    home = tmp_path_factory.mktemp("home")
     bin_folder = str(Path(sys.executable).parent)
     settings = {
         **os.environ,
@@ -129,19 +129,81 @@ def test_ray_job_gives_the_same_summary(finished, tmp_path):
         "RAY_AUTH_MODE": "disabled",
     }
     temporary = Path(f"/tmp/rr{os.getpid()}")  # short: Ray puts sockets there
-    head = [bin_folder + "/ray", "start", "--head", "--num-cpus=2", "--port=26379", "--dashboard-port=28265"]
-    sizes = [f"--temp-dir={temporary}", "--object-store-memory=200000000", "--include-dashboard=true"]
-    subprocess.run([*head, *sizes], env=settings, check=True, capture_output=True, timeout=120)
+    size = ["--num-cpus=1", "--object-store-memory=150000000"]
+    head = [
+        bin_folder + "/ray",
+        "start",
+        "--head",
+        "--port=26379",
+        "--dashboard-port=28265",
+        "--include-dashboard=true",
+    ]
+    node = [bin_folder + "/ray", "start", "--address=127.0.0.1:26379"]
+
+    def submit(*entry: str) -> subprocess.CompletedProcess[str]:
+        line = [
+            *(bin_folder + "/ray", "job", "submit"),
+            "--address=http://127.0.0.1:28265",
+            "--working-dir",
+            ".",
+            "--",
+            *entry,
+        ]
+        return subprocess.run(line, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=500, check=False)
+
     try:
-        submit = [bin_folder + "/ray", "job", "submit", "--address=http://127.0.0.1:28265", "--working-dir", "."]
-        entry = ["--", "python", "experiments/ddpo.py", "shapes", *SMALL, "--storage", str(tmp_path / "storage")]
-        done = subprocess.run(
-            [*submit, *entry], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=500, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "aligned model" in done.stdout
-        assert summary(tmp_path / "storage") == summary(finished)
+        for number, start in enumerate((head, node)):
+            start = [*start, *size, f"--temp-dir={temporary}{number}"]  # nodes of one machine share no folder
+            subprocess.run(start, env=settings, check=True, capture_output=True, timeout=120)
+        yield submit
     finally:
         for process in psutil.process_iter(["cmdline"]):
             if str(temporary) in " ".join(process.info["cmdline"] or []):
                 process.kill()
+
+
+def test_ray_job_on_two_nodes_gives_the_same_summary(finished, two_nodes, tmp_path):
+    """Catches: work lost or doubled by Ctrl-C or a kill; code that only works from the checkout, with a Ray of its own, or on one node.
+
+    Each node has one CPU, so that both hold a worker.
+    """
+    storage = tmp_path / "storage"
+    done = two_nodes(
+        "python", "experiments/ddpo.py", "shapes", *SMALL, "--scale.workers", "2", "--storage", str(storage)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "aligned model" in done.stdout
+    assert {json.loads(path.read_text())["world_size"] for path in storage.glob(MANIFEST)} == {2}
+    assert summary(storage) == summary(finished)
+
+
+def test_doctor_finds_what_is_wrong_on_both_nodes(two_nodes, tmp_path):
+    """Catches: a doctor that looks at one node, that cannot fail, or that shows the key. Four problems are planted on either node."""
+    (tmp_path / "file").write_text("no folder")
+    planted = (
+        "--storage",
+        str(tmp_path / "file"),
+        "--judge-key-env",
+        "NO_SUCH_KEY",
+        "--tracking-uri",
+        "http://127.0.0.1:9",
+        "--gpu",
+    )
+    sick = two_nodes("python", "-m", "rlhfv_ray.doctor", "doctor", "--json", *planted)
+    assert sick.returncode != 0, sick.stdout + sick.stderr
+    findings = told(sick.stdout)["findings"]
+    bad = [one["what"] for one in findings if one["status"] == "bad"]
+    assert {what: bad.count(what) for what in ("storage", "judge's key", "MLflow", "GPUs")} == dict.fromkeys(
+        ("storage", "judge's key", "MLflow", "GPUs"), 2
+    )
+    assert all(one["fix"] for one in findings if one["status"] != "good")
+    well = two_nodes(
+        "python", "-m", "rlhfv_ray.doctor", "doctor", "--json", "--storage", str(tmp_path), "--free-gib", "0.1"
+    )
+    assert told(well.stdout)["ok"] and well.returncode == 0, well.stdout
+    assert not list(tmp_path.glob(".doctor-*"))
+
+
+def told(printed: str) -> dict:
+    """The first JSON object in a job's log, which is printed again where the job failed."""
+    return json.JSONDecoder().raw_decode(printed[printed.index("{\n") :])[0]

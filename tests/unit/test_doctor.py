@@ -30,7 +30,7 @@ def found(
     *nodes: dict[str, Any], checkup: Checkup = CHECKUP, seen: tuple[str, ...] = (".doctor-1",)
 ) -> list[tuple[str, str]]:
     """Node and name of all that is not good."""
-    return [(f.node, f.what) for f in examine(checkup, nodes, seen, now=NOW) if f.status != "good"]
+    return [(f.node, f.what) for f in examine(checkup, nodes, seen, between=(NOW - 9, NOW + 1)) if f.status != "good"]
 
 
 def spoiled(**changes: Any) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def test_every_planted_problem_is_found(what):
     assert ("worker", what) in found(NODE, spoiled(**PLANTED[what]))
     (finding,) = [
         f
-        for f in examine(CHECKUP, [NODE, spoiled(**PLANTED[what])], [".doctor-1"], now=NOW)
+        for f in examine(CHECKUP, [NODE, spoiled(**PLANTED[what])], [".doctor-1"], between=(NOW - 9, NOW + 1))
         if (f.node, f.what) == ("worker", what)
     ]
     assert finding.fix
