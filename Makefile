@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 # Ray starts many Pythons: without bytecode each of them would compile torch, transformers and the rest anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check unit bench clean
+.PHONY: demo test check unit soak bench clean
 
 demo: .venv/ready
 	$(BIN)/python experiments/ddpo.py shapes
@@ -16,6 +16,10 @@ test: .venv/dev-ready check
 
 unit: .venv/dev-ready
 	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadscope tests/unit rlhfv_ray eval
+
+# Minutes of killed workers and actors.
+soak: .venv/dev-ready
+	$(BIN)/python -m pytest -q -s tests/ray/soak.py
 
 # Speed on one CPU thread, about 10 minutes; leave the machine alone meanwhile.
 bench: .venv/ready

@@ -95,3 +95,15 @@ def test_every_setting_has_a_docstring(kind):
     assert all(part.__doc__ and not part.__doc__.startswith(part.__name__ + "(") for part in CONFIGS)
     assert fields_of(kind) - described - parts == set()
     assert described <= fields_of(kind)
+
+
+def test_tests_that_pages_name_exist():
+    """Catches: a promise whose test was renamed or taken away."""
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    written = {
+        name
+        for file in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert len(named) > 10
+    assert sorted(named - written) == []
