@@ -205,7 +205,8 @@ def _beside(scores: Scores) -> Iterator[str]:
     loose = {}
     for name, value in scores.beside.items():
         if isinstance(value, Mapping):
-            yield f"{name}: {listed(value)}"
+            whole = {part: number for part, number in value.items() if not isinstance(number, Mapping)}
+            yield f"{name}: {listed(whole or value)}"  # its parts are in the file of scores
         elif value is not None:
             loose[name] = value
     if loose:

@@ -116,3 +116,10 @@ def test_missing_verdicts_are_counted_by_reason_and_noted() -> None:
         "m: 3 of 5 answers without a verdict: unparsed 2, refused 1",
         "m: release_compatible: average score 2.25, unparsed 1",
     ]
+
+
+def test_notes_tell_the_whole_and_not_every_part():
+    """Catches: a screen full of parts beside six rates."""
+    parts = {"street": {"in_scene": 0.5, "n": 10}, "mean_rise": 0.25}
+    scores = replace(base(), beside={"over_generalization": parts, "only_parts": {"conv": {"n": 3}}})
+    assert notes({"m": scores}) == ["m: over_generalization: mean rise 0.25", "m: only_parts: conv n 3"]
