@@ -17,8 +17,9 @@ test: .venv/dev-ready check
 unit: .venv/dev-ready
 	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadscope tests/unit rlhfv_ray eval
 
-# Minutes of killed workers and actors.
+# Minutes of killed workers and actors, and four sweeps at a time on an MLflow server with PostgreSQL (Debian's package `postgresql`).
 soak: .venv/dev-ready
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[team]"
 	$(BIN)/python -m pytest -q -s tests/ray/soak.py
 
 # Speed on one CPU thread, about 10 minutes; leave the machine alone meanwhile.
@@ -31,6 +32,7 @@ check: .venv/dev-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/codespell
+	bash tests/audit.sh
 
 # torch first: deepspeed's build looks for it, and its CPU build is enough without a GPU.
 .venv/ready: constraints.txt pyproject.toml

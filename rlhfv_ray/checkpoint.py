@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError
+from rlhfv_ray.reshard import can_reshard, load_resharded
 from rlhfv_ray.stages import holds_lease, write_json
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ class Writer:
 
     folder: Path  # of the stage; its lease must be `token`'s
     token: str
-    zero_stage: int
     keep: int
 
     @property
@@ -57,10 +57,11 @@ def save_checkpoint(engine: Any, writer: Writer, *, step: int, records: list[dic
     Rank 0 removes checkpoints beyond the newest `keep` once the new one is published.
 
     Raises:
-        CheckpointError: another driver has taken the folder over.
+        CheckpointError: another driver has taken the folder over, or the disk has no room; on every rank.
     """
     world = dist.get_world_size()
     target = writer.checkpoints / f"step-{step:06d}-{world}w-{writer.token[:4]}"
+    _check_space(engine, writer)
     if dist.get_rank() == 0:
         shutil.rmtree(target, ignore_errors=True)  # what a lost attempt left of the same step
         target.mkdir(parents=True)
@@ -71,11 +72,29 @@ def save_checkpoint(engine: Any, writer: Writer, *, step: int, records: list[dic
     if dist.get_rank() == 0 and (ours := [holds_lease(writer.folder, writer.token)])[0]:
         (target / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
         files = {str(path.relative_to(target)): _sha256(path) for path in sorted(target.rglob("*")) if path.is_file()}
-        write_json(target / MANIFEST, asdict(Manifest(step, world, writer.zero_stage, files)))
+        write_json(target / MANIFEST, asdict(Manifest(step, world, engine.zero_optimization_stage(), files)))
         _prune(writer, target)
     dist.broadcast_object_list(ours)
     if not ours[0]:
         raise CheckpointError(f"{writer.folder} was taken over by another driver; this one stops.")
+
+
+def _check_space(engine: Any, writer: Writer) -> None:
+    """Refuse, on every rank, to begin what a disk cannot hold: half a checkpoint would only fill it."""
+    found = [0, 0]
+    if dist.get_rank() == 0:
+        sizes = [(weight, getattr(weight, "ds_numel", weight.numel())) for weight in engine.module.parameters()]
+        needed = sum(
+            numel * (weight.element_size() + 12 * weight.requires_grad) for weight, numel in sizes
+        )  # and 3 states in fp32
+        found = [needed, shutil.disk_usage(writer.folder).free]
+    dist.broadcast_object_list(found)
+    needed, free = found
+    if free < needed:
+        raise CheckpointError(
+            f"{writer.folder} has {free / 2**30:.3f} GiB free, and a checkpoint takes {needed / 2**30:.3f}: make room (--scale.keep is "
+            f"how many stay, now {writer.keep}) and run the same command again; it goes on from the last checkpoint, which is whole."
+        )
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, Manifest] | None:
@@ -88,26 +107,35 @@ def latest_checkpoint(folder: Path) -> tuple[Path, Manifest] | None:
     return None
 
 
-def load_checkpoint(engine: Any, folder: Path, *, zero_stage: int) -> tuple[int, list[dict[str, Any]]]:
+def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]]]:
     """Bring the engine to the newest checkpoint of a stage, if there is one; called by every worker.
+
+    It may have been written by another number of workers or at another ZeRO stage.
 
     Returns:
         Updates done, and the metrics of those updates.
 
     Raises:
-        CheckpointError: the checkpoint was written with another number of workers or ZeRO stage.
+        CheckpointError: one of both is ZeRO stage 0 in bf16, and the other is not.
     """
     found = [latest_checkpoint(folder) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found)
     if found[0] is None:
         return 0, []
     target, manifest = found[0]
-    if (manifest.world_size, manifest.zero_stage) != (dist.get_world_size(), zero_stage):
-        raise CheckpointError(
-            f"{target} was written by {manifest.world_size} workers at ZeRO stage {manifest.zero_stage}: continue with "
-            f"--scale.workers {manifest.world_size} --scale.zero-stage {manifest.zero_stage}, or delete {target.parent}."
+    world, stage = manifest.world_size, manifest.zero_stage
+    if (world, stage) == (dist.get_world_size(), engine.zero_optimization_stage()):
+        engine.load_checkpoint(str(target), tag=TAG)
+    elif can_reshard(engine, stage):
+        logger.warning(
+            "%s was written by %d workers at ZeRO stage %d; its states are dealt out anew", target, world, stage
         )
-    engine.load_checkpoint(str(target), tag=TAG)
+        load_resharded(engine, target / TAG, world_size=world, zero_stage=stage)
+    else:
+        raise CheckpointError(
+            f"{target} was written by {world} workers at ZeRO stage {stage}, and stage 0 in bf16 keeps its state in its own way: "
+            f"continue with --scale.workers {world} --scale.zero-stage {stage}, or delete {target.parent}."
+        )
     return manifest.step, [json.loads(line) for line in (target / RECORDS).read_text().splitlines()]
 
 

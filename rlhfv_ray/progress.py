@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from ray.train import UserCallback
@@ -52,6 +53,7 @@ class Reporter:
         fact = {"step": step, "learning_rate": rate, "grad_norm": None if norm is None else float(norm)}
         fact |= self.setting
         self.setting = {}
+        fact["system/worker_memory_gib"] = round(psutil.Process().memory_info().rss / 2**30, 3)
         if torch.cuda.is_available():
             fact["memory/peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         self.facts.append({**fact, "skipped": int(bool(suspects)), **({"skipped_pairs": suspects} if suspects else {})})

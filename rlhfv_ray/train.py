@@ -138,8 +138,8 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     optim, scale, steps = config.optim, config.scale, config.optim.total_steps(len(pairs))
     until = job.until or steps
     engine, processor = load_engine(config)
-    writer = Writer(job.folder, job.token, scale.zero_stage, scale.keep)
-    step, records = load_checkpoint(engine, job.folder, zero_stage=scale.zero_stage)
+    writer = Writer(job.folder, job.token, scale.keep)
+    step, records = load_checkpoint(engine, job.folder)
     reporter = Reporter(records, report, {"memory/foretold_gib": round(foretold, 3), "recompute": scale.recompute})
     collate = functools.partial(collate_pairs, processor=processor, rule=config.data.rule, layout=engine.module.layout)
     batches = prefetched(micro_batches(pairs, lengths, collate, config, start=step, stop=until))

@@ -1,25 +1,40 @@
-"""Long trials of patience, `make soak`: a training job whose workers are killed twenty times, a reference stage whose actors keep dying.
+"""Long trials of patience, `make soak`: a training job whose workers are killed twenty times, a reference stage whose actors keep dying, and
+a team's MLflow.
 
 Minutes each, so they are not among the tests of every commit.
 """
 
+import contextlib
+import multiprocessing
+import os
 import random
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import requests
 import torch
+from mlflow import MlflowClient
 
+from benchmarks.workers import free_port
+from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.data import load_pairs, write_pairs
 from rlhfv_ray.data.reference_rows import load_reference
 from rlhfv_ray.progress import read_records
 from rlhfv_ray.reference import compute_reference_logps
+from rlhfv_ray.tracking import tracked_run
 from tests.ray.conftest import losses, ray_processes, train, wait_for, weights, with_scale
 
 pytestmark = pytest.mark.ray
 KILLS, STEPS, ROWS = 20, 60, 10_000
+SWEEPS, TRIALS, UPDATES = 4, 8, 100
 
 
 def test_twenty_kills_change_nothing(config, reference, tmp_path: Path):
@@ -71,3 +86,99 @@ def test_ten_thousand_rows_outlive_their_actors(config, cluster, pairs_file, tmp
     print(f"{len(killed)} actors killed")
     assert len(killed) >= 3
     assert list(load_reference(folder)["id"]) == [f"row:{number}" for number in range(ROWS)]
+
+
+def test_four_sweeps_lose_nothing_in_one_postgresql(tmp_path: Path):
+    """Catches: runs, points, params or artifacts lost or doubled where four sweeps write at a time to the server of docs/cluster.md."""
+    with postgresql(tmp_path) as database, mlflow_server(database, tmp_path / "served") as uri:
+        writers = [
+            multiprocessing.get_context("spawn").Process(target=write_a_sweep, args=(tmp_path, uri, one))
+            for one in range(SWEEPS)
+        ]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join(300)
+        assert [writer.exitcode for writer in writers] == [0] * SWEEPS
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("team")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id], max_results=1000)
+        parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        assert {run.info.run_name for run in parents} == {f"sweep {one}" for one in range(SWEEPS)} and len(
+            parents
+        ) == SWEEPS
+        assert len(runs) == SWEEPS * (1 + TRIALS)
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        for run in runs:
+            if run not in parents:
+                points = client.get_metric_history(run.info.run_id, "loss")
+                assert [point.step for point in sorted(points, key=lambda point: point.step)] == list(
+                    range(1, UPDATES + 1)
+                )
+                assert run.data.params.keys() == {"loss.beta", "loss.gamma"}
+                assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["best.json"]
+
+
+def write_a_sweep(folder: Path, uri: str, number: int) -> None:
+    """One sweep's worth of runs, as a driver tracks them."""
+    config = TrackingConfig(uri=uri, experiment="team")
+    store = folder / f"sweep-{number}"
+    with tracked_run(store, config, store=folder, name=f"sweep {number}", params={}, tags={}) as sweep:
+        (store / "best.json").write_text("{}")
+        for trial in range(TRIALS):
+            with sweep.stage(f"trial {trial}", {"loss": {"beta": number, "gamma": trial}}) as run:
+                for first in range(1, UPDATES + 1, 10):
+                    run.log_records([{"step": step, "loss": 1 / step} for step in range(first, first + 10)])
+                    time.sleep(0.02)
+                run.log_file(store / "best.json")
+
+
+@contextlib.contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """A new PostgreSQL on loopback (Debian's package `postgresql`), which does not run as root; its address for MLflow."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not found:
+        pytest.skip("no PostgreSQL: apt-get install postgresql")
+    home, port, who = Path(f"/tmp/pg{os.getpid()}"), free_port(), []
+    home.mkdir()
+    if os.geteuid() == 0:
+        shutil.chown(home, "postgres")
+        who = ["runuser", "-u", "postgres", "--"]
+
+    def call(name: str, *more: str) -> None:
+        subprocess.run([*who, str(found[-1] / name), *more], check=True, cwd=home, stdout=subprocess.DEVNULL)
+
+    try:
+        call("initdb", "-D", f"{home}/data", "--auth=trust", "--username=mlflow")
+        options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1"
+        call("pg_ctl", "start", "-w", "-D", f"{home}/data", "-l", f"{home}/log", "-o", options)
+        call("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow")
+        yield f"postgresql://mlflow@127.0.0.1:{port}/mlflow"
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            call("pg_ctl", "stop", "-m", "immediate", "-D", f"{home}/data")
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def mlflow_server(database: str, artifacts: Path) -> Iterator[str]:
+    """The server of docs/cluster.md, until the body has ended; its address."""
+    port = free_port()
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", database]
+    command += ["--artifacts-destination", str(artifacts)]
+    server = subprocess.Popen([sys.executable, "-m", *command], start_new_session=True, stderr=subprocess.DEVNULL)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: answers(uri), 120)
+        yield uri
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers(uri: str) -> bool:
+    try:
+        return requests.get(f"{uri}/health", timeout=1).ok
+    except requests.RequestException:
+        return False

@@ -1,10 +1,13 @@
 """The whole line as users start it: a command, stopped and killed in between, the same command again, and as a Ray job."""
 
+import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -76,7 +79,7 @@ def stop_in_training(storage: Path, number: signal.Signals) -> int:
 def finished(tmp_path_factory) -> Path:
     """The storage of one small experiment: stopped by Ctrl-C in training, its driver killed in training, then left alone.
 
-    That it ends where one without a fault ends is for `test_ray_job_gives_the_same_summary` to show.
+    That it ends where one without a fault ends is for `test_ray_job_outlives_stop_nodes_and_head` to show.
     """
     storage = tmp_path_factory.mktemp("storage")
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
@@ -117,67 +120,124 @@ def test_same_command_again_skips_everything(finished):
     assert {one.info.run_id: len(one.data.metrics) for one in runs(finished)} == before
 
 
-@pytest.fixture(scope="module")
-def two_nodes(tmp_path_factory):
-    """A cluster of two nodes with one CPU each, as `ray start` makes it, and how to submit jobs to it."""
-    home = tmp_path_factory.mktemp("home")
-    bin_folder = str(Path(sys.executable).parent)
-    settings = {
-        **os.environ,
-        "HOME": str(home),
-        "PATH": f"{bin_folder}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "disabled",
-    }
-    temporary = Path(f"/tmp/rr{os.getpid()}")  # short: Ray puts sockets there
-    size = ["--num-cpus=1", "--object-store-memory=150000000"]
-    head = [
-        bin_folder + "/ray",
-        "start",
-        "--head",
-        "--port=26379",
-        "--dashboard-port=28265",
-        "--include-dashboard=true",
-    ]
-    node = [bin_folder + "/ray", "start", "--address=127.0.0.1:26379"]
+class Cluster:
+    """Nodes of one CPU each, as `ray start` makes them, and the jobs submitted to them."""
 
-    def submit(*entry: str) -> subprocess.CompletedProcess[str]:
-        line = [
-            *(bin_folder + "/ray", "job", "submit"),
-            "--address=http://127.0.0.1:28265",
-            "--working-dir",
-            ".",
-            "--",
-            *entry,
+    ADDRESS = "http://127.0.0.1:28265"
+
+    def __init__(self, home: Path) -> None:
+        self.bin = str(Path(sys.executable).parent)
+        self.settings = {
+            **os.environ,
+            "HOME": str(home),
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "disabled",
+        }
+        self.temporary = f"/tmp/rr{os.getpid()}-"  # short: Ray puts sockets there
+
+    def start(self, node: int, *, head: bool = False) -> None:
+        where = ("--head", "--port=26379", "--dashboard-port=28265", "--include-dashboard=true")
+        line = [f"{self.bin}/ray", "start", *(where if head else ("--address=127.0.0.1:26379",))]
+        line += [
+            "--num-cpus=1",
+            "--object-store-memory=150000000",
+            f"--temp-dir={self.temporary}{node}.",
+        ]  # nodes share no folder
+        subprocess.run(line, env=self.settings, check=True, capture_output=True, timeout=120)
+
+    def kill(self, *nodes: int) -> list[str]:
+        """Kill all processes of some nodes, as if their machines had lost power; what they were."""
+        marks = [f"{self.temporary}{node}." for node in nodes] or [self.temporary]
+        there = [
+            one
+            for one in psutil.process_iter(["cmdline"])
+            if any(mark in " ".join(one.info["cmdline"] or []) for mark in marks)
         ]
-        return subprocess.run(line, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=500, check=False)
-
-    try:
-        for number, start in enumerate((head, node)):
-            start = [*start, *size, f"--temp-dir={temporary}{number}"]  # nodes of one machine share no folder
-            subprocess.run(start, env=settings, check=True, capture_output=True, timeout=120)
-        yield submit
-    finally:
-        for process in psutil.process_iter(["cmdline"]):
-            if str(temporary) in " ".join(process.info["cmdline"] or []):
+        family, titles = {child for one in there for child in children(one)} | set(there), []
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                titles.append(" ".join(process.cmdline()))
                 process.kill()
+        return titles
+
+    def submit(self, *entry: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
+        line = [f"{self.bin}/ray", "job", "submit", f"--address={self.ADDRESS}", *([] if wait else ["--no-wait"])]
+        line += ["--submission-id", f"job-{next(self.numbers)}", "--working-dir", ".", "--", *entry]
+        return subprocess.run(
+            line, cwd=ROOT, env=self.settings, capture_output=True, text=True, timeout=500, check=False
+        )
+
+    numbers = itertools.count()
 
 
-def test_ray_job_on_two_nodes_gives_the_same_summary(finished, two_nodes, tmp_path):
-    """Catches: work lost or doubled by Ctrl-C or a kill; code that only works from the checkout, with a Ray of its own, or on one node.
+def children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.fixture(scope="module")
+def cluster_of_two(tmp_path_factory):
+    """A cluster of two nodes."""
+    cluster = Cluster(tmp_path_factory.mktemp("home"))
+    try:
+        cluster.start(0, head=True)
+        cluster.start(1)
+        yield cluster
+    finally:
+        cluster.kill()
+
+
+def test_ray_job_outlives_stop_nodes_and_head(finished, cluster_of_two, tmp_path):
+    """Catches: work lost or doubled by a stopped job, a node that goes and one that comes, a head that is started anew; code that only works
+    from the checkout, with a Ray of its own, or on one node; processes left behind.
 
     Each node has one CPU, so that both hold a worker.
     """
-    storage = tmp_path / "storage"
-    done = two_nodes(
-        "python", "experiments/ddpo.py", "shapes", *SMALL, "--scale.workers", "2", "--storage", str(storage)
-    )
+    cluster, storage = cluster_of_two, tmp_path / "storage"
+    entry = ("python", "experiments/ddpo.py", "shapes", *SMALL, "--scale.workers", "2", "--scale.checkpoint-every", "1")
+    entry += ("--storage", str(storage))
+
+    def next_checkpoint() -> None:
+        before = set(storage.glob(MANIFEST))
+        wait_for(lambda: bool(set(storage.glob(MANIFEST)) - before), 300)
+        assert not list(storage.glob("train-*/model"))
+
+    assert cluster.submit(*entry, wait=False).returncode == 0
+    next_checkpoint()
+    assert len(training_workers()) == 2
+    request = urllib.request.Request(f"{cluster.ADDRESS}/api/jobs/job-0/stop", method="POST")
+    assert json.loads(urllib.request.urlopen(request, timeout=60).read()) == {"stopped": True}
+    wait_for(lambda: not training_workers(), 60)  # none is left behind
+
+    assert cluster.submit(*entry, wait=False).returncode == 0
+    next_checkpoint()
+    assert any("RayTrainWorker" in title for title in cluster.kill(1))
+    cluster.start(2)
+    next_checkpoint()  # on the node that came
+    died = cluster.kill(0, 2)
+    assert any("gcs_server" in title for title in died) and any("experiments/ddpo.py" in title for title in died)
+
+    cluster.start(3, head=True)
+    cluster.start(4)
+    done = cluster.submit(*entry)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "aligned model" in done.stdout
     assert {json.loads(path.read_text())["world_size"] for path in storage.glob(MANIFEST)} == {2}
+    (record,) = storage.glob("train-*/metrics.jsonl")
+    assert [json.loads(line)["step"] for line in record.open()] == list(range(1, 17))
     assert summary(storage) == summary(finished)
 
 
-def test_doctor_finds_what_is_wrong_on_both_nodes(two_nodes, tmp_path):
+def training_workers() -> list[psutil.Process]:
+    """Of any Ray on this machine."""
+    return [
+        one for one in psutil.process_iter(["cmdline"]) if "ray::RayTrainWorker" in " ".join(one.info["cmdline"] or [])
+    ]
+
+
+def test_doctor_finds_what_is_wrong_on_both_nodes(cluster_of_two, tmp_path):
     """Catches: a doctor that looks at one node, that cannot fail, or that shows the key. Four problems are planted on either node."""
     (tmp_path / "file").write_text("no folder")
     planted = (
@@ -189,7 +249,7 @@ def test_doctor_finds_what_is_wrong_on_both_nodes(two_nodes, tmp_path):
         "http://127.0.0.1:9",
         "--gpu",
     )
-    sick = two_nodes("python", "-m", "rlhfv_ray.doctor", "doctor", "--json", *planted)
+    sick = cluster_of_two.submit("python", "-m", "rlhfv_ray.doctor", "doctor", "--json", *planted)
     assert sick.returncode != 0, sick.stdout + sick.stderr
     findings = told(sick.stdout)["findings"]
     bad = [one["what"] for one in findings if one["status"] == "bad"]
@@ -197,7 +257,7 @@ def test_doctor_finds_what_is_wrong_on_both_nodes(two_nodes, tmp_path):
         ("storage", "judge's key", "MLflow", "GPUs"), 2
     )
     assert all(one["fix"] for one in findings if one["status"] != "good")
-    well = two_nodes(
+    well = cluster_of_two.submit(
         "python", "-m", "rlhfv_ray.doctor", "doctor", "--json", "--storage", str(tmp_path), "--free-gib", "0.1"
     )
     assert told(well.stdout)["ok"] and well.returncode == 0, well.stdout

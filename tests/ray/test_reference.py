@@ -1,19 +1,28 @@
-"""The reference stage on real Ray: quarantine, resume, killed actors."""
+"""Stages that are parts on real Ray: quarantine, resume, killed actors, a full object store."""
 
+import contextlib
+import functools
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from rlhfv_ray.cluster import read_parts
+from rlhfv_ray.config import GenerationConfig
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.reference_rows import load_reference, rejected_rows
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.examples import encode_examples
+from rlhfv_ray.generate import generate_answers
+from rlhfv_ray.records import Prompt
 from rlhfv_ray.reference import compute_reference_logps
-from rlhfv_ray.shapes.scenes import make_scenes
+from rlhfv_ray.shapes.scenes import make_scenes, render
 from rlhfv_ray.shapes.world import write_captions
 from tests.conftest import careless_pairs
 from tests.ray.conftest import ray_processes, wait_for
@@ -43,27 +52,63 @@ def test_missing_parts_are_made_again_and_are_the_same(reference, config, tmp_pa
     assert (tmp_path / "part-00001.parquet").stat().st_mtime_ns == kept
 
 
-def test_killed_actor_changes_nothing(reference, config, tmp_path):
-    """Catches: rows lost with a killed actor, or computed twice. The actor is killed after its first part."""
+@contextlib.contextmanager
+def killing_the_actor(folder: Path) -> Iterator[None]:
+    """Kill the actor once a first part is there."""
     killed = []
 
     def kill():
-        wait_for(lambda: any(tmp_path.glob("part-*.parquet")))
+        wait_for(lambda: any(folder.glob("part-*.parquet")))
         for process in ray_processes("MapWorker"):
             process.kill()
             killed.append(process.pid)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    many = replace(config.scale, rows=2)  # parts enough for the killer to be in time
-    compute_reference_logps(config.model, config.data, many, tmp_path)
+    yield
     killer.join()
     assert killed
-    ours, theirs = read_parts(tmp_path), read_parts(reference)
+
+
+def test_killed_actor_changes_nothing(reference, config, tmp_path):
+    """Catches: rows lost with a killed actor, or computed twice. The actor is killed after its first part."""
+    many = replace(config.scale, rows=2)  # parts enough for the killer to be in time
+    with killing_the_actor(tmp_path):
+        compute_reference_logps(config.model, config.data, many, tmp_path)
+    assert_same_rows(tmp_path, reference)
+
+
+def assert_same_rows(folder: Path, reference: Path) -> None:
+    ours, theirs = read_parts(folder), read_parts(reference)
     assert ours["id"].to_pylist() == theirs["id"].to_pylist()
     for name in ("chosen_logps", "rejected_logps"):
         for a, b in zip(ours[name].to_pylist(), theirs[name].to_pylist(), strict=True):
             assert a == pytest.approx(b, abs=1e-5)
+
+
+def test_killed_generation_actor_changes_nothing(cluster, config, tmp_path):
+    """Catches: answers lost with a killed actor, doubled, or drawn anew: they are sampled, and each part has its own seed."""
+    prompts = [Prompt(str(scene.id), render(scene), "What is there?") for scene in make_scenes(24, seed=8)]
+    scale = replace(config.scale, rows=2, inference_batch=2)
+    generation = GenerationConfig(max_new_tokens=12, temperature=1.0)
+    answer = functools.partial(generate_answers, config.model, prompts, generation=generation, scale=scale, title="")
+    for name in ("undisturbed", "disturbed"):
+        (tmp_path / name).mkdir()
+    with killing_the_actor(tmp_path / "disturbed"):
+        disturbed = answer(tmp_path / "disturbed")
+    assert disturbed == answer(tmp_path / "undisturbed")
+    assert [one.id for one in disturbed] == [prompt.id for prompt in prompts]
+    assert len({one.text for one in disturbed}) > 12
+
+
+def test_an_object_store_that_spills_changes_nothing(reference, config, tmp_path):
+    """Catches: rows lost where other work fills the object store (200 MB here) and objects go to disk and back."""
+    held = [ray.put(np.full(9_000_000, number, dtype=np.float64)) for number in range(4)]
+    spilled = Path(ray._private.worker._global_node.get_session_dir_path()).glob("ray_spilled_objects*/*")
+    assert list(spilled)
+    compute_reference_logps(config.model, config.data, config.scale, tmp_path)
+    assert_same_rows(tmp_path, reference)
+    assert [float(ray.get(one)[0]) for one in held] == [0, 1, 2, 3]
 
 
 def test_unusable_rows_are_set_aside_with_id_and_reason(config, tmp_path, cluster):

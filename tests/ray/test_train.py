@@ -1,13 +1,18 @@
 """Training on real Ray Train and DeepSpeed: what Ray adds to the worker's loop, and faults. test_worker.py has the loop itself."""
 
+import contextlib
+import os
 import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from rlhfv_ray.checkpoint import latest_checkpoint
-from rlhfv_ray.errors import StaleReferenceError
+from rlhfv_ray.errors import CheckpointError, StaleReferenceError
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.progress import read_records
 from tests.ray.conftest import assert_same, ray_processes, train, wait_for
@@ -60,6 +65,36 @@ def test_resumed_run_equals_uninterrupted_even_past_a_torn_checkpoint(ray_run, c
     assert latest_checkpoint(folder)[1].step == 9
     train(config, reference, folder)
     assert_same(folder, ray_run, atol=0)
+
+
+def test_a_disk_that_fills_costs_nothing_but_time(ray_run, config, reference, tmp_path):
+    """Catches: a full disk that is tried again and again, that leaves half a checkpoint or loses the whole one. It has room for one, not two."""
+    newest, _ = latest_checkpoint(ray_run)
+    size = sum(path.stat().st_size for path in newest.rglob("*"))
+    with small_disk(tmp_path, int(6 * size)) as disk:
+        filler, folder = disk / "filler", disk / "run"
+        filler.write_bytes(b"x" * (shutil.disk_usage(disk).free - int(1.8 * size)))
+        with pytest.raises(CheckpointError, match=r"GiB free, and a checkpoint takes .* make room"):
+            train(config, reference, folder)
+        assert latest_checkpoint(folder)[1].step == 3
+        assert len(list((folder / "checkpoints").iterdir())) == 1
+        filler.unlink()
+        train(config, reference, folder)
+        assert_same(folder, ray_run, atol=0)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of so many bytes; only root can make one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small file system")
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_first_loss_must_be_ln_2(config, reference, tmp_path):

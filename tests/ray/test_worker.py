@@ -60,6 +60,12 @@ def with_logps(reference: Path, folder: Path, shifts: dict[int, float]) -> Path:
     return folder
 
 
+RESIZED = {  # the number of workers and the ZeRO stage that end what others began
+    "one worker at ZeRO 3, then two at 2": {"workers": 2, "zero_stage": 2},
+    "one worker at ZeRO 2, then two at 3": {"workers": 2, "zero_stage": 3},
+    "two workers at ZeRO 3, then one at 2": {"workers": 1, "zero_stage": 2},
+    "two workers at ZeRO 2, then one at 3": {"workers": 1, "zero_stage": 3},
+}
 IMITATION = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
 BAD = batch_rows(40, 4, seed=0, step=5)[0]  # a pair of the sixth update
 LATE = {row for step in range(4, 12) for row in batch_rows(40, 4, seed=0, step=step)}
@@ -89,6 +95,10 @@ def cases(config, reference, tmp_path_factory):
         "skipped": (config, with_nan(reference, folder / "one", {BAD})),
         "stopped": (config, with_nan(reference, folder / "many", LATE)),
         "stale": (config, with_logps(reference, folder / "stale", dict.fromkeys(range(40), -0.01))),
+        **{
+            name: (with_scale(config, workers=3 - end["workers"], zero_stage=5 - end["zero_stage"]), reference)
+            for name, end in RESIZED.items()
+        },
         "too large": (with_scale(config, memory_gib=0.001), reference),
     }
 
@@ -97,15 +107,19 @@ def cases(config, reference, tmp_path_factory):
 def trained(cases, tmp_path_factory):
     """Folder of every job, and the errors that some raised."""
     folder = tmp_path_factory.mktemp("workers")
-    jobs, leases = {1: {}, 2: {}}, []
+    jobs, later, leases = {1: {}, 2: {}}, {1: {}, 2: {}}, []
     for name, (config, reference) in cases.items():
         (folder / name).mkdir()
         lease = hold_lease(folder / name)
         leases.append(lease)
         inputs = reference_inputs(config.model, config.data)
-        jobs[config.scale.workers][name] = TrainJob(config, reference, inputs, folder / name, lease.__enter__())
+        job = TrainJob(config, reference, inputs, folder / name, lease.__enter__())
+        jobs[config.scale.workers][name] = job
+        if name in RESIZED:  # begun like this, and ended by the other number of workers
+            jobs[config.scale.workers][name] = replace(job, until=5, export=folder)
+            later[3 - config.scale.workers][name] = replace(job, config=with_scale(config, **RESIZED[name]))
     errors = {}
-    for world, some in jobs.items():
+    for world, some in [*jobs.items(), *later.items()]:
         (folder / f"jobs-{world}.pickle").write_bytes(pickle.dumps(some))
         torch.multiprocessing.spawn(run_jobs, args=(world, free_port(), folder), nprocs=world)
         errors |= pickle.loads((folder / f"errors-{world}.pickle").read_bytes())
@@ -139,6 +153,21 @@ def test_what_changes_only_speed_changes_nothing(trained, name):
     """Catches: batches or gradients that hang on the number of workers, on the layout of rows, or on recomputed activations."""
     folder, _ = trained
     assert_same(folder / name, folder / "plain", atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RESIZED)
+def test_others_end_what_was_begun(trained, name):
+    """Catches: moments, master weights or the place in the data lost when a run goes on with more or fewer workers.
+
+    The first five updates, and the rest, are those of the undisturbed run, pair by pair: the loss of an update is its pairs'.
+    """
+    folder, _ = trained
+    assert_same(folder / name, folder / "plain", atol=1e-4)
+    assert [record["step"] for record in read_records(folder / name)] == list(range(1, 13))
+    ends = {manifest.name.split("-")[2] for manifest in (folder / name / "checkpoints").iterdir()}
+    assert ends == {
+        f"{RESIZED[name]['workers']}w"
+    }  # of the two that are kept; it did not begin anew with these workers
 
 
 def test_update_with_a_non_finite_loss_is_skipped_and_named(cases, trained):
