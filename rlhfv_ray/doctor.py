@@ -79,13 +79,16 @@ def facts(checkup: Checkup, storage: str, token: str) -> dict[str, Any]:
     found: dict[str, Any] = {"host": socket.gethostname(), "time": time.time(), "python": platform.python_version()}
     found["versions"] = {name: _version(name) for name in PACKAGES}
     found["cuda"] = _cuda()
+    found["deepspeed"] = _importing("deepspeed")
     found["flash_attn"] = importlib.util.find_spec("flash_attn") is not None
     found["shared_memory_gib"] = shutil.disk_usage("/dev/shm").total / GIB if Path("/dev/shm").is_dir() else None
     place = Path(storage)
     try:
         place.mkdir(parents=True, exist_ok=True)
         mark = place / f".doctor-{token}-{uuid.uuid4().hex}"
-        mark.write_text(token)
+        draft = mark.with_suffix(".tmp")  # results are published by a rename, which not every mount knows
+        draft.write_text(token)
+        draft.replace(mark)
         found["mark"], found["free_gib"] = mark.name, shutil.disk_usage(place).free / GIB
     except OSError as error:
         found["storage_error"] = f"{type(error).__name__}: {error.strerror or error}"
@@ -106,12 +109,21 @@ def _cuda() -> dict[str, Any]:
     import torch
 
     if not torch.cuda.is_available():
-        return {"gpus": 0}
+        return {"gpus": 0, "cuda": torch.version.cuda, "driver": Path("/dev/nvidiactl").exists()}
     return {
         "gpus": torch.cuda.device_count(),
         "nccl": torch.distributed.is_nccl_available(),
         "cuda": torch.version.cuda,
     }
+
+
+def _importing(name: str) -> str:
+    """Why a package cannot be imported; empty where it can. DeepSpeed's import looks for CUDA's compiler on some GPU nodes."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001  whatever it is, the node's training would end by it
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    return ""
 
 
 def _mode(path: Path) -> int | None:
@@ -167,9 +179,6 @@ def _judged(
     seen: Sequence[str],
     between: tuple[float, float],
 ) -> list[Judged]:
-    def check(what: str, good: bool, said: str, fix: str, *, otherwise: Status = "bad") -> Judged:
-        return what, "good" if good else otherwise, said, fix
-
     version = tuple(map(int, fact["python"].split(".")[:2]))
     same = {name: value for name, value in fact["versions"].items() if value != first["versions"][name]}
     missing = [name for name, value in fact["versions"].items() if value == "missing"]
@@ -177,57 +186,85 @@ def _judged(
     skew = min(0.0, fact["time"] - before) + max(0.0, fact["time"] - after)
     memory = fact["shared_memory_gib"]
     judged = [
-        check("Python", version in PYTHONS, fact["python"], "Install Python 3.11 or 3.12."),
-        check(
+        _check("Python", version in PYTHONS, fact["python"], "Install Python 3.11 or 3.12."),
+        _check(
             "packages",
             not missing,
             f"missing: {', '.join(missing)}" if missing else "all there",
             "pip install rlhfv-ray there.",
         ),
-        check(
+        _check(
             "same versions",
             not same and fact["python"] == first["python"],
             ", ".join(f"{name} {value}, not {first['versions'][name]}" for name, value in same.items())
             or f"as on {first['host']}",
             f"Install what {first['host']} has: all nodes need the same image or constraints.txt.",
         ),
-        check("clock", abs(skew) <= SKEW_S, f"{skew:+.1f} s", "Run chrony or ntpd on the node."),
+        _check("clock", abs(skew) <= SKEW_S, f"{skew:+.1f} s", "Run chrony or ntpd on the node."),
     ]
     judged += _storage(checkup, fact, seen)
     if memory is not None:
         fix = "Give the container more: docker run --shm-size, or an emptyDir of medium Memory at /dev/shm."
-        judged.append(check("shared memory", memory >= SHARED_MEMORY_GIB, f"{memory:.1f} GiB", fix))
-    gpus = fact["cuda"]["gpus"]
-    if checkup.gpu or gpus:
-        fix = "Ask for GPU nodes, and check nvidia-smi there; without GPUs leave --gpu out."
-        judged.append(check("GPUs", gpus > 0, str(gpus), fix))
-    if gpus:
-        judged.append(
-            check("NCCL", fact["cuda"]["nccl"], str(fact["cuda"]["nccl"]), "Install a torch built with NCCL.")
+        judged.append(_check("shared memory", memory >= SHARED_MEMORY_GIB, f"{memory:.1f} GiB", fix))
+    fix = "Install DeepSpeed after torch, from constraints.txt; where it asks for CUDA's compiler, install the CUDA toolkit."
+    judged.append(
+        _check(
+            "DeepSpeed", not fact["deepspeed"], fact["deepspeed"] or "imports; none of its compiled ops is needed", fix
         )
-        said = "there" if fact["flash_attn"] else "not installed"
-        judged.append(
-            check("flash-attn", fact["flash_attn"], said, "Optional: pip install 'rlhfv-ray[gpu]'.", otherwise="note")
-        )
+    )
+    judged += _gpus(checkup, fact)
     if checkup.judge_key_env or checkup.judge_key_file:
         fix = "Set it in the environment of that node before Ray starts there, or give --judge-key-file a file with mode 600."
-        judged.append(check("judge's key", not fact["key"], fact["key"] or "there", fix))
+        judged.append(_check("judge's key", not fact["key"], fact["key"] or "there", fix))
     if checkup.tracking_uri.startswith("http"):
         fix = f"Start the server, or check address and firewall of {checkup.tracking_uri}; runs go on without, and are sent later."
-        judged.append(check("MLflow", not fact["tracking"], fact["tracking"] or "reached", fix))
+        judged.append(_check("MLflow", not fact["tracking"], fact["tracking"] or "reached", fix))
     if fact["token_mode"] is not None:
         private = not fact["token_mode"] & 0o077
         judged.append(
-            check(
+            _check(
                 "Ray's token", private, f"mode {fact['token_mode']:o}", "chmod 600 ~/.ray/auth_token", otherwise="note"
             )
         )
     return judged
 
 
+def _check(what: str, good: bool, said: str, fix: str, *, otherwise: Status = "bad") -> Judged:
+    return what, "good" if good else otherwise, said, fix
+
+
+def _gpus(checkup: Checkup, fact: Mapping[str, Any]) -> list[Judged]:
+    judged: list[Judged] = []
+    gpus = fact["cuda"]["gpus"]
+    if checkup.gpu or gpus:
+        built = (
+            f"torch is built for CUDA {fact['cuda']['cuda']}" if fact["cuda"]["cuda"] else "torch is built without CUDA"
+        )
+        fix = "Ask for GPU nodes, and check nvidia-smi there; without GPUs leave --gpu out."
+        if fact["cuda"].get("driver"):
+            fix = "The driver is there: install a torch that is built for its CUDA version (nvidia-smi names it), or a newer driver."
+        judged.append(_check("GPUs", gpus > 0, f"{gpus}; {built}", fix))
+    if gpus:
+        judged.append(
+            _check("NCCL", fact["cuda"]["nccl"], str(fact["cuda"]["nccl"]), "Install a torch built with NCCL.")
+        )
+        said = "there" if fact["flash_attn"] else "not installed"
+        judged.append(
+            _check("flash-attn", fact["flash_attn"], said, "Optional: pip install 'rlhfv-ray[gpu]'.", otherwise="note")
+        )
+    return judged
+
+
 def _storage(checkup: Checkup, fact: Mapping[str, Any], seen: Sequence[str]) -> list[Judged]:
     if "storage_error" in fact:
-        return [("storage", "bad", fact["storage_error"], "Give --storage a folder that this node can write.")]
+        return [
+            (
+                "storage",
+                "bad",
+                fact["storage_error"],
+                "Give --storage a folder in which this node can write and rename files.",
+            )
+        ]
     shared: Judged = ("storage", "good", "written here, read by the driver", "")
     if fact["mark"] not in seen:
         fix = "Give --storage a folder on a file system that all nodes mount at the same place."

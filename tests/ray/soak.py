@@ -167,7 +167,7 @@ def mlflow_server(database: str, artifacts: Path) -> Iterator[str]:
     port = free_port()
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", database]
     command += ["--artifacts-destination", str(artifacts)]
-    server = subprocess.Popen([sys.executable, "-m", *command], start_new_session=True, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen([sys.executable, "-m", *command], start_new_session=True)
     uri = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: answers(uri), 120)

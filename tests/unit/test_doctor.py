@@ -15,6 +15,7 @@ NODE: dict[str, Any] = {
     "python": "3.11.7",
     "versions": {name: "1.0" for name in PACKAGES},
     "cuda": {"gpus": 8, "nccl": True, "cuda": "13.0"},
+    "deepspeed": "",
     "flash_attn": True,
     "shared_memory_gib": 64.0,
     "mark": ".doctor-1",
@@ -40,7 +41,7 @@ def spoiled(**changes: Any) -> dict[str, Any]:
 def test_a_healthy_cluster_is_left_in_peace():
     """Catches: an alarm that people learn to ignore."""
     assert found(NODE, spoiled()) == []
-    assert found({**NODE, "cuda": {"gpus": 0}}, checkup=Checkup()) == []
+    assert found({**NODE, "cuda": {"gpus": 0, "cuda": None, "driver": False}}, checkup=Checkup()) == []
 
 
 PLANTED = {
@@ -51,7 +52,8 @@ PLANTED = {
     "storage": {"mark": ".doctor-2"},
     "free space": {"free_gib": 1.0},
     "shared memory": {"shared_memory_gib": 0.06},
-    "GPUs": {"cuda": {"gpus": 0}},
+    "GPUs": {"cuda": {"gpus": 0, "cuda": "13.0", "driver": True}},
+    "DeepSpeed": {"deepspeed": "MissingCUDAException: CUDA_HOME does not exist"},
     "NCCL": {"cuda": {"gpus": 8, "nccl": False, "cuda": None}},
     "flash-attn": {"flash_attn": False},
     "judge's key": {"key": "not set"},
@@ -79,6 +81,13 @@ def test_a_folder_that_cannot_be_written_is_found():
     assert found(NODE, node) == [("worker", "storage")]
 
 
+def test_a_driver_without_its_torch_has_another_fix():
+    """Catches: people sent to ask for GPU nodes who are on one."""
+    nodes = [spoiled(cuda={"gpus": 0, "cuda": "13.0", "driver": driver}) for driver in (False, True)]
+    fixes = [f.fix for f in examine(CHECKUP, nodes, [".doctor-1"], between=(NOW - 9, NOW + 1)) if f.what == "GPUs"]
+    assert "Ask for GPU nodes" in fixes[0] and "newer driver" in fixes[1]
+
+
 def test_facts_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Catches: facts that are made up; a key in what is told."""
     monkeypatch.setenv("KEY", "sk-canary")
@@ -87,6 +96,7 @@ def test_facts_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert (tmp_path / "runs" / told["mark"]).read_text() == "abc"
     assert "sk-canary" not in repr(told)
     assert told["key"] == "" and told["tracking"]
+    assert told["deepspeed"] == "" and not list((tmp_path / "runs").glob("*.tmp"))
     assert told["versions"]["torch"].startswith("2.") and told["free_gib"] > 0
     monkeypatch.delenv("KEY")
     key = tmp_path / "key"
