@@ -55,7 +55,7 @@ def load_resharded(engine: Any, folder: Path, *, world_size: int, zero_stage: in
             continue
         at = _place(engine, weight)
         for state in STATES:
-            whole = torch.cat([_flat(shards[rank], state, where).clone() for rank, where in saved[name]])
+            whole = torch.cat([_flat(shards[rank], state, where) for rank, where in saved[name]])
             if at is not None:
                 where, start = at
                 flat = flats[where.group] if state == "fp32" else inner.state[flats[where.group]][state]
