@@ -36,7 +36,7 @@ from rlhfv_ray.shapes.world import write_corrections
 from rlhfv_ray.stages import hold_lease, write_json
 from rlhfv_ray.train import TrainJob, load_engine, train_ddpo, train_worker, update
 
-BATCH = 16
+BATCH = 32  # the paper's
 RAY_CPUS = 2
 WIDTH, LAYERS = (
     256,
@@ -48,7 +48,7 @@ def worker_cells(*, quick: bool) -> list[Row]:
     """(g) Ray Train against the same loop without it, one worker and two, (h) the host's share of a step."""
     import ray
 
-    rounds, steps = (1, 15) if quick else (3, 20)
+    rounds, steps = (1, 15) if quick else (3, 15)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ray.init(

@@ -46,7 +46,7 @@ def load_resharded(engine: Any, folder: Path, *, world_size: int, zero_stage: in
     updates = _moments(shards[0])[0]["step"]
     for flat in flats:
         inner.state[flat] = {
-            "step": updates.clone(),
+            "step": updates.to(flat.device, copy=True),  # where the fused AdamW wants it
             "exp_avg": torch.zeros_like(flat),
             "exp_avg_sq": torch.zeros_like(flat),
         }

@@ -7,15 +7,16 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rlhfv_ray.checkpoint import latest_checkpoint
+from rlhfv_ray.checkpoint import MANIFEST, latest_checkpoint
 from rlhfv_ray.errors import CheckpointError, StaleReferenceError
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.progress import read_records
-from tests.ray.conftest import assert_same, ray_processes, train, wait_for
+from tests.ray.conftest import assert_same, ray_processes, train, wait_for, with_scale
 
 pytestmark = pytest.mark.ray
 
@@ -49,6 +50,30 @@ def test_killed_worker_changes_nothing(ray_run, config, reference, tmp_path):
 
     train(config, reference, folder, alongside=kill)
     assert killed
+    assert_same(folder, ray_run, atol=0)
+    assert [record["step"] for record in read_records(folder)] == list(range(1, 13))
+
+
+def test_workers_killed_in_writing_a_checkpoint_change_nothing(ray_run, config, reference, tmp_path):
+    """Catches: half a checkpoint taken for whole. All workers are killed when the newest one is there and has no manifest yet."""
+    folder, torn = tmp_path / "run", []
+
+    def kill():
+        workers = []
+        while not torn:
+            if not any(process.is_running() for process in workers):
+                workers = ray_processes("RayTrainWorker")  # takes longer than a checkpoint does, so it comes first
+            newest = max((folder / "checkpoints").glob("step-*"), default=None)
+            if workers and newest is not None and not (newest / MANIFEST).exists():
+                for process in workers:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                psutil.wait_procs(workers, 10)
+                torn.extend([newest] if newest.exists() and not (newest / MANIFEST).exists() else [])
+
+    often = with_scale(config, checkpoint_every=1, max_failures=20)
+    train(often, reference, folder, alongside=kill)
+    assert torn
     assert_same(folder, ray_run, atol=0)
     assert [record["step"] for record in read_records(folder)] == list(range(1, 13))
 

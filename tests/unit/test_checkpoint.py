@@ -54,7 +54,7 @@ def new_engine(model: Path, zero: int = ZERO, dtype: str = "fp32", lora_rank: in
     policy = AnswerPolicy(loaded, layout_of(loaded))
     config = DDPOConfig(model=settings, optim=OptimConfig(batch=1), scale=ScaleConfig(zero_stage=zero))
     trained = [weight for weight in policy.parameters() if weight.requires_grad]
-    return start_engine(policy, torch.optim.AdamW(trained, lr=1e-3), config)
+    return start_engine(policy, torch.optim.AdamW(trained, lr=1e-3, fused=True), config)
 
 
 @pytest.fixture(scope="module")
