@@ -131,9 +131,11 @@ def head_cells(shapes: Sequence[tuple[int, int, float]], *, rounds: int, device:
             assert_close(mine, theirs, tolerance=TOLERANCE[dtype], what=f"head {count}x{tokens}: {what}")
         name = f"a head {count}x{tokens}"
         rows.append(compare(name, ours, peer, goal=goal, timing=Timing(rounds, device), note=f"{words} words"))
-        mine, theirs = (
-            peak_bytes(function, device) - weight.numel() * weight.element_size() for function in (ours, peer)
-        )
+        extra = []
+        for function in (ours, peer):
+            hidden.grad = weight.grad = None  # what a call frees of the one before would count
+            extra.append(peak_bytes(function, device) - weight.numel() * weight.element_size())
+        mine, theirs = extra
         ratio = theirs / mine
         least = 15.0 if count * tokens > 1000 else 1.0
         rows.append(

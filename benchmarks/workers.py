@@ -24,6 +24,7 @@ from benchmarks.measure import Row
 from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data.reference_rows import load_reference, pair_lengths
+from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.models import load_processor
 from rlhfv_ray.order import micro_batches, prefetched
 from rlhfv_ray.progress import append_records, read_records
@@ -33,7 +34,7 @@ from rlhfv_ray.shapes import make_scenes
 from rlhfv_ray.shapes.captions import QUESTIONS, careless_caption
 from rlhfv_ray.shapes.model import build_model
 from rlhfv_ray.shapes.world import write_corrections
-from rlhfv_ray.stages import hold_lease, write_json
+from rlhfv_ray.stages import write_json
 from rlhfv_ray.train import TrainJob, load_engine, train_ddpo, train_worker, update
 
 BATCH = 32  # the paper's

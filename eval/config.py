@@ -275,8 +275,8 @@ class EvalConfig:
     name: str = "eval"
     """Shown in MLflow and in the evaluation folder's name."""
     storage: str = "runs"
-    """Folder of everything that is written; on a cluster, one that every node reaches. Relative: below the current
-    folder, or below ~/rlhfv-ray inside a Ray job."""
+    """Folder of everything that is written; on a cluster, one that every node reaches, or an address (s3://bucket/runs). Relative: below
+    the current folder, or below ~/rlhfv-ray inside a Ray job."""
     decoding: Literal["custom", "released"] = "custom"
     """`released`: as the RLHF-V release answers, 3 beams, repetition penalty 1.1, 1024 tokens. `custom`: by the generation fields."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)

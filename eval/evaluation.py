@@ -33,10 +33,12 @@ from eval.tracking import log_to_checkpoints, track_models
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import ModelConfig, ScaleConfig, fingerprint, plain
 from rlhfv_ray.generate import read_answers, write_answers
+from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.line import answers_stage, model_inputs
 from rlhfv_ray.records import Answer
+from rlhfv_ray.remote import make, shown
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
-from rlhfv_ray.stages import Stage, hold_lease, run_stages, write_json
+from rlhfv_ray.stages import Stage, run_stages, write_json
 from rlhfv_ray.tracking import sync_tracking, tracked_run, tracking_uri, ui_command
 
 API = "api"
@@ -81,7 +83,7 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
     check_fits(scale_of(config), who=("actors",), setting="inference")
     plan = plan_evaluation(config, storage)
     folder = plan.folder
-    folder.mkdir(exist_ok=True)
+    make(folder)
     with (
         hold_lease(folder),
         tracked_run(folder, config.tracking, store=storage, name=folder.name, params=plain(config), tags={}) as run,
@@ -103,7 +105,10 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
     synced = sync_tracking(folder)
     log_to_checkpoints(plan.models, sections, config.tracking, evaluation=folder.name)
     uri = tracking_uri(config.tracking, storage)
-    for what, where in (("report", folder / "report.html"), ("MLflow", ui_command(uri) if synced else "not reached")):
+    for what, where in (
+        ("report", shown(folder / "report.html")),
+        ("MLflow", ui_command(uri) if synced else "not reached"),
+    ):
         console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)
     return outcome
 

@@ -23,11 +23,13 @@ from eval.tracking import answer_rows
 from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
 from rlhfv_ray.data.reference_rows import load_reference, rejected_rows
 from rlhfv_ray.generate import read_answers
+from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.line import Line, answers_stage, model_inputs, plan_line, start
 from rlhfv_ray.models import planned_counts
 from rlhfv_ray.progress import read_records
+from rlhfv_ray.remote import make, shown
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
-from rlhfv_ray.stages import Stage, hold_lease, run_stages, seconds_of, write_json
+from rlhfv_ray.stages import Stage, run_stages, seconds_of, write_json
 from rlhfv_ray.terminal import Counter, counting
 from rlhfv_ray.tracking import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
 
@@ -47,7 +49,7 @@ def run_experiment(config: DDPOConfig, storage: Path, *, console: Console) -> di
     stages = [*line.stages, *(evaluation.stages if evaluation else ())]
     names = [stage.folder(storage).name for stage in stages]
     folder = storage / f"{config.name}-{fingerprint({'stages': names, 'reference': line.reference.name})}"
-    folder.mkdir(exist_ok=True)
+    make(folder)
     with (
         hold_lease(folder),
         tracked_run(
@@ -246,9 +248,9 @@ def show_places(line: Line, folder: Path, *, synced: bool, console: Console) -> 
     """Say where everything is."""
     uri = tracking_uri(line.config.tracking, line.storage)
     places = {
-        "aligned model": line.aligned.path,
-        "report": folder / "report.html",
-        "summary": folder / "summary.json",
+        "aligned model": shown(Path(line.aligned.path)),
+        "report": shown(folder / "report.html"),
+        "summary": shown(folder / "summary.json"),
         "MLflow": ui_command(uri) if synced else "not reached; see the warning above",
     }
     for what, where in places.items():

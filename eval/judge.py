@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from eval.config import EndpointConfig
 from rlhfv_ray.errors import ConfigError, DataError, JudgeError
+from rlhfv_ray.remote import fetch
 from rlhfv_ray.stages import write_json
 
 PROMPTS = Path(__file__).parent / "data" / "prompts"
@@ -83,6 +84,7 @@ class VerdictCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        fetch(folder)
 
     def path(self, key: str) -> Path:
         """Where a reply is, or will be."""

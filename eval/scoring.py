@@ -11,6 +11,7 @@ from eval.evaluation import evaluate, plan_evaluation
 from eval.experiment import flat
 from eval.sweep_report import Found, ranked, read_trials
 from rlhfv_ray.progress import read_records
+from rlhfv_ray.remote import address_of, discard, is_there
 from rlhfv_ray.space import SearchConfig
 from rlhfv_ray.stages import run_stages
 from rlhfv_ray.terminal import Counter
@@ -83,7 +84,9 @@ class Board:
         worse = ranked(trials, self.search.guard)[self.search.keep :]
         for trial in [*worse, *(trial for trial in trials if trial.status == "stopped")]:
             folder = self.storage / trial.train if trial.train else None
-            if folder and trial.made and folder.exists():
+            if folder and trial.made and address_of(folder) and is_there(folder):
+                discard(folder)
+            elif folder and trial.made and folder.exists():
                 gone = folder.with_name(f".gone-{folder.name}")
                 folder.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)

@@ -23,9 +23,11 @@ from eval.sweep_report import read_trials
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import DDPOConfig, fingerprint, plain
 from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.line import Line, plan_line
+from rlhfv_ray.remote import is_there, make
 from rlhfv_ray.space import Knobs, SearchConfig, SpaceConfig
-from rlhfv_ray.stages import hold_lease, is_done, run_stages, write_json
+from rlhfv_ray.stages import is_done, run_stages, write_json
 from rlhfv_ray.sweep import Report, SweepJob, end_trial, run_sweep, trials_at_once
 from rlhfv_ray.terminal import counting, looking
 from rlhfv_ray.tracking import sync_tracking, tracked_run, tracking_uri, ui_command
@@ -79,7 +81,7 @@ def run_study(config: StudyConfig, study: Study, storage: Path, *, console: Cons
     kept = {name: value for name, value in plain(config).items() if name not in ("ddpo", "concurrent", "keep_models")}
     ddpo = {name: value for name, value in plain(config.ddpo).items() if name not in ("storage", "scale", "tracking")}
     folder = storage / f"{config.name}-{fingerprint({**kept, 'ddpo': ddpo, 'arms': [arm.name for arm in study.arms]})}"
-    folder.mkdir(exist_ok=True)
+    make(folder)
     with (
         hold_lease(folder),
         tracked_run(
@@ -131,7 +133,7 @@ def make_shared(config: DDPOConfig, storage: Path, *, console: Console) -> Line:
     for stage in line.stages[:-1]:
         if not is_done(stage.folder(storage)):
             console.print(f"[bold]{stage.title}[/bold], seed {config.seed}", highlight=False)
-            run_stages([stage], storage)
+        run_stages([stage], storage)
     return line
 
 
@@ -144,7 +146,7 @@ def run_arm(knobs: Knobs, place: Path, report: Report, *, planned: Planned) -> N
             line = plan_line(config, storage, seen=lambda records: None)
             folder = line.train.folder(storage)
             if not (place / "train.json").exists():
-                write_json(place / "train.json", {"folder": folder.name, "made": not folder.exists()})
+                write_json(place / "train.json", {"folder": folder.name, "made": not is_there(folder)})
             run_stages([line.train], storage)
             path, step = line.aligned.path, 1
         shapes = planned.config.ddpo.shapes

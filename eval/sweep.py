@@ -24,10 +24,12 @@ from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
 from rlhfv_ray.data.reference_rows import load_reference
 from rlhfv_ray.errors import ConfigError, StageFailedError
+from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.line import Line, plan_line, rung_stage, train_stage
 from rlhfv_ray.models import planned_counts
+from rlhfv_ray.remote import address_of, discard, is_there, make, shown
 from rlhfv_ray.space import Knobs, apply, arguments_of, plan_trials
-from rlhfv_ray.stages import Stage, hold_lease, is_done, run_stages, seconds_of, write_json
+from rlhfv_ray.stages import Stage, is_done, run_stages, seconds_of, write_json
 from rlhfv_ray.sweep import Report, SweepJob, end_trial, run_sweep, trials_at_once
 from rlhfv_ray.terminal import counting, looking
 from rlhfv_ray.tracking import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
@@ -57,7 +59,7 @@ def sweep(config: SweepConfig, storage: Path, *, recipe: DDPOConfig, console: Co
     concurrent = trials_at_once(config.ddpo.scale, config.search.concurrent)
     check_disk(config, storage, concurrent)
     folder = storage / f"{config.name}-{fingerprint(identity(config, line))}"
-    folder.mkdir(exist_ok=True)
+    make(folder)
     with (
         hold_lease(folder),
         tracked_run(
@@ -77,7 +79,7 @@ def sweep(config: SweepConfig, storage: Path, *, recipe: DDPOConfig, console: Co
     synced = sync_tracking(folder)
     uri = tracking_uri(config.ddpo.tracking, storage)
     for what, where in (
-        ("sweep", folder),
+        ("sweep", shown(folder)),
         ("MLflow", ui_command(uri) if synced else "not reached; see the warning above"),
     ):
         console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)
@@ -113,6 +115,8 @@ def check_disk(config: SweepConfig, storage: Path, concurrent: int) -> None:
     Raises:
         ConfigError: with what is needed and what is free.
     """
+    if address_of(storage) is not None:
+        return
     counts = planned_counts(config.ddpo.model).values()
     whole, trained = sum(count for count, _ in counts), sum(count for _, count in counts)
     each = (config.ddpo.scale.keep + 1) * CHECKPOINT_BYTES * trained + 2 * 4 * whole
@@ -176,7 +180,7 @@ def run_one(knobs: Knobs, place: Path, report: Report, *, shared: Shared) -> Non
     steps = trained.optim.total_steps(trained.data.used(len(load_reference(line.reference))))
     if not (place / "train.json").exists():
         write_json(
-            place / "train.json", {"folder": train.folder(storage).name, "made": not train.folder(storage).exists()}
+            place / "train.json", {"folder": train.folder(storage).name, "made": not is_there(train.folder(storage))}
         )
     looks = config.search.rung_steps(steps)
     for rung, until in enumerate(looks):
@@ -206,7 +210,7 @@ def look(file: Path, stage: Stage, until: int, *, last: bool, shared: Shared) ->
     objective = search.objective(rates[search.metric], *guards)
     write_json(file, {"step": until, "objective": objective, "rates": rates, "intervals": intervals})
     if not last:
-        shutil.rmtree(stage.folder(storage))  # training goes on from its own checkpoint
+        discard(stage.folder(storage))  # training goes on from its own checkpoint
 
 
 def on_reference(config: DDPOConfig, reference: Path) -> DDPOConfig:
@@ -230,8 +234,8 @@ def conclude(shared: Shared, folder: Path, run: TrackedRun, *, recipe: DDPOConfi
     best = best_of(trials, config.search.guard)
     outcome = {**best.row(), "base": dict(base), "keeps_guard": best.objective <= 1, "model": None}
     model = shared.storage / best.train / "model"
-    if model.exists():
-        outcome["model"] = str(model)
+    if is_there(model):
+        outcome["model"] = shown(model)
         if config.benchmark == SHAPES:
             outcome |= again_on_fresh(shared, str(model), folder)
     outcome["retrain"] = retrain_command(config.ddpo, recipe, best.knobs, shared.reference)
@@ -256,7 +260,7 @@ def retrain_command(config: DDPOConfig, recipe: DDPOConfig, knobs: Knobs, refere
     """The command that trains a trial's setting again: what the sweep changed of the recipe, and the trial's values."""
     usual = flat(plain(recipe))
     changed = {name: value for name, value in flat(plain(config)).items() if value != usual[name]}
-    words = arguments_of({**changed, **knobs, "data.reference": str(reference)})
+    words = arguments_of({**changed, **knobs, "data.reference": shown(reference)})
     return f"python experiments/ddpo.py {recipe.name} {words}"
 
 

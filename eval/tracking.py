@@ -8,6 +8,7 @@ from typing import Any
 from eval.benchmark import Scores
 from eval.page import Section
 from rlhfv_ray.config import TrackingConfig
+from rlhfv_ray.remote import address_of, fetch, mirror_of, names_in
 from rlhfv_ray.tracking import TrackedRun, tracked_run
 
 
@@ -55,7 +56,7 @@ def log_to_checkpoints(
 ) -> None:
     """Log a model that an experiment here trained to that experiment's run too, beside what it was trained with."""
     for model, path in models.items():
-        experiment = experiment_of(Path(path).expanduser())
+        experiment = experiment_of(mirror_of(path) if "://" in path else Path(path).expanduser())
         if experiment is None:
             continue
         with tracked_run(experiment, config, store=experiment.parent, name=experiment.name, params={}, tags={}) as run:
@@ -67,6 +68,9 @@ def log_to_checkpoints(
 def experiment_of(model: Path) -> Path | None:
     """The folder of the experiment that trained a model, if it is beside it; of several, the newest."""
     train, found = model.resolve().parent, []
+    for name in names_in(train.parent) if address_of(train) else ():
+        for file in ("config.json", "tracking.jsonl"):
+            fetch(train.parent / name / file)
     for config in train.parent.glob("*/config.json"):
         if (config.parent / "tracking.jsonl").exists():
             stages = json.loads(config.read_text()).get("stages", [])

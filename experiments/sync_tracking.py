@@ -5,32 +5,35 @@ Example: python experiments/sync_tracking.py runs
 
 import logging
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from rlhfv_ray.remote import local, shown
 from rlhfv_ray.tracking import sync_tracking
 from rlhfv_ray.tracking_replay import SPOOL
 
 
-def main(storage: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORAGE")]) -> int:
+def main(storage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORAGE")]) -> int:
     """Replay every experiment of a storage folder.
 
     Args:
-        storage: Folder of experiments, as in the `storage` setting of the runs; a single experiment's folder will do.
+        storage: Folder or address of experiments, as in the `storage` setting of the runs; a single experiment's folder will do.
 
     Returns:
         The exit code: 0 when MLflow has everything, else 1.
     """
-    folders = sorted(spool.parent for spool in storage.rglob(SPOOL))
+    place = local(storage, only=SPOOL)
+    folders = sorted(spool.parent for spool in place.rglob(SPOOL))
     if not folders:
         print(f"{storage}: no tracked experiment here (no {SPOOL} at any depth)")
         return 1
     synced = []
     for folder in folders:
         synced.append(sync_tracking(folder))
-        print(f"{folder}: {'MLflow has everything' if synced[-1] else 'MLflow lacks something, see the warning'}")
+        print(
+            f"{shown(folder)}: {'MLflow has everything' if synced[-1] else 'MLflow lacks something, see the warning'}"
+        )
     return 0 if all(synced) else 1
 
 

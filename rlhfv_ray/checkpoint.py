@@ -1,13 +1,16 @@
 """Checkpoints that are whole or not there: a manifest with digests is published last, and only what it vouches for is loaded.
 
 `checkpoints/step-000050-2w-1f3a/` holds what the workers' DeepSpeed engines wrote, `records.jsonl` (the metrics so far) and
-`manifest.json`. The name carries world size and the writing driver's token, so that attempts never mix their files.
+`manifest.json`. The name carries world size and the writing driver's token, so that attempts never mix their files. Where the storage is an
+address, each node sends what its workers wrote and keeps nothing; to go on, each fetches the whole.
 """
 
 import hashlib
 import json
 import logging
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,10 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError
+from rlhfv_ray.leases import holds_lease
+from rlhfv_ray.remote import address_of, discard, fetch, is_there, make, names_in, publish, shown
 from rlhfv_ray.reshard import can_reshard, load_resharded
-from rlhfv_ray.stages import holds_lease, write_json
+from rlhfv_ray.stages import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -63,20 +68,40 @@ def save_checkpoint(engine: Any, writer: Writer, *, step: int, records: list[dic
     target = writer.checkpoints / f"step-{step:06d}-{world}w-{writer.token[:4]}"
     _check_space(engine, writer)
     if dist.get_rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)  # what a lost attempt left of the same step
-        target.mkdir(parents=True)
+        discard(target)  # what a lost attempt left of the same step
     dist.barrier()
+    once_a_folder(target, lambda: make(target))
     engine.save_checkpoint(str(target), tag=TAG, client_state={"step": step}, save_latest=False)
+    if dist.get_rank() == 0:
+        (target / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
     dist.barrier()
+    written: dict[str, str] = {}
+    once_a_folder(target, lambda: written.update(_sent_files(target)))
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, written)
     ours = [True]
     if dist.get_rank() == 0 and (ours := [holds_lease(writer.folder, writer.token)])[0]:
-        (target / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
-        files = {str(path.relative_to(target)): _sha256(path) for path in sorted(target.rglob("*")) if path.is_file()}
+        files = dict(sorted((name, digest) for found in everyone for name, digest in found.items()))
         write_json(target / MANIFEST, asdict(Manifest(step, world, engine.zero_optimization_stage(), files)))
         _prune(writer, target)
     dist.broadcast_object_list(ours)
+    if address_of(target) is not None:
+        shutil.rmtree(target, ignore_errors=True)
     if not ours[0]:
-        raise CheckpointError(f"{writer.folder} was taken over by another driver; this one stops.")
+        raise CheckpointError(f"{shown(writer.folder)} was taken over by another driver; this one stops.")
+
+
+def once_a_folder(folder: Path, work: Callable[[], Any]) -> None:
+    """Let one worker do what a folder needs, on every node where it is the node's own (a mirror); called by every worker."""
+    if dist.get_rank() == 0 or (address_of(folder) is not None and os.environ["LOCAL_RANK"] == "0"):
+        work()
+    dist.barrier()
+
+
+def _sent_files(target: Path) -> dict[str, str]:
+    """Digests of all files of a folder, published if it is a mirror."""
+    publish(target)
+    return {str(path.relative_to(target)): _sha256(path) for path in sorted(target.rglob("*")) if path.is_file()}
 
 
 def _check_space(engine: Any, writer: Writer) -> None:
@@ -99,11 +124,14 @@ def _check_space(engine: Any, writer: Writer) -> None:
 
 def latest_checkpoint(folder: Path) -> tuple[Path, Manifest] | None:
     """The newest checkpoint of a stage whose files are all there and unchanged; torn ones are named and passed over."""
-    for target in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
+    for name in sorted(_names(folder), reverse=True):
+        target = folder / "checkpoints" / name
+        if is_there(target / MANIFEST):
+            fetch(target)
         manifest = _read_manifest(target)
         if manifest is not None:
             return target, manifest
-        logger.warning("checkpoint %s is incomplete or damaged; using an older one", target)
+        logger.warning("checkpoint %s is incomplete or damaged; using an older one", shown(target))
     return None
 
 
@@ -123,6 +151,7 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
     if found[0] is None:
         return 0, []
     target, manifest = found[0]
+    once_a_folder(target, lambda: fetch(target))
     world, stage = manifest.world_size, manifest.zero_stage
     if (world, stage) == (dist.get_world_size(), engine.zero_optimization_stage()):
         engine.load_checkpoint(str(target), tag=TAG)
@@ -136,7 +165,11 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
             f"{target} was written by {world} workers at ZeRO stage {stage}, and stage 0 in bf16 keeps its state in its own way: "
             f"continue with --scale.workers {world} --scale.zero-stage {stage}, or delete {target.parent}."
         )
-    return manifest.step, [json.loads(line) for line in (target / RECORDS).read_text().splitlines()]
+    records = [json.loads(line) for line in (target / RECORDS).read_text().splitlines()]
+    dist.barrier()
+    if address_of(target) is not None:
+        shutil.rmtree(target, ignore_errors=True)
+    return manifest.step, records
 
 
 def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig) -> None:
@@ -158,6 +191,7 @@ def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig
         keep_video_settings(resolve_model(config.path), temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
+        publish(folder)
     dist.barrier()
 
 
@@ -191,9 +225,13 @@ def _sha256(path: Path) -> str:
 
 def _prune(writer: Writer, newest: Path) -> None:
     """Keep the newest `keep` complete checkpoints up to the one just written; what claims a later step is damaged."""
-    older = [path for path in sorted(writer.checkpoints.glob("step-*"), reverse=True) if path.name < newest.name]
-    kept = [path for path in older if (path / MANIFEST).exists()][: writer.keep - 1]
-    for target in writer.checkpoints.glob("step-*"):
+    there = [writer.checkpoints / name for name in sorted(_names(writer.folder), reverse=True)]
+    kept = [path for path in there if path.name < newest.name and is_there(path / MANIFEST)][: writer.keep - 1]
+    for target in there:
         if target not in (newest, *kept):
-            (target / MANIFEST).unlink(missing_ok=True)  # first of all it stops being a checkpoint
-            shutil.rmtree(target)
+            discard(target / MANIFEST)  # first of all it stops being a checkpoint
+            discard(target)
+
+
+def _names(folder: Path) -> list[str]:
+    return [name for name in names_in(folder / "checkpoints") if name.startswith("step-")]

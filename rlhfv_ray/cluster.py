@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError
+from rlhfv_ray.remote import address_of, fetch, file_system, make, publish
 from rlhfv_ray.terminal import counting
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ def map_parts(
         RlhfvError: as raised by `prepare` or the actor.
         StageFailedError: the pipeline ended with parts missing.
     """
+    fetch(folder)
     missing = [number for number in range(len(tasks)) if not part_path(folder, number).exists()]
     if not missing:
         return
@@ -129,6 +131,7 @@ def map_parts(
                 counter.advance(done)
         except (RayError, RlhfvError) as error:
             raise unwrap(error) from error
+    fetch(folder)  # what other nodes made
     lost = [number for number in missing if not part_path(folder, number).exists()]
     if lost:
         raise StageFailedError(
@@ -144,14 +147,26 @@ def part_path(folder: Path, number: int) -> Path:
 def write_part(table: pa.Table, folder: Path, number: int) -> None:
     """Publish one part by a rename."""
     path = part_path(folder, number)
+    make(folder)  # a mirror's is not on every node yet
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table, temporary)
     temporary.replace(path)
+    publish(path)
 
 
 def read_parts(folder: Path) -> pa.Table:
     """All parts of a folder, in order."""
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
+
+
+def ray_storage(folder: Path) -> dict[str, Any]:
+    """Where Ray Train or Tune keeps what it needs of its own, as arguments of its RunConfig."""
+    if address_of(folder) is None:
+        return {"storage_path": str(folder)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    system, key = file_system(folder)
+    return {"storage_path": key, "storage_filesystem": PyFileSystem(FSSpecHandler(system))}
 
 
 def unwrap(error: BaseException) -> BaseException:

@@ -288,8 +288,8 @@ class DDPOConfig:
     name: str = "ddpo"
     """Shown in MLflow and in the experiment folder's name."""
     storage: str = "runs"
-    """Folder of everything that is written; on a cluster, one that every node reaches. Relative: below the current
-    folder, or below ~/rlhfv-ray inside a Ray job."""
+    """Folder of everything that is written; on a cluster, one that every node reaches, or an address (s3://bucket/runs). Relative: below
+    the current folder, or below ~/rlhfv-ray inside a Ray job."""
     seed: int = 0
     """Of the order of the pairs."""
     model: ModelConfig = field(default_factory=ModelConfig)

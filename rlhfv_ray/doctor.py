@@ -30,7 +30,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhfv_ray.cluster import connect
-from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.errors import ConfigError, RlhfvError
+from rlhfv_ray.remote import discard, make, names_in, publish
 from rlhfv_ray.terminal import resolve_storage, run_command
 
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "mlflow", "pyarrow", "pillow")
@@ -48,7 +49,7 @@ class Checkup:
     """What to look at."""
 
     storage: str = "runs"
-    """Folder that every node has to reach and write."""
+    """Folder, or address, that every node has to reach and write."""
     free_gib: float = 20.0
     """Space that should be free there."""
     gpu: bool = False
@@ -84,14 +85,15 @@ def facts(checkup: Checkup, storage: str, token: str) -> dict[str, Any]:
     found["shared_memory_gib"] = shutil.disk_usage("/dev/shm").total / GIB if Path("/dev/shm").is_dir() else None
     place = Path(storage)
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        make(place)
         mark = place / f".doctor-{token}-{uuid.uuid4().hex}"
         draft = mark.with_suffix(".tmp")  # results are published by a rename, which not every mount knows
         draft.write_text(token)
         draft.replace(mark)
+        publish(mark)
         found["mark"], found["free_gib"] = mark.name, shutil.disk_usage(place).free / GIB
-    except OSError as error:
-        found["storage_error"] = f"{type(error).__name__}: {error.strerror or error}"
+    except (OSError, RlhfvError) as error:
+        found["storage_error"] = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
     found["key"] = _key(checkup)
     found["token_mode"] = _mode(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser())
     found["tracking"] = _reached(checkup.tracking_uri) if checkup.tracking_uri.startswith("http") else ""
@@ -262,7 +264,7 @@ def _storage(checkup: Checkup, fact: Mapping[str, Any], seen: Sequence[str]) -> 
                 "storage",
                 "bad",
                 fact["storage_error"],
-                "Give --storage a folder in which this node can write and rename files.",
+                "Give --storage a folder in which this node can write and rename files, or an address that it has credentials for.",
             )
         ]
     shared: Judged = ("storage", "good", "written here, read by the driver", "")
@@ -299,10 +301,10 @@ def ask_nodes(checkup: Checkup, storage: Path) -> list[Finding]:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             host = node["NodeManagerHostname"]
             silent.append(Finding("answer", host, "bad", reason, "Is rlhfv-ray installed there, and the node alive?"))
-    marks = sorted(storage.glob(f".doctor-{token}-*")) if storage.is_dir() else []
-    found = examine(checkup, told, [mark.name for mark in marks], between=(asked, time.time())) if told else []
+    marks = [name for name in names_in(storage) if name.startswith(f".doctor-{token}-")]
+    found = examine(checkup, told, marks, between=(asked, time.time())) if told else []
     for mark in marks:
-        mark.unlink()
+        discard(storage / mark)
     return [*silent, *found]
 
 

@@ -21,9 +21,11 @@ from rlhfv_ray.data.reference_rows import check_reference
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.examples import encode_examples
 from rlhfv_ray.generate import generate_answers
+from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.models import check_image_tokens, model_digests
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.reference import compute_reference_logps, reference_inputs
+from rlhfv_ray.remote import fetch, local, make
 from rlhfv_ray.shapes.scenes import Scene
 from rlhfv_ray.shapes.world import (
     WORLD,
@@ -33,7 +35,7 @@ from rlhfv_ray.shapes.world import (
     write_corrections,
     write_rankings,
 )
-from rlhfv_ray.stages import Stage, hold_lease, is_done
+from rlhfv_ray.stages import Stage, is_done
 from rlhfv_ray.train import TrainJob, train_ddpo
 
 PAIRS = "pairs.parquet"
@@ -84,7 +86,7 @@ def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Map
         list_slices(data.path, format=data.format, examples=examples)  # is it there, with the columns of its format?
     inputs = reference_inputs(config.model, data, rows=rows)
     if data.reference:
-        reference = finished_reference(Path(data.reference).expanduser().resolve(), inputs)
+        reference = finished_reference(local(data.reference).resolve(), inputs)
     else:
         stage = examples_stage(config, data, inputs) if examples else reference_stage(config, data, inputs)
         stages.append(stage)
@@ -211,7 +213,7 @@ def rung_stage(line: Line, config: DDPOConfig, train: Stage, until: int) -> Stag
 
     def run(folder: Path, _: str) -> None:
         place = train.folder(line.storage)
-        place.mkdir(exist_ok=True)
+        make(place)
         with hold_lease(place) as token:
             job = TrainJob(
                 config, line.reference, dict(line.reference_inputs), place, token, until=until, export=folder
@@ -251,6 +253,7 @@ def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
         raise ConfigError(
             f"data.reference = {str(folder)!r}: there is no finished reference folder (no SUCCESS file in it)."
         )
+    fetch(folder)
     check_reference(json.loads((folder / "config.json").read_text()), inputs)
     return folder
 

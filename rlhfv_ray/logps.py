@@ -14,7 +14,7 @@ from torch.nn import functional
 from rlhfv_ray.records import PairBatch
 
 IGNORED = -100  # label of a token that is not scored: prompt, padding
-HEAD_BYTES = 32 * 1024**2  # of logits at a time; tokens beyond are scored in chunks, computed again in backward
+HEAD_BYTES = 48 * 1024**2  # of logits at a time; tokens beyond are scored in chunks, computed again in backward
 
 
 def token_logps(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B S"]:
@@ -65,7 +65,8 @@ def head_logps(
         >>> head_logps(torch.zeros(2, 3), torch.ones(4, 3), None, torch.tensor([0, 3]))
         tensor([-1.3863, -1.3863])
     """
-    rows = max(1, limit // (4 * len(weight)))
+    chunks = -(-len(hidden) // max(1, limit // (4 * len(weight))))
+    rows = -(-len(hidden) // max(1, chunks))  # all about as large: each costs a pass over the weight's gradient
     return _HeadLogps.apply(hidden, weight, bias, targets, rows)
 
 

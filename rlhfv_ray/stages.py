@@ -2,30 +2,24 @@
 
 A stage is a folder `<storage>/<name>-<fingerprint>/` with `config.json` (what went into it), its payload, and `SUCCESS`, written
 last. The fingerprint covers what changes the result. A folder with `SUCCESS` is never made again; one without is taken up
-where it was left. While it is being made, a lease says who does; `SUCCESS` keeps how long it took.
+where it was left. While it is being made, a lease says who does; `SUCCESS` keeps how long it took. Where the storage is an address, the
+folder is this node's mirror (`rlhfv_ray.remote`): fetched when the lease is taken, published while it is held and before `SUCCESS`.
 """
 
 import contextlib
 import json
 import os
-import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from rlhfv_ray.config import fingerprint
-from rlhfv_ray.errors import StageFailedError
-
-LEASE = "lease.json"
-HEARTBEAT_S = 10.0
-STALE_S = 60.0  # a lease of another host with no heartbeat for this long is dead
+from rlhfv_ray.leases import hold_lease
+from rlhfv_ray.remote import HEAVY, fetch, is_there, make, publish
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ def run_stages(
 
 def is_done(folder: Path) -> bool:
     """Whether a stage's folder is complete."""
-    return (folder / "SUCCESS").is_file()
+    return is_there(folder / "SUCCESS")
 
 
 def seconds_of(folder: Path) -> float:
@@ -87,102 +81,26 @@ def seconds_of(folder: Path) -> float:
 
 
 def _run_stage(stage: Stage, folder: Path) -> StageResult:
+    make(folder)
     if is_done(folder):
+        fetch(folder, without=HEAVY)
         return StageResult(stage, folder, seconds_of(folder), skipped=True)
-    folder.mkdir(parents=True, exist_ok=True)
     with hold_lease(folder) as token:
         write_json(folder / "config.json", dict(stage.inputs))
         started = time.monotonic()
         stage.run(folder, token)
         seconds = round(time.monotonic() - started, 1)
+        publish(folder, without=HEAVY)
         write_json(folder / "SUCCESS", {"seconds": seconds})
     return StageResult(stage, folder, seconds, skipped=False)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
+    """Write a JSON file so that it is there whole or not at all; in a mirror it is published."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with temporary.open("w") as stream:
         json.dump(value, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
-
-
-@contextlib.contextmanager
-def hold_lease(folder: Path) -> Iterator[str]:
-    """Be the one driver that writes a folder; yields the lease's token.
-
-    A lease whose process is gone (same host) or whose heartbeat stopped (another host) is taken over.
-
-    Raises:
-        StageFailedError: a live driver holds it.
-    """
-    token = uuid.uuid4().hex[:12]
-    _take(folder / LEASE, token)
-    released = threading.Event()
-    heart = threading.Thread(target=_beat, args=(folder / LEASE, released), daemon=True)
-    heart.start()
-    try:
-        yield token
-    finally:
-        released.set()
-        heart.join()
-        if holds_lease(folder, token):
-            (folder / LEASE).unlink()
-
-
-def holds_lease(folder: Path, token: str) -> bool:
-    """Whether `token` still is the folder's lease: what a worker asks before it publishes."""
-    try:
-        return json.loads((folder / LEASE).read_text())["token"] == token
-    except FileNotFoundError:
-        return False
-
-
-def _take(lease: Path, token: str) -> None:
-    me = psutil.Process()
-    text = json.dumps({"token": token, "host": socket.gethostname(), "pid": me.pid, "started": me.create_time()})
-    own = lease.with_name(f".{LEASE}.{token}")
-    own.write_text(text)
-    try:
-        while True:
-            try:
-                os.link(own, lease)  # fails where there is a lease; never shows half a file
-                return
-            except FileExistsError:
-                _bury_dead(lease, token)
-    finally:
-        own.unlink()
-
-
-def _bury_dead(lease: Path, token: str) -> None:
-    """Move a dead holder's lease aside; only one of several successors succeeds in that."""
-    try:
-        holder, age = json.loads(lease.read_text()), time.time() - lease.stat().st_mtime
-    except FileNotFoundError:
-        return
-    if _is_alive(holder, age):
-        raise StageFailedError(
-            f"{lease.parent} is being written by process {holder['pid']} on {holder['host']}. "
-            "Wait until it is done, or stop it; what it has finished will be reused."
-        )
-    grave = lease.with_name(f".{LEASE}.dead-{token}")
-    with contextlib.suppress(FileNotFoundError):
-        lease.rename(grave)
-        grave.unlink()
-
-
-def _is_alive(holder: Mapping[str, Any], age: float) -> bool:
-    if holder["host"] != socket.gethostname():
-        return age < STALE_S
-    try:
-        return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1.0
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _beat(lease: Path, released: threading.Event) -> None:
-    while not released.wait(HEARTBEAT_S):
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(lease)
+    publish(path)

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import pickle
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -23,9 +22,10 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from rlhfv_ray.cluster import PREPARE_CPUS
+from rlhfv_ray.cluster import PREPARE_CPUS, ray_storage
 from rlhfv_ray.config import DDPOConfig, ScaleConfig
 from rlhfv_ray.errors import ConfigError, JudgeError, RlhfvError, StageFailedError, StaleReferenceError
+from rlhfv_ray.remote import address_of, discard
 from rlhfv_ray.space import CHOICES, Knobs, SearchConfig, SpaceConfig, knobs_of, name_of, scales, varied
 from rlhfv_ray.stages import write_json
 
@@ -83,7 +83,7 @@ def run_sweep(job: SweepJob, trials: Sequence[Knobs], *, concurrent: int) -> Non
         else FIFOScheduler()
     )
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, job=job), {"CPU": DRIVER_CPUS}),
+        tune.with_resources(tune.with_parameters(run_trial, job=job), trial_resources(job.folder)),
         param_space={} if bayes else {"knobs": tune.grid_search([json.dumps(knobs) for knobs in trials])},
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
@@ -96,7 +96,7 @@ def run_sweep(job: SweepJob, trials: Sequence[Knobs], *, concurrent: int) -> Non
         ),
         run_config=tune.RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=str(job.folder / "tune"),
+            **ray_storage(job.folder / "tune"),
             callbacks=[Outcomes(job)],
             failure_config=tune.FailureConfig(max_failures=TRIES),
             stop=StopAll(job.folder),
@@ -104,9 +104,16 @@ def run_sweep(job: SweepJob, trials: Sequence[Knobs], *, concurrent: int) -> Non
         ),
     )
     tuner.fit()
-    shutil.rmtree(job.folder / "tune", ignore_errors=True)
+    discard(job.folder / "tune")
     if (job.folder / STOP).exists():
         raise pickle.loads((job.folder / STOP).read_bytes())
+
+
+def trial_resources(folder: Path) -> dict[str, float]:
+    """What Tune reserves for a trial's own process: next to nothing; beside the driver, where the sweep's folder is a mirror."""
+    if address_of(folder) is None:
+        return {"CPU": DRIVER_CPUS}
+    return {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.001}
 
 
 def trials_at_once(scale: ScaleConfig, wanted: int) -> int:

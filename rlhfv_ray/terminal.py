@@ -15,7 +15,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from rlhfv_ray.errors import ConfigError, JudgeError, RlhfvError, StageFailedError
+from rlhfv_ray.errors import JudgeError, RlhfvError, StageFailedError
+from rlhfv_ray.remote import open_mirror
 
 LINE_EVERY_S = 10.0
 STOPPED, TERMINATED = 130, 143
@@ -90,15 +91,13 @@ def run_command(body: Callable[[], None]) -> int:
 
 
 def resolve_storage(storage: str) -> Path:
-    """The storage folder; a relative one is below ~/rlhfv-ray inside a Ray job, whose working directory is thrown away.
+    """The storage folder; of an address, this node's mirror; a relative one is below ~/rlhfv-ray inside a Ray job, whose working directory is
+    thrown away.
 
     Raises:
-        ConfigError: it is an address.
+        ConfigError: nothing can be written at the address.
     """
     if "://" in storage:
-        raise ConfigError(
-            f"storage = {storage!r} is an address, and must be a folder that all nodes mount at the same place: docs/cluster.md says which "
-            "file systems serve."
-        )
+        return open_mirror(storage)
     base = Path.home() / "rlhfv-ray" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
     return base / Path(storage).expanduser()

@@ -24,7 +24,8 @@ from typing import Any, Self
 
 from rlhfv_ray.config import TrackingConfig, fingerprint
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.stages import hold_lease
+from rlhfv_ray.leases import hold_lease
+from rlhfv_ray.remote import address_of, fetch, make, publish, shown
 from rlhfv_ray.tracking_replay import SPOOL, Event, Replay, Status, database, how_to_replay, read_events
 
 LEASE_FOLDER = "tracking.lease"  # held by whoever replays; a driver holds it as long as it lives
@@ -183,6 +184,7 @@ def tracked_run(
         params: may be nested; `loss: {beta: 1}` becomes `loss.beta`.
         tags: of the run.
     """
+    fetch(folder / SPOOL)
     spool = Spool(folder)
     uri = tracking_uri(config, store)
     artifacts = "" if uri.startswith("http") else str(store.resolve() / "mlartifacts")  # a server knows its own
@@ -190,8 +192,15 @@ def tracked_run(
     targets = [event["content"] for event in spool.events if event["kind"] == "target"]
     if targets[-1:] != [target]:
         spool.append("target", "", target, ident=str(len(targets)))
+    if address_of(store) is not None and not uri.startswith("http"):
+        log.warning(
+            "%s is an address, and a database needs a disk: MLflow's store is %s, on this node alone. Runs are recorded at the address all "
+            "the same (experiments/sync_tracking.py brings them to any MLflow); --tracking.uri names a server that others reach.",
+            *(shown(store), uri),
+        )
     with _syncing(spool), TrackedRun(spool, name, params=params) as run:
         run.set_tags(tags)
+        publish(folder / SPOOL)  # from here on a successor, on whichever node, continues this run
         yield run
 
 
@@ -207,7 +216,7 @@ def sync_tracking(folder: Path) -> bool:
                 replay.state = {}  # from the start: to replay twice does no harm
             return replay.sync(read_events(folder), abandoned=True)
     except StageFailedError:
-        log.warning("%s is still running, or being replayed; whoever does that sends it to MLflow.", folder)
+        log.warning("%s is still running, or being replayed; whoever does that sends it to MLflow.", shown(folder))
         return False
 
 
@@ -251,7 +260,7 @@ def _replay_until(stopped: threading.Event, spool: Spool, replay: Replay) -> Non
 
 @contextlib.contextmanager
 def _replaying(folder: Path) -> Iterator[Replay]:
-    (folder / LEASE_FOLDER).mkdir(exist_ok=True)
+    make(folder / LEASE_FOLDER)
     with hold_lease(folder / LEASE_FOLDER):
         yield Replay(folder)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlhfv_ray.remote import shown
 from rlhfv_ray.stages import write_json
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def read_events(folder: Path) -> list[Event]:
 
 def how_to_replay(folder: Path) -> str:
     """Tell a user whose runs are not in MLflow yet what to do."""
-    return f"Nothing is lost: `python experiments/sync_tracking.py {folder.parent}` replays what is missing."
+    return f"Nothing is lost: `python experiments/sync_tracking.py {shown(folder.parent)}` replays what is missing."
 
 
 def database(uri: str) -> Path:

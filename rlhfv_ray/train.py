@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import pickle
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
 from rlhfv_ray.batch import collate_pairs, to_device
-from rlhfv_ray.checkpoint import Writer, export_policy, load_checkpoint, save_checkpoint
+from rlhfv_ray.checkpoint import Writer, export_policy, load_checkpoint, once_a_folder, save_checkpoint
+from rlhfv_ray.cluster import ray_storage
 from rlhfv_ray.config import DDPOConfig, OptimConfig
 from rlhfv_ray.data.reference_rows import check_reference, from_row, load_reference, pair_lengths
 from rlhfv_ray.errors import CheckpointError, ConfigError, StageFailedError, StaleReferenceError
@@ -31,6 +31,7 @@ from rlhfv_ray.loss import PreferenceLoss, StepLoss, batch_loss
 from rlhfv_ray.order import drawn_rows, micro_batches, prefetched
 from rlhfv_ray.progress import RecordWriter, Reporter, following
 from rlhfv_ray.records import PairBatch
+from rlhfv_ray.remote import discard, fetch, make, publish
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], N
         StageFailedError: workers were lost more often than `scale.max_failures`.
     """
     scale = job.config.scale
-    (job.folder / FAILURE).unlink(missing_ok=True)
+    discard(job.folder / FAILURE)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray's 2 s make every end of training as late
     trainer = TorchTrainer(
         run_worker,
@@ -77,7 +78,7 @@ def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], N
         torch_config=TorchConfig(backend="nccl" if scale.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=ray.train.RunConfig(
             name=f"attempt-{job.token}",  # never the same twice: our checkpoints, not Ray's snapshot, say where to go on
-            storage_path=str(job.folder / "ray"),
+            **ray_storage(job.folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=2),
             callbacks=[RecordWriter(job.folder)],
             logging_config=ray.train.LoggingConfig("WARNING"),
@@ -99,7 +100,7 @@ def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], N
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own there
     raise_failure(job)
-    shutil.rmtree(job.folder / "ray", ignore_errors=True)
+    discard(job.folder / "ray")
 
 
 def run_worker(settings: dict[str, TrainJob]) -> None:
@@ -109,12 +110,15 @@ def run_worker(settings: dict[str, TrainJob]) -> None:
         train_worker(job, ray.train.report)
     except (ConfigError, StageFailedError, StaleReferenceError, CheckpointError) as error:  # of all ranks together
         if dist.get_rank() == 0:
+            make(job.folder)
             (job.folder / FAILURE).write_bytes(pickle.dumps(error))
+            publish(job.folder / FAILURE)
 
 
 def raise_failure(job: TrainJob) -> None:
     """Raise here the error that the workers left."""
     path = job.folder / FAILURE
+    fetch(path)
     if path.exists():
         raise pickle.loads(path.read_bytes())
 
@@ -130,6 +134,8 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
         RlhfvError: on every rank.
     """
     torch.manual_seed(job.config.seed)
+    once_a_folder(job.reference, lambda: fetch(job.reference))
+    once_a_folder(job.folder, lambda: make(job.folder))
     pairs, lengths = load_reference(job.reference), pair_lengths(job.reference)
     if job.config.data.limit:
         rows = drawn_rows(len(pairs), job.config.data.used(len(pairs)), seed=job.config.seed)
@@ -174,8 +180,10 @@ def load_engine(config: DDPOConfig) -> tuple[Any, Any]:
     prepare_training(model, config.model)
     policy = AnswerPolicy(model, layout_of(model, config.model.layout, row_tokens=config.scale.row_tokens))
     trained = [weight for weight in policy.parameters() if weight.requires_grad]
-    settings = {"lr": config.optim.learning_rate, "weight_decay": config.optim.weight_decay}
-    optimizer = torch.optim.AdamW(trained, fused=True, **settings)  # one pass over the weights instead of a dozen
+    optim = config.optim
+    optimizer = torch.optim.AdamW(  # fused: one pass over the weights instead of a dozen
+        trained, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True
+    )
     return start_engine(policy, optimizer, config), processor
 
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from rlhfv_ray.data.images import MAX_BYTES
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import PreferencePair, Span
+from rlhfv_ray.remote import address_of, fetch
 
 Row = Mapping[str, Any]
 
@@ -289,7 +290,10 @@ def _image_file(path: str, root: Path) -> bytes:
         raise unusable("image_path", f"{path[:200]!r} is not a path relative to the data file's folder")
     try:
         file = (root / path).resolve()
-        inside, size = file.is_relative_to(root), file.stat().st_size if file.is_file() else None
+        inside = file.is_relative_to(root)
+        if inside and address_of(root):
+            fetch(file)
+        size = file.stat().st_size if file.is_file() else None
         if inside and size is not None and size <= MAX_BYTES:
             return file.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:  # unreadable, NUL in the name, symbolic link loop

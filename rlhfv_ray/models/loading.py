@@ -20,6 +20,7 @@ from rlhfv_ray.config import SHAPES, ModelConfig
 from rlhfv_ray.encoding import prompt_ids
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
+from rlhfv_ray.remote import fetch, local
 
 CONTENTS = ("*.safetensors", "*.bin", "*.py")  # of a model folder, beside its config.json: what makes it this model
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -37,7 +38,8 @@ def resolve_model(path: str) -> str:
         from rlhfv_ray.shapes.model import SHIPPED
 
         path = str(SHIPPED)
-    folder = Path(path).expanduser()
+    folder = local(path)
+    fetch(folder)  # where it is a model that a training wrote to an address
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             raise ConfigError(

@@ -14,11 +14,12 @@ from rlhfv_ray.config import DataConfig, DDPOConfig, GenerationConfig, LossConfi
 from rlhfv_ray.data import decode_image, list_slices, write_pairs
 from rlhfv_ray.encoding import prompt_ids
 from rlhfv_ray.generate import answer_prompts
+from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.progress import read_records
 from rlhfv_ray.records import PreferencePair, Prompt
 from rlhfv_ray.reference import ReferenceActor, encode_slice, reference_inputs
-from rlhfv_ray.stages import hold_lease, write_json
+from rlhfv_ray.stages import write_json
 from rlhfv_ray.train import TrainJob
 from tests.families import FAMILIES, save
 from tests.invariants.test_families import ANSWERS, picture

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from rlhfv_ray.config import DataConfig, DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import write_pairs
+from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.progress import read_records
 from rlhfv_ray.reference import compute_reference_logps, reference_inputs
-from rlhfv_ray.stages import hold_lease, write_json
+from rlhfv_ray.stages import write_json
 from rlhfv_ray.train import TrainJob, train_ddpo
 from tests.conftest import careless_pairs
 

@@ -18,10 +18,10 @@ from rlhfv_ray.checkpoint import latest_checkpoint
 from rlhfv_ray.config import LossConfig
 from rlhfv_ray.data.reference_rows import load_reference
 from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError, StaleReferenceError
+from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.order import batch_rows, drawn_rows
 from rlhfv_ray.progress import read_records
 from rlhfv_ray.reference import reference_inputs
-from rlhfv_ray.stages import hold_lease
 from rlhfv_ray.train import TrainJob, train_worker
 from tests.ray.conftest import assert_same, losses, weights, with_scale
 

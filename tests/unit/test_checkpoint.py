@@ -21,8 +21,9 @@ from rlhfv_ray.checkpoint import (
 )
 from rlhfv_ray.config import DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.errors import CheckpointError
+from rlhfv_ray.leases import LEASE, hold_lease
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, prepare_training, processor_digest
-from rlhfv_ray.stages import LEASE, hold_lease, write_json
+from rlhfv_ray.stages import write_json
 from rlhfv_ray.train import start_engine
 
 ZERO = 2

@@ -64,7 +64,7 @@ def assert_explained(result: tuple[int, str], *said: str) -> None:
         (["shapes", "--loss.gamma", "0.5"], "loss.gamma = 0.5: must be >= 1"),
         (["shapes", "--loss.gamma", "many"], "--loss.gamma"),
         (["shapes", "--scale.micro-batch", "5"], "optim.batch = 16: must be a multiple"),
-        (["shapes", "--storage", "s3://bucket/runs"], "must be a folder that all nodes mount"),
+        (["shapes", "--storage", "nowhere://bucket/runs"], "Install fsspec's package for nowhere://"),
         (["paper"], "data.path is not set"),
         (["paper", "--data.path", "rows.parquet"], "model.path is not set"),
         (["paper", "--data.path", "rows.parquet", "--model.path", "/no/such/model"], "no such folder"),

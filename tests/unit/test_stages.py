@@ -9,7 +9,8 @@ import time
 import pytest
 
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.stages import LEASE, Stage, hold_lease, holds_lease, is_done, run_stages, write_json
+from rlhfv_ray.leases import LEASE, hold_lease, holds_lease
+from rlhfv_ray.stages import Stage, is_done, run_stages, write_json
 
 
 def stage(calls, inputs=None):
@@ -47,7 +48,7 @@ def test_second_driver_is_refused_and_dead_one_taken_over(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from rlhfv_ray.stages import hold_lease
+from rlhfv_ray.leases import hold_lease
 with hold_lease(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)
