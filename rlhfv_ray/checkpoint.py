@@ -8,7 +8,6 @@ address, each node sends what its workers wrote and keeps nothing; to go on, eac
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ import torch.distributed as dist
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError
 from rlhfv_ray.leases import holds_lease
-from rlhfv_ray.remote import address_of, discard, fetch, is_there, make, names_in, publish, shown
+from rlhfv_ray.remote import address_of, discard, fetch, is_there, make, mirror_id, names_in, publish, shown
 from rlhfv_ray.reshard import can_reshard, load_resharded
 from rlhfv_ray.stages import write_json
 
@@ -92,8 +91,10 @@ def save_checkpoint(engine: Any, writer: Writer, *, step: int, records: list[dic
 
 
 def once_a_folder(folder: Path, work: Callable[[], Any]) -> None:
-    """Let one worker do what a folder needs, on every node where it is the node's own (a mirror); called by every worker."""
-    if dist.get_rank() == 0 or (address_of(folder) is not None and os.environ["LOCAL_RANK"] == "0"):
+    """Let one of the workers that share a folder do what it needs: of all, or of those with the same mirror; called by every worker."""
+    theirs: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(theirs, mirror_id(folder))
+    if theirs.index(theirs[dist.get_rank()]) == dist.get_rank():
         work()
     dist.barrier()
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,21 @@ def make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def mirror_id(path: Path) -> str:
+    """Which mirror a path is in, the same for all processes that see the same files; empty where it is in none."""
+    root = next((parent for parent in path.parents if _MIRROR.fullmatch(parent.name)), None)
+    if root is None:
+        return ""
+    make(root / ".id")
+    name = root / ".id" / "name"
+    if not name.exists():
+        draft = name.with_name(uuid.uuid4().hex)
+        draft.write_text(draft.name)
+        with contextlib.suppress(FileExistsError):  # another process was first
+            os.link(draft, name)
+    return name.read_text()
+
+
 def publish(path: Path, *, without: Sequence[str] = ()) -> None:
     """Send a file, or those files of a folder that are not there as they are here; hidden ones stay.
 
@@ -143,14 +159,19 @@ def fetch(path: Path, *, without: Sequence[str] = (), only: str = "") -> None:
     make(path.parent)
     with _reaching(path), FileLock(path.with_name(f".{path.name}.lock")):
         system, key = _there(path)
+        wanted: dict[Path, str] = {}
         for name, info in _listed(system, key).items():
             file = path / name if name else path
-            wanted = not only or file.name == only
-            if not wanted or name.split("/")[0] in without or _is_there(file, info["size"]):
-                continue
-            file.parent.mkdir(parents=True, exist_ok=True)
-            draft = file.with_name(f".{file.name}.{os.getpid()}")
-            system.get_file(f"{key}/{name}" if name else key, str(draft))
+            left = name.split("/")[0] in without or (only and file.name != only)
+            if not left and not _is_there(file, info["size"]):
+                wanted[file] = f"{key}/{name}" if name else key
+        if not wanted:
+            return
+        drafts = [file.with_name(f".{file.name}.{os.getpid()}") for file in wanted]
+        for draft in drafts:
+            draft.parent.mkdir(parents=True, exist_ok=True)
+        system.get(list(wanted.values()), list(map(str, drafts)))  # many at a time
+        for draft, file in zip(drafts, wanted, strict=True):
             draft.replace(file)
             _sent[file] = _state(file)
 
@@ -250,18 +271,17 @@ def _listed(system: Any, key: str) -> dict[str, dict[str, Any]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files of a folder, `SUCCESS` last, hidden ones left out."""
+    """Files of a folder, hidden ones left out."""
     found = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    seen = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    return sorted(seen, key=lambda file: file.name == "SUCCESS")
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
 def _send(system: Any, files: Sequence[Path], keys: Sequence[str]) -> None:
-    for file, key in zip(files, keys, strict=True):
-        state = _state(file)  # before it is read: what is appended meanwhile is sent next time
-        with contextlib.suppress(FileNotFoundError):  # gone in the meantime
-            system.put_file(str(file), key)
-            _sent[file] = state
+    if not files:
+        return
+    states = [_state(file) for file in files]  # before they are read: what is appended meanwhile is sent next time
+    system.put(list(map(str, files)), list(keys))  # many at a time
+    _sent.update(zip(files, states, strict=True))
 
 
 def _is_there(file: Path, size: int | None) -> bool:

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 import pytest
+import s3fs
 
 from tests.ray.conftest import wait_for
+from tests.s3_server import BUCKET, s3_server
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -44,9 +47,11 @@ def run(storage: Path, *more: str) -> str:
 
 def summary(storage: Path) -> dict:
     (path,) = storage.glob("shapes-*/summary.json")
-    found = json.loads(path.read_text())
-    found.pop("seconds")
-    return found
+    return without_times(json.loads(path.read_text()))
+
+
+def without_times(found: dict) -> dict:
+    return {name: value for name, value in found.items() if name != "seconds"}
 
 
 def runs(storage: Path) -> list:
@@ -121,23 +126,30 @@ def test_same_command_again_skips_everything(finished):
 
 
 class Cluster:
-    """Nodes of one CPU each, as `ray start` makes them, and the jobs submitted to them."""
+    """Nodes of one CPU each, as `ray start` makes them, each with a temporary folder of its own, and the jobs submitted to them."""
 
     ADDRESS = "http://127.0.0.1:28265"
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
         self.bin = str(Path(sys.executable).parent)
+        self.temporary = f"/tmp/rr{os.getpid()}-"  # short: Ray puts sockets there
+        self.own = (
+            home / "tmp"
+        )  # the same name on all nodes, and another folder: what one node writes there no other sees
+        self.own.mkdir()
         self.settings = {
             **os.environ,
+            **environment,
             "HOME": str(home),
+            "TMPDIR": str(self.own),
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "disabled",
         }
-        self.temporary = f"/tmp/rr{os.getpid()}-"  # short: Ray puts sockets there
 
     def start(self, node: int, *, head: bool = False) -> None:
         where = ("--head", "--port=26379", "--dashboard-port=28265", "--include-dashboard=true")
-        line = [f"{self.bin}/ray", "start", *(where if head else ("--address=127.0.0.1:26379",))]
+        apart = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs -o size=2g node {self.own} && exec "$@"', "sh")
+        line = [*apart, f"{self.bin}/ray", "start", *(where if head else ("--address=127.0.0.1:26379",))]
         line += [
             "--num-cpus=1",
             "--object-store-memory=150000000",
@@ -178,9 +190,16 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def cluster_of_two(tmp_path_factory):
+def bucket():
+    """A server that speaks S3's protocol; the environment in which it is found."""
+    with s3_server() as where:
+        yield where
+
+
+@pytest.fixture(scope="module")
+def cluster_of_two(bucket, tmp_path_factory):
     """A cluster of two nodes."""
-    cluster = Cluster(tmp_path_factory.mktemp("home"))
+    cluster = Cluster(tmp_path_factory.mktemp("home"), bucket)
     try:
         cluster.start(0, head=True)
         cluster.start(1)
@@ -189,29 +208,36 @@ def cluster_of_two(tmp_path_factory):
         cluster.kill()
 
 
-def test_ray_job_outlives_stop_nodes_and_head(finished, cluster_of_two, tmp_path):
-    """Catches: work lost or doubled by a stopped job, a node that goes and one that comes, a head that is started anew; code that only works
-    from the checkout, with a Ray of its own, or on one node; processes left behind.
+ENTRY = ("python", "experiments/ddpo.py", "shapes", *SMALL, "--scale.workers", "2", "--scale.checkpoint-every", "1")
 
-    Each node has one CPU, so that both hold a worker.
+
+def test_ray_job_outlives_stop_nodes_and_head(finished, bucket, cluster_of_two):
+    """Catches: work lost or doubled by a stopped job, a node that goes and one that comes, a head that is started anew; code that only works
+    from the checkout, with a Ray of its own, on one node, or where nodes share a folder; processes left behind.
+
+    Each node has one CPU, so that both hold a worker, and a disk of its own: what outlives them is in the bucket.
     """
-    cluster, storage = cluster_of_two, tmp_path / "storage"
-    entry = ("python", "experiments/ddpo.py", "shapes", *SMALL, "--scale.workers", "2", "--scale.checkpoint-every", "1")
-    entry += ("--storage", str(storage))
+    cluster, storage = cluster_of_two, f"s3://{BUCKET}/runs"
+    objects = s3fs.S3FileSystem(
+        endpoint_url=bucket["AWS_ENDPOINT_URL"], key="anyone", secret="anything", use_listings_cache=False
+    )
+
+    def there(pattern: str) -> set[str]:
+        return set(objects.glob(f"{BUCKET}/runs/{pattern}"))
 
     def next_checkpoint() -> None:
-        before = set(storage.glob(MANIFEST))
-        wait_for(lambda: bool(set(storage.glob(MANIFEST)) - before), 300)
-        assert not list(storage.glob("train-*/model"))
+        before = there(MANIFEST)
+        wait_for(lambda: bool(there(MANIFEST) - before), 300)
+        assert not there("train-*/SUCCESS")
 
-    assert cluster.submit(*entry, wait=False).returncode == 0
+    assert cluster.submit(*ENTRY, "--storage", storage, wait=False).returncode == 0
     next_checkpoint()
     assert len(training_workers()) == 2
     request = urllib.request.Request(f"{cluster.ADDRESS}/api/jobs/job-0/stop", method="POST")
     assert json.loads(urllib.request.urlopen(request, timeout=60).read()) == {"stopped": True}
     wait_for(lambda: not training_workers(), 60)  # none is left behind
 
-    assert cluster.submit(*entry, wait=False).returncode == 0
+    assert cluster.submit(*ENTRY, "--storage", storage, wait=False).returncode == 0
     next_checkpoint()
     assert any("RayTrainWorker" in title for title in cluster.kill(1))
     cluster.start(2)
@@ -221,13 +247,23 @@ def test_ray_job_outlives_stop_nodes_and_head(finished, cluster_of_two, tmp_path
 
     cluster.start(3, head=True)
     cluster.start(4)
-    done = cluster.submit(*entry)
+    done = cluster.submit(*ENTRY, "--storage", storage)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "aligned model" in done.stdout
-    assert {json.loads(path.read_text())["world_size"] for path in storage.glob(MANIFEST)} == {2}
-    (record,) = storage.glob("train-*/metrics.jsonl")
-    assert [json.loads(line)["step"] for line in record.open()] == list(range(1, 17))
-    assert summary(storage) == summary(finished)
+    assert f"aligned model  {storage}/train-" in done.stdout
+    assert {json.loads(objects.cat_file(path))["world_size"] for path in there(MANIFEST)} == {2}
+    (record,) = there("train-*/metrics.jsonl")
+    assert [json.loads(line)["step"] for line in objects.cat_file(record).splitlines()] == list(range(1, 17))
+    (path,) = there("shapes-*/summary.json")
+    assert without_times(json.loads(objects.cat_file(path))) == summary(finished)
+    assert not there("*/ray/**") and not any("lease" in name for name in objects.find(f"{BUCKET}/runs"))
+
+
+def test_ray_job_on_two_nodes_that_share_a_folder(finished, cluster_of_two, tmp_path):
+    """Catches: two nodes on shared storage that do each other's work, or wait for each other."""
+    done = cluster_of_two.submit(*ENTRY, "--storage", str(tmp_path / "storage"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {json.loads(path.read_text())["world_size"] for path in (tmp_path / "storage").glob(MANIFEST)} == {2}
+    assert summary(tmp_path / "storage") == summary(finished)
 
 
 def training_workers() -> list[psutil.Process]:
