@@ -123,7 +123,7 @@ def trained(
         run(TrainJob(config, reference, reference_inputs(config.model, config.data), folder, token))
     records = read_records(folder)
     later = records[config.scale.log_every :]
-    return median(record["tokens_per_second"] for record in later), [record["loss"] for record in records]
+    return median(record["system/tokens_per_second"] for record in later), [record["loss"] for record in records]
 
 
 def side_by_side(config: DDPOConfig, reference: Path, folder: Path) -> float:

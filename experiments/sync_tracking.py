@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from rlhfv_ray.remote import local, shown
+from rlhfv_ray.remote import HEAVY, fetch, local, shown
 from rlhfv_ray.tracking import sync_tracking
 from rlhfv_ray.tracking_replay import SPOOL
 
@@ -30,6 +30,7 @@ def main(storage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ST
         return 1
     synced = []
     for folder in folders:
+        fetch(folder, without=HEAVY)
         synced.append(sync_tracking(folder))
         print(
             f"{shown(folder)}: {'MLflow has everything' if synced[-1] else 'MLflow lacks something, see the warning'}"

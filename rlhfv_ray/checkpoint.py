@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
 TAG = "engine"
+SPARE = 1.05  # of the numbers' bytes: names, records, and what others write meanwhile
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ def save_checkpoint(engine: Any, writer: Writer, *, step: int, records: list[dic
     """
     world = dist.get_world_size()
     target = writer.checkpoints / f"step-{step:06d}-{world}w-{writer.token[:4]}"
+    if dist.get_rank() == 0 and holds_lease(writer.folder, writer.token):
+        _clear_torn(writer)
+        discard(target)  # a damaged one of the same step
     _check_space(engine, writer)
-    if dist.get_rank() == 0:
-        discard(target)  # what a lost attempt left of the same step
-    dist.barrier()
     once_a_folder(target, lambda: make(target))
     engine.save_checkpoint(str(target), tag=TAG, client_state={"step": step}, save_latest=False)
     if dist.get_rank() == 0:
@@ -105,6 +106,13 @@ def _sent_files(target: Path) -> dict[str, str]:
     return {str(path.relative_to(target)): _sha256(path) for path in sorted(target.rglob("*")) if path.is_file()}
 
 
+def _clear_torn(writer: Writer) -> None:
+    """Delete what lost attempts left unfinished: it would take the room of the next."""
+    for name in _names(writer.folder):
+        if not is_there(writer.checkpoints / name / MANIFEST):
+            discard(writer.checkpoints / name)
+
+
 def _check_space(engine: Any, writer: Writer) -> None:
     """Refuse, on every rank, to begin what a disk cannot hold: half a checkpoint would only fill it."""
     found = [0, 0]
@@ -113,7 +121,7 @@ def _check_space(engine: Any, writer: Writer) -> None:
         needed = sum(
             numel * (weight.element_size() + 12 * weight.requires_grad) for weight, numel in sizes
         )  # and 3 states in fp32
-        found = [needed, shutil.disk_usage(writer.folder).free]
+        found = [int(needed * SPARE), shutil.disk_usage(writer.folder).free]
     dist.broadcast_object_list(found)
     needed, free = found
     if free < needed:

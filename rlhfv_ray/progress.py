@@ -55,7 +55,7 @@ class Reporter:
         self.setting = {}
         fact["system/worker_memory_gib"] = round(psutil.Process().memory_info().rss / 2**30, 3)
         if torch.cuda.is_available():
-            fact["memory/peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+            fact["system/gpu_peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         self.facts.append({**fact, "skipped": int(bool(suspects)), **({"skipped_pairs": suspects} if suspects else {})})
         self.tokens += sum(batch.inputs["input_ids"].numel() for batch, _ in losses)
 
@@ -69,7 +69,7 @@ class Reporter:
             rate = rows[0][-1] * dist.get_world_size() / (time.perf_counter() - self.since)
             for fact, row in zip(self.facts, rows, strict=True):
                 named = {name: value for name, value in zip(METRICS, row, strict=False) if math.isfinite(value)}
-                self.records.append({**fact, **named, "tokens_per_second": round(rate, 1)})
+                self.records.append({**fact, **named, "system/tokens_per_second": round(rate, 1)})
         self.report({"records": self.records[self.sent :]})
         self.sent = len(self.records)
         self.values, self.facts, self.tokens, self.since = [], [], 0, time.perf_counter()

@@ -10,6 +10,9 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["rlhfv_ray.logps", "rlhfv_ray.loss"], "beartype.beartype")
 
+import contextlib
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,20 @@ def careless_pairs(count: int, seed: int = 0) -> list[PreferencePair]:
             question = QUESTIONS[scene.id % len(QUESTIONS)]
             pairs.append(PreferencePair(f"shapes:{scene.id}", render(scene), question, corrected.text, said))
     return pairs
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of so many bytes; only root can make one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small file system")
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -218,9 +218,7 @@ def test_ray_job_outlives_stop_nodes_and_head(finished, bucket, cluster_of_two):
     Each node has one CPU, so that both hold a worker, and a disk of its own: what outlives them is in the bucket.
     """
     cluster, storage = cluster_of_two, f"s3://{BUCKET}/runs"
-    objects = s3fs.S3FileSystem(
-        endpoint_url=bucket["AWS_ENDPOINT_URL"], key="anyone", secret="anything", use_listings_cache=False
-    )
+    objects = s3fs.S3FileSystem(endpoint_url=bucket["AWS_ENDPOINT_URL"], key="a", secret="b", use_listings_cache=False)
 
     def there(pattern: str) -> set[str]:
         return set(objects.glob(f"{BUCKET}/runs/{pattern}"))
@@ -255,6 +253,8 @@ def test_ray_job_outlives_stop_nodes_and_head(finished, bucket, cluster_of_two):
     assert [json.loads(line)["step"] for line in objects.cat_file(record).splitlines()] == list(range(1, 17))
     (path,) = there("shapes-*/summary.json")
     assert without_times(json.loads(objects.cat_file(path))) == summary(finished)
+    tracked = synced(cluster, storage)
+    assert {one.info.status for one in tracked} == {"FINISHED"} and len(tracked) == 7
     assert not there("*/ray/**") and not any("lease" in name for name in objects.find(f"{BUCKET}/runs"))
 
 
@@ -264,6 +264,14 @@ def test_ray_job_on_two_nodes_that_share_a_folder(finished, cluster_of_two, tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     assert {json.loads(path.read_text())["world_size"] for path in (tmp_path / "storage").glob(MANIFEST)} == {2}
     assert summary(tmp_path / "storage") == summary(finished)
+
+
+def synced(cluster: Cluster, storage: str) -> list:
+    """MLflow's runs as a machine has them that was no node, and had nothing before."""
+    line = [sys.executable, "experiments/sync_tracking.py", storage]
+    done = subprocess.run(line, cwd=ROOT, env=cluster.settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "MLflow has everything" in done.stdout, done.stdout + done.stderr
+    return runs(cluster.own / f"rlhfv-ray-mirror-{os.getuid()}" / storage.replace("://", "/"))
 
 
 def training_workers() -> list[psutil.Process]:
@@ -293,10 +301,10 @@ def test_doctor_finds_what_is_wrong_on_both_nodes(cluster_of_two, tmp_path):
         ("storage", "judge's key", "MLflow", "GPUs"), 2
     )
     assert all(one["fix"] for one in findings if one["status"] != "good")
-    well = cluster_of_two.submit(
-        "python", "-m", "rlhfv_ray.doctor", "doctor", "--json", "--storage", str(tmp_path), "--free-gib", "0.1"
-    )
-    assert told(well.stdout)["ok"] and well.returncode == 0, well.stdout
+    for storage in (str(tmp_path), f"s3://{BUCKET}/doctor"):
+        call = ("python", "-m", "rlhfv_ray.doctor", "doctor", "--json", "--free-gib", "0.1", "--storage", storage)
+        well = cluster_of_two.submit(*call)
+        assert told(well.stdout)["ok"] and well.returncode == 0, well.stdout
     assert not list(tmp_path.glob(".doctor-*"))
 
 

@@ -1,11 +1,7 @@
 """Training on real Ray Train and DeepSpeed: what Ray adds to the worker's loop, and faults. test_worker.py has the loop itself."""
 
 import contextlib
-import os
 import shutil
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
@@ -16,6 +12,7 @@ from rlhfv_ray.checkpoint import MANIFEST, latest_checkpoint
 from rlhfv_ray.errors import CheckpointError, StaleReferenceError
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.progress import read_records
+from tests.conftest import small_disk
 from tests.ray.conftest import assert_same, ray_processes, train, wait_for, with_scale
 
 pytestmark = pytest.mark.ray
@@ -28,7 +25,7 @@ def test_run_leaves_records_checkpoints_and_a_model(ray_run, config, small_model
     assert records[0]["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
     assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert records[-1]["loss"] < records[0]["loss"]
-    assert all(record["grad_norm"] > 0 and record["tokens_per_second"] > 0 for record in records)
+    assert all(record["grad_norm"] > 0 and record["system/tokens_per_second"] > 0 for record in records)
     _, manifest = latest_checkpoint(ray_run)
     assert (manifest.step, manifest.world_size, manifest.zero_stage) == (12, 2, 2)
     assert len(list((ray_run / "checkpoints").iterdir())) == config.scale.keep
@@ -106,20 +103,6 @@ def test_a_disk_that_fills_costs_nothing_but_time(ray_run, config, reference, tm
         filler.unlink()
         train(config, reference, folder)
         assert_same(folder, ray_run, atol=0)
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of so many bytes; only root can make one."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to mount a small file system")
-    disk = folder / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_first_loss_must_be_ln_2(config, reference, tmp_path):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from rlhfv_ray.checkpoint import (
     MANIFEST,
+    SPARE,
     TAG,
     Writer,
     export_policy,
@@ -25,6 +26,7 @@ from rlhfv_ray.leases import LEASE, hold_lease
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, prepare_training, processor_digest
 from rlhfv_ray.stages import write_json
 from rlhfv_ray.train import start_engine
+from tests.conftest import small_disk
 
 ZERO = 2
 STATES = [
@@ -193,6 +195,23 @@ def test_torn_attempt_of_the_same_step_is_replaced(trained, two):
     assert manifest.step == 2
     assert not (target / TAG / "left_over.pt").exists()
     assert f"{TAG}/left_over.pt" not in manifest.files
+
+
+def test_a_disk_full_in_the_middle_of_writing_leaves_the_last_one_whole(trained, other, tmp_path):
+    """Catches: half a checkpoint taken for whole, or one that takes the room of the next. There is room for the weights, not for the records."""
+    needed = sum(weight.numel() for weight in trained.module.parameters()) * 16
+    with small_disk(tmp_path, 8 * needed) as disk, hold_lease(disk) as token:
+        writer, filler = Writer(disk, token, keep=3), disk / "filler"
+        save_checkpoint(trained, writer, step=1, records=[{"step": 1}])
+        filler.write_bytes(b"x" * (shutil.disk_usage(disk).free - int(SPARE * needed) - 4096))
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(trained, writer, step=2, records=[{"step": 2, "skipped_pairs": "x" * needed}])
+        torn = folders(writer)[-1]
+        assert any(torn.rglob("*.pt")) and not (torn / MANIFEST).exists()
+        assert load_checkpoint(other, disk)[0] == 1
+        filler.unlink()
+        save_checkpoint(trained, writer, step=3, records=[])
+        assert [folder.name[:11] for folder in folders(writer)] == ["step-000001", "step-000003"]
 
 
 def test_driver_that_lost_its_lease_publishes_nothing(trained, two):
