@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.remote import HEAVY, address_of, claim, discard, fetch, publish, read_there, rewrite, shown
+from rlhfv_ray.remote import HEAVY, address_of, discard, fetch, file_system, publish, reaching, shown
 
 LEASE = "lease.json"
 HEARTBEAT_S = 10.0
@@ -67,14 +67,14 @@ def _lease(folder: Path) -> Path:
 def _look(lease: Path) -> tuple[str, float]:
     """A lease's text, and when its holder's heart last beat."""
     if address_of(lease) is not None:
-        return read_there(lease)
+        return _read_there(lease)
     return lease.read_text(), lease.stat().st_mtime
 
 
 def _take(lease: Path, token: str) -> None:
     me = psutil.Process()
     text = json.dumps({"token": token, "host": socket.gethostname(), "pid": me.pid, "started": me.create_time()})
-    while not (claim(lease, text) if address_of(lease) else _link(lease, token, text)):
+    while not (_claim(lease, text) if address_of(lease) else _link(lease, token, text)):
         _bury_dead(lease, token)
 
 
@@ -130,5 +130,34 @@ def _beat(lease: Path, token: str, released: threading.Event) -> None:
             if address_of(lease) is None:
                 os.utime(lease)
             elif holds_lease(lease.parent, token):
-                rewrite(lease)
+                _rewrite(lease)
                 publish(lease.parent, without=HEAVY)
+
+
+def _claim(path: Path, text: str) -> bool:
+    """Write a file at an address unless it exists; of several who try, one succeeds (on S3, by a conditional write)."""
+    with reaching(path):
+        system, key = file_system(path)
+        try:
+            system.pipe_file(key, text.encode(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+
+def _read_there(path: Path) -> tuple[str, float]:
+    """Text of a file at an address, and when it was written, in seconds since 1970.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    with reaching(path):
+        system, key = file_system(path)
+        return system.cat_file(key).decode(), system.modified(key).timestamp()
+
+
+def _rewrite(path: Path) -> None:
+    """Write a file at an address anew as it is, so that its time is now."""
+    with reaching(path):
+        system, key = file_system(path)
+        system.pipe_file(key, system.cat_file(key))

@@ -22,7 +22,6 @@ from rlhfv_ray.errors import ConfigError, StageFailedError
 
 HEAVY = ("checkpoints", "model")  # of a stage: sent by who writes them, fetched by who needs them
 SMALL = 2**20  # bytes; a larger file is never rewritten in its place, so its size tells whether it is there
-PACKAGES = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "az": "azure"}  # extra that brings a file system
 _MIRROR = re.compile(r"rlhfv-ray-mirror-\d+")
 _sent: dict[Path, tuple[int, int]] = {}  # small files that are there as they were here: time of change, size
 
@@ -78,7 +77,7 @@ def open_mirror(address: str) -> Path:
     mirror = mirror_of(address)
     make(mirror)
     try:
-        system, key = _there(mirror)
+        system, key = file_system(mirror)
         system.pipe_file(f"{key}/.probe", b"")
         system.rm_file(f"{key}/.probe")
     except ConfigError:
@@ -132,8 +131,8 @@ def publish(path: Path, *, without: Sequence[str] = ()) -> None:
     """
     if address_of(path) is None or not path.exists():
         return
-    with _reaching(path):
-        system, key = _there(path)
+    with reaching(path):
+        system, key = file_system(path)
         if path.is_file():
             _send(system, [path], [key])
             return
@@ -157,8 +156,8 @@ def fetch(path: Path, *, without: Sequence[str] = (), only: str = "") -> None:
     if address_of(path) is None:
         return
     make(path.parent)
-    with _reaching(path), FileLock(path.with_name(f".{path.name}.lock")):
-        system, key = _there(path)
+    with reaching(path), FileLock(path.with_name(f".{path.name}.lock")):
+        system, key = file_system(path)
         wanted: dict[Path, str] = {}
         for name, info in _listed(system, key).items():
             file = path / name if name else path
@@ -180,8 +179,8 @@ def is_there(path: Path) -> bool:
     """Whether a file exists where everybody sees it."""
     if address_of(path) is None:
         return path.exists()
-    with _reaching(path):
-        system, key = _there(path)
+    with reaching(path):
+        system, key = file_system(path)
         return system.exists(key)
 
 
@@ -189,57 +188,26 @@ def names_in(folder: Path) -> list[str]:
     """Names directly in a folder, where everybody sees it."""
     if address_of(folder) is None:
         return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    with _reaching(folder), contextlib.suppress(FileNotFoundError):
-        system, key = _there(folder)
+    with reaching(folder), contextlib.suppress(FileNotFoundError):
+        system, key = file_system(folder)
         return sorted(name.rstrip("/").rpartition("/")[2] for name in system.ls(key, detail=False))
     return []
 
 
 def discard(path: Path) -> None:
-    """Delete a file or a folder, here and where everybody sees it."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Delete a file or a folder, here and where everybody sees it; what of a folder is in use here stays."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
     if address_of(path) is not None:
-        with _reaching(path), contextlib.suppress(FileNotFoundError):
-            system, key = _there(path)
+        with reaching(path), contextlib.suppress(FileNotFoundError):
+            system, key = file_system(path)
             system.rm(key, recursive=True)
 
 
-def claim(path: Path, text: str) -> bool:
-    """Write a file at an address unless it exists; of several who try, one succeeds (on S3, by a conditional write)."""
-    with _reaching(path):
-        system, key = _there(path)
-        try:
-            system.pipe_file(key, text.encode(), mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-
-def read_there(path: Path) -> tuple[str, float]:
-    """Text of a file at an address, and when it was written, in seconds since 1970.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    with _reaching(path):
-        system, key = _there(path)
-        return system.cat_file(key).decode(), system.modified(key).timestamp()
-
-
-def rewrite(path: Path) -> None:
-    """Write a file at an address anew as it is, so that its time is now."""
-    with _reaching(path):
-        system, key = _there(path)
-        system.pipe_file(key, system.cat_file(key))
-
-
 def file_system(path: Path) -> tuple[Any, str]:
-    """The file system and the key behind a mirror's path, for libraries that know addresses."""
-    return _there(path)
-
-
-def _there(path: Path) -> tuple[Any, str]:
+    """The file system and the key behind a mirror's path."""
     from fsspec.core import url_to_fs
 
     address = address_of(path)
@@ -248,13 +216,8 @@ def _there(path: Path) -> tuple[Any, str]:
     try:
         return url_to_fs(address, use_listings_cache=False)  # others write there too
     except (ImportError, ValueError) as error:
-        extra = PACKAGES.get(protocol)
-        fix = (
-            f"pip install 'rlhfv-ray[{extra}]' on every node"
-            if extra == "s3"
-            else f"install fsspec's package for {protocol}://"
-        )
-        raise ConfigError(f"{address}: {_said(error)}. {fix[0].upper()}{fix[1:]}.") from error
+        fix = "Run pip install 'rlhfv-ray[s3]'" if protocol == "s3" else f"Install fsspec's package for {protocol}://"
+        raise ConfigError(f"{address}: {_said(error)}. {fix} on every node.") from error
 
 
 def _listed(system: Any, key: str) -> dict[str, dict[str, Any]]:
@@ -299,7 +262,7 @@ def _state(file: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _reaching(path: Path) -> Iterator[None]:
+def reaching(path: Path) -> Iterator[None]:
     """Errors of a file system as one of ours; what a file that is not there means is left to who asked."""
     try:
         yield

@@ -12,7 +12,7 @@ import pytest
 from rlhfv_ray import leases, remote
 from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.leases import hold_lease, holds_lease
-from rlhfv_ray.remote import address_of, claim, discard, fetch, is_there, local, mirror_of, names_in, publish, shown
+from rlhfv_ray.remote import address_of, discard, fetch, is_there, local, mirror_of, names_in, publish, shown
 from rlhfv_ray.stages import Stage, is_done, run_stages, write_json
 from rlhfv_ray.terminal import resolve_storage
 from tests.s3_server import BUCKET, s3_server
@@ -84,7 +84,7 @@ def test_only_what_changed_is_sent_again(node, monkeypatch):
 
 def test_a_plain_folder_is_left_alone(tmp_path, monkeypatch):
     """Catches: a storage on a disk that asks the network for anything."""
-    monkeypatch.setattr(remote, "_there", lambda path: pytest.fail("asked"))
+    monkeypatch.setattr(remote, "file_system", lambda path: pytest.fail("asked"))
     write_json(tmp_path / "file.json", 1)
     publish(tmp_path)
     fetch(tmp_path)
@@ -160,7 +160,9 @@ with leases.hold_lease(Path({str(storage)!r})):
         with pytest.raises(StageFailedError, match="is being written"), hold_lease(other):
             pass
     assert not is_there(other / f".{leases.LEASE}")
-    assert claim(other / f".{leases.LEASE}", json.dumps({"token": "far", "host": "gone", "pid": 1, "started": 1.0}))
+    assert leases._claim(
+        other / f".{leases.LEASE}", json.dumps({"token": "far", "host": "gone", "pid": 1, "started": 1.0})
+    )
     monkeypatch.setattr(leases, "STALE_S", -1.0)
     with hold_lease(other):
         pass
@@ -171,7 +173,7 @@ def test_of_many_claims_one_succeeds(node):
     path = node("a") / "lease"
     code = f"""
 from pathlib import Path
-from rlhfv_ray.remote import claim
+from rlhfv_ray.leases import _claim as claim
 print(claim(Path({str(path)!r}), "me"))
 """
     several = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
@@ -198,7 +200,7 @@ def test_a_server_that_is_gone_is_named(node, monkeypatch):
     """Catches: a client's own error, or none."""
     storage = node("a")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(remote, "_there", lambda path: remote_of(path))
+    monkeypatch.setattr(remote, "file_system", lambda path: remote_of(path))
     with pytest.raises(StageFailedError, match="cannot be reached.*same command goes on"):
         fetch(storage / "stage")
 
