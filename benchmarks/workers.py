@@ -23,21 +23,23 @@ import torch.distributed as dist
 from benchmarks.measure import Row
 from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.reference_rows import load_reference, pair_lengths
 from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.models import load_processor
 from rlhfv_ray.order import micro_batches, prefetched
 from rlhfv_ray.progress import append_records, read_records
-from rlhfv_ray.records import Answer
+from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.shapes import make_scenes
 from rlhfv_ray.shapes.captions import QUESTIONS, careless_caption
 from rlhfv_ray.shapes.model import build_model
-from rlhfv_ray.shapes.world import write_corrections
+from rlhfv_ray.shapes.scenes import render
 from rlhfv_ray.stages import write_json
 from rlhfv_ray.train import TrainJob, load_engine, train_ddpo, train_worker, update
 
-BATCH = 32  # the paper's
+BATCH = 32  # the paper's; so is the length of answers, about
+CAPTIONS = 4  # of the shapes world in an answer: 98 tokens
 RAY_CPUS = 2
 WIDTH, LAYERS = (
     256,
@@ -49,7 +51,7 @@ def worker_cells(*, quick: bool) -> list[Row]:
     """(g) Ray Train against the same loop without it, one worker and two, (h) the host's share of a step."""
     import ray
 
-    rounds, steps = (1, 15) if quick else (3, 15)
+    rounds, steps = (1, 6) if quick else (3, 6)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ray.init(
@@ -90,13 +92,8 @@ def worker_cells(*, quick: bool) -> list[Row]:
 
 
 def prepare(folder: Path, steps: int) -> tuple[DDPOConfig, Path]:
-    """Corrections of careless captions and their reference log-probs; needs Ray."""
-    rng, scenes = random.Random(0), make_scenes(400, seed=0)
-    answers = [
-        Answer(f"shapes:{scene.id}", QUESTIONS[scene.id % len(QUESTIONS)], careless_caption(scene, rng))
-        for scene in scenes
-    ]
-    write_corrections(scenes, answers, folder / "pairs.parquet")
+    """Pairs of long answers to pictures, and their reference log-probs; needs Ray."""
+    write_pairs(long_pairs(320), folder / "pairs.parquet")
     processor = load_processor("shapes")
     torch.manual_seed(0)
     build_model(processor, width=WIDTH, layers=LAYERS).save_pretrained(folder / "model")
@@ -105,13 +102,25 @@ def prepare(folder: Path, steps: int) -> tuple[DDPOConfig, Path]:
         model=ModelConfig(path=str(folder / "model"), dtype="fp32"),
         data=DataConfig(path=str(folder / "pairs.parquet"), rule="both_sides"),
         optim=OptimConfig(learning_rate=1e-5, batch=BATCH, steps=steps),
-        scale=ScaleConfig(micro_batch=BATCH // 4, zero_stage=1, checkpoint_every=steps, recompute=0, memory_gib=8),
+        scale=ScaleConfig(
+            micro_batch=BATCH // 4, zero_stage=1, checkpoint_every=steps, recompute=0, memory_gib=8, log_every=2
+        ),
     )
     reference = folder / "reference"
     reference.mkdir()
     compute_reference_logps(config.model, config.data, config.scale, reference)
     write_json(reference / "config.json", reference_inputs(config.model, config.data))
     return config, reference
+
+
+def long_pairs(count: int) -> Iterator[PreferencePair]:
+    """Pictures with answers of several captions each, the first of them the picture's own."""
+    rng, scenes = random.Random(0), make_scenes(count + CAPTIONS, seed=0)
+    for number, scene in enumerate(scenes[:count]):
+        chosen, rejected = (
+            " ".join(careless_caption(other, rng) for other in scenes[number : number + CAPTIONS]) for _ in range(2)
+        )
+        yield PreferencePair(f"long:{number}", render(scene), QUESTIONS[0], chosen, rejected)
 
 
 def trained(

@@ -202,6 +202,7 @@ def tracked_run(
         run.set_tags(tags)
         publish(folder / SPOOL)  # from here on a successor, on whichever node, continues this run
         yield run
+    publish(folder / SPOOL)
 
 
 def sync_tracking(folder: Path) -> bool:

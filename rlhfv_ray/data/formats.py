@@ -291,7 +291,7 @@ def _image_file(path: str, root: Path) -> bytes:
     try:
         file = (root / path).resolve()
         inside = file.is_relative_to(root)
-        if inside and address_of(root):
+        if inside and address_of(root) and not file.exists():  # of a mirror, on a node that was not asked for it yet
             fetch(file)
         size = file.stat().st_size if file.is_file() else None
         if inside and size is not None and size <= MAX_BYTES:

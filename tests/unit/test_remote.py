@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from eval.tracking import experiment_of
 from rlhfv_ray import leases, remote
+from rlhfv_ray.data import list_slices, read_slice
 from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.leases import hold_lease, holds_lease
 from rlhfv_ray.remote import address_of, discard, fetch, is_there, local, mirror_of, names_in, publish, shown
@@ -90,6 +94,22 @@ def test_a_plain_folder_is_left_alone(tmp_path, monkeypatch):
     fetch(tmp_path)
     assert is_there(tmp_path / "file.json") and names_in(tmp_path) == ["file.json"]
     assert address_of(tmp_path) is None and shown(tmp_path) == str(tmp_path) and local(tmp_path) == tmp_path
+
+
+def test_data_and_its_images_are_read_on_every_node(node):
+    """Catches: rows whose pictures only the driver has; pictures taken from outside the data's folder."""
+    here = node("a") / "data"
+    here.mkdir()
+    Image.new("RGB", (8, 8)).save(here / "red.png")
+    row = {"prompt": "?", "chosen": "a cat", "rejected": "a dog", "image": "red.png"}
+    rows = [{**row, "id": "good"}, {**row, "id": "bad", "image": "../out.png"}]
+    (here / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    publish(here)
+    (part,) = list_slices(f"{address_of(here)}/pairs.jsonl")
+    shutil.rmtree(here)  # as on a node that has nothing yet
+    found = dict(read_slice(part))
+    assert found["good"].chosen == "a cat" and found["good"].image.startswith(b"\x89PNG")
+    assert "leads out of the data file's folder" in str(found["bad"])
 
 
 def test_a_stage_is_made_once_whichever_node_asks(node):
@@ -233,3 +253,16 @@ def test_a_mirror_of_another_user_is_refused(node):
     with pytest.raises(ConfigError, match="open to other users"):
         fetch(mirror_of(f"s3://{BUCKET}/any"))
     root.chmod(0o700)
+
+
+def test_the_experiment_of_a_model_in_a_bucket_is_found(node):
+    """Catches: an evaluation of a model by its address that its experiment never hears of."""
+    here = node("a")
+    for name, stages in {"shapes-1": ["train-1"], "shapes-2": ["train-2"]}.items():
+        (here / name).mkdir()
+        write_json(here / name / "config.json", {"stages": stages})
+        (here / name / "tracking.jsonl").write_text("")
+        publish(here / name)
+    address = f"{address_of(here)}/train-2/model"
+    node("b")
+    assert experiment_of(mirror_of(address)) == mirror_of(f"{address_of(here)}/shapes-2")
