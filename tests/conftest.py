@@ -12,7 +12,8 @@ install_import_hook(["rlhfv_ray.logps", "rlhfv_ray.loss"], "beartype.beartype")
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def careless_pairs(count: int, seed: int = 0) -> list[PreferencePair]:
             question = QUESTIONS[scene.id % len(QUESTIONS)]
             pairs.append(PreferencePair(f"shapes:{scene.id}", render(scene), question, corrected.text, said))
     return pairs
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

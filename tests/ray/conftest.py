@@ -1,7 +1,6 @@
 """A Ray of two CPUs for the whole run, and small data and models to run the line's jobs on."""
 
 import contextlib
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,14 +91,6 @@ def ray_processes(name: str) -> list[psutil.Process]:
             if " ".join(process.cmdline()).startswith(f"ray::{name}"):
                 found.append(process)
     return found
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait until something is true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

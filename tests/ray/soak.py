@@ -30,7 +30,8 @@ from rlhfv_ray.data.reference_rows import load_reference
 from rlhfv_ray.progress import read_records
 from rlhfv_ray.reference import compute_reference_logps
 from rlhfv_ray.tracking import tracked_run
-from tests.ray.conftest import losses, ray_processes, train, wait_for, weights, with_scale
+from tests.conftest import wait_for
+from tests.ray.conftest import losses, ray_processes, train, weights, with_scale
 from tests.s3_server import BUCKET, s3_server
 
 pytestmark = pytest.mark.ray

@@ -24,8 +24,8 @@ from rlhfv_ray.generate import answer_prompts
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import SYNONYMS
+from tests.conftest import wait_for
 from tests.openai_server import OpenAIServer
-from tests.ray.conftest import wait_for
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-canary-77d1c0"

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import s3fs
 
-from tests.ray.conftest import wait_for
+from tests.conftest import wait_for
 from tests.s3_server import BUCKET, s3_server
 
 ROOT = Path(__file__).parents[2]

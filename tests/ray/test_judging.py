@@ -27,8 +27,8 @@ from rlhfv_ray.config import GenerationConfig
 from rlhfv_ray.errors import ConfigError, JudgeError
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.shapes.world import write_benchmark
+from tests.conftest import wait_for
 from tests.openai_server import Fault, OpenAIServer, error
-from tests.ray.conftest import wait_for
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-canary-2f6b"

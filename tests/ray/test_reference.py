@@ -24,8 +24,8 @@ from rlhfv_ray.records import Prompt
 from rlhfv_ray.reference import compute_reference_logps
 from rlhfv_ray.shapes.scenes import make_scenes, render
 from rlhfv_ray.shapes.world import write_captions
-from tests.conftest import careless_pairs
-from tests.ray.conftest import ray_processes, wait_for
+from tests.conftest import careless_pairs, wait_for
+from tests.ray.conftest import ray_processes
 
 pytestmark = pytest.mark.ray
 

@@ -21,7 +21,8 @@ from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.space import SearchConfig, SpaceConfig
 from rlhfv_ray.tracking import tracking_uri
-from tests.ray.conftest import ray_processes, wait_for
+from tests.conftest import wait_for
+from tests.ray.conftest import ray_processes
 
 pytestmark = pytest.mark.ray
 GOOD, WILD = 1e-5, 1e30  # learning rates

@@ -12,8 +12,8 @@ from rlhfv_ray.checkpoint import MANIFEST, latest_checkpoint
 from rlhfv_ray.errors import CheckpointError, StaleReferenceError
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.progress import read_records
-from tests.conftest import small_disk
-from tests.ray.conftest import assert_same, ray_processes, train, wait_for, with_scale
+from tests.conftest import small_disk, wait_for
+from tests.ray.conftest import assert_same, ray_processes, train, with_scale
 
 pytestmark = pytest.mark.ray
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from rlhfv_ray.leases import hold_lease, holds_lease
 from rlhfv_ray.remote import address_of, discard, fetch, is_there, local, mirror_of, names_in, publish, shown
 from rlhfv_ray.stages import Stage, is_done, run_stages, write_json
 from rlhfv_ray.terminal import resolve_storage
+from tests.conftest import wait_for
 from tests.s3_server import BUCKET, s3_server
 
 
@@ -169,12 +169,12 @@ with leases.hold_lease(Path({str(storage)!r})):
         hold_lease(storage),
     ):
         pass
-    time.sleep(1)
+    wait_for(lambda: is_there(storage / "spool"), 30)  # published by a beat of the heart
     holder.kill()
     holder.wait()
     other = node("b") / "folder"
     with hold_lease(other) as token:
-        assert (other / "spool").read_text() == "so far"  # published by a beat of the heart
+        assert (other / "spool").read_text() == "so far"
         assert holds_lease(other, token) and not holds_lease(other, "another")
         monkeypatch.setattr(leases.socket, "gethostname", lambda: "elsewhere")
         with pytest.raises(StageFailedError, match="is being written"), hold_lease(other):
