@@ -126,7 +126,7 @@ def _check_space(engine: Any, writer: Writer) -> None:
     needed, free = found
     if free < needed:
         raise CheckpointError(
-            f"{writer.folder} has {free / 2**30:.3f} GiB free, and a checkpoint takes {needed / 2**30:.3f}: make room (--scale.keep is "
+            f"{shown(writer.folder)} has {free / 2**30:.3f} GiB free, and a checkpoint takes {needed / 2**30:.3f}: make room (--scale.keep is "
             f"how many stay, now {writer.keep}) and run the same command again; it goes on from the last checkpoint, which is whole."
         )
 
@@ -171,8 +171,8 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
         load_resharded(engine, target / TAG, world_size=world, zero_stage=stage)
     else:
         raise CheckpointError(
-            f"{target} was written by {world} workers at ZeRO stage {stage}, and stage 0 in bf16 keeps its state in its own way: "
-            f"continue with --scale.workers {world} --scale.zero-stage {stage}, or delete {target.parent}."
+            f"{shown(target)} was written by {world} workers at ZeRO stage {stage}, and stage 0 in bf16 keeps its state in its own way: "
+            f"continue with --scale.workers {world} --scale.zero-stage {stage}, or delete {shown(target.parent)}."
         )
     records = [json.loads(line) for line in (target / RECORDS).read_text().splitlines()]
     dist.barrier()

@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError
-from rlhfv_ray.remote import address_of, fetch, file_system, make, publish
+from rlhfv_ray.remote import address_of, fetch, file_system, make, publish, shown
 from rlhfv_ray.terminal import counting
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def map_parts(
     lost = [number for number in missing if not part_path(folder, number).exists()]
     if lost:
         raise StageFailedError(
-            f"{len(lost)} of {len(tasks)} parts of {folder} were not made (first: {lost[0]}); run it again."
+            f"{len(lost)} of {len(tasks)} parts of {shown(folder)} were not made (first: {lost[0]}); run it again."
         )
 
 

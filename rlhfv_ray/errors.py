@@ -29,5 +29,9 @@ class StageFailedError(RlhfvError, RuntimeError):
     """A stage of the line stopped before it was complete."""
 
 
+class StorageError(StageFailedError):
+    """Storage behind an address does not answer now; unlike other failures of a stage it may go away by itself, and meets one process alone."""
+
+
 class JudgeError(RlhfvError, RuntimeError):
     """A judge could not be reached or gave no usable verdict."""

@@ -25,7 +25,7 @@ from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.models import check_image_tokens, model_digests
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.reference import compute_reference_logps, reference_inputs
-from rlhfv_ray.remote import fetch, local, make
+from rlhfv_ray.remote import fetch, local, make, shown
 from rlhfv_ray.shapes.scenes import Scene
 from rlhfv_ray.shapes.world import (
     WORLD,
@@ -251,7 +251,7 @@ def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
     """A reference folder made earlier, checked against the model and data at hand."""
     if not is_done(folder):
         raise ConfigError(
-            f"data.reference = {str(folder)!r}: there is no finished reference folder (no SUCCESS file in it)."
+            f"data.reference = {shown(folder)!r}: there is no finished reference folder (no SUCCESS file in it)."
         )
     fetch(folder)
     check_reference(json.loads((folder / "config.json").read_text()), inputs)

@@ -26,6 +26,7 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, load_processor, model_digests
 from rlhfv_ray.records import EncodedPair, Example, PreferencePair, ReferencePair
+from rlhfv_ray.remote import shown
 
 logger = logging.getLogger(__name__)
 
@@ -145,10 +146,10 @@ def collect_rejected(folder: Path, data: DataConfig) -> None:
         return
     examples = "; ".join(f"{row['id']}: {row['reason']}" for row in rejected.slice(0, 3).to_pylist())
     what = f"{rejected.num_rows} of {table.num_rows} rows of {data.path} cannot be used ({examples})"
-    logger.warning("%s; all are listed in %s", what, folder / REJECTED)
+    logger.warning("%s; all are listed in %s", what, shown(folder / REJECTED))
     if rejected.num_rows == table.num_rows:
-        raise DataError(f"{what}; no pair is left. All are listed in {folder / REJECTED}.")
+        raise DataError(f"{what}; no pair is left. All are listed in {shown(folder / REJECTED)}.")
     if rejected.num_rows > data.max_rejected * table.num_rows:
         raise DataError(
-            f"{what}; more than --data.max-rejected {data.max_rejected:g} allows. All are listed in {folder / REJECTED}."
+            f"{what}; more than --data.max-rejected {data.max_rejected:g} allows. All are listed in {shown(folder / REJECTED)}."
         )

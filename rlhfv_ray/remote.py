@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from rlhfv_ray.errors import ConfigError, StageFailedError
+from rlhfv_ray.errors import ConfigError, StorageError
 
 HEAVY = ("checkpoints", "model")  # of a stage: sent by who writes them, fetched by who needs them
 SMALL = 2**20  # bytes; a larger file is never rewritten in its place, so its size tells whether it is there
@@ -127,7 +127,7 @@ def publish(path: Path, *, without: Sequence[str] = ()) -> None:
         without: names of folders directly below it that are left out.
 
     Raises:
-        StageFailedError: the storage does not answer.
+        StorageError: the storage does not answer.
     """
     if address_of(path) is None or not path.exists():
         return
@@ -151,7 +151,7 @@ def fetch(path: Path, *, without: Sequence[str] = (), only: str = "") -> None:
         only: name of the files that are wanted; all, if there is none.
 
     Raises:
-        StageFailedError: the storage does not answer.
+        StorageError: the storage does not answer.
     """
     if address_of(path) is None:
         return
@@ -229,7 +229,7 @@ def _listed(system: Any, key: str) -> dict[str, dict[str, Any]]:
     named = {full.removeprefix(key).lstrip("/"): info for full, info in found.items()}
     for name in named:
         if {".", ".."} & set(name.split("/")):
-            raise StageFailedError(f"{key} has an object named {name!r}, which leads out of its folder. Delete it.")
+            raise StorageError(f"{key} has an object named {name!r}, which leads out of its folder. Delete it.")
     return {name: info for name, info in named.items() if not any(part.startswith(".") for part in name.split("/"))}
 
 
@@ -266,10 +266,10 @@ def reaching(path: Path) -> Iterator[None]:
     """Errors of a file system as one of ours; what a file that is not there means is left to who asked."""
     try:
         yield
-    except (FileNotFoundError, ConfigError, StageFailedError):
+    except (FileNotFoundError, ConfigError, StorageError):
         raise
     except Exception as error:  # each file system has errors of its own
-        raise StageFailedError(
+        raise StorageError(
             f"{address_of(path)} cannot be reached: {_said(error)}. The same command goes on once it can."
         ) from error
 

@@ -25,7 +25,7 @@ from rlhfv_ray.checkpoint import Writer, export_policy, load_checkpoint, once_a_
 from rlhfv_ray.cluster import ray_storage
 from rlhfv_ray.config import DDPOConfig, OptimConfig
 from rlhfv_ray.data.reference_rows import check_reference, from_row, load_reference, pair_lengths
-from rlhfv_ray.errors import CheckpointError, ConfigError, StageFailedError, StaleReferenceError
+from rlhfv_ray.errors import CheckpointError, ConfigError, StageFailedError, StaleReferenceError, StorageError
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import PreferenceLoss, StepLoss, batch_loss
 from rlhfv_ray.order import drawn_rows, micro_batches, prefetched
@@ -108,6 +108,8 @@ def run_worker(settings: dict[str, TrainJob]) -> None:
     job = settings["job"]
     try:
         train_worker(job, ray.train.report)
+    except StorageError:  # of one rank alone, and it may be there again
+        raise
     except (ConfigError, StageFailedError, StaleReferenceError, CheckpointError) as error:  # of all ranks together
         if dist.get_rank() == 0:
             make(job.folder)

@@ -45,6 +45,7 @@ ERRORS = {
     "StaleReferenceError": errors.DataError,
     "CheckpointError": RuntimeError,
     "StageFailedError": RuntimeError,
+    "StorageError": errors.StageFailedError,
     "JudgeError": RuntimeError,
 }
 

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from rlhfv_ray.data.images import MAX_BYTES
-from rlhfv_ray.errors import DataError
+from rlhfv_ray.errors import DataError, StorageError
 from rlhfv_ray.records import PreferencePair, Span
 from rlhfv_ray.remote import address_of, fetch
 
@@ -296,6 +296,8 @@ def _image_file(path: str, root: Path) -> bytes:
         size = file.stat().st_size if file.is_file() else None
         if inside and size is not None and size <= MAX_BYTES:
             return file.read_bytes()
+    except StorageError:  # no fault of the row's
+        raise
     except (OSError, ValueError, RuntimeError) as error:  # unreadable, NUL in the name, symbolic link loop
         raise unusable("image_missing", f"{path[:200]!r} cannot be read: {error}") from error
     if not inside:

@@ -13,7 +13,8 @@ from PIL import Image
 from eval.tracking import experiment_of
 from rlhfv_ray import leases, remote
 from rlhfv_ray.data import list_slices, read_slice
-from rlhfv_ray.errors import ConfigError, StageFailedError
+from rlhfv_ray.data.formats import image_bytes
+from rlhfv_ray.errors import ConfigError, StageFailedError, StorageError
 from rlhfv_ray.leases import hold_lease, holds_lease
 from rlhfv_ray.remote import address_of, discard, fetch, is_there, local, mirror_of, names_in, publish, shown
 from rlhfv_ray.stages import Stage, is_done, run_stages, write_json
@@ -221,8 +222,11 @@ def test_a_server_that_is_gone_is_named(node, monkeypatch):
     storage = node("a")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(remote, "file_system", lambda path: remote_of(path))
-    with pytest.raises(StageFailedError, match="cannot be reached.*same command goes on"):
+    with pytest.raises(StorageError, match="cannot be reached.*same command goes on"):
         fetch(storage / "stage")
+    (storage / "data").mkdir()
+    with pytest.raises(StorageError):  # a row is not set aside for it
+        image_bytes({"image": "x.png"}, (storage / "data").resolve())
 
 
 def remote_of(path: Path):
@@ -240,7 +244,7 @@ def test_an_object_cannot_leave_the_mirror(node):
     storage = node("a")
     system, key = remote.file_system(storage)
     system.pipe_file(f"{key}/evil/../../../out", b"x")
-    with pytest.raises(StageFailedError, match="leads out of its folder"):
+    with pytest.raises(StorageError, match="leads out of its folder"):
         fetch(storage)
     system.rm_file(f"{key}/evil/../../../out")
 
