@@ -36,7 +36,7 @@ from rlhfv_ray.generate import read_answers, write_answers
 from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.line import answers_stage, model_inputs
 from rlhfv_ray.records import Answer
-from rlhfv_ray.remote import make, shown
+from rlhfv_ray.remote import shown
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
 from rlhfv_ray.stages import Stage, run_stages, write_json
 from rlhfv_ray.tracking import sync_tracking, tracked_run, tracking_uri, ui_command
@@ -83,7 +83,6 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
     check_fits(scale_of(config), who=("actors",), setting="inference")
     plan = plan_evaluation(config, storage)
     folder = plan.folder
-    make(folder)
     with (
         hold_lease(folder),
         tracked_run(folder, config.tracking, store=storage, name=folder.name, params=plain(config), tags={}) as run,

@@ -27,7 +27,7 @@ from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.line import Line, answers_stage, model_inputs, plan_line, start
 from rlhfv_ray.models import planned_counts
 from rlhfv_ray.progress import read_records
-from rlhfv_ray.remote import make, shown
+from rlhfv_ray.remote import shown
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
 from rlhfv_ray.stages import Stage, run_stages, seconds_of, write_json
 from rlhfv_ray.terminal import Counter, counting
@@ -49,7 +49,6 @@ def run_experiment(config: DDPOConfig, storage: Path, *, console: Console) -> di
     stages = [*line.stages, *(evaluation.stages if evaluation else ())]
     names = [stage.folder(storage).name for stage in stages]
     folder = storage / f"{config.name}-{fingerprint({'stages': names, 'reference': line.reference.name})}"
-    make(folder)
     with (
         hold_lease(folder),
         tracked_run(

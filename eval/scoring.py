@@ -1,6 +1,5 @@
 """What sweeps and studies share: a model scored on their benchmark, and the trials' folders followed while they run."""
 
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from eval.evaluation import evaluate, plan_evaluation
 from eval.experiment import flat
 from eval.sweep_report import Found, ranked, read_trials
 from rlhfv_ray.progress import read_records
-from rlhfv_ray.remote import address_of, discard, is_there
+from rlhfv_ray.remote import discard, is_there
 from rlhfv_ray.space import SearchConfig
 from rlhfv_ray.stages import run_stages
 from rlhfv_ray.terminal import Counter
@@ -84,9 +83,6 @@ class Board:
         worse = ranked(trials, self.search.guard)[self.search.keep :]
         for trial in [*worse, *(trial for trial in trials if trial.status == "stopped")]:
             folder = self.storage / trial.train if trial.train else None
-            if folder and trial.made and address_of(folder) and is_there(folder):
+            if folder and trial.made and is_there(folder):
+                discard(folder / "SUCCESS")  # first of all it stops being a stage
                 discard(folder)
-            elif folder and trial.made and folder.exists():
-                gone = folder.with_name(f".gone-{folder.name}")
-                folder.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)

@@ -25,7 +25,7 @@ from rlhfv_ray.config import DDPOConfig, fingerprint, plain
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.line import Line, plan_line
-from rlhfv_ray.remote import is_there, make
+from rlhfv_ray.remote import is_there
 from rlhfv_ray.space import Knobs, SearchConfig, SpaceConfig
 from rlhfv_ray.stages import is_done, run_stages, write_json
 from rlhfv_ray.sweep import Report, SweepJob, end_trial, run_sweep, trials_at_once
@@ -81,7 +81,6 @@ def run_study(config: StudyConfig, study: Study, storage: Path, *, console: Cons
     kept = {name: value for name, value in plain(config).items() if name not in ("ddpo", "concurrent", "keep_models")}
     ddpo = {name: value for name, value in plain(config.ddpo).items() if name not in ("storage", "scale", "tracking")}
     folder = storage / f"{config.name}-{fingerprint({**kept, 'ddpo': ddpo, 'arms': [arm.name for arm in study.arms]})}"
-    make(folder)
     with (
         hold_lease(folder),
         tracked_run(

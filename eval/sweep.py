@@ -27,7 +27,7 @@ from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.line import Line, plan_line, rung_stage, train_stage
 from rlhfv_ray.models import planned_counts
-from rlhfv_ray.remote import address_of, discard, is_there, make, shown
+from rlhfv_ray.remote import address_of, discard, is_there, shown
 from rlhfv_ray.space import Knobs, apply, arguments_of, plan_trials
 from rlhfv_ray.stages import Stage, is_done, run_stages, seconds_of, write_json
 from rlhfv_ray.sweep import Report, SweepJob, end_trial, run_sweep, trials_at_once
@@ -59,7 +59,6 @@ def sweep(config: SweepConfig, storage: Path, *, recipe: DDPOConfig, console: Co
     concurrent = trials_at_once(config.ddpo.scale, config.search.concurrent)
     check_disk(config, storage, concurrent)
     folder = storage / f"{config.name}-{fingerprint(identity(config, line))}"
-    make(folder)
     with (
         hold_lease(folder),
         tracked_run(

@@ -99,7 +99,6 @@ def map_parts(
         RlhfvError: as raised by `prepare` or the actor.
         StageFailedError: the pipeline ended with parts missing.
     """
-    fetch(folder)
     missing = [number for number in range(len(tasks)) if not part_path(folder, number).exists()]
     if not missing:
         return

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.remote import HEAVY, address_of, discard, fetch, file_system, publish, reaching, shown
+from rlhfv_ray.remote import HEAVY, address_of, discard, fetch, file_system, make, publish, reaching, shown
 
 LEASE = "lease.json"
 HEARTBEAT_S = 10.0
@@ -28,7 +28,7 @@ STALE_S = 60.0  # a lease of another host with no heartbeat for this long is dea
 
 @contextlib.contextmanager
 def hold_lease(folder: Path) -> Iterator[str]:
-    """Be the one driver that writes a folder; yields the lease's token.
+    """Be the one driver that writes a folder, which is made if it is not there; yields the lease's token.
 
     A lease whose process is gone (same host) or whose heartbeat stopped (another host) is taken over.
 
@@ -37,6 +37,7 @@ def hold_lease(folder: Path) -> Iterator[str]:
     """
     token = uuid.uuid4().hex[:12]
     lease = _lease(folder)
+    make(folder)
     _take(lease, token)
     released = threading.Event()
     heart = threading.Thread(target=_beat, args=(lease, token, released), daemon=True)

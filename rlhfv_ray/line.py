@@ -25,7 +25,7 @@ from rlhfv_ray.leases import hold_lease
 from rlhfv_ray.models import check_image_tokens, model_digests
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.reference import compute_reference_logps, reference_inputs
-from rlhfv_ray.remote import fetch, local, make, shown
+from rlhfv_ray.remote import fetch, local, shown
 from rlhfv_ray.shapes.scenes import Scene
 from rlhfv_ray.shapes.world import (
     WORLD,
@@ -213,7 +213,6 @@ def rung_stage(line: Line, config: DDPOConfig, train: Stage, until: int) -> Stag
 
     def run(folder: Path, _: str) -> None:
         place = train.folder(line.storage)
-        make(place)
         with hold_lease(place) as token:
             job = TrainJob(
                 config, line.reference, dict(line.reference_inputs), place, token, until=until, export=folder

@@ -19,7 +19,7 @@ from typing import Any
 
 from rlhfv_ray.config import fingerprint
 from rlhfv_ray.leases import hold_lease
-from rlhfv_ray.remote import HEAVY, fetch, is_there, make, publish
+from rlhfv_ray.remote import HEAVY, fetch, is_there, publish
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,6 @@ def seconds_of(folder: Path) -> float:
 
 
 def _run_stage(stage: Stage, folder: Path) -> StageResult:
-    make(folder)
     if is_done(folder):
         fetch(folder, without=HEAVY)
         return StageResult(stage, folder, seconds_of(folder), skipped=True)

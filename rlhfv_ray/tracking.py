@@ -25,7 +25,7 @@ from typing import Any, Self
 from rlhfv_ray.config import TrackingConfig, fingerprint
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.leases import hold_lease
-from rlhfv_ray.remote import address_of, fetch, make, publish, shown
+from rlhfv_ray.remote import address_of, publish, shown
 from rlhfv_ray.tracking_replay import SPOOL, Event, Replay, Status, database, how_to_replay, read_events
 
 LEASE_FOLDER = "tracking.lease"  # held by whoever replays; a driver holds it as long as it lives
@@ -184,7 +184,6 @@ def tracked_run(
         params: may be nested; `loss: {beta: 1}` becomes `loss.beta`.
         tags: of the run.
     """
-    fetch(folder / SPOOL)
     spool = Spool(folder)
     uri = tracking_uri(config, store)
     artifacts = "" if uri.startswith("http") else str(store.resolve() / "mlartifacts")  # a server knows its own
@@ -261,7 +260,6 @@ def _replay_until(stopped: threading.Event, spool: Spool, replay: Replay) -> Non
 
 @contextlib.contextmanager
 def _replaying(folder: Path) -> Iterator[Replay]:
-    make(folder / LEASE_FOLDER)
     with hold_lease(folder / LEASE_FOLDER):
         yield Replay(folder)
 

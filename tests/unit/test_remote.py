@@ -152,7 +152,6 @@ def test_a_failed_stage_leaves_what_it_had_and_no_success(node):
 def test_one_driver_at_a_time_and_the_dead_are_taken_over(node, monkeypatch):
     """Catches: two writers of one folder; a folder locked for ever, or taken from a node that lives."""
     storage = node("a") / "folder"
-    storage.mkdir()
     code = f"""
 import time
 from pathlib import Path
