@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import pickle
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +42,9 @@ def connect() -> None:
     """Join the Ray cluster there is (RAY_ADDRESS, or one on this machine), else start one here.
 
     Workers' output stays in Ray's logs: what users need to know the driver says.
+
+    Raises:
+        ConfigError: the temporary folder's name is too long for Ray's sockets.
     """
     if ray.is_initialized():
         return
@@ -50,7 +54,16 @@ def connect() -> None:
     except ConnectionError:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **settings)
+        try:
+            ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **settings)
+        except OSError as error:
+            if "AF_UNIX" not in str(error):
+                raise
+            place = tempfile.gettempdir()
+            raise ConfigError(
+                f"TMPDIR = {place!r} has {len(place)} characters, and Ray puts sockets below it, whose names may have 107 in all: give TMPDIR "
+                "one of at most 40."
+            ) from error
 
 
 def check_fits(scale: ScaleConfig, *, who: Sequence[str] = ("workers", "actors"), setting: str = "scale") -> None:

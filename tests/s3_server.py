@@ -1,26 +1,44 @@
 """A real server that speaks S3's protocol, on loopback."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import boto3
 from moto.server import ThreadedMotoServer
 
+from benchmarks.workers import free_port
+
 BUCKET = "lab"
 
 
+@dataclass(frozen=True)
+class S3:
+    """The server, and the environment in which it is found."""
+
+    environment: Mapping[str, str]
+    server: ThreadedMotoServer
+
+    def go_away(self, seconds: float) -> None:
+        """Refuse every connection for a while."""
+        self.server.stop()
+        time.sleep(seconds)
+        self.server.start()
+
+
 @contextmanager
-def s3_server() -> Iterator[Mapping[str, str]]:
-    """A server with an empty bucket until the body has ended; the environment in which it is found."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+def s3_server() -> Iterator[S3]:
+    """A server with an empty bucket until the body has ended."""
+    port = free_port()
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    where = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    credentials = {
         "AWS_ACCESS_KEY_ID": "anyone",
         "AWS_SECRET_ACCESS_KEY": "anything",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    where = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", **credentials}
     client = boto3.client(
         "s3",
         endpoint_url=where["AWS_ENDPOINT_URL"],
@@ -30,6 +48,6 @@ def s3_server() -> Iterator[Mapping[str, str]]:
     )
     try:
         client.create_bucket(Bucket=BUCKET)
-        yield where
+        yield S3(where, server)
     finally:
         server.stop()

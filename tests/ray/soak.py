@@ -93,7 +93,7 @@ def test_ten_thousand_rows_outlive_their_actors(config, cluster, pairs_file, tmp
 def test_four_sweeps_lose_nothing_in_one_postgresql(tmp_path: Path):
     """Catches: runs, points, params or artifacts lost or doubled where four sweeps write at a time to the server of docs/cluster.md, which keeps
     its artifacts in a bucket."""
-    with s3_server() as bucket, postgresql(tmp_path) as database, mlflow_server(database, bucket) as uri:
+    with s3_server() as s3, postgresql(tmp_path) as database, mlflow_server(database, s3.environment) as uri:
         writers = [
             multiprocessing.get_context("spawn").Process(target=write_a_sweep, args=(tmp_path, uri, one))
             for one in range(SWEEPS)

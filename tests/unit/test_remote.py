@@ -25,8 +25,8 @@ from tests.s3_server import BUCKET, s3_server
 
 @pytest.fixture(scope="module")
 def server():
-    with s3_server() as where:
-        yield where
+    with s3_server() as s3:
+        yield s3.environment
 
 
 @pytest.fixture
