@@ -24,6 +24,7 @@ from eval import chair, lemmas
 from eval.chair import ObjectVocabulary, ground_truth
 from rlhfv_ray.config import fingerprint
 from rlhfv_ray.errors import DataError
+from rlhfv_ray.remote import fetch
 from rlhfv_ray.stages import write_json
 from rlhfv_ray.terminal import Counter as Progress
 from rlhfv_ray.terminal import counting
@@ -147,6 +148,7 @@ def load_truth(folder: Path, vocabulary: ObjectVocabulary, *, cache: Path) -> Co
     """
     files = find_annotations(folder)
     path = cache / f"coco-truth-{_fingerprint(files, vocabulary)}.json"
+    fetch(path)
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         write_json(path, _reduce(files, vocabulary))

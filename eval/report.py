@@ -30,6 +30,7 @@ from eval.findings import Models, benchmark_of, comparisons, findings, missing_r
 from eval.page import Section, write_page
 from eval.saved import holds_scores, load_scores
 from rlhfv_ray.errors import DataError
+from rlhfv_ray.remote import local, shown
 from rlhfv_ray.terminal import run_command
 
 BASE = "base"  # a model of this name comes first
@@ -128,7 +129,7 @@ def _files(run: Path) -> list[Path]:
         return [run]
     found = sorted(path for path in run.glob("*/*.json") if holds_scores(path))
     if not found:
-        raise DataError(f"{run} has no scores: expected a folder with <benchmark>/<model>.json, or such a file.")
+        raise DataError(f"{shown(run)} has no scores: expected a folder with <benchmark>/<model>.json, or such a file.")
     return found
 
 
@@ -157,19 +158,19 @@ def with_base(models: Models, base: str) -> dict[str, Scores]:
 
 
 def report_runs(
-    runs: tyro.conf.Positional[tuple[Path, ...]], page: Path = Path("comparison.html"), base: str = ""
+    runs: tyro.conf.Positional[tuple[str, ...]], page: Path = Path("comparison.html"), base: str = ""
 ) -> None:
     """Print a table for every benchmark that the runs have in common, and write a page.
 
     Args:
-        runs: folders of evaluations, or files of scores.
+        runs: folders of evaluations, or files of scores, or their addresses.
         page: where the page is written.
         base: name of the model that all others are compared with.
     """
     if not runs:
         raise DataError("name one run at least: the folder of an evaluation, or a file of scores.")
     console = Console()
-    found = read_runs(runs)
+    found = read_runs([local(run) for run in runs])
     if base:
         found = {name: with_base(models, base) for name, models in found.items()}
     for models in found.values():

@@ -149,7 +149,16 @@ class Cluster:
 
     def start(self, node: int, *, head: bool = False) -> None:
         where = ("--head", "--port=26379", "--dashboard-port=28265", "--include-dashboard=true")
-        apart = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs -o size=2g node {self.own} && exec "$@"', "sh")
+        user = () if os.geteuid() == 0 else ("--map-root-user",)  # who may mount
+        apart = (
+            "unshare",
+            *user,
+            "--mount",
+            "sh",
+            "-c",
+            f'mount -t tmpfs -o size=2g node {self.own} && exec "$@"',
+            "sh",
+        )
         line = [*apart, f"{self.bin}/ray", "start", *(where if head else ("--address=127.0.0.1:26379",))]
         line += [
             "--num-cpus=1",
