@@ -126,6 +126,40 @@ def test_same_command_again_skips_everything(finished):
     assert {one.info.run_id: len(one.data.metrics) for one in runs(finished)} == before
 
 
+@pytest.fixture(scope="module")
+def bucket():
+    """A server that speaks S3's protocol."""
+    with s3_server() as s3:
+        yield s3
+
+
+def objects_of(bucket: S3) -> s3fs.S3FileSystem:
+    """Its objects, as they are now."""
+    where = bucket.environment["AWS_ENDPOINT_URL"]
+    return s3fs.S3FileSystem(endpoint_url=where, key="a", secret="b", use_listings_cache=False)
+
+
+def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bucket):
+    """Catches: a run lost, or work lost, with a storage that did not answer; workers that wait for one that could not write."""
+    storage, objects = f"s3://{BUCKET}/away", objects_of(bucket)
+    line = command(Path("unused"), "--scale.checkpoint-every", "1", "--scale.workers", "2", "--scale.cpus", "0.5")
+    line[line.index("unused")] = storage
+    with TemporaryDirectory(prefix="rr") as temporary:  # short: Ray puts sockets there
+        environment = {**os.environ, **bucket.environment, "TMPDIR": temporary}
+        kept = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        driver = subprocess.Popen(line, cwd=ROOT, env=environment, **kept)
+        wait_for(lambda: driver.poll() is not None or bool(objects.glob(f"{BUCKET}/away/{MANIFEST}")), 300)
+        assert driver.poll() is None, driver.communicate()[0]
+        assert not objects.glob(f"{BUCKET}/away/train-*/SUCCESS")
+        bucket.go_away(25)
+        printed, _ = driver.communicate(timeout=400)
+    assert driver.returncode == 0, printed
+    (path,) = objects.glob(f"{BUCKET}/away/shapes-*/summary.json")
+    assert without_times(json.loads(objects.cat_file(path))) == summary(finished)
+    (record,) = objects.glob(f"{BUCKET}/away/train-*/metrics.jsonl")
+    assert [json.loads(line)["step"] for line in objects.cat_file(record).splitlines()] == list(range(1, 17))
+
+
 class Cluster:
     """Nodes of one CPU each, as `ray start` makes them, each with a temporary folder of its own, and the jobs submitted to them."""
 
@@ -200,19 +234,6 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def bucket():
-    """A server that speaks S3's protocol."""
-    with s3_server() as s3:
-        yield s3
-
-
-def objects_of(bucket: S3) -> s3fs.S3FileSystem:
-    """Its objects, as they are now."""
-    where = bucket.environment["AWS_ENDPOINT_URL"]
-    return s3fs.S3FileSystem(endpoint_url=where, key="a", secret="b", use_listings_cache=False)
-
-
-@pytest.fixture(scope="module")
 def cluster_of_two(bucket, tmp_path_factory):
     """A cluster of two nodes."""
     cluster = Cluster(tmp_path_factory.mktemp("home"), bucket.environment)
@@ -280,26 +301,6 @@ def test_ray_job_on_two_nodes_that_share_a_folder(finished, cluster_of_two, tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     assert {json.loads(path.read_text())["world_size"] for path in (tmp_path / "storage").glob(MANIFEST)} == {2}
     assert summary(tmp_path / "storage") == summary(finished)
-
-
-def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bucket):
-    """Catches: a run lost, or work lost, with a storage that did not answer; workers that wait for one that could not write."""
-    storage, objects = f"s3://{BUCKET}/away", objects_of(bucket)
-    line = command(Path("unused"), "--scale.checkpoint-every", "1", "--scale.workers", "2", "--scale.cpus", "0.5")
-    line[line.index("unused")] = storage
-    with TemporaryDirectory(prefix="rr") as temporary:  # short: Ray puts sockets there
-        environment = {**os.environ, **bucket.environment, "TMPDIR": temporary}
-        kept = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        driver = subprocess.Popen(line, cwd=ROOT, env=environment, **kept)
-        wait_for(lambda: driver.poll() is not None or bool(objects.glob(f"{BUCKET}/away/{MANIFEST}")), 300)
-        assert driver.poll() is None and not objects.glob(f"{BUCKET}/away/train-*/SUCCESS")
-        bucket.go_away(25)
-        printed, _ = driver.communicate(timeout=400)
-    assert driver.returncode == 0, printed
-    (path,) = objects.glob(f"{BUCKET}/away/shapes-*/summary.json")
-    assert without_times(json.loads(objects.cat_file(path))) == summary(finished)
-    (record,) = objects.glob(f"{BUCKET}/away/train-*/metrics.jsonl")
-    assert [json.loads(line)["step"] for line in objects.cat_file(record).splitlines()] == list(range(1, 17))
 
 
 def synced(cluster: Cluster, storage: str) -> list:
