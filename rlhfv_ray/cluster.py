@@ -182,10 +182,10 @@ def ray_storage(folder: Path) -> dict[str, Any]:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The error of ours that a Ray error carries, else the Ray error itself."""
+    """The error of ours that a Ray error carries, as it was raised there, else the Ray error itself."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, RlhfvError):
+        if isinstance(seen, RlhfvError) and not isinstance(seen, RayError):  # Ray's copy is both, and says a traceback
             return seen
         seen = getattr(seen, "cause", None) or seen.__cause__
     return error

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import boto3
+import s3fs
 from moto.server import ThreadedMotoServer
 
 from benchmarks.workers import free_port
@@ -19,6 +20,11 @@ class S3:
 
     environment: Mapping[str, str]
     server: ThreadedMotoServer
+
+    def objects(self) -> s3fs.S3FileSystem:
+        """What is in it, as it is now."""
+        known = {"key": "anyone", "secret": "anything", "endpoint_url": self.environment["AWS_ENDPOINT_URL"]}
+        return s3fs.S3FileSystem(**known, use_listings_cache=False)
 
     def go_away(self, seconds: float) -> None:
         """Refuse every connection for a while."""

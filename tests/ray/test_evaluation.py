@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -26,10 +28,12 @@ from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import SYNONYMS
 from tests.conftest import wait_for
 from tests.openai_server import OpenAIServer
+from tests.s3_server import BUCKET, s3_server
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-canary-77d1c0"
 ROWS, SCENES = 10, 40
+PARTS = "answers-*/part-*"
 GENERATION = GenerationConfig(max_new_tokens=60)
 WORDS = ObjectVocabulary.load(SYNONYMS, lemmatizer="builtin")
 pytestmark = pytest.mark.ray
@@ -55,9 +59,9 @@ def aligned(tmp_path_factory) -> Path:
     return folder
 
 
-def command(storage: Path, aligned: Path, url: str) -> list[str]:
+def command(storage: str, aligned: Path, url: str) -> list[str]:
     return [
-        *(sys.executable, "eval/run.py", "--model", "shapes", str(aligned), "--storage", str(storage)),
+        *(sys.executable, "eval/run.py", "--model", "shapes", str(aligned), "--storage", storage),
         *("--shapes.scenes", str(SCENES), "--shapes.mode", "judge", "--loading.dtype", "fp32"),
         *("--generation.max-new-tokens", "60", "--inference.rows", str(ROWS), "--inference.batch", str(ROWS)),
         *("--inference.actors", "2", "--inference.cpus", "0.5"),
@@ -66,17 +70,16 @@ def command(storage: Path, aligned: Path, url: str) -> list[str]:
     ]
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        arguments, cwd=ROOT, env={**os.environ, "CANARY_KEY": KEY}, capture_output=True, text=True, check=False
-    )
+def run(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **environment, "CANARY_KEY": KEY}
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def interrupted(arguments: list[str], there: Callable[[], bool]) -> int:
+def interrupted(arguments: list[str], environment: Mapping[str, str], there: Callable[[], bool]) -> int:
     """Start, wait until something is there, and press Ctrl-C, which reaches all that was started; the exit code."""
-    environment, nowhere = {**os.environ, "CANARY_KEY": KEY}, subprocess.DEVNULL
+    environment, nowhere = {**os.environ, **environment, "CANARY_KEY": KEY}, subprocess.DEVNULL
     pressable = partial(
         signal.signal, signal.SIGINT, signal.SIG_DFL
     )  # what a shell starts in the background ignores it
@@ -121,36 +124,82 @@ def holding_key(folders: list[Path], since: float) -> list[Path]:
     return [path for path in recent if KEY.encode() in path.read_bytes()]
 
 
-def test_stopped_and_gone_on_with_it_ends_where_it_should(aligned: Path, tmp_path: Path) -> None:
-    """Catches: answers or verdicts lost, repeated or of the wrong model after a stop; scores that depend on actors; the key in any file."""
-    started, storage, log = time.time(), tmp_path / "runs", tmp_path / "log"
-    with OpenAIServer(judge, log=log, latency=(0.1, 0.3)) as server:
-        arguments = command(storage, aligned, server.url)
-        assert interrupted(arguments, lambda: len(list(storage.glob("answers-*/part-*"))) > SCENES // ROWS) == 130
-        assert not list(storage.glob("eval-*/summary.json"))
-        parts = {path: path.stat().st_mtime_ns for path in storage.glob("answers-*/part-*")}
-        done = run(arguments)
-        assert parts.items() <= {path: path.stat().st_mtime_ns for path in storage.glob("answers-*/part-*")}.items()
+@dataclass(frozen=True)
+class Place:
+    """Where an evaluation is stopped by one driver, and gone on with by another."""
+
+    storage: str
+    first: Mapping[str, str]  # the drivers' environments
+    second: Mapping[str, str]
+    files: Callable[[str], dict[str, object]]  # of a pattern that are there, and when each was written
+    seen: Path  # the storage as the second driver has it
+    written: Callable[[], list[Path]]  # folders with all that was written
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """A folder; or a bucket, and drivers that have nothing else in common."""
+    started, storage = time.time(), tmp_path / "runs"
+
+    def sessions(of: Path) -> list[Path]:
+        found = [path for path in of.glob("ray/session_2*") if path.stat().st_mtime >= started - 1]
+        assert found
+        return found
+
+    if request.param == "folder":
+
+        def files(pattern: str) -> dict[str, object]:
+            return {str(path): path.stat().st_mtime_ns for path in storage.glob(pattern)}
+
+        yield Place(str(storage), {}, {}, files, storage, lambda: [storage, *sessions(Path("/tmp"))])
+        return
+    with s3_server() as s3, TemporaryDirectory(prefix="rr") as one, TemporaryDirectory(prefix="rr") as other:  # short
+        objects = s3.objects()
+
+        def files(pattern: str) -> dict[str, object]:
+            found = objects.glob(f"{BUCKET}/runs/{pattern}", detail=True)
+            return {path: info["LastModified"] for path, info in found.items()}
+
+        def written() -> list[Path]:
+            objects.get(BUCKET, str(tmp_path / "objects"), recursive=True)
+            return [tmp_path / "objects", *(Path(name) for name in (one, other) if sessions(Path(name)))]
+
+        first, second = ({**s3.environment, "TMPDIR": name} for name in (one, other))
+        seen = Path(other, f"rlhfv-ray-mirror-{os.getuid()}", "s3", BUCKET, "runs")
+        yield Place(f"s3://{BUCKET}/runs", first, second, files, seen, written)
+
+
+def test_stopped_and_gone_on_with_it_ends_where_it_should(aligned: Path, tmp_path: Path, place: Place) -> None:
+    """Catches: answers or verdicts lost, repeated or of the wrong model after a stop; scores that depend on actors; the key in any file;
+    what a driver on another machine needs and the bucket lacks."""
+    started = time.time()
+    with OpenAIServer(judge, log=tmp_path / "log", latency=(0.1, 0.3)) as server:
+        arguments = command(place.storage, aligned, server.url)
+        assert interrupted(arguments, place.first, lambda: len(place.files(PARTS)) > SCENES // ROWS) == 130
+        assert not place.files("eval-*/summary.json")
+        parts = place.files(PARTS)
+        done = run(arguments, place.second)
+        assert parts.items() <= place.files(PARTS).items()
         served = server.requests()
-    (summary,) = storage.glob("eval-*/summary.json")
+    (summary,) = place.seen.glob("eval-*/summary.json")
     models = json.loads(summary.read_text())["shapes"]["models"]
     for name, path in (("shapes", "shapes"), ("aligned", str(aligned))):
-        wanted = expected(storage, path)
+        wanted = expected(place.seen, path)
         assert {measure: models[name][measure] for measure in wanted} == pytest.approx(wanted)
     assert models["shapes"]["mention_rate"] != models["aligned"]["mention_rate"]
     assert max(Counter(entry["prompt"] for entry in served).values()) == 1
-    assert len(list((storage / "judge-cache").rglob("*.json"))) == len(served)
+    assert len(list((place.seen / "judge-cache").rglob("*.json"))) == len(served)
     assert all(entry["key"] == f"Bearer {KEY}" for entry in served)
     assert KEY not in done.stdout + done.stderr
-    sessions = [path for path in Path("/tmp/ray").glob("session_2*") if path.stat().st_mtime >= started - 1]
-    assert sessions and holding_key([storage, *sessions], started) == []
+    assert holding_key(place.written(), started) == []
 
 
 def test_a_wrong_key_is_one_error_before_any_answer(aligned: Path, tmp_path: Path) -> None:
     """Catches: hours of answers made before a judge turns out to be out of reach."""
-    arguments = command(tmp_path / "runs", aligned, "http://127.0.0.1:9/v1")
+    arguments = command(str(tmp_path / "runs"), aligned, "http://127.0.0.1:9/v1")
     done = subprocess.run(
         [name for name in arguments if name != str(aligned)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "CANARY_KEY is empty or not set" in " ".join(done.stderr.replace("│", " ").split())
+    assert "ConfigError" in done.stderr and "ray::" not in done.stderr  # not where in Ray it happened
     assert not list((tmp_path / "runs").glob("answers-*"))

@@ -14,10 +14,9 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
-import s3fs
 
 from tests.conftest import wait_for
-from tests.s3_server import BUCKET, S3, s3_server
+from tests.s3_server import BUCKET, s3_server
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -133,15 +132,9 @@ def bucket():
         yield s3
 
 
-def objects_of(bucket: S3) -> s3fs.S3FileSystem:
-    """Its objects, as they are now."""
-    where = bucket.environment["AWS_ENDPOINT_URL"]
-    return s3fs.S3FileSystem(endpoint_url=where, key="a", secret="b", use_listings_cache=False)
-
-
 def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bucket):
     """Catches: a run lost, or work lost, with a storage that did not answer; workers that wait for one that could not write."""
-    storage, objects = f"s3://{BUCKET}/away", objects_of(bucket)
+    storage, objects = f"s3://{BUCKET}/away", bucket.objects()
     line = command(Path("unused"), "--scale.checkpoint-every", "1", "--scale.workers", "2", "--scale.cpus", "0.5")
     line[line.index("unused")] = storage
     with TemporaryDirectory(prefix="rr") as temporary:  # short: Ray puts sockets there
@@ -255,7 +248,7 @@ def test_ray_job_outlives_stop_nodes_and_head(finished, bucket, cluster_of_two):
     Each node has one CPU, so that both hold a worker, and a disk of its own: what outlives them is in the bucket.
     """
     cluster, storage = cluster_of_two, f"s3://{BUCKET}/runs"
-    objects = objects_of(bucket)
+    objects = bucket.objects()
 
     def there(pattern: str) -> set[str]:
         return set(objects.glob(f"{BUCKET}/runs/{pattern}"))
