@@ -21,6 +21,11 @@ class S3:
     environment: Mapping[str, str]
     server: ThreadedMotoServer
 
+    @staticmethod
+    def address(name: str) -> str:
+        """Of a folder in its bucket."""
+        return f"s3://{BUCKET}/{name}"
+
     def objects(self) -> s3fs.S3FileSystem:
         """What is in it, as it is now."""
         known = {"key": "anyone", "secret": "anything", "endpoint_url": self.environment["AWS_ENDPOINT_URL"]}

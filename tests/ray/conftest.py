@@ -22,11 +22,23 @@ from tests.conftest import careless_pairs
 
 
 @pytest.fixture(scope="package")
-def cluster():
-    """A local Ray, one for all files of this folder that ask for it."""
-    ray.init("local", num_cpus=2, object_store_memory=200 * 1024**2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def bucket():
+    """A server that speaks S3's protocol, one for all files of this folder that ask for it."""
+    from tests.s3_server import s3_server  # heavy, and workers that unpickle what tests hand them import this file
+
+    with s3_server() as s3:
+        yield s3
+
+
+@pytest.fixture(scope="package")
+def cluster(bucket):
+    """A local Ray, one for all files of this folder that ask for it; its processes find the bucket."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.environment.items():
+            patch.setenv(name, value)
+        ray.init("local", num_cpus=2, object_store_memory=200 * 1024**2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

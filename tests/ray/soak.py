@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from rlhfv_ray.reference import compute_reference_logps
 from rlhfv_ray.tracking import tracked_run
 from tests.conftest import wait_for
 from tests.ray.conftest import losses, ray_processes, train, weights, with_scale
-from tests.s3_server import BUCKET, s3_server
+from tests.s3_server import S3, s3_server
 
 pytestmark = pytest.mark.ray
 KILLS, STEPS, ROWS = 20, 60, 10_000
@@ -93,7 +93,7 @@ def test_ten_thousand_rows_outlive_their_actors(config, cluster, pairs_file, tmp
 def test_four_sweeps_lose_nothing_in_one_postgresql(tmp_path: Path):
     """Catches: runs, points, params or artifacts lost or doubled where four sweeps write at a time to the server of docs/cluster.md, which keeps
     its artifacts in a bucket."""
-    with s3_server() as s3, postgresql(tmp_path) as database, mlflow_server(database, s3.environment) as uri:
+    with s3_server() as s3, postgresql(tmp_path) as database, mlflow_server(database, s3) as uri:
         writers = [
             multiprocessing.get_context("spawn").Process(target=write_a_sweep, args=(tmp_path, uri, one))
             for one in range(SWEEPS)
@@ -165,12 +165,12 @@ def postgresql(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def mlflow_server(database: str, bucket: Mapping[str, str]) -> Iterator[str]:
+def mlflow_server(database: str, s3: S3) -> Iterator[str]:
     """The server of docs/cluster.md, until the body has ended; its address."""
     port = free_port()
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", database]
-    command += ["--artifacts-destination", f"s3://{BUCKET}/mlartifacts"]
-    environment = {**os.environ, **bucket, "MLFLOW_S3_ENDPOINT_URL": bucket["AWS_ENDPOINT_URL"]}
+    command += ["--artifacts-destination", s3.address("mlartifacts")]
+    environment = {**os.environ, **s3.environment, "MLFLOW_S3_ENDPOINT_URL": s3.environment["AWS_ENDPOINT_URL"]}
     server = subprocess.Popen([sys.executable, "-m", *command], env=environment, start_new_session=True)
     uri = f"http://127.0.0.1:{port}"
     try:

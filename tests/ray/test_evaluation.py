@@ -166,7 +166,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
         first, second = ({**s3.environment, "TMPDIR": name} for name in (one, other))
         seen = Path(other, f"rlhfv-ray-mirror-{os.getuid()}", "s3", BUCKET, "runs")
-        yield Place(f"s3://{BUCKET}/runs", first, second, files, seen, written)
+        yield Place(s3.address("runs"), first, second, files, seen, written)
 
 
 def test_stopped_and_gone_on_with_it_ends_where_it_should(aligned: Path, tmp_path: Path, place: Place) -> None:

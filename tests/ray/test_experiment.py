@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.conftest import wait_for
-from tests.s3_server import BUCKET, s3_server
+from tests.s3_server import BUCKET
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -125,16 +125,9 @@ def test_same_command_again_skips_everything(finished):
     assert {one.info.run_id: len(one.data.metrics) for one in runs(finished)} == before
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """A server that speaks S3's protocol."""
-    with s3_server() as s3:
-        yield s3
-
-
 def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bucket):
     """Catches: a run lost, or work lost, with a storage that did not answer; workers that wait for one that could not write."""
-    storage, objects = f"s3://{BUCKET}/away", bucket.objects()
+    storage, objects = bucket.address("away"), bucket.objects()
     line = command(Path("unused"), "--scale.checkpoint-every", "1", "--scale.workers", "2", "--scale.cpus", "0.5")
     line[line.index("unused")] = storage
     with TemporaryDirectory(prefix="rr") as temporary:  # short: Ray puts sockets there
@@ -247,7 +240,7 @@ def test_ray_job_outlives_stop_nodes_and_head(finished, bucket, cluster_of_two):
 
     Each node has one CPU, so that both hold a worker, and a disk of its own: what outlives them is in the bucket.
     """
-    cluster, storage = cluster_of_two, f"s3://{BUCKET}/runs"
+    cluster, storage = cluster_of_two, bucket.address("runs")
     objects = bucket.objects()
 
     def there(pattern: str) -> set[str]:
@@ -331,7 +324,7 @@ def test_doctor_finds_what_is_wrong_on_both_nodes(cluster_of_two, tmp_path):
         ("storage", "judge's key", "MLflow", "GPUs"), 2
     )
     assert all(one["fix"] for one in findings if one["status"] != "good")
-    for storage in (str(tmp_path), f"s3://{BUCKET}/doctor"):
+    for storage in (str(tmp_path), bucket.address("doctor")):
         call = ("python", "-m", "rlhfv_ray.doctor", "doctor", "--json", "--free-gib", "0.1", "--storage", storage)
         well = cluster_of_two.submit(*call)
         assert told(well.stdout)["ok"] and well.returncode == 0, well.stdout

@@ -1,17 +1,19 @@
 """Ray Tune for real, on trials of milliseconds: who is stopped, who fails, what a second run does again."""
 
-import functools
 import json
 import os
 import signal
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from experiments.recipes import shapes
 from rlhfv_ray.errors import ConfigError, StageFailedError, StaleReferenceError
+from rlhfv_ray.leases import hold_lease
+from rlhfv_ray.remote import mirror_of
 from rlhfv_ray.space import Knobs, SearchConfig, SpaceConfig, name_of, plan_trials
 from rlhfv_ray.stages import write_json
 from rlhfv_ray.sweep import Report, SweepJob, end_trial, run_sweep, trials_at_once
@@ -79,11 +81,37 @@ def test_a_sweep_outlives_its_trials_and_does_nothing_twice(cluster, tmp_path: P
     assert set(ended) == {2.0, 1.0}
 
 
+def remembering(knobs: Knobs, place: Path, report: Report, *, made: Path) -> None:
+    """Trains once, and is looked at twice; `made` counts."""
+    gamma, look = knobs["loss.gamma"], place / "look.json"
+    if not look.exists():
+        with made.open("a") as stream:
+            stream.write(f"{gamma}\n")
+        write_json(look, {"objective": gamma})
+    report(0, json.loads(look.read_text())["objective"])
+    end_trial(place, "finished")
+    report(1, json.loads(look.read_text())["objective"])
+
+
+def test_a_sweep_in_a_bucket_goes_on_where_nothing_else_is_left(cluster, bucket, tmp_path: Path, monkeypatch) -> None:
+    """Catches: looks, outcomes or decisions that stay on the disk of the node that made them."""
+    space, search, made = SpaceConfig(gamma=(2.0, 1.0, WORST)), SearchConfig(), tmp_path / "made"
+    trials, found = plan_trials(space, search, shapes()), []
+    for node in ("first", "second"):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / node))
+        folder = mirror_of(bucket.address("sweep"))
+        with hold_lease(folder):
+            run_sweep(SweepJob(folder, shapes(), space, search, partial(remembering, made=made)), trials, concurrent=1)
+            found.append(outcomes(folder, trials))
+    assert found[0] == found[1] and {status for status, _ in found[0].values()} == {"finished", "stopped"}
+    assert sorted(made.read_text().split()) == ["1.0", "2.0", "6.0"]
+
+
 def test_an_error_for_all_stops_the_sweep_at_the_first(cluster, tmp_path: Path) -> None:
     """Catches: n trials that each find out that the reference is another model's."""
     space, search = SpaceConfig(gamma=(1.0, 2.0, 3.0, 4.0)), SearchConfig()
     trials = plan_trials(space, search, shapes())
-    job = SweepJob(tmp_path, shapes(), space, search, functools.partial(toy, stale=True))
+    job = SweepJob(tmp_path, shapes(), space, search, partial(toy, stale=True))
     with pytest.raises(StaleReferenceError, match="not this model's"):
         run_sweep(job, trials, concurrent=1)
     assert sum(started(tmp_path).values()) == 1 and outcomes(tmp_path, trials) == {}
