@@ -227,8 +227,8 @@ class Outcomes(TrialProgressCallback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process was lost too often."""
-        lines = str(trial.get_error() or "").strip().splitlines()
-        self.note(trial, "failed", f"lost {TRIES + 1} times: {lines[-1] if lines else 'no reason given'}")
+        lines = Path(trial.error_file).read_text().strip().splitlines()  # Tune's get_error() may not have it yet
+        self.note(trial, "failed", f"lost {TRIES + 1} times: {lines[-1]}")
 
     def note(self, trial: Any, status: str, error: str) -> None:
         """Into the trial's folder."""
