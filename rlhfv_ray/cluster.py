@@ -27,6 +27,7 @@ from rlhfv_ray.terminal import counting
 logger = logging.getLogger(__name__)
 
 PREPARE_CPUS = 0.25  # of a task that reads and encodes while the actors compute
+NEVER_RAN = "The actor never ran"  # Ray, of one that nobody is said to need
 OBJECT_STORE_BYTES = 512 * 1024**2  # of a Ray started here; a cluster's own setting stands
 
 
@@ -182,12 +183,18 @@ def ray_storage(folder: Path) -> dict[str, Any]:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The error of ours that a Ray error carries, as it was raised there, else the Ray error itself."""
+    """The error of ours that a Ray error carries, as it was raised there, or that it means; else the Ray error itself."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RlhfvError) and not isinstance(seen, RayError):  # Ray's copy is both, and says a traceback
             return seen
         seen = getattr(seen, "cause", None) or seen.__cause__
+    if NEVER_RAN in str(error):
+        mode = os.environ.get("RAY_AUTH_MODE", "not set")
+        return StageFailedError(
+            f"Ray ended an actor before it ran. Was the cluster started with another RAY_AUTH_MODE than this process has ({mode})? Ray lets "
+            "such a process in and then ends its actors: give both the same. Otherwise run the same command again."
+        )
     return error
 
 

@@ -1,11 +1,12 @@
 """A real server that speaks S3's protocol, on loopback."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-import boto3
 import s3fs
 from moto.server import ThreadedMotoServer
 
@@ -28,8 +29,13 @@ class S3:
 
     def objects(self) -> s3fs.S3FileSystem:
         """What is in it, as it is now."""
-        known = {"key": "anyone", "secret": "anything", "endpoint_url": self.environment["AWS_ENDPOINT_URL"]}
-        return s3fs.S3FileSystem(**known, use_listings_cache=False)
+        url, key, secret, _ = self.environment.values()
+        return s3fs.S3FileSystem(endpoint_url=url, key=key, secret=secret, use_listings_cache=False)
+
+    @staticmethod
+    def mirror(temporary: Path, address: str) -> Path:
+        """Of an address, as a process has it whose temporary folder that is."""
+        return temporary / f"rlhfv-ray-mirror-{os.getuid()}" / address.replace("://", "/")
 
     def go_away(self, seconds: float) -> None:
         """Refuse every connection for a while."""
@@ -44,21 +50,15 @@ def s3_server() -> Iterator[S3]:
     port = free_port()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
-    credentials = {
+    where = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "anyone",
         "AWS_SECRET_ACCESS_KEY": "anything",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    where = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", **credentials}
-    client = boto3.client(
-        "s3",
-        endpoint_url=where["AWS_ENDPOINT_URL"],
-        aws_access_key_id="anyone",
-        aws_secret_access_key="anything",
-        region_name="us-east-1",
-    )
     try:
-        client.create_bucket(Bucket=BUCKET)
-        yield S3(where, server)
+        s3 = S3(where, server)
+        s3.objects().mkdir(BUCKET)
+        yield s3
     finally:
         server.stop()

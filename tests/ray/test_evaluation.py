@@ -165,8 +165,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             return [tmp_path / "objects", *(Path(name) for name in (one, other) if sessions(Path(name)))]
 
         first, second = ({**s3.environment, "TMPDIR": name} for name in (one, other))
-        seen = Path(other, f"rlhfv-ray-mirror-{os.getuid()}", "s3", BUCKET, "runs")
-        yield Place(s3.address("runs"), first, second, files, seen, written)
+        address = s3.address("runs")
+        yield Place(address, first, second, files, s3.mirror(Path(other), address), written)
 
 
 def test_stopped_and_gone_on_with_it_ends_where_it_should(aligned: Path, tmp_path: Path, place: Place) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.conftest import wait_for
-from tests.s3_server import BUCKET
+from tests.s3_server import BUCKET, S3
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -36,7 +36,7 @@ MANIFEST = "train-*/checkpoints/*/manifest.json"
 pytestmark = pytest.mark.ray
 
 
-def command(storage: Path, *more: str) -> list[str]:
+def command(storage: Path | str, *more: str) -> list[str]:
     return [sys.executable, "experiments/ddpo.py", "shapes", *SMALL, "--storage", str(storage), *more]
 
 
@@ -129,8 +129,7 @@ def test_same_command_again_skips_everything(finished):
 def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bucket):
     """Catches: a run lost, or work lost, with a storage that did not answer; workers that wait for one that could not write."""
     storage, objects = bucket.address("away"), bucket.objects()
-    line = command(Path("unused"), "--scale.checkpoint-every", "1", "--scale.workers", "2", "--scale.cpus", "0.5")
-    line[line.index("unused")] = storage
+    line = command(storage, "--scale.checkpoint-every", "1", "--scale.workers", "2", "--scale.cpus", "0.5")
     with TemporaryDirectory(prefix="rr") as temporary:  # short: Ray puts sockets there
         environment = {**os.environ, **bucket.environment, "TMPDIR": temporary}
         kept = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -294,12 +293,19 @@ def test_ray_job_on_two_nodes_that_share_a_folder(finished, cluster_of_two, tmp_
     assert summary(tmp_path / "storage") == summary(finished)
 
 
+def test_a_driver_with_another_auth_mode_learns_what_is_wrong(cluster_of_two, tmp_path):
+    """Catches: Ray's word that an actor never ran, which says nothing of the reason."""
+    line, environment = command(tmp_path / "storage"), {**os.environ, "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode != 0 and "RAY_AUTH_MODE" in done.stderr, done.stdout + done.stderr
+
+
 def synced(cluster: Cluster, storage: str) -> list:
     """MLflow's runs as a machine has them that was no node, and had nothing before."""
     line = [sys.executable, "experiments/sync_tracking.py", storage]
     done = subprocess.run(line, cwd=ROOT, env=cluster.settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "MLflow has everything" in done.stdout, done.stdout + done.stderr
-    return runs(cluster.own / f"rlhfv-ray-mirror-{os.getuid()}" / storage.replace("://", "/"))
+    return runs(S3.mirror(cluster.own, storage))
 
 
 def training_workers() -> list[psutil.Process]:
