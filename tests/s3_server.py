@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import s3fs
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 from benchmarks.workers import free_port
@@ -46,7 +47,9 @@ class S3:
 
 @contextmanager
 def s3_server() -> Iterator[S3]:
-    """A server with an empty bucket until the body has ended."""
+    """A server with an empty bucket until the body has ended; one at a time."""
+    s3_backends.reset()  # what was stored is the process's, not the server's
+    s3fs.S3FileSystem.clear_instance_cache()  # of a server before
     port = free_port()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()

@@ -28,7 +28,6 @@ from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import SYNONYMS
 from tests.conftest import wait_for
 from tests.openai_server import OpenAIServer
-from tests.s3_server import BUCKET, s3_server
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-canary-77d1c0"
@@ -137,7 +136,7 @@ class Place:
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, bucket, tmp_path: Path) -> Iterator[Place]:
     """A folder; or a bucket, and drivers that have nothing else in common."""
     started, storage = time.time(), tmp_path / "runs"
 
@@ -153,20 +152,22 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
         yield Place(str(storage), {}, {}, files, storage, lambda: [storage, *sessions(Path("/tmp"))])
         return
-    with s3_server() as s3, TemporaryDirectory(prefix="rr") as one, TemporaryDirectory(prefix="rr") as other:  # short
-        objects = s3.objects()
+    address, objects = bucket.address("evaluated"), bucket.objects()
+    with (
+        TemporaryDirectory(prefix="rr") as one,
+        TemporaryDirectory(prefix="rr") as other,
+    ):  # short names: Ray puts sockets there
 
         def files(pattern: str) -> dict[str, object]:
-            found = objects.glob(f"{BUCKET}/runs/{pattern}", detail=True)
+            found = objects.glob(f"{address}/{pattern}", detail=True)
             return {path: info["LastModified"] for path, info in found.items()}
 
         def written() -> list[Path]:
-            objects.get(BUCKET, str(tmp_path / "objects"), recursive=True)
+            objects.get(address, str(tmp_path / "objects"), recursive=True)
             return [tmp_path / "objects", *(Path(name) for name in (one, other) if sessions(Path(name)))]
 
-        first, second = ({**s3.environment, "TMPDIR": name} for name in (one, other))
-        address = s3.address("runs")
-        yield Place(address, first, second, files, s3.mirror(Path(other), address), written)
+        first, second = ({**bucket.environment, "TMPDIR": name} for name in (one, other))
+        yield Place(address, first, second, files, bucket.mirror(Path(other), address), written)
 
 
 def test_stopped_and_gone_on_with_it_ends_where_it_should(aligned: Path, tmp_path: Path, place: Place) -> None:
