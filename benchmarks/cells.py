@@ -10,11 +10,11 @@ from torch import Tensor
 from benchmarks.measure import Row, Timing, assert_close, compare, peak_bytes
 from benchmarks.peers import concatenated_inputs, concatenated_loss, full_head_logps, one_by_one_logps, trl_step
 from benchmarks.settings import FIRST_WORD, IMAGE_TOKEN, Setting, on
-from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import LossConfig
 from rlhfv_ray.logps import IGNORED, head_logps, policy_token_logps
 from rlhfv_ray.loss import batch_loss
 from rlhfv_ray.models import AnswerPolicy, recompute_activations
+from rlhfv_ray.models.batch import collate_pairs, to_device
 
 LOSS = LossConfig(beta=0.1, gamma=5.0, normalize=False)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # of the gradient's norm

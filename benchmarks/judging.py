@@ -15,11 +15,11 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.config import EndpointConfig
-from eval.judge import Request
-from eval.judging import ask, check_endpoint
-from eval.mmhal_bench import read_rating
+from eval.benchmarks.mmhal_bench import read_rating
 from rlhfv_ray.cluster import connect
+from rlhfv_ray.config import EndpointConfig
+from rlhfv_ray.endpoint.records import Request
+from rlhfv_ray.endpoint.run import ask, check_endpoint
 from tests.openai_server import Fault, OpenAIServer, error
 
 PER_MINUTE, SERIAL_S = 500.0, 8.0

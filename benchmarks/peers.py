@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhfv_ray.batch import Layout, collate_pairs
 from rlhfv_ray.config import LossConfig
 from rlhfv_ray.logps import IGNORED, token_logps, weighted_logps
 from rlhfv_ray.loss import dpo_loss
+from rlhfv_ray.models.batch import Layout, collate_pairs
 from rlhfv_ray.records import ReferencePair
 from rlhfv_ray.segments import Rule
 

@@ -18,8 +18,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from rlhfv_ray.batch import Layout
 from rlhfv_ray.models import AnswerPolicy, layout_of
+from rlhfv_ray.models.batch import Layout
 from rlhfv_ray.records import ChangedTokens, ReferencePair
 
 IMAGE_TOKEN, FIRST_WORD = 1, 10

@@ -21,22 +21,22 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.measure import Row
-from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import write_pairs
-from rlhfv_ray.data.reference_rows import load_reference, pair_lengths
-from rlhfv_ray.leases import hold_lease
+from rlhfv_ray.data.reference_table import load_reference, pair_lengths
+from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.models import load_processor
-from rlhfv_ray.order import micro_batches, prefetched
-from rlhfv_ray.progress import append_records, read_records
+from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import PreferencePair
-from rlhfv_ray.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.shapes import make_scenes
 from rlhfv_ray.shapes.captions import QUESTIONS, careless_caption
 from rlhfv_ray.shapes.model import build_model
 from rlhfv_ray.shapes.scenes import render
-from rlhfv_ray.stages import write_json
-from rlhfv_ray.train import TrainJob, load_engine, train_ddpo, train_worker, update
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.training.metrics_log import append_records, read_records
+from rlhfv_ray.training.sampler import micro_batches, prefetched
+from rlhfv_ray.training.train import TrainJob, load_engine, train_ddpo, train_worker, update
 
 BATCH = 32  # the paper's; so is the length of answers, about
 CAPTIONS = 4  # of the shapes world in an answer: 98 tokens

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
-from eval.lemmas import LemmatizerName, builtin_lemma, choose_lemmatizer, wordnet_lemma
+from eval.words.lemmas import LemmatizerName, builtin_lemma, choose_lemmatizer, wordnet_lemma
 from rlhfv_ray.errors import DataError
 
 # Two lemmas read as one word, besides the vocabulary's own two-word terms. "home plate" and "train track" keep "plate"

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlhfv_ray.config import DDPOConfig, GenerationConfig, TrackingConfig
+from rlhfv_ray.config import EndpointConfig, GenerationConfig, TrackingConfig
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.space import SearchConfig, SpaceConfig
 
 BenchmarkName = Literal["shapes", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber"]
 # The release generates with these (Muffin, eval/muffin_inference_logp.py and its siblings).
@@ -15,60 +14,6 @@ RELEASED_DECODING = GenerationConfig(max_new_tokens=1024, beams=3, repetition_pe
 def _check(ok: bool, name: str, given: object, allowed: str) -> None:
     if not ok:
         raise ConfigError(f"{name} = {given!r}: must be {allowed}.")
-
-
-@dataclass(frozen=True)
-class EndpointConfig:
-    """A model behind a server that speaks OpenAI's chat protocol: OpenAI, vLLM, Azure, a proxy."""
-
-    model: str = ""
-    """Model to ask for, best by its dated name: a name without a date changes under the same score."""
-    base_url: str = "https://api.openai.com/v1"
-    """Address of the server's API."""
-    key_env: str = "OPENAI_API_KEY"
-    """Environment variable, on the machines that call, that holds the key. Never a key itself."""
-    key_file: str = ""
-    """File that holds the key, readable by its owner alone; read in place of the environment variable."""
-    temperature: float = 0.0
-    """Of the replies."""
-    max_tokens: int = 1024
-    """Longest reply; one that is cut off is asked for once more with twice as much."""
-    requests_per_minute: float = 500.0
-    """Calls all actors together make in a minute; fewer when the server says it is too many."""
-    tokens_per_minute: float = 0.0
-    """Tokens, of prompts and replies, in a minute; 0: no limit."""
-    concurrency: int = 64
-    """Calls under way at a time, over all actors."""
-    actors: int = 1
-    """Processes that make the calls."""
-    timeout_s: float = 60.0
-    """Longest wait for a reply."""
-    attempts: int = 6
-    """Calls at most for one reply, where the server is busy, breaks or answers garbage."""
-    price_in: float = 0.0
-    """USD for a million prompt tokens; with price_out it gives the cost."""
-    price_out: float = 0.0
-    """USD for a million reply tokens."""
-    max_cost: float = 0.0
-    """USD after which no further call is made; what was paid for is kept. 0: no limit."""
-    reported_model: str = ""
-    """Replies from another model than this are refused; empty: any, recorded."""
-    seed: int | None = None
-    """Sent to servers that know it."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_tokens", "concurrency", "actors", "attempts"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
-        for name in ("temperature", "tokens_per_minute", "price_in", "price_out", "max_cost"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
-        for name in ("requests_per_minute", "timeout_s"):
-            _check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
-        priced = self.price_in > 0 or self.price_out > 0
-        _check(priced or not self.max_cost, "max_cost", self.max_cost, "0, or with price_in and price_out set")
-
-    def cost(self, tokens_in: float, tokens_out: float) -> float:
-        """USD for so many tokens."""
-        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
 
 @dataclass(frozen=True)
@@ -212,53 +157,6 @@ class InferenceConfig:
         for name in ("actors", "rows", "batch"):
             _check(getattr(self, name) >= 1, f"inference.{name}", getattr(self, name), ">= 1")
         _check(self.cpus > 0, "inference.cpus", self.cpus, "> 0")
-
-
-@dataclass(frozen=True)
-class ScoredConfig:
-    """Trainings of one configuration, and what they are scored on."""
-
-    name: str = "scored"
-    """Shown in MLflow and in the folder's name."""
-    ddpo: DDPOConfig = field(default_factory=DDPOConfig)
-    benchmark: BenchmarkName = "shapes"
-    """What trained models are scored on."""
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    object_halbench: ObjectHalBenchConfig = field(default_factory=ObjectHalBenchConfig)
-    mmhal_bench: MMHalBenchConfig = field(default_factory=MMHalBenchConfig)
-    llava_bench: LLaVABenchConfig = field(default_factory=LLaVABenchConfig)
-    pope: POPEConfig = field(default_factory=POPEConfig)
-    amber: AMBERConfig = field(default_factory=AMBERConfig)
-
-
-@dataclass(frozen=True)
-class SweepConfig(ScoredConfig):
-    """Many trainings of one configuration with other values, and what decides between them."""
-
-    name: str = "sweep"
-    """Shown in MLflow and in the sweep folder's name."""
-    space: SpaceConfig = field(default_factory=SpaceConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
-    rung_scenes: int = 200
-    """Pictures of the shapes benchmark at looks before a trial's end; any other benchmark is asked whole."""
-
-
-@dataclass(frozen=True)
-class StudyConfig(ScoredConfig):
-    """Trainings that differ in one thing, each under several seeds."""
-
-    name: str = "study"
-    """Shown in MLflow and in the study folder's name."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the order of the pairs and, in the shapes world, of its scenes; intervals come from how the seeds differ."""
-    concurrent: int = 0
-    """Trainings at a time; 0: as many as fit into the cluster."""
-    keep_models: bool = True
-    """Keep what was trained, so that other studies need not train the same again; else it is deleted once it is scored."""
-
-    def __post_init__(self) -> None:
-        _check(len(set(self.seeds)) == len(self.seeds) >= 2, "seeds", self.seeds, "two different ones at least")
-        _check(self.concurrent >= 0, "concurrent", self.concurrent, ">= 0 (0: as many as fit)")
 
 
 @dataclass(frozen=True)

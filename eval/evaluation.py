@@ -14,32 +14,35 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.amber import AMBER
-from eval.answers import check_decoding, endpoint_answers, read_answer_file
-from eval.benchmark import Benchmark, Scores
+from eval.benchmarks.amber import AMBER
+from eval.benchmarks.contract import Benchmark, Scores
+from eval.benchmarks.llava_bench import LLaVABench
+from eval.benchmarks.mmhal_bench import MMHalBench
+from eval.benchmarks.object_halbench import ObjectHalBench
+from eval.benchmarks.pope import POPE
+from eval.benchmarks.shapes import ShapesBenchmark
 from eval.config import EvalConfig
-from eval.desk import Ledger
-from eval.judge import Request, Verdict, verdict_rows
-from eval.judging import check_endpoint, judge_answers
-from eval.llava_bench import LLaVABench
-from eval.mmhal_bench import MMHalBench
-from eval.object_halbench import ObjectHalBench
-from eval.page import Section, write_page
-from eval.pope import POPE
-from eval.report import draw, summary, table
-from eval.saved import save_scores
-from eval.shapes import ShapesBenchmark
-from eval.tracking import log_to_checkpoints, track_models
+from eval.inputs.answers import check_decoding, endpoint_answers, read_answer_file
+from eval.judge.records import verdict_rows
+from eval.judge.run import judge_answers
+from eval.reporting.html import Section, write_page
+from eval.reporting.mlflow_log import log_to_checkpoints, track_models
+from eval.reporting.score_files import save_scores
+from eval.reporting.tables import draw, summary, table
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import ModelConfig, ScaleConfig, fingerprint, plain
-from rlhfv_ray.generate import read_answers, write_answers
-from rlhfv_ray.leases import hold_lease
-from rlhfv_ray.line import answers_stage, model_inputs
+from rlhfv_ray.endpoint.budget import Ledger
+from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.run import check_endpoint
+from rlhfv_ray.inference.generate import answers_stage, read_answers, write_answers
+from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.records import Answer
-from rlhfv_ray.remote import shown
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
-from rlhfv_ray.stages import Stage, run_stages, write_json
-from rlhfv_ray.tracking import sync_tracking, tracked_run, tracking_uri, ui_command
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.storage.mirror import shown
+from rlhfv_ray.storage.stages import Stage, run_stages
+from rlhfv_ray.tracking.run import sync_tracking, tracked_run, tracking_uri, ui_command
 
 API = "api"
 

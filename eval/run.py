@@ -11,22 +11,19 @@ nor verdicts are made twice.
 """
 
 import sys
-from pathlib import Path
-
-if __name__ == "__main__":  # the script's folder comes first on the path, and its statistics.py is not Python's
-    sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
 
 import tyro
 from rich.console import Console
 
 from eval.config import EvalConfig
-from rlhfv_ray.terminal import resolve_storage, run_command
+from rlhfv_ray.console import run_command
+from rlhfv_ray.storage.mirror import resolve_storage
 
 
 def main() -> None:
     """Run the command line."""
     config = tyro.cli(EvalConfig, description=__doc__)
-    from eval.evaluation import run_evaluation  # heavy; --help and a mistyped field need none of it
+    from eval.evaluation import run_evaluation
 
     run_evaluation(config, resolve_storage(config.storage), console=Console())
 

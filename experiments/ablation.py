@@ -17,10 +17,11 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.config import StudyConfig
 from experiments.recipes import study_config
+from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import DDPOConfig, LossConfig
-from rlhfv_ray.terminal import resolve_storage, run_command
+from rlhfv_ray.console import run_command
+from rlhfv_ray.storage.mirror import resolve_storage
 
 TITLE = "Weighing the corrected segments (DDPO) hallucinates less than DPO."
 AREA = (0.5, 1.0)  # of a picture that a crop keeps: the release's training transform (Muffin, RandomResizedCrop)
@@ -52,7 +53,7 @@ def fine_tuned(config: DDPOConfig, line: Any, *, rate: float) -> DDPOConfig:
 def cropped(config: DDPOConfig, line: Any) -> DDPOConfig:
     """The same pairs, each picture cropped at random once, for reference and policy alike."""
     from rlhfv_ray.data import load_pairs, write_pairs
-    from rlhfv_ray.stages import Stage, run_stages
+    from rlhfv_ray.storage.stages import Stage, run_stages
 
     def run(folder: Path, _: str) -> None:
         pairs = load_pairs(line.pairs, format=config.data.format)
@@ -85,8 +86,8 @@ def main() -> None:
     """Run the command line."""
     config = study_config(AblationConfig, __doc__)
     # heavy; --help and a mistyped field need none of it
-    from eval.study import Arm, Study, run_study
-    from eval.study_report import Claim
+    from experiments.runners.study import Arm, Study, run_study
+    from experiments.runners.study_report import Claim
 
     arms = (
         Arm("base"),

@@ -16,10 +16,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from eval.config import StudyConfig
 from experiments.recipes import study_config
+from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import SHAPES, DDPOConfig
-from rlhfv_ray.terminal import resolve_storage, run_command
+from rlhfv_ray.console import run_command
+from rlhfv_ray.storage.mirror import resolve_storage
 
 TITLE = "More corrections, fewer hallucinations."
 KINDS = ("corrections", "rankings")
@@ -59,8 +60,8 @@ def arm_name(kind: str, count: int) -> str:
 
 def draw(found: Any, path: Path) -> None:
     """The first measure and the recall over the number of pairs, a line for each kind, with intervals over seeds."""
-    from eval.figures import BLUE, VERMILION
-    from eval.findings import label
+    from eval.reporting.figures import BLUE, VERMILION
+    from eval.reporting.wording import label
 
     shown = [measure for measure in found.measures if measure.name in (found.names[0], "object_recall")]
     figure = Figure(figsize=(5.5 * len(shown), 4.2), dpi=150, layout="constrained")
@@ -94,8 +95,8 @@ def main() -> None:
         config, ddpo=replace(config.ddpo, optim=optim, shapes=replace(config.ddpo.shapes, scenes=config.scenes))
     )
     # heavy; --help and a mistyped field need none of it
-    from eval.study import Arm, Study, run_study
-    from eval.study_report import Claim
+    from experiments.runners.study import Arm, Study, run_study
+    from experiments.runners.study_report import Claim
 
     ranked = config.ranked if config.rankings or config.ddpo.data.path == SHAPES else ()
     sizes = {"corrections": sorted(config.pairs), "rankings": sorted(ranked)}

@@ -10,7 +10,7 @@ The first argument is a recipe; every field of it can be changed. Run again afte
 import sys
 
 from experiments.recipes import RECIPES, run_recipe
-from rlhfv_ray.terminal import run_command
+from rlhfv_ray.console import run_command
 
 
 def main() -> None:

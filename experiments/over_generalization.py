@@ -16,10 +16,11 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.config import StudyConfig
 from experiments.recipes import study_config
+from experiments.runners.config import StudyConfig
+from rlhfv_ray.console import run_command
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.terminal import resolve_storage, run_command
+from rlhfv_ray.storage.mirror import resolve_storage
 
 TITLE = "DDPO over-generalises less than the base model."
 RISE = "over_generalization"
@@ -52,7 +53,7 @@ def rises(scores: Any) -> Mapping[str, float | None]:
 
 def draw(found: Any, path: Path) -> None:
     """The mean rise, the rate behind it, and every scene."""
-    from eval.study_report import arms_figure
+    from experiments.runners.study_report import arms_figure
 
     arms_figure(found, path, names=[name for name in found.names if name.startswith((RISE, "rate_in", "rise_"))])
 
@@ -61,8 +62,8 @@ def main() -> None:
     """Run the command line."""
     config = study_config(OverGeneralizationConfig, __doc__)
     # heavy; --help and a mistyped field need none of it
-    from eval.study import Arm, Study, run_study
-    from eval.study_report import Claim
+    from experiments.runners.study import Arm, Study, run_study
+    from experiments.runners.study_report import Claim
 
     arms = (
         Arm("base"),

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import tyro
 from rich.console import Console
 
-from eval.config import RELEASED_DECODING, BenchmarkName, StudyConfig, SweepConfig
+from eval.config import RELEASED_DECODING, BenchmarkName
+from experiments.runners.config import StudyConfig, SweepConfig
 from rlhfv_ray.config import (
     SHAPES,
     DataConfig,
@@ -20,8 +21,8 @@ from rlhfv_ray.config import (
     ScaleConfig,
     ShapesConfig,
 )
-from rlhfv_ray.space import SearchConfig, SpaceConfig
-from rlhfv_ray.terminal import resolve_storage
+from rlhfv_ray.storage.mirror import resolve_storage
+from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
 
 C = TypeVar("C", bound=StudyConfig)
 IMITATION = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)  # chosen answers, nothing else
@@ -148,7 +149,7 @@ def run_recipe(recipes: Mapping[str, Callable[[], DDPOConfig]], description: str
     """The command line of one experiment: a recipe, and changes to it."""
     configs = {name: (first_line(recipe), recipe()) for name, recipe in recipes.items()}
     config = tyro.extras.overridable_config_cli(configs, description=description)
-    from eval.experiment import run_experiment  # heavy; --help and a mistyped field need none of it
+    from experiments.runners.experiment import run_experiment
 
     run_experiment(config, resolve_storage(config.storage), console=Console())
 

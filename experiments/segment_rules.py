@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from eval.config import StudyConfig
 from experiments.recipes import study_config
+from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import DDPOConfig
-from rlhfv_ray.terminal import resolve_storage, run_command
+from rlhfv_ray.console import run_command
+from rlhfv_ray.storage.mirror import resolve_storage
 
 TITLE = "Weighing the spans that a human marked hallucinates less than weighing no token more than another."
 
@@ -39,8 +40,8 @@ def main() -> None:
     """Run the command line."""
     config = study_config(RulesConfig, __doc__)
     # heavy; --help and a mistyped field need none of it
-    from eval.study import Arm, Study, run_study
-    from eval.study_report import Claim
+    from experiments.runners.study import Arm, Study, run_study
+    from experiments.runners.study_report import Claim
 
     arms = (
         Arm("base"),

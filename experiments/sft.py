@@ -12,7 +12,7 @@ interruption, the same command goes on where it was.
 import sys
 
 from experiments.recipes import SFT, run_recipe
-from rlhfv_ray.terminal import run_command
+from rlhfv_ray.console import run_command
 
 
 def main() -> None:

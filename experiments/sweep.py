@@ -14,14 +14,15 @@ from rich.console import Console
 
 from experiments.recipes import RECIPES, SWEEPS, first_line
 from rlhfv_ray.config import DDPOConfig
-from rlhfv_ray.terminal import resolve_storage, run_command
+from rlhfv_ray.console import run_command
+from rlhfv_ray.storage.mirror import resolve_storage
 
 
 def main() -> None:
     """Run the command line."""
     configs = {name: (first_line(preset), preset()) for name, preset in SWEEPS.items()}
     config = tyro.extras.overridable_config_cli(configs, description=__doc__)
-    from eval.sweep import sweep  # heavy; --help and a mistyped field need none of it
+    from experiments.runners.sweep import sweep
 
     recipe = RECIPES[config.ddpo.name]() if config.ddpo.name in RECIPES else DDPOConfig(name=config.ddpo.name)
     sweep(config, resolve_storage(config.ddpo.storage), recipe=recipe, console=Console())

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from rlhfv_ray.remote import HEAVY, fetch, local, shown
-from rlhfv_ray.tracking import sync_tracking
-from rlhfv_ray.tracking_replay import SPOOL
+from rlhfv_ray.storage.mirror import HEAVY, fetch, local, shown
+from rlhfv_ray.tracking.replay import SPOOL
+from rlhfv_ray.tracking.run import sync_tracking
 
 
 def main(storage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORAGE")]) -> int:

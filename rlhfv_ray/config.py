@@ -325,3 +325,57 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
         (True, False)
     """
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """A model behind a server that speaks OpenAI's chat protocol: OpenAI, vLLM, Azure, a proxy."""
+
+    model: str = ""
+    """Model to ask for, best by its dated name: a name without a date changes under the same score."""
+    base_url: str = "https://api.openai.com/v1"
+    """Address of the server's API."""
+    key_env: str = "OPENAI_API_KEY"
+    """Environment variable, on the machines that call, that holds the key. Never a key itself."""
+    key_file: str = ""
+    """File that holds the key, readable by its owner alone; read in place of the environment variable."""
+    temperature: float = 0.0
+    """Of the replies."""
+    max_tokens: int = 1024
+    """Longest reply; one that is cut off is asked for once more with twice as much."""
+    requests_per_minute: float = 500.0
+    """Calls all actors together make in a minute; fewer when the server says it is too many."""
+    tokens_per_minute: float = 0.0
+    """Tokens, of prompts and replies, in a minute; 0: no limit."""
+    concurrency: int = 64
+    """Calls under way at a time, over all actors."""
+    actors: int = 1
+    """Processes that make the calls."""
+    timeout_s: float = 60.0
+    """Longest wait for a reply."""
+    attempts: int = 6
+    """Calls at most for one reply, where the server is busy, breaks or answers garbage."""
+    price_in: float = 0.0
+    """USD for a million prompt tokens; with price_out it gives the cost."""
+    price_out: float = 0.0
+    """USD for a million reply tokens."""
+    max_cost: float = 0.0
+    """USD after which no further call is made; what was paid for is kept. 0: no limit."""
+    reported_model: str = ""
+    """Replies from another model than this are refused; empty: any, recorded."""
+    seed: int | None = None
+    """Sent to servers that know it."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "concurrency", "actors", "attempts"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        for name in ("temperature", "tokens_per_minute", "price_in", "price_out", "max_cost"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        for name in ("requests_per_minute", "timeout_s"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
+        priced = self.price_in > 0 or self.price_out > 0
+        _check(priced or not self.max_cost, "max_cost", self.max_cost, "0, or with price_in and price_out set")
+
+    def cost(self, tokens_in: float, tokens_out: float) -> float:
+        """USD for so many tokens."""
+        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6

@@ -30,9 +30,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhfv_ray.cluster import connect
+from rlhfv_ray.console import run_command
 from rlhfv_ray.errors import ConfigError, RlhfvError
-from rlhfv_ray.remote import discard, make, names_in, publish
-from rlhfv_ray.terminal import resolve_storage, run_command
+from rlhfv_ray.storage.mirror import discard, make, names_in, publish, resolve_storage
 
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "mlflow", "pyarrow", "pillow")
 PYTHONS = ((3, 11), (3, 12))

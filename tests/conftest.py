@@ -97,6 +97,6 @@ def pairs() -> list[PreferencePair]:
 
 @pytest.fixture(scope="session")
 def encoded(pairs, processor):
-    from rlhfv_ray.encoding import encode_pair
+    from rlhfv_ray.data.encoding import encode_pair
 
     return [encode_pair(pair, processor, min_match=3, max_length=256) for pair in pairs]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from eval.benchmark import CHAIR, WORDS, JudgedAnswer, Mark, Measure, Part, Scores, chair_parts
+from eval.benchmarks.contract import CHAIR, WORDS, JudgedAnswer, Mark, Measure, Part, Scores, chair_parts
 from eval.chair import AnswerScore
 from rlhfv_ray.records import Answer, Prompt
 

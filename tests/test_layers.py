@@ -1,11 +1,12 @@
-"""Who may import whom: the table of design.md, read from the source with `ast`.
+"""Who may import whom: rooms in rows, read from the source with `ast`.
 
-Rows are numbered from the lowest. A module imports from lower rows only; within a row, `<` orders the columns below, and modules of one
-column are strangers. A file that is in no row fails, so that a new one has to be placed.
+A room is a package or a module directly below `rlhfv_ray`, `eval` or `experiments`. Rows are numbered from the lowest. A
+room imports from lower rows, or from an earlier group of its own row (`<` in CONTRIBUTING's table); rooms of one group are
+strangers. Within a room the modules import each other without a cycle. A new room fails until it has its place here.
 """
 
 import ast
-import fnmatch
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,74 +17,33 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlhfv_ray", "eval", "experiments")
+LARGEST_FOLDER = 18  # files
 
-# One list per row, one tuple per column of it; `*` stands for the modules of a package. The first pattern that fits counts.
-ROWS: list[list[tuple[str, ...]]] = [
-    [("rlhfv_ray.errors",)],
-    [("rlhfv_ray.config", "rlhfv_ray.records"), ("rlhfv_ray.space",)],
-    [("rlhfv_ray.segments",), ("rlhfv_ray.logps",), ("rlhfv_ray.loss",)],
+# One list per row, one string per group of it, rooms of a group apart by blanks; `experiments.*` is any other room there.
+ROWS = [
+    ["rlhfv_ray.errors"],
+    ["rlhfv_ray.config rlhfv_ray.records"],
+    ["rlhfv_ray.segments rlhfv_ray.logps rlhfv_ray.stats", "rlhfv_ray.loss"],
+    ["rlhfv_ray.storage", "rlhfv_ray.console rlhfv_ray.data"],
+    ["rlhfv_ray.shapes rlhfv_ray.cluster", "rlhfv_ray.models rlhfv_ray.tracking rlhfv_ray.endpoint"],
+    ["rlhfv_ray.inference", "rlhfv_ray.training rlhfv_ray.sweep rlhfv_ray.shapes_stages"],
+    ["rlhfv_ray.pipeline rlhfv_ray.doctor"],
     [
-        ("rlhfv_ray.data.images", "rlhfv_ray.remote"),
-        ("rlhfv_ray.data.formats", "rlhfv_ray.data.reference_rows"),
-        ("rlhfv_ray.data.examples",),
-        ("rlhfv_ray.data.sources", "rlhfv_ray.data.writing"),
-        ("rlhfv_ray.data.audit",),
-        ("rlhfv_ray.data",),
-        ("rlhfv_ray.encoding", "rlhfv_ray.leases", "rlhfv_ray.terminal"),
-        ("rlhfv_ray.stages",),
-        ("rlhfv_ray.batch", "rlhfv_ray.order", "rlhfv_ray.tracking_replay"),
-        ("rlhfv_ray.tracking",),
-        ("rlhfv_ray.shapes.scenes",),
-        ("rlhfv_ray.shapes.captions", "rlhfv_ray.shapes.model"),
-        ("rlhfv_ray.shapes.annotator",),
-        ("rlhfv_ray.shapes.world",),
-        ("rlhfv_ray.shapes",),
+        "eval.words eval.config eval.inputs",
+        "eval.chair",
+        "eval.over_generalization eval.judge",
+        "eval.coco",
+        "eval.benchmarks",
+        "eval.reporting",
+        "eval.evaluation",
+        "eval.run eval.report",
     ],
-    [
-        ("rlhfv_ray.models.layouts", "rlhfv_ray.models.policy"),
-        ("rlhfv_ray.models.loading",),
-        ("rlhfv_ray.models.adapters",),
-        ("rlhfv_ray.models.memory",),
-        ("rlhfv_ray.models",),
-        ("rlhfv_ray.reshard", "rlhfv_ray.progress", "rlhfv_ray.cluster"),
-        ("rlhfv_ray.checkpoint",),
-    ],
-    [("rlhfv_ray.reference", "rlhfv_ray.generate", "rlhfv_ray.train"), ("rlhfv_ray.examples",)],
-    [("rlhfv_ray.line", "rlhfv_ray.sweep", "rlhfv_ray.doctor")],
-    [
-        ("eval.lemmas", "eval.statistics", "eval.config", "eval.images", "eval.rows"),
-        ("eval.chair", "eval.judge", "eval.limits"),
-        ("eval.calls", "eval.coco", "eval.nouns", "eval.objects"),
-        ("eval.desk",),
-        ("eval.benchmark", "eval.judging"),
-        ("eval.shapes", "eval.object_halbench", "eval.mmhal_bench", "eval.llava_bench", "eval.pope", "eval.amber"),
-        ("eval.answers", "eval.figures", "eval.saved", "eval.findings"),
-        ("eval.choices",),
-        ("eval.page",),
-        ("eval.tracking",),
-        ("eval.report",),
-        ("eval.experiment", "eval.evaluation"),
-        ("eval.sweep_report",),
-        ("eval.scoring", "eval.study_report"),
-        ("eval.sweep", "eval.study"),
-        ("eval.run",),
-    ],
-    [("experiments.recipes",), ("experiments.*",)],
+    ["experiments.runners", "experiments.recipes", "experiments.*"],
 ]
 EMPTY = {"rlhfv_ray", "eval", "experiments"}  # packages whose __init__ imports nothing
-RAY = {
-    f"rlhfv_ray.{name}"
-    for name in ("cluster", "progress", "train", "reference", "examples", "generate", "line", "sweep", "doctor")
-} | {"eval.judging"}
-NO_TORCH = (
-    "rlhfv_ray.data*",
-    "rlhfv_ray.config",
-    "rlhfv_ray.records",
-    "rlhfv_ray.errors",
-    "rlhfv_ray.stages",
-    "rlhfv_ray.tracking*",
-)
-NUMERIC_CORE = ("records", "segments", "logps", "loss", "batch", "encoding", "models")
+RAY = {f"rlhfv_ray.{name}" for name in ["cluster", "inference", "training", "sweep", "endpoint", "pipeline", "doctor"]}
+NO_TORCH = ("data", "config", "records", "errors", "storage", "tracking", "endpoint", "console", "stats")
+NUMERIC_CORE = ("records", "segments", "logps", "loss", "stats", "data.encoding", "models", "models.batch")
 
 
 class Import(NamedTuple):
@@ -124,57 +84,94 @@ def _walk(name: str, node: ast.AST, *, lazy: bool, typing: bool) -> Iterator[Imp
 ALL = [found for name in FILES for found in imports_of(name)]
 
 
-def place(name: str) -> tuple[int, int] | None:
-    """Row and column of a module; those that are named win over those that a pattern fits."""
-    named = [
-        (row, column) for row, columns in enumerate(ROWS) for column, patterns in enumerate(columns) if name in patterns
-    ]
-    fitting = [
-        (row, column)
-        for row, columns in enumerate(ROWS)
-        for column, patterns in enumerate(columns)
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    ]
-    return next(iter(named + fitting), None)
+def room(module: str) -> str:
+    """The package or module directly below one of ours that a module belongs to."""
+    return ".".join(module.split(".")[:2])
+
+
+PLACES = {
+    name: (row, group)
+    for row, groups in enumerate(ROWS)
+    for group, names in enumerate(groups)
+    for name in names.split()
+}
+
+
+def place(module: str) -> tuple[int, int] | None:
+    """Row and group of a module's room."""
+    name = room(module)
+    return PLACES.get(name) or PLACES.get(f"{name.split('.')[0]}.*")
 
 
 def is_of(module: str, *libraries: str) -> bool:
     return module.split(".")[0] in libraries
 
 
-def test_every_module_has_a_place():
-    """Catches: a new module that nobody decided who may import."""
-    assert [name for name in FILES if name not in EMPTY and place(name) is None] == []
+def test_every_room_has_a_place():
+    """Catches: a new room that nobody decided who may import; a place for a room that is gone."""
+    rooms = {room(name) for name in FILES} - EMPTY
+    assert sorted(name for name in rooms if place(name) is None) == []
+    assert sorted(name for name in PLACES if name not in rooms and not name.endswith("*")) == []
     assert [found for found in ALL if found.importer in EMPTY] == []
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in EMPTY])
 def test_imports_point_down(name):
-    """Catches: an import cycle, or low code that leans on high code."""
-    upward = [
-        found.module
-        for found in imports_of(name)
-        if is_of(found.module, *PACKAGES) and not (place(found.module) and place(found.module) < place(name))
-    ]
-    assert upward == []
+    """Catches: an import cycle between rooms, or low code that leans on high code."""
+    ours = [found.module for found in imports_of(name) if is_of(found.module, *PACKAGES)]
+    others = [module for module in ours if room(module) != room(name)]
+    assert [module for module in others if not (place(module) and place(module) < place(name))] == []
+
+
+def test_no_cycle_within_a_room():
+    """Catches: two modules of a room that import each other."""
+    graph = {name: {found.module for found in imports_of(name)} & set(FILES) for name in FILES}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
+
+
+def test_no_folder_hides_its_shape():
+    """Catches: a room so full that its shape can no longer be seen."""
+    folders = [folder for package in PACKAGES for folder in (ROOT / package, *(ROOT / package).rglob("*/"))]
+    assert {
+        str(folder): count for folder in folders if (count := len(list(folder.glob("*.py")))) > LARGEST_FOLDER
+    } == {}
+
+
+def layer_table() -> str:
+    """The table of CONTRIBUTING.md, made from `ROWS`."""
+    lines = ["| row | rooms |", "|---|---|"]
+    for row, groups in enumerate(ROWS):
+        names = [
+            ", ".join(f"`{name.removeprefix('rlhfv_ray.').replace('.', '/')}`" for name in group.split())
+            for group in groups
+        ]
+        lines.append(f"| {row} | {' < '.join(names)} |")
+    return "\n".join(lines)
+
+
+def test_the_table_people_read_is_the_one_enforced():
+    """Catches: CONTRIBUTING.md telling newcomers a structure that is gone."""
+    assert layer_table() in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_library_knows_no_evaluation_and_no_experiment():
-    """Catches: a wheel (it holds rlhfv_ray alone) that cannot be imported; an experiment used as a library."""
+    """Catches: a library that leans on evaluation; evaluation that trains; an experiment used as a library."""
     assert [f for f in ALL if is_of(f.importer, "rlhfv_ray") and is_of(f.module, "eval", "experiments")] == []
-    assert [f for f in ALL if is_of(f.module, "experiments") and f.module != "experiments.recipes"] == []
+    trains = ("rlhfv_ray.training", "rlhfv_ray.pipeline", "rlhfv_ray.sweep", "rlhfv_ray.shapes_stages")
+    assert [f for f in ALL if is_of(f.importer, "eval") and room(f.module) in trains] == []
+    shared = ("experiments.recipes", "experiments.runners")
+    assert [f for f in ALL if is_of(f.module, "experiments") and room(f.module) not in shared] == []
     assert [f for f in ALL if is_of(f.module, "experiments") and not is_of(f.importer, "experiments")] == []
 
 
 def test_heavy_libraries_stay_where_they_belong():
     """Catches: `--help`, data checks or the loss that need Ray, DeepSpeed, torch or transformers to be installed and started."""
     running = [found for found in ALL if not found.typing]
-    assert [f for f in running if is_of(f.module, "ray") and f.importer not in RAY] == []
+    assert [f for f in running if is_of(f.module, "ray") and room(f.importer) not in RAY] == []
     assert [f for f in running if is_of(f.module, "deepspeed") and not f.lazy] == []
-    assert [
-        f for f in running if is_of(f.module, "mlflow") and (f.importer != "rlhfv_ray.tracking_replay" or not f.lazy)
-    ] == []
-    torchless = [f for f in running if any(fnmatch.fnmatchcase(f.importer, pattern) for pattern in NO_TORCH)]
+    mlflow = [f for f in running if is_of(f.module, "mlflow")]
+    assert [f for f in mlflow if room(f.importer) != "rlhfv_ray.tracking" or not f.lazy] == []
+    torchless = [f for f in running if room(f.importer).removeprefix("rlhfv_ray.") in NO_TORCH]
     assert len({f.importer for f in torchless}) > 8
     assert [f for f in torchless if is_of(f.module, "torch", "transformers")] == []
     low = [f for f in running if f.importer not in EMPTY and place(f.importer)[0] <= 2]
@@ -201,6 +198,6 @@ def test_numeric_core_needs_no_orchestration():
 
 def test_data_and_settings_need_no_torch():
     """Catches: torch imported on the way by a data reader or by `--help`."""
-    modules = ("config", "records", "data", "data.reference_rows", "stages", "tracking")
+    modules = ("config", "records", "data", "data.reference_table", "storage.stages", "tracking.run", "console")
     done = run_blocked(("torch", "transformers", "ray", "deepspeed", "mlflow"), modules)
     assert done.returncode == 0, done.stderr

@@ -32,8 +32,8 @@ SIGNATURES = {
     "-> ChairScores",
     "eval.chair:ground_truth": "(instances: Iterable[tuple[int, str]], captions: Iterable[tuple[int, str]], "
     "vocabulary: ObjectVocabulary) -> dict[int, set[str]]",
-    "eval.mmhal_bench:mmhal_scores": "(reviews: Sequence[str], *, release_compatible: bool) -> MMHalScores",
-    "eval.llava_bench:parse_score_pair": "(review: str) -> tuple[float, float] | None",
+    "eval.benchmarks.mmhal_bench:mmhal_scores": "(reviews: Sequence[str], *, release_compatible: bool) -> MMHalScores",
+    "eval.benchmarks.llava_bench:parse_score_pair": "(review: str) -> tuple[float, float] | None",
 }
 FIELDS = {
     "rlhfv_ray.loss:PreferenceLoss": ("losses", "chosen_rewards", "rejected_rewards"),

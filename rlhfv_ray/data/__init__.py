@@ -1,10 +1,10 @@
 """Preference pairs and examples in and out of files, and images out of bytes."""
 
 from rlhfv_ray.data.audit import AnswerLengths, Audit, audit_pairs
-from rlhfv_ray.data.examples import EXAMPLE_FORMATS
-from rlhfv_ray.data.formats import FORMATS
 from rlhfv_ray.data.images import decode_image
-from rlhfv_ray.data.sources import Slice, data_digest, list_slices, load_pairs, read_slice
+from rlhfv_ray.data.pair_formats import FORMATS
+from rlhfv_ray.data.reading import Slice, data_digest, list_slices, load_pairs, read_slice
+from rlhfv_ray.data.sft_formats import EXAMPLE_FORMATS
 from rlhfv_ray.data.writing import write_pairs
 
 __all__ = [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from rlhfv_ray.data.images import decode_image
-from rlhfv_ray.data.sources import Slice, read_slice
+from rlhfv_ray.data.reading import Slice, read_slice
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import PreferencePair
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhfv_ray.data.formats import ORIGIN_COLUMNS, check_pair
+from rlhfv_ray.data.pair_formats import ORIGIN_COLUMNS, check_pair
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import PreferencePair
 

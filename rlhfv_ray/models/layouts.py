@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhfv_ray.batch import Layout
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.models.batch import Layout
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from rlhfv_ray.config import SHAPES, ModelConfig
-from rlhfv_ray.encoding import prompt_ids
+from rlhfv_ray.data.encoding import prompt_ids
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
-from rlhfv_ray.remote import fetch, local
+from rlhfv_ray.storage.mirror import fetch, local
 
 CONTENTS = ("*.safetensors", "*.bin", "*.py")  # of a model folder, beside its config.json: what makes it this model
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -295,3 +295,8 @@ def _code_hint(error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def model_inputs(model: ModelConfig) -> dict[str, Any]:
+    """What a model's answers depend on."""
+    return {**model_digests(model), "dtype": model.dtype}

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from rlhfv_ray.batch import collate_pairs
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import HEAD_BYTES
 from rlhfv_ray.models.adapters import meta_model, parameter_counts, part_of
+from rlhfv_ray.models.batch import collate_pairs
 from rlhfv_ray.models.layouts import layout_of
 from rlhfv_ray.models.policy import recompute_activations
 from rlhfv_ray.records import EncodedPair

@@ -10,8 +10,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlhfv_ray.batch import FORKS, Layout, branch_mask
 from rlhfv_ray.logps import HEAD_BYTES, head_logps, widened
+from rlhfv_ray.models.batch import FORKS, Layout, branch_mask
 
 
 class AnswerHead(nn.Module):

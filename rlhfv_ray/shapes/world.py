@@ -18,7 +18,7 @@ from rlhfv_ray.records import Answer, PreferencePair, Prompt
 from rlhfv_ray.shapes.annotator import correct, mistakes
 from rlhfv_ray.shapes.captions import QUESTIONS, caption, read_phrases
 from rlhfv_ray.shapes.scenes import SHAPES, Group, Scene, make_scenes, render
-from rlhfv_ray.stages import write_json
+from rlhfv_ray.storage.files import write_json
 
 PAIRS_SEED = 1_000_000  # scenes of pairs are none of those the model was pretrained on
 SYNONYMS = Path(__file__).parent / "synonyms.txt"  # first word of a line is the object

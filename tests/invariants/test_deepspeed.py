@@ -14,16 +14,16 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.workers import free_port, group
-from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
-from rlhfv_ray.data.reference_rows import to_row
+from rlhfv_ray.data.reference_table import to_row
+from rlhfv_ray.inference.reference import score_pairs
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import batch_loss
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy
-from rlhfv_ray.order import micro_batches
+from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import PairBatch
-from rlhfv_ray.reference import score_pairs
-from rlhfv_ray.train import TrainJob, pairs_to_blame, start_engine, update
+from rlhfv_ray.training.sampler import micro_batches
+from rlhfv_ray.training.train import TrainJob, pairs_to_blame, start_engine, update
 
 WORLD, PAIRS = 2, 6
 RATE = 10.0  # of plain SGD: a weight changes by RATE * gradient, far above the weight's own rounding

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rlhfv_ray.batch import collate_pairs, to_device
 from rlhfv_ray.config import GenerationConfig
-from rlhfv_ray.encoding import encode_example, encode_pair
-from rlhfv_ray.generate import answer_prompts
+from rlhfv_ray.data.encoding import encode_example, encode_pair
+from rlhfv_ray.inference.generate import answer_prompts
 from rlhfv_ray.logps import IGNORED, policy_token_logps, token_logps
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, recompute_activations
 from rlhfv_ray.models import policy as policy_module
+from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import EncodedPair, Example, PreferencePair, Prompt
 from tests.families import FAMILIES, save
 

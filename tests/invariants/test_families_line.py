@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.workers import free_port
-from rlhfv_ray.cluster import part_path
 from rlhfv_ray.config import DataConfig, DDPOConfig, GenerationConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import decode_image, list_slices, write_pairs
-from rlhfv_ray.encoding import prompt_ids
-from rlhfv_ray.generate import answer_prompts
-from rlhfv_ray.leases import hold_lease
+from rlhfv_ray.data.encoding import prompt_ids
+from rlhfv_ray.inference.generate import answer_prompts
+from rlhfv_ray.inference.parts import part_path
+from rlhfv_ray.inference.reference import ReferenceActor, encode_slice, reference_inputs
 from rlhfv_ray.models import load_policy
-from rlhfv_ray.progress import read_records
 from rlhfv_ray.records import PreferencePair, Prompt
-from rlhfv_ray.reference import ReferenceActor, encode_slice, reference_inputs
-from rlhfv_ray.stages import write_json
-from rlhfv_ray.train import TrainJob
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.training.metrics_log import read_records
+from rlhfv_ray.training.train import TrainJob
 from tests.families import FAMILIES, save
 from tests.invariants.test_families import ANSWERS, picture
 from tests.ray.test_worker import run_jobs

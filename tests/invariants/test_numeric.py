@@ -11,13 +11,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhfv_ray.batch import collate_pairs
 from rlhfv_ray.config import LossConfig
-from rlhfv_ray.data.reference_rows import SCHEMA, from_row, to_row
+from rlhfv_ray.data.reference_table import SCHEMA, from_row, to_row
+from rlhfv_ray.inference.reference import score_pairs
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import batch_loss
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy
-from rlhfv_ray.reference import score_pairs
+from rlhfv_ray.models.batch import collate_pairs
 
 STEP_0 = 1e-6  # of ln 2, the trainer's own gate
 BATCHING = 1e-5  # nats: padding and order change the order of fp32 sums

@@ -26,10 +26,10 @@ from mlflow import MlflowClient
 from benchmarks.workers import free_port
 from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.data import load_pairs, write_pairs
-from rlhfv_ray.data.reference_rows import load_reference
-from rlhfv_ray.progress import read_records
-from rlhfv_ray.reference import compute_reference_logps
-from rlhfv_ray.tracking import tracked_run
+from rlhfv_ray.data.reference_table import load_reference
+from rlhfv_ray.inference.reference import compute_reference_logps
+from rlhfv_ray.tracking.run import tracked_run
+from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import wait_for
 from tests.ray.conftest import losses, ray_processes, train, weights, with_scale
 from tests.s3_server import S3, s3_server

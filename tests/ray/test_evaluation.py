@@ -17,12 +17,12 @@ import psutil
 import pytest
 import torch
 
+from eval.benchmarks.shapes import ShapesBenchmark
 from eval.chair import ObjectVocabulary
 from eval.config import JudgeConfig
-from eval.judge import Verdict
-from eval.shapes import ShapesBenchmark
 from rlhfv_ray.config import GenerationConfig, plain
-from rlhfv_ray.generate import answer_prompts
+from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.inference.generate import answer_prompts
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import SYNONYMS

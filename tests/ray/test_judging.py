@@ -18,12 +18,14 @@ import psutil
 import pytest
 from rich.console import Console
 
-from eval.answers import endpoint_answers
-from eval.config import EndpointConfig, JudgeConfig
-from eval.judge import Request, Verdict, verdict_rows
-from eval.judging import ask, check_endpoint, judge_answers
-from eval.mmhal_bench import read_rating
-from rlhfv_ray.config import GenerationConfig
+from eval.benchmarks.mmhal_bench import read_rating
+from eval.config import JudgeConfig
+from eval.inputs.answers import endpoint_answers
+from eval.judge.records import verdict_rows
+from eval.judge.run import judge_answers
+from rlhfv_ray.config import EndpointConfig, GenerationConfig
+from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.run import ask, check_endpoint
 from rlhfv_ray.errors import ConfigError, JudgeError
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.shapes.world import write_benchmark
@@ -201,12 +203,12 @@ DRIVER = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from eval.answers import endpoint_answers
-from eval.config import EndpointConfig
-from eval.judging import ask
+from eval.inputs.answers import endpoint_answers
+from rlhfv_ray.config import EndpointConfig
+from rlhfv_ray.endpoint.run import ask
 import ray
-from eval.judge import Request
-from eval.mmhal_bench import MMHalBench
+from rlhfv_ray.endpoint.records import Request
+from eval.benchmarks.mmhal_bench import MMHalBench
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 requests = [Request(str(number), f"Answer number {number}") for number in range(200)]
 endpoint = EndpointConfig(model="judge", base_url=sys.argv[1], key_file=sys.argv[3], requests_per_minute=600, actors=2)

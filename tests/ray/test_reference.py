@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from rlhfv_ray.cluster import read_parts
 from rlhfv_ray.config import GenerationConfig
 from rlhfv_ray.data import write_pairs
-from rlhfv_ray.data.reference_rows import load_reference, rejected_rows
+from rlhfv_ray.data.reference_table import load_reference, rejected_rows
 from rlhfv_ray.errors import DataError
-from rlhfv_ray.examples import encode_examples
-from rlhfv_ray.generate import generate_answers
+from rlhfv_ray.inference.generate import generate_answers
+from rlhfv_ray.inference.parts import read_parts
+from rlhfv_ray.inference.reference import compute_reference_logps
+from rlhfv_ray.inference.sft_examples import encode_examples
 from rlhfv_ray.records import Prompt
-from rlhfv_ray.reference import compute_reference_logps
 from rlhfv_ray.shapes.scenes import make_scenes, render
 from rlhfv_ray.shapes.world import write_captions
 from tests.conftest import careless_pairs, wait_for

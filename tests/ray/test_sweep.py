@@ -12,11 +12,11 @@ import pytest
 
 from experiments.recipes import shapes
 from rlhfv_ray.errors import ConfigError, StageFailedError, StaleReferenceError
-from rlhfv_ray.leases import hold_lease
-from rlhfv_ray.remote import mirror_of
-from rlhfv_ray.space import Knobs, SearchConfig, SpaceConfig, name_of, plan_trials
-from rlhfv_ray.stages import write_json
-from rlhfv_ray.sweep import Report, SweepJob, end_trial, run_sweep, trials_at_once
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.storage.mirror import mirror_of
+from rlhfv_ray.sweep.search_space import Knobs, SearchConfig, SpaceConfig, name_of, plan_trials
+from rlhfv_ray.sweep.trials import Report, SweepJob, end_trial, run_sweep, trials_at_once
 
 pytestmark = pytest.mark.ray
 NAN, KILLED_ONCE, LOST, WORST = 3.0, 4.0, 5.0, 6.0

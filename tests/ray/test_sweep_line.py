@@ -10,17 +10,17 @@ import mlflow
 import pytest
 from rich.console import Console
 
-from eval.config import StudyConfig, SweepConfig
-from eval.scoring import score_model
-from eval.study import Arm, Study, run_study
-from eval.study_report import Claim
-from eval.sweep import sweep
 from experiments.over_generalization import RISE, draw, rises
 from experiments.recipes import half_cpus, shapes
+from experiments.runners.config import StudyConfig, SweepConfig
+from experiments.runners.scoring import score_model
+from experiments.runners.study import Arm, Study, run_study
+from experiments.runners.study_report import Claim
+from experiments.runners.sweep import sweep
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.space import SearchConfig, SpaceConfig
-from rlhfv_ray.tracking import tracking_uri
+from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
+from rlhfv_ray.tracking.run import tracking_uri
 from tests.conftest import wait_for
 from tests.ray.conftest import ray_processes
 

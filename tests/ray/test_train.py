@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rlhfv_ray.checkpoint import MANIFEST, latest_checkpoint
 from rlhfv_ray.errors import CheckpointError, StaleReferenceError
 from rlhfv_ray.models import load_policy
-from rlhfv_ray.progress import read_records
+from rlhfv_ray.training.checkpoint import MANIFEST, latest_checkpoint
+from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import small_disk, wait_for
 from tests.ray.conftest import assert_same, ray_processes, train, with_scale
 

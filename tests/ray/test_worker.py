@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from benchmarks.workers import free_port, group, write
-from rlhfv_ray.checkpoint import latest_checkpoint
 from rlhfv_ray.config import LossConfig
-from rlhfv_ray.data.reference_rows import load_reference
+from rlhfv_ray.data.reference_table import load_reference
 from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError, StaleReferenceError
-from rlhfv_ray.leases import hold_lease
-from rlhfv_ray.order import batch_rows, drawn_rows
-from rlhfv_ray.progress import read_records
-from rlhfv_ray.reference import reference_inputs
-from rlhfv_ray.train import TrainJob, train_worker
+from rlhfv_ray.inference.reference import reference_inputs
+from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.training.checkpoint import latest_checkpoint
+from rlhfv_ray.training.metrics_log import read_records
+from rlhfv_ray.training.sampler import batch_rows, drawn_rows
+from rlhfv_ray.training.train import TrainJob, train_worker
 from tests.ray.conftest import assert_same, losses, weights, with_scale
 
 pytestmark = pytest.mark.ray

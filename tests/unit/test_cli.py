@@ -10,9 +10,9 @@ import pytest
 import ray
 
 from experiments import ablation, data_scaling, ddpo, over_generalization, segment_rules, sft, sweep
+from rlhfv_ray.console import run_command
 from rlhfv_ray.data import write_pairs
-from rlhfv_ray.stages import write_json
-from rlhfv_ray.terminal import run_command
+from rlhfv_ray.storage.files import write_json
 from tests.conftest import careless_pairs
 
 
@@ -136,7 +136,7 @@ def test_reference_folder_of_another_model(run, small, tmp_path):
     folder.mkdir()
     assert_explained(run(*paper(small, "--data.reference", str(folder))), "no finished reference folder")
     from rlhfv_ray.config import DataConfig, ModelConfig
-    from rlhfv_ray.reference import reference_inputs
+    from rlhfv_ray.inference.reference import reference_inputs
 
     inputs = reference_inputs(ModelConfig(str(small)), DataConfig(str(tmp_path / "pairs.parquet")))
     write_json(folder / "config.json", {**inputs, "weights": "other"})

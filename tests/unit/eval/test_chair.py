@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eval.chair import ObjectVocabulary, chair_scores, count_words, ground_truth, score_answer
-from eval.lemmas import LemmatizerName, choose_lemmatizer
+from eval.words.lemmas import LemmatizerName, choose_lemmatizer
 from rlhfv_ray.errors import ConfigError, DataError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "chair.json"
@@ -110,7 +110,10 @@ def test_builtin_lemmas_are_wordnet_s_on_the_vocabulary(builtin: ObjectVocabular
         ("It is hot, dogs rest.", ["dog"]),
         ("The seat of the toilet is up.", ["toilet"]),
         ("A seat near the window.", ["seat"]),
-        ("Two men, three women and a tie-dye shirt.", ["woman"]),  # WordNet's reading of "men", see eval/lemmas.py
+        (
+            "Two men, three women and a tie-dye shirt.",
+            ["woman"],
+        ),  # WordNet's reading of "men", see eval/words/lemmas.py
         ("**Wine glasses** and a cat/dog bed", ["wine glass", "cat", "dog", "bed"]),
         ("A motor bike.A tennis racket", ["motor bike", "tennis racket"]),
         ("", []),

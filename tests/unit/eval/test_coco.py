@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from eval.chair import ObjectVocabulary, ground_truth
-from eval.coco import CocoTruth, Scene, coco_id, find_annotations, load_truth, over_generalization
-from eval.lemmas import choose_lemmatizer
+from eval.coco import coco_id, find_annotations, load_truth
+from eval.over_generalization import CocoTruth, Scene, over_generalization
+from eval.words.lemmas import choose_lemmatizer
 from rlhfv_ray.errors import DataError
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "chair.json").read_text())
@@ -139,7 +140,7 @@ def test_another_vocabulary_is_another_truth(
     other = ObjectVocabulary(builtin.objects, {**builtin.phrases, "a puppy": "cat"}, "builtin")
     truths = [load_truth(folder, words, cache=cache).objects[1] for words in (builtin, own, other)]
     assert truths == [{"dog"}, {"animal"}, {"dog", "cat"}]
-    monkeypatch.setattr("eval.lemmas.__file__", __file__)  # as if its rules had been changed
+    monkeypatch.setattr("eval.words.lemmas.__file__", __file__)  # as if its rules had been changed
     load_truth(folder, builtin, cache=cache)
     assert len(list(cache.iterdir())) == 4
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from eval.benchmark import Scores
-from eval.report import markdown_table, read_runs, summary, table
-from eval.saved import save_scores
+from eval.benchmarks.contract import Scores
+from eval.reporting.comparison import read_runs
+from eval.reporting.score_files import save_scores
+from eval.reporting.tables import markdown_table, summary, table
 from rlhfv_ray.errors import DataError
 from tests.hand_scores import aligned, base, judged, models, pets, rated
 

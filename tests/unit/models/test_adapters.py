@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from rlhfv_ray.batch import collate_pairs
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, merge_adapters, planned_counts, prepare_training
 from rlhfv_ray.models.adapters import parameter_counts
+from rlhfv_ray.models.batch import collate_pairs
 from tests.families import FAMILIES, save
 
 LORA = {"lora_rank": 4}

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhfv_ray.batch import collate_pairs
 from rlhfv_ray.config import ModelConfig
-from rlhfv_ray.encoding import encode_pair
+from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import (
@@ -27,6 +26,7 @@ from rlhfv_ray.models import (
     resolve_model,
     weights_digest,
 )
+from rlhfv_ray.models.batch import collate_pairs
 
 
 @pytest.fixture

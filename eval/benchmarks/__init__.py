@@ -1,0 +1,1 @@
+"""Benchmarks: the contract that each keeps, and one file for each."""

@@ -1,0 +1,1 @@
+"""Judges: prompts, verdicts, and what is read from a judge's reply."""

@@ -1,0 +1,1 @@
+"""Scores for people: tables, figures, pages, MLflow."""

@@ -1,0 +1,1 @@
+"""Words of answers: lemmas and nouns."""

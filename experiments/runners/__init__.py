@@ -1,0 +1,1 @@
+"""Orchestration that joins training and evaluation: experiment, sweep, study."""

@@ -1,0 +1,169 @@
+"""Ways to store an image with questions and answers to be imitated (supervised fine-tuning), each read into the one record.
+
+| format          | origin and file                                                       | needed columns                      |
+|-----------------|-----------------------------------------------------------------------|-------------------------------------|
+| `conversations` | LLaVA, LLaMA-Factory ShareGPT; JSON, JSON Lines, Parquet              | `conversations`, `image`            |
+| `messages`      | TRL, ms-swift, OpenAI's chat form                                     | `messages`, `images`                |
+| `completion`    | TRL prompt-completion                                                 | `prompt`, `completion`, `images`    |
+| `vqa`           | a question and its answer, or VQAv2's ten answers                     | `image`, `question`, `answer`       |
+| `caption`       | a caption; the question is `CAPTION_QUESTION`                         | `image`, `caption`                  |
+| `muffin_tsv`    | Muffin; the text is a conversation, or `{question, answer}`           | as for pairs                        |
+
+Preference pairs are examples too: of what was chosen.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from rlhfv_ray.data.pair_formats import (
+    FORMATS,
+    PLACEHOLDER,
+    ROLES,
+    TSV_COLUMNS,
+    Format,
+    Row,
+    check_texts,
+    from_base64,
+    image_bytes,
+    origin_of,
+    own_id,
+    parse_json,
+    part_text,
+    unusable,
+)
+from rlhfv_ray.errors import DataError
+from rlhfv_ray.records import Example
+
+CAPTION_QUESTION = "Describe this image."
+TURNS = "turns"
+
+
+def read_example(row: Row, *, format: str, root: Path, fallback_id: str) -> tuple[str, Example | DataError]:
+    """Turn one stored row into an example, or into the error that makes it unusable, with the row's id.
+
+    Args:
+        row: columns as stored.
+        format: a key of `EXAMPLE_FORMATS`.
+        root: resolved folder that image paths are relative to and may not leave.
+        fallback_id: id of a row that brings none.
+    """
+    row_id = own_id(row) or fallback_id
+    try:
+        fields = EXAMPLE_FORMATS[format].fields(row)
+        row_id = own_id(fields) or row_id
+        turns = fields[TURNS] if TURNS in fields else [(fields.get("question"), fields.get("chosen"))]
+        example = Example(row_id, image_bytes(fields, root), tuple(map(_cleaned, turns)), origin_of(fields))
+        check_example(example)
+    except DataError as error:
+        return row_id, error
+    return row_id, example
+
+
+def check_example(example: Example) -> None:
+    """Refuse an example that cannot train.
+
+    Raises:
+        DataError: `image_missing`, `empty_question`, `empty_answer`, `multi_image` or `bad_text`, then the reason.
+    """
+    if not example.image:
+        raise unusable("image_missing", "the image has no bytes")
+    for number, (question, answer) in enumerate(example.turns, start=1):
+        if not question:
+            raise unusable("empty_question", f"question {number} is missing or blank")
+        if not answer:
+            raise unusable("empty_answer", f"answer {number} is missing or blank")
+        check_texts(question, answer)
+    check_texts(example.id, *example.origin, *example.origin.values())
+
+
+def _cleaned(turn: tuple[object, object]) -> tuple[str, str]:
+    question, answer = (text if isinstance(text, str) else "" for text in turn)
+    return question.replace(PLACEHOLDER, "").strip(), answer.strip()
+
+
+def turns_of(messages: object) -> list[tuple[str, str]]:
+    """Questions and answers of a conversation, in turn.
+
+    Example:
+        >>> turns_of([{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A cat."}])
+        [('<image>What?', 'A cat.')]
+    """
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        raise unusable("bad_row", f"expected messages, found {type(messages).__name__}")
+    roles = [ROLES.get(name, name) for name in (str(turn.get("role") or turn.get("from")) for turn in messages)]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise unusable("bad_roles", f"expected user and assistant in turn, found {', '.join(roles) or 'none'}")
+    texts = [_said(turn) for turn in messages]
+    if sum(text.count(PLACEHOLDER) for text in texts) > 1:
+        raise unusable("multi_image", "the conversation shows more than one image")
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _said(turn: Mapping[str, object]) -> str:
+    content = turn.get("content") or turn.get("value") or ""
+    return "".join(map(part_text, content)) if isinstance(content, list) else str(content)
+
+
+def _conversations(row: Row) -> Row:
+    if row.get("system"):
+        raise unusable("system_prompt", "a system prompt is not supported")
+    return {**row, TURNS: turns_of(row.get("conversations"))}
+
+
+def _messages(row: Row) -> Row:
+    return {**row, TURNS: turns_of(row.get("messages"))}
+
+
+def _completion(row: Row) -> Row:
+    prompt, completion = row.get("prompt"), row.get("completion")
+    asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    said = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+    return {**row, TURNS: turns_of([*asked, *said])}
+
+
+def _vqa(row: Row) -> Row:
+    return {**row, TURNS: [(row.get("question"), _answer(row))]}
+
+
+def _answer(row: Row) -> object:
+    """A question's answer; of several people's, the one most gave."""
+    for name in ("answer", "multiple_choice_answer"):
+        if row.get(name) is not None:
+            return row[name]
+    answers = row.get("answers")
+    if isinstance(answers, str):
+        return answers
+    said = [one.get("answer") if isinstance(one, dict) else one for one in answers] if isinstance(answers, list) else []
+    texts = [one for one in said if isinstance(one, str)]
+    return Counter(texts).most_common(1)[0][0] if texts else None
+
+
+def _caption(row: Row) -> Row:
+    caption = row.get("caption")
+    if isinstance(caption, list) and len(caption) != 1:
+        raise unusable("bad_row", f"{len(caption)} captions in one row; give each a row of its own")
+    return {**row, TURNS: [(CAPTION_QUESTION, caption[0] if isinstance(caption, list) else caption)]}
+
+
+def _muffin_tsv(row: Row) -> Row:
+    row = {**row, **from_base64(row, "image", "text")}
+    content = parse_json(row["text"])
+    if isinstance(content, dict) and "question" in content:
+        return _vqa({**row, **content, "image": row["image"]}) if "chosen" not in content else {**row, **content}
+    if isinstance(content, list) and content and all(isinstance(turn, dict) for turn in content):
+        return {**row, TURNS: turns_of(content)}
+    if isinstance(content, list) and len(content) in (3, 4):  # a preference pair
+        return {**row, TURNS: [(content[0], content[1])]}
+    raise unusable("bad_json", "text must hold a conversation, a question with its answer, or a preference pair")
+
+
+EXAMPLE_FORMATS: Mapping[str, Format] = {
+    **FORMATS,
+    "conversations": Format(("conversations", "image|images"), _conversations),
+    "messages": Format(("messages", "image|images"), _messages),
+    "completion": Format(("prompt", "completion", "image|images"), _completion),
+    "vqa": Format(("image|images", "question", "answer|answers|multiple_choice_answer"), _vqa),
+    "caption": Format(("image|images", "caption"), _caption),
+    "muffin_tsv": Format(TSV_COLUMNS, _muffin_tsv),
+}

@@ -1,0 +1,1 @@
+"""Inference in parallel Ray Data actors: reference log-probs and answers."""

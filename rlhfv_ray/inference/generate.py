@@ -1,0 +1,130 @@
+"""JOB: answers of a policy to questions about images.
+
+Prompts are cut into parts of `scale.rows`; actors that hold the model answer them in padded batches, and append part files. A part's
+answers depend on the part alone, so a run that was interrupted goes on where it was and ends the same.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig, plain
+from rlhfv_ray.data import decode_image
+from rlhfv_ray.data.encoding import prompt_text
+from rlhfv_ray.inference.parts import map_parts, read_parts, write_part
+from rlhfv_ray.models import load_model
+from rlhfv_ray.records import Answer, Prompt
+from rlhfv_ray.storage.stages import Stage
+
+ANSWERS = pa.schema({"id": pa.string(), "question": pa.string(), "text": pa.string()})
+
+
+def generate_answers(
+    model: ModelConfig,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    *,
+    generation: GenerationConfig,
+    scale: ScaleConfig,
+    title: str,
+) -> list[Answer]:
+    """Answer prompts; parts that are there are kept.
+
+    Returns:
+        One answer per prompt, in their order.
+    """
+    map_parts(
+        [prompts[start : start + scale.rows] for start in range(0, len(prompts), scale.rows)],
+        folder,
+        actor=functools.partial(GenerationActor, model=model, generation=generation, batch=scale.inference_batch),
+        scale=scale,
+        title=title,
+    )
+    return read_answers(folder)
+
+
+def write_answers(answers: Sequence[Answer], folder: Path) -> None:
+    """Write answers that were made elsewhere, as one part that `read_answers` reads."""
+    rows = [{"id": answer.id, "question": answer.question, "text": answer.text} for answer in answers]
+    write_part(pa.Table.from_pylist(rows, schema=ANSWERS), folder, 0)
+
+
+def read_answers(folder: Path) -> list[Answer]:
+    """The answers of a finished folder, in the prompts' order."""
+    return [Answer(**row) for row in read_parts(folder).to_pylist()]
+
+
+class GenerationActor:
+    """Holds a policy; answers the prompts of a part."""
+
+    def __init__(self, model: ModelConfig, generation: GenerationConfig, batch: int) -> None:
+        self.model, self.processor = load_model(model)
+        self.generation, self.batch = generation, batch
+
+    def __call__(self, rows: Sequence[Prompt], part: int) -> pa.Table:
+        """One part's answers, in `ANSWERS`."""
+        torch.manual_seed(self.generation.seed * 1_000_003 + part)
+        texts = [
+            text
+            for start in range(0, len(rows), self.batch)
+            for text in answer_prompts(self.model, self.processor, rows[start : start + self.batch], self.generation)
+        ]
+        columns = {"id": [row.id for row in rows], "question": [row.question for row in rows], "text": texts}
+        return pa.Table.from_pydict(columns, schema=ANSWERS)
+
+
+@torch.inference_mode()
+def answer_prompts(model: Any, processor: Any, prompts: Sequence[Prompt], generation: GenerationConfig) -> list[str]:
+    """Answer a few prompts in one batch, padded on the left."""
+    inputs = processor(
+        images=[[decode_image(prompt.image)] for prompt in prompts],  # nested: whose image each is
+        text=[prompt_text(processor, prompt.question) for prompt in prompts],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    ).to(model.device, model.dtype)
+    tokens = model.generate(**inputs, **_decoding(processor.tokenizer, generation))
+    texts = processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [_cut(text, generation.stop).strip() for text in texts]
+
+
+def _decoding(tokenizer: Any, generation: GenerationConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "max_new_tokens": generation.max_new_tokens,
+        "num_beams": generation.beams,
+        "do_sample": generation.temperature > 0,
+        "repetition_penalty": generation.repetition_penalty,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if generation.temperature > 0:
+        settings |= {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
+    if generation.stop:
+        settings |= {"stop_strings": list(generation.stop), "tokenizer": tokenizer}
+    return settings
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """What stands before the first stop string."""
+    return functools.reduce(lambda kept, word: kept.split(word, 1)[0], stop, text)
+
+
+def answers_stage(
+    model: ModelConfig,
+    prompts: Callable[[], Sequence[Prompt]],
+    inputs: Mapping[str, Any],
+    *,
+    generation: GenerationConfig,
+    scale: ScaleConfig,
+    title: str,
+) -> Stage:
+    """A model's answers to prompts; `inputs` say which model and which prompts."""
+
+    def run(folder: Path, _: str) -> None:
+        generate_answers(model, prompts(), folder, generation=generation, scale=scale, title=title)
+
+    settings = {"decoding": plain(generation), "dtype": model.dtype}
+    return Stage("answers", {**inputs, **settings}, run, title=title)

@@ -1,0 +1,155 @@
+"""JOB: the reference's log-probability of every answer token, once for every beta, gamma and rule.
+
+Ray Data streams slices of the data through tasks that validate, decode and encode, into actors that hold the reference model. The folder:
+`part-*.parquet` (one row per pair: ids, masks of both rules, fp32 log-probs, the image), `rejected_rows.parquet` (id and reason of
+every row that cannot be used), `config.json`.
+"""
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
+from rlhfv_ray.data import Slice, data_digest, list_slices, read_slice
+from rlhfv_ray.data.encoding import encode_example, encode_pair
+from rlhfv_ray.data.reference_table import REJECTED, SCHEMA, to_row
+from rlhfv_ray.errors import DataError
+from rlhfv_ray.inference.parts import map_parts
+from rlhfv_ray.logps import policy_token_logps
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, load_processor, model_digests
+from rlhfv_ray.models.batch import collate_pairs, to_device
+from rlhfv_ray.records import EncodedPair, Example, PreferencePair, ReferencePair
+from rlhfv_ray.storage.mirror import shown
+
+logger = logging.getLogger(__name__)
+
+
+def reference_inputs(model: ModelConfig, data: DataConfig, *, rows: str | None = None) -> dict[str, Any]:
+    """What reference log-probs depend on, by name; `rows` stands for the data where they are not made yet."""
+    return {
+        **model_digests(model),
+        "dtype": model.dtype,
+        "rows": rows or data_digest(data.path),
+        "format": data.format,
+        "min_match": data.min_match,
+        "max_length": data.max_length,
+        "layout": model.layout,  # of rows: bf16 rounds each its own way
+        "attention": model.attention,
+        **({} if data.spans else {"spans": False}),
+        "version": 1,  # of the folder
+    }
+
+
+def compute_reference_logps(model: ModelConfig, data: DataConfig, scale: ScaleConfig, folder: Path) -> None:
+    """Fill a folder with the reference log-probs of all pairs; parts that are there are kept.
+
+    Raises:
+        DataError: more than `data.max_rejected` of the rows are unusable, or none is left.
+    """
+    slices = list_slices(data.path, format=data.format, rows=scale.rows)
+    map_parts(
+        slices,
+        folder,
+        prepare=functools.partial(encode_slice, model=model, data=data),
+        actor=functools.partial(ReferenceActor, model=model, batch=scale.inference_batch),
+        scale=scale,
+        title="Reference log-probs",
+    )
+    collect_rejected(folder, data)
+
+
+def encode_slice(piece: Slice, *, model: ModelConfig, data: DataConfig) -> list[EncodedPair | tuple[str, str]]:
+    """Read and encode the rows of a slice, pairs or examples; an unusable row becomes (id, reason)."""
+    processor = _cached_processor(model)
+    rows: list[EncodedPair | tuple[str, str]] = []
+    for row_id, pair in read_slice(piece):
+        try:
+            if isinstance(pair, DataError):
+                raise pair
+            rows.append(encode(pair, processor, data))
+        except DataError as error:
+            rows.append((row_id, str(error)))
+    return rows
+
+
+def encode(row: PreferencePair | Example, processor: Any, data: DataConfig) -> EncodedPair:
+    """Encode a pair or an example."""
+    if isinstance(row, Example):
+        return encode_example(row, processor, max_length=data.max_length)
+    return encode_pair(row, processor, min_match=data.min_match, max_length=data.max_length, spans=data.spans)
+
+
+class ReferenceActor:
+    """Holds the reference model; scores the answers of encoded pairs."""
+
+    def __init__(self, model: ModelConfig, batch: int) -> None:
+        torch.set_grad_enabled(False)
+        loaded, self.processor = load_model(model)
+        self.policy = AnswerPolicy(loaded, layout_of(loaded, model.layout))
+        self.batch = batch
+
+    def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]], part: int) -> pa.Table:
+        """One part's table, in `SCHEMA`."""
+        pairs = [row for row in rows if isinstance(row, EncodedPair)]
+        by_length = sorted(pairs, key=self.policy.layout.tokens_of)
+        scored: dict[str, ReferencePair] = {}
+        for start in range(0, len(pairs), self.batch):
+            some = score_pairs(self.policy, self.processor, by_length[start : start + self.batch])
+            scored |= {pair.id: pair for pair in some}
+        return part_table([scored[row.id] if isinstance(row, EncodedPair) else row for row in rows], SCHEMA)
+
+
+def part_table(rows: Sequence[EncodedPair | tuple[str, str]], schema: pa.Schema) -> pa.Table:
+    """One part: pairs, then the rows that cannot be used."""
+    pairs = [to_row(row) for row in rows if isinstance(row, EncodedPair)]
+    rejected = [{"id": row[0], "reason": row[1]} for row in rows if isinstance(row, tuple)]
+    return pa.Table.from_pylist([*pairs, *rejected], schema=schema)
+
+
+def score_pairs(policy: AnswerPolicy, processor: Any, pairs: Sequence[EncodedPair]) -> list[ReferencePair]:
+    """Reference log-probs of a few pairs in one forward pass, the same pass that training does."""
+    batch = collate_pairs(pairs, processor, rule="both_sides", layout=policy.layout)
+    logps = policy_token_logps(policy, to_device(batch, policy.model.device, policy.model.dtype)).float().cpu()
+    scored = []
+    for row, pair in enumerate(pairs):
+        chosen = logps[row, : len(pair.chosen_ids)].tolist()
+        rejected = logps[row + len(pairs), : len(pair.rejected_ids)].tolist()
+        scored.append(ReferencePair(**vars(pair), chosen_logps=chosen, rejected_logps=rejected))
+    return scored
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_processor(model: ModelConfig) -> Any:
+    return load_processor(model.path, trust_remote_code=model.trust_remote_code)
+
+
+def collect_rejected(folder: Path, data: DataConfig) -> None:
+    """Write `rejected_rows.parquet` of a folder whose parts are all there, and stop where too many rows, or all, are in it."""
+    table = pa.concat_tables(
+        pq.read_table(path, columns=["id", "reason"]) for path in sorted(folder.glob("part-*.parquet"))
+    )
+    twice = [row_id for row_id, count in Counter(table["id"].to_pylist()).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} row ids of {data.path} are there more than once (first: {', '.join(twice[:5])})."
+        )
+    rejected = table.filter(table["reason"].is_valid())
+    pq.write_table(rejected, folder / REJECTED)
+    if not rejected.num_rows:
+        return
+    examples = "; ".join(f"{row['id']}: {row['reason']}" for row in rejected.slice(0, 3).to_pylist())
+    what = f"{rejected.num_rows} of {table.num_rows} rows of {data.path} cannot be used ({examples})"
+    logger.warning("%s; all are listed in %s", what, shown(folder / REJECTED))
+    if rejected.num_rows == table.num_rows:
+        raise DataError(f"{what}; no pair is left. All are listed in {shown(folder / REJECTED)}.")
+    if rejected.num_rows > data.max_rejected * table.num_rows:
+        raise DataError(
+            f"{what}; more than --data.max-rejected {data.max_rejected:g} allows. All are listed in {shown(folder / REJECTED)}."
+        )

@@ -1,0 +1,40 @@
+"""JOB: examples to be imitated, encoded: a folder like the reference's, without log-probs and with nothing rejected."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
+from rlhfv_ray.data import list_slices
+from rlhfv_ray.data.reference_table import EXAMPLES
+from rlhfv_ray.inference.parts import map_parts
+from rlhfv_ray.inference.reference import collect_rejected, encode_slice, part_table
+from rlhfv_ray.records import EncodedPair
+
+
+def encode_examples(model: ModelConfig, data: DataConfig, scale: ScaleConfig, folder: Path) -> None:
+    """Fill a folder with all examples as token ids; parts that are there are kept.
+
+    Raises:
+        DataError: more than `data.max_rejected` of the rows are unusable, or none is left.
+    """
+    map_parts(
+        list_slices(data.path, format=data.format, rows=scale.rows, examples=True),
+        folder,
+        prepare=functools.partial(encode_slice, model=model, data=data),
+        actor=Writing,
+        scale=replace(scale, gpu=False),
+        title="Examples",
+    )
+    collect_rejected(folder, data)
+
+
+class Writing:
+    """Makes the tables of parts; there is nothing to compute."""
+
+    def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]], part: int) -> pa.Table:
+        """One part's table, in `EXAMPLES`."""
+        return part_table(rows, EXAMPLES)

@@ -1,0 +1,1 @@
+"""Folders of results, on a disk or behind an address: stages, leases, mirrors."""

@@ -1,0 +1,1 @@
+"""Sweeps: the search space, and its trials on Ray Tune."""

@@ -1,0 +1,1 @@
+"""MLflow, fed from records in the run folder."""

@@ -1,0 +1,291 @@
+"""Brings the spool of `rlhfv_ray.tracking.run` to MLflow, and is the only module that talks to it.
+
+To replay an event twice does no harm: a run is found again by a tag, a metric point carries the time of its event
+(MLflow keeps equal points once), params are compared, artifacts overwritten. So the state file is only a memory of how
+far a replay came. Runs and the experiment are always named by id, because MLflow's fluent functions leave
+`MLFLOW_EXPERIMENT_ID` in the environment, which then overrules every other choice.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import logging
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.mirror import shown
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SPOOL, STATE = "tracking.jsonl", "tracking_state.json"
+REQUEST_S = 5  # longest HTTP request
+LONGEST = 6000  # characters of a param that MLflow keeps; it cuts longer ones silently
+UID = "rlhfv_ray.uid"  # tag by which a run is found again
+REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+Event = dict[str, Any]  # key, kind, run, time (ms), content
+
+log = logging.getLogger(__name__)
+
+
+def read_events(folder: Path) -> list[Event]:
+    """Read the spool of an experiment, each key once; a line torn by a crash is left out."""
+    events: dict[str, Event] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in (folder / SPOOL).read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                event = json.loads(line)
+                events.setdefault(event["key"], event)
+    return list(events.values())
+
+
+def how_to_replay(folder: Path) -> str:
+    """Tell a user whose runs are not in MLflow yet what to do."""
+    return f"Nothing is lost: `python experiments/sync_tracking.py {shown(folder.parent)}` replays what is missing."
+
+
+def database(uri: str) -> Path:
+    """Name the file of a SQLite store."""
+    return Path(uri.removeprefix("sqlite:///")).resolve()
+
+
+class Replay:
+    """Replays events in order; only the holder of the experiment's tracking lease may."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.unreached = False  # since when it was true, one warning has been given
+        self.state: dict[str, Any] = {}
+        self._client: MlflowClient | None = None
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            self.state = json.loads((folder / STATE).read_text())
+
+    def sync(self, events: Sequence[Event], *, abandoned: bool = False) -> bool:
+        """Replay what MLflow lacks; never raises for it.
+
+        Args:
+            events: all of the experiment.
+            abandoned: no driver is left, so runs still open were killed.
+
+        Returns:
+            Whether MLflow has everything.
+        """
+        try:
+            if abandoned or self.state.get("position") != len(events):
+                self._replay(events, abandoned=abandoned)
+        except Exception as error:  # noqa: BLE001 - of any client, database or cloud store: none may stop a training run
+            if not self.unreached:
+                log.warning("MLflow cannot be used now: %s %s", _short(error), how_to_replay(self.folder))
+            self.unreached = True
+            return False
+        self.unreached = False
+        return not self.state["refused"]
+
+    def _replay(self, events: Sequence[Event], *, abandoned: bool) -> None:
+        client = self._connect([event["content"] for event in events if event["kind"] == "target"][-1])
+        try:
+            for group in _grouped(events[self.state["position"] :]):
+                self._send(client, group)
+                self.state["position"] += len(group)
+        finally:
+            write_json(self.folder / STATE, self.state)
+        last = {event["run"]: event["content"] for event in events if event["kind"] == "status"}
+        for run in [run for run, status in last.items() if abandoned and status == "RUNNING"]:
+            client.set_terminated(self.state["runs"][run], "KILLED", end_time=events[-1]["time"])
+
+    def _connect(self, target: Mapping[str, str]) -> "MlflowClient":
+        if self._client is None or self.state.get("target") != target:
+            client, experiment_id = _open_store(target)
+            if self.state.get("target") != target or _is_lost(client, self.state["runs"]):
+                self.state = {"target": dict(target), "runs": {}, "position": 0, "refused": []}
+            self.state["experiment_id"] = experiment_id
+            self._client = client
+        return self._client
+
+    def _send(self, client: "MlflowClient", group: Sequence[Event]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        event = group[0]
+        if event["kind"] == "start":
+            self.state["runs"][event["run"]] = self._find_run(client, event) or self._start_run(client, event)
+        if event["kind"] not in SENDERS:
+            return
+        try:
+            SENDERS[event["kind"]](client, self.state["runs"][event["run"]], group, self.folder)
+        except (MlflowException, FileNotFoundError) as error:
+            if getattr(error, "error_code", "INVALID_STATE") not in REFUSALS:
+                raise
+            self._refuse(client, group, error)
+
+    def _refuse(self, client: "MlflowClient", group: Sequence[Event], error: Exception) -> None:
+        """Set aside what MLflow will never take, so that the rest goes on."""
+        if len(group) > 1:
+            for event in group:
+                self._send(client, [event])
+            return
+        if not self.state["refused"]:
+            log.warning("MLflow will lack %s: %s", group[0]["key"], _short(error))
+        self.state["refused"].append(group[0]["key"])
+
+    def _find_run(self, client: "MlflowClient", event: Event) -> str | None:
+        wanted = f"tags.`{UID}` = '{event['content']['uid']}'"
+        found = client.search_runs([self.state["experiment_id"]], wanted, max_results=1)
+        return found[0].info.run_id if found else None
+
+    def _start_run(self, client: "MlflowClient", event: Event) -> str:
+        content = event["content"]
+        tags = {UID: content["uid"]}
+        if content["parent"]:
+            tags["mlflow.parentRunId"] = self.state["runs"][content["parent"]]
+        run = client.create_run(
+            self.state["experiment_id"], start_time=event["time"], tags=tags, run_name=content["name"]
+        )
+        return run.info.run_id
+
+
+def _open_store(target: Mapping[str, str]) -> tuple["MlflowClient", str]:
+    """Open the store and the experiment in it; both are made where they are missing."""
+    import mlflow
+    from mlflow import environment_variables, telemetry
+
+    # Defaults, not environment variables: those would reach child processes and overrule the user's own.
+    environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.default = REQUEST_S  # 120 s
+    environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.default = 0  # 7, with minutes of back-off; the replay retries
+    environment_variables.MLFLOW_DISABLE_TELEMETRY.default = True
+    environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.default = True  # into the progress bars of the run
+    telemetry.set_telemetry_client()  # reads the setting again
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not its talk of tables, into a user's progress
+    with _creating(target["uri"]):
+        client = mlflow.MlflowClient(tracking_uri=target["uri"])
+        return client, _experiment_id(client, target)
+
+
+@contextlib.contextmanager
+def _creating(uri: str) -> Iterator[None]:
+    """One process at a time opens a SQLite store: several that create its tables at once break it."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    lock = database(uri).with_name(f"{database(uri).name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _experiment_id(client: "MlflowClient", target: Mapping[str, str]) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(target["experiment"])
+    if found:
+        return found.experiment_id
+    try:
+        return client.create_experiment(target["experiment"], artifact_location=target["artifacts"] or None)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was first
+            raise
+        return _experiment_id(client, target)
+
+
+def _is_lost(client: "MlflowClient", runs: Mapping[str, str]) -> bool:
+    """Whether the store no longer knows the runs: somebody deleted its database."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        for run_id in list(runs.values())[:1]:
+            client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
+    return False
+
+
+def _grouped(events: Sequence[Event]) -> list[list[Event]]:
+    """Metrics of one run that follow each other go together: one request each would take minutes after an outage."""
+    groups = itertools.groupby(events, key=lambda event: (event["run"], event["kind"] == "metrics" or event["key"]))
+    return [list(group) for _, group in groups]
+
+
+def _send_metrics(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [Metric(name, value, event["time"], step) for event in events for name, value, step in event["content"]]
+    for batch in _batches(metrics, 1000):
+        client.log_batch(run_id, metrics=batch, synchronous=True)
+
+
+def _send_params(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+    """Log new params; MLflow never lets one change, so a change is tagged."""
+    from mlflow.entities import Param
+
+    params = _without_long(client, run_id, events[0]["content"])
+    there = client.get_run(run_id).data.params
+    for names in _batches([name for name in params if name not in there], 100):
+        client.log_batch(run_id, params=[Param(name, params[name]) for name in names], synchronous=True)
+    changed = [name for name, value in params.items() if there.get(name, value) != value]
+    if changed:
+        changes = ", ".join(f"{name}: {there[name]} -> {params[name]}" for name in changed)
+        client.set_tag(run_id, "config_changed", changes[:LONGEST])
+
+
+def _send_tags(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+    from mlflow.entities import RunTag
+
+    tags = _without_long(client, run_id, events[0]["content"])
+    for names in _batches(list(tags), 100):
+        client.log_batch(run_id, tags=[RunTag(name, tags[name]) for name in names], synchronous=True)
+
+
+def _send_file(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+    content = events[0]["content"]
+    path = (folder / content["path"]).resolve(strict=True)
+    client.log_artifact(run_id, str(path), content["folder"] or None)
+
+
+def _send_table(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+    """As `MlflowClient.log_table`, which would append to a table that is there."""
+    file = events[0]["content"]["file"]
+    client.log_dict(run_id, events[0]["content"]["table"], file)
+    tables = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+    if {"path": file, "type": "table"} not in tables:
+        client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*tables, {"path": file, "type": "table"}]))
+
+
+def _send_status(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+    if events[0]["content"] == "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    else:
+        client.set_terminated(run_id, events[0]["content"], end_time=events[0]["time"])
+
+
+SENDERS: dict[str, Callable[["MlflowClient", str, Sequence[Event], Path], None]] = {
+    "metrics": _send_metrics,
+    "params": _send_params,
+    "tags": _send_tags,
+    "file": _send_file,
+    "table": _send_table,
+    "status": _send_status,
+}
+
+
+def _without_long(client: "MlflowClient", run_id: str, values: Mapping[str, str]) -> dict[str, str]:
+    """Values that MLflow would cut become artifacts, with a note in their place."""
+    for name, value in values.items():
+        if len(value) > LONGEST:
+            client.log_text(run_id, value, f"long/{name}.txt")
+    return {name: value if len(value) <= LONGEST else f"see artifact long/{name}.txt" for name, value in values.items()}
+
+
+def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _short(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 250, placeholder=" ...")

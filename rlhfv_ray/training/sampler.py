@@ -1,0 +1,78 @@
+"""Which pairs make which batch: a pure function of (seed, step), whatever the number of workers.
+
+Position p of the endless stream of epochs is pair `order(p // N)[p % N]`, and a global batch is the next `optim.batch` positions.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from rlhfv_ray.config import DDPOConfig
+from rlhfv_ray.data.reference_table import from_row
+from rlhfv_ray.records import EncodedPair, PairBatch
+
+
+def batch_rows(pairs: int, batch: int, *, seed: int, step: int) -> list[int]:
+    """Rows of the global batch of one update; every epoch is its own permutation of all pairs.
+
+    Example:
+        >>> sorted(batch_rows(4, 2, seed=0, step=0) + batch_rows(4, 2, seed=0, step=1))
+        [0, 1, 2, 3]
+    """
+    rows = []
+    for position in range(step * batch, (step + 1) * batch):
+        epoch, offset = divmod(position, pairs)
+        rows.append(int(_permutation(pairs, seed, epoch)[offset]))
+    return rows
+
+
+def micro_batches(
+    pairs: Any,
+    lengths: Sequence[int],
+    collate: Callable[[Sequence[EncodedPair]], PairBatch],
+    config: DDPOConfig,
+    *,
+    start: int,
+    stop: int,
+) -> Iterator[PairBatch]:
+    """This rank's batches, forward pass by forward pass.
+
+    A global batch is cut into groups of `scale.micro_batch` pairs of like length, whatever the number of workers; they take turns, there and
+    back, so that none gets the longer group every time.
+    """
+    size, world, rank = config.scale.micro_batch, dist.get_world_size(), dist.get_rank()
+    for step in range(start, stop):
+        rows = batch_rows(len(pairs), config.optim.batch, seed=config.seed, step=step)
+        rows.sort(key=lambda row: (lengths[row], row))
+        for turn in range(config.accumulation):
+            first = (turn * world + (rank if turn % 2 == 0 else world - 1 - rank)) * size
+            some = rows[first : first + size]
+            yield collate([from_row(pairs[row], chosen_only=config.loss.imitates) for row in some])
+
+
+def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
+    """The same batches, the next one being made (images decoded) while the current one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch
+
+
+def drawn_rows(pairs: int, count: int, *, seed: int) -> list[int]:
+    """`count` of the rows, in the order of the data; what is drawn for a smaller count is part of what is drawn for a larger one.
+
+    Example:
+        >>> set(drawn_rows(100, 5, seed=0)) < set(drawn_rows(100, 20, seed=0))
+        True
+    """
+    return sorted(np.random.default_rng([seed, pairs]).permutation(pairs)[:count].tolist())
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(pairs: int, seed: int, epoch: int) -> list[int]:
+    return np.random.default_rng([seed, epoch]).permutation(pairs).tolist()

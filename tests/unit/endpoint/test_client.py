@@ -1,0 +1,133 @@
+"""One call against a real HTTP server on this machine that misbehaves in every way in turn."""
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhfv_ray.config import EndpointConfig
+from rlhfv_ray.endpoint.client import Caller, Outcome, call_once
+from rlhfv_ray.endpoint.records import Request, Verdict
+from tests.openai_server import Fault, OpenAIServer, error
+
+KEY = "sk-canary-1234"
+
+
+def call(fault: Fault | None, tmp_path: Path, *, request: Request | None = None, **settings: Any) -> Outcome:
+    """Call a server that does this once."""
+    with OpenAIServer(lambda prompt: "Rating: 4", log=tmp_path / "log", script=lambda number, body: fault) as server:
+        endpoint = EndpointConfig(model="judge", base_url=server.url, key_env="MY_KEY", timeout_s=0.5, **settings)
+        return asyncio.run(call_once(endpoint, request or Request("1", "How good?")))
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+
+
+def test_a_reply(tmp_path: Path) -> None:
+    outcome = call(None, tmp_path)
+    assert outcome == Outcome("reply", Verdict("ok", "Rating: 4", "judge", "", 2, 10))
+
+
+def choice(**changes: Any) -> Fault:
+    def change(reply: dict[str, Any]) -> dict[str, Any]:
+        first = reply["choices"][0]
+        return {**reply, "choices": [{**first, **changes}]}
+
+    return Fault(change=change)
+
+
+def message(content: str | None, **more: Any) -> Fault:
+    return choice(message={"role": "assistant", "content": content, **more})
+
+
+TABLE = {
+    "too many": (error(429, "rate_limit_exceeded", retry_after="7"), "busy", "unavailable"),
+    "too many, no hint": (error(429, "rate_limit_exceeded"), "busy", "unavailable"),
+    "no money": (error(429, "insufficient_quota"), "hopeless", "unavailable"),
+    "wrong key": (error(401, "invalid_api_key", f"Incorrect API key provided: {KEY}"), "hopeless", "unavailable"),
+    "not allowed": (error(403), "hopeless", "unavailable"),
+    "no such model": (error(404, "model_not_found"), "hopeless", "unavailable"),
+    "bad request": (error(400, "unsupported_value"), "hopeless", "unavailable"),
+    "filtered": (error(400, "content_filter"), "reply", "refused"),
+    "too long": (error(400, "context_length_exceeded"), "reply", "refused"),
+    "broken": (error(500), "broken", "unavailable"),
+    "bad gateway": (Fault(502, "<html>Bad gateway</html>"), "broken", "unavailable"),
+    "dropped": (Fault(drop=True), "broken", "unavailable"),
+    "slow": (Fault(sleep=1.0), "broken", "unavailable"),
+    "a page": (Fault(body="<html>Sign in</html>"), "broken", "bad_payload"),
+    "half a reply": (Fault(body='{"id": "x", "choi'), "broken", "bad_payload"),
+    "an empty body": (Fault(body=" "), "broken", "bad_payload"),
+    "another object": (Fault(body='{"hello": 1}'), "broken", "bad_payload"),
+    "no choices": (Fault(change=lambda reply: {**reply, "choices": []}), "broken", "bad_payload"),
+    "no text": (message(None), "reply", "empty"),
+    "blank text": (message(" \n"), "reply", "empty"),
+    "refused": (message(None, refusal="I will not."), "reply", "refused"),
+    "filtered reply": (choice(finish_reason="content_filter"), "reply", "refused"),
+    "cut off": (choice(finish_reason="length"), "reply", "truncated"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_a_fault_means(name: str, tmp_path: Path) -> None:
+    """Catches: paid retries that cannot help, errors taken for verdicts, exceptions that end a whole run; the key in an error's text."""
+    fault, kind, status = TABLE[name]
+    outcome = call(fault, tmp_path)
+    assert (outcome.kind, outcome.verdict.status) == (kind, status)
+    assert outcome.kind == "reply" or outcome.reason
+    assert KEY not in repr(outcome)
+    assert outcome.retry_after == (7.0 if name == "too many" else 0.0)
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    endpoint = EndpointConfig(model="judge", base_url="http://127.0.0.1:9/v1", key_env="MY_KEY")
+    assert asyncio.run(call_once(endpoint, Request("1", "?"))).kind == "broken"
+
+
+def test_another_model_is_recorded_and_refused_where_one_is_pinned(tmp_path: Path) -> None:
+    """Catches: scores of two judges mixed under one name."""
+    swap = Fault(change=lambda reply: {**reply, "model": "judge-mini"})
+    assert call(swap, tmp_path).verdict == Verdict("ok", "Rating: 4", "judge-mini", "", 2, 10)
+    assert call(swap, tmp_path, reported_model="judge").verdict.status == "other_model"
+    assert call(None, tmp_path, reported_model="judge").verdict.status == "ok"
+
+
+def test_what_is_sent(tmp_path: Path) -> None:
+    """Catches: a setting that does nothing; OpenAI's newer models refused for the old name of the limit."""
+    bodies: list[dict[str, Any]] = []
+
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
+        bodies.append(body)
+        return (
+            error(400, "unsupported_parameter", "Use 'max_completion_tokens' instead.")
+            if "max_tokens" in body
+            else None
+        )
+
+    request = Request("1", "text", image="data:x", system="sys", schema='{"type": "object"}', vote=2, again=1)
+    with OpenAIServer(lambda prompt: "ok", log=tmp_path / "log", script=script) as server:
+        endpoint = EndpointConfig(
+            model="judge", base_url=server.url, key_env="MY_KEY", temperature=0.5, max_tokens=9, seed=5
+        )
+
+        async def twice() -> list[Outcome]:
+            async with Caller(endpoint) as caller:
+                return [await caller.call(request), await caller.call(replace(request, again=0))]
+
+        assert [outcome.kind for outcome in asyncio.run(twice())] == ["reply", "reply"]
+    first, second, third = bodies
+    assert (first["max_tokens"], second["max_completion_tokens"], third["max_completion_tokens"]) == (18, 18, 9)
+    assert (first["model"], first["temperature"], first["seed"]) == ("judge", 0.5, 7)
+    assert first["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    picture = {"type": "image_url", "image_url": {"url": "data:x"}}
+    user = {"role": "user", "content": [picture, {"type": "text", "text": "text"}]}
+    assert first["messages"] == [{"role": "system", "content": "sys"}, user]
+
+
+def test_a_date_is_a_wait_too(tmp_path: Path) -> None:
+    later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
+    assert 27 < call(error(429, retry_after=later), tmp_path).retry_after <= 30

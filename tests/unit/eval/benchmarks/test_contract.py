@@ -1,0 +1,322 @@
+"""Scores, their comparison, and the shapes benchmark on planted mistakes; every figure is counted by hand beside it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.benchmarks.contract import (
+    CHAIR,
+    WORDS,
+    JudgedAnswer,
+    Mark,
+    Measure,
+    Part,
+    Scores,
+    chair_parts,
+    check_comparable,
+    compare,
+    in_order,
+    missing_reason,
+    read_votes,
+)
+from eval.benchmarks.shapes import ShapesBenchmark
+from eval.chair import AnswerScore
+from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.errors import DataError
+from rlhfv_ray.records import Answer, Prompt
+from rlhfv_ray.shapes.captions import caption, phrase
+from rlhfv_ray.shapes.scenes import COLORS, CORNERS, SHAPES, Group, Scene
+from rlhfv_ray.shapes.world import read_scenes, write_benchmark
+from rlhfv_ray.stats import minimum_detectable_difference
+
+CAT = (("cat", "cat"),)
+WRONG_NUMBERS = Measure("wrong_numbers", "lower")
+RATING = Measure("average_score", "higher", scale=1, counted=False)
+
+
+def judged(mentions: int, hallucinated: int, named: int, true: int, **details: Part) -> JudgedAnswer:
+    objects = AnswerScore(mentions, CAT * hallucinated, named, true)
+    return JudgedAnswer(Answer("0", "?", ""), chair_parts(objects, 5) | details)
+
+
+def scores(*answers: JudgedAnswer, **manifest: object) -> Scores:
+    return Scores((*CHAIR, WRONG_NUMBERS, WORDS), answers, manifest)
+
+
+def rated(*ratings: float | None, group: str = "") -> Scores:
+    """A judge's ratings; None: it gave none."""
+    answers = (
+        JudgedAnswer(Answer("0", "?", ""), {}, missing="unparsed", group=group)
+        if rating is None
+        else JudgedAnswer(Answer("0", "?", ""), {"average_score": Part(rating, 1)}, group=group)
+        for rating in ratings
+    )
+    return Scores((RATING,), tuple(answers), {})
+
+
+def test_sums_and_rates_by_hand() -> None:
+    found = scores(
+        judged(3, 2, 1, 2, wrong_numbers=Part(1, 1)),
+        judged(2, 0, 2, 3, wrong_numbers=Part(0, 2)),
+        judged(0, 0, 0, 1),  # names nothing: counts for response_rate_all and recall only
+    )
+    assert found.sums() == {
+        "response_rate": (1, 2),
+        "response_rate_all": (1, 3),
+        "mention_rate": (2, 5),
+        "object_recall": (3, 6),
+        "wrong_numbers": (1, 3),
+        "words": (15, 3),
+    }
+    rates = {"response_rate": 1 / 2, "response_rate_all": 1 / 3, "mention_rate": 2 / 5, "object_recall": 1 / 2}
+    assert found.rates() == rates | {"wrong_numbers": 1 / 3, "words": 5.0, "n": 3, "missing": 0}
+    intervals = found.intervals()
+    assert intervals.pop("words") == (5.0, 5.0)
+    for name, interval in intervals.items():
+        rate = found.rates()[name]
+        assert interval is not None and rate is not None and interval.low < rate < interval.high
+
+
+def test_rates_of_nothing_are_missing() -> None:
+    found = scores(judged(0, 0, 0, 0))
+    missing = ("response_rate", "mention_rate", "object_recall", "wrong_numbers")
+    assert [found.rates()[name] for name in missing] == [None] * 4
+    assert [found.intervals()[name] for name in missing] == [None] * 4
+    assert found.rates()["response_rate_all"] == 0
+
+
+def test_groups_add_up_to_the_whole() -> None:
+    """Catches: a group that counts another's answers, or loses those without a verdict."""
+    one, two = rated(1, 2, None, group="counting"), rated(6, 4, group="other")
+    both = Scores((RATING,), (*one.answers[:2], *two.answers, *one.answers[2:]), {})
+    assert both.groups == ("counting", "other")
+    assert both.rates("counting") == {"average_score": 1.5, "n": 3, "missing": 1} == one.rates()
+    assert both.rates("other") == {"average_score": 5.0, "n": 2, "missing": 0} == two.rates()
+    assert both.rates() == {"average_score": 13 / 4, "n": 5, "missing": 1}
+    assert both.sums("counting") == {"average_score": (3, 2)} and both.sums() == {"average_score": (13, 4)}
+    assert both.rates("nosuch") == {"average_score": None, "n": 0, "missing": 0}
+    assert scores(judged(1, 0, 1, 1)).groups == ()
+
+
+def test_a_mean_has_a_bootstrap_interval() -> None:
+    """Catches: Wilson's interval asked for what is no count, which fails or lies."""
+    assert rated(3, 3, 3).intervals() == {"average_score": (3, 3)}
+    assert rated(None).intervals() == {"average_score": None}
+    interval = rated(*[0, 6] * 50).intervals()["average_score"]
+    assert interval is not None
+    # standard error 3 / 10: 3 +- 0.59; the bootstrap finds it within its own noise
+    assert interval == pytest.approx((3 - 0.59, 3 + 0.59), abs=0.1)
+    assert rated(*[0, 6] * 50, group="a").intervals("a")["average_score"] == interval
+
+
+def test_compare_by_hand() -> None:
+    base = scores(*[judged(2, 1, 1, 2)] * 6, *[judged(1, 0, 1, 2)] * 2, n=8)
+    aligned = scores(*[judged(1, 0, 2, 2)] * 5, judged(2, 1, 1, 2), *[judged(1, 0, 1, 2)] * 2, n=8)
+    found = compare(base, aligned)
+    assert found.measure.name == "response_rate" and found.n == 8
+    assert found.change == pytest.approx(1 / 8 - 6 / 8)
+    assert found.change_interval is not None and found.change_interval.high < 0
+    assert found.relative_reduction == pytest.approx(1 - (1 / 8) / (6 / 8))
+    assert found.recall_change == pytest.approx(13 / 16 - 8 / 16)
+    assert found.p_value == pytest.approx(2 / 2**5)  # 5 answers differ, all the same way
+    assert found.relative_reduction_interval is not None and found.relative_reduction_interval.low > 0
+    assert found.recall_change_interval is not None and found.recall_change_interval.low > 0
+
+
+def test_compare_leaves_out_what_either_side_has_no_verdict_on() -> None:
+    """Catches: a missing verdict counted as a hallucination, or as none."""
+    wrong, right, silent = (
+        judged(1, 1, 0, 1),
+        judged(1, 0, 1, 1),
+        JudgedAnswer(Answer("0", "?", ""), {}, missing="refused"),
+    )
+    base = scores(wrong, wrong, silent, wrong, right, silent)
+    aligned = scores(right, silent, right, wrong, right, silent)
+    found = compare(base, aligned)
+    assert found.n == 3  # the first, the fourth and the fifth
+    assert (found.change, found.relative_reduction) == (pytest.approx(-1 / 3), pytest.approx(1 / 2))
+    assert compare(base, aligned) == compare(scores(wrong, wrong, right), scores(right, wrong, right))
+    nothing = compare(scores(silent), scores(wrong))
+    assert nothing.n == 0
+    assert (nothing.change, nothing.relative_reduction, nothing.p_value, nothing.detectable) == (None,) * 4
+
+
+def test_compare_tests_only_what_is_right_or_wrong() -> None:
+    """Catches: McNemar's test on ratings, of which every one but 0 would count as a case."""
+    found = compare(rated(1, 2, 3, 4), rated(2, 3, 4, 5))
+    assert (found.p_value, found.detectable, found.recall_change) == (None, None, None)
+    assert found.change == 1 and found.change_interval == (1, 1)
+    mentions = Measure("mention_rate", "lower")  # counted, but several in an answer
+    several = Scores((mentions,), (judged(3, 2, 1, 1), judged(2, 0, 1, 1)), {})
+    assert compare(several, several).p_value is None
+    assert compare(scores(judged(2, 1, 1, 1)), scores(judged(1, 0, 1, 1))).p_value == 1.0  # 1 differs: 2 / 2
+
+
+def test_compare_says_what_could_have_been_found() -> None:
+    """40 of 100 answers differ, 50 are wrong at first: 10 d = 1.96 sqrt(0.4) + 0.8416 sqrt(0.4 - d^2), so d = 0.1751."""
+    wrong, right = judged(1, 1, 0, 1), judged(1, 0, 1, 1)
+    base = scores(*[wrong] * 50, *[right] * 50)
+    aligned = scores(*[right] * 20, *[wrong] * 50, *[right] * 30)
+    assert compare(base, aligned).detectable == pytest.approx(0.1751, abs=5e-5)
+    # alike on every answer: the pessimistic psi of two that err independently
+    assert compare(base, base).detectable == minimum_detectable_difference(100, 0.5) == pytest.approx(0.196, abs=5e-3)
+    assert compare(scores(right), scores(wrong)).detectable is None  # nothing can fall below 0
+
+
+def test_compare_refuses_different_manifests_and_names_the_fields() -> None:
+    answer = judged(1, 0, 1, 1)
+    base = scores(answer, prompts="a1", n=1, decoding={"temperature": 0.0})
+    with pytest.raises(DataError, match=r"differ in decoding, judge\.") as caught:
+        compare(base, scores(answer, prompts="a1", n=1, decoding={"temperature": 0.7}, judge="oracle"))
+    assert "prompts" not in str(caught.value)
+    assert compare(base, base).p_value == 1
+
+
+def test_check_comparable_shows_both_values() -> None:
+    """Catches: a refusal that leaves people looking for what differs."""
+    with pytest.raises(DataError) as caught:
+        check_comparable({"judge": "gpt-4o", "n": 96}, {"judge": "gpt-4-0314", "n": 96, "votes": 3})
+    assert "judge: 'gpt-4o' against 'gpt-4-0314'; votes: None against 3" in str(caught.value)
+    check_comparable({"n": 96}, {"n": 96})
+
+
+def test_votes_are_read_and_their_agreement_counted() -> None:
+    answers = [Answer(name, "?", "") for name in ("a", "b", "c", "d")]
+    verdicts = {
+        "a": [Verdict("ok", "3"), Verdict("ok", "3")],
+        "b": [Verdict("ok", "3"), Verdict("ok", "4"), Verdict("ok", "what?")],
+        "c": [Verdict("refused", "5"), Verdict("ok", "5")],  # one vote alone agrees with nobody
+    }
+    votes, agreement = read_votes(answers, verdicts, lambda text: int(text) if text.isdigit() else None)
+    assert votes == {"a": [3, 3], "b": [3, 4], "c": [5], "d": []}
+    assert agreement == 1 / 2
+    assert read_votes(answers, {}, int) == ({"a": [], "b": [], "c": [], "d": []}, None)
+
+
+def test_missing_reasons() -> None:
+    assert missing_reason([Verdict("ok", "what?")]) == "unparsed"
+    assert missing_reason([Verdict("refused"), Verdict("ok", "?"), Verdict("refused")]) == "refused, unparsed"
+    assert missing_reason([]) == "not asked"
+
+
+def test_in_order_sorts_and_refuses() -> None:
+    prompts = [Prompt(name, b"", "?") for name in ("a", "b", "c")]
+    a, b, c = (Answer(name, "?", name) for name in ("a", "b", "c"))
+    assert in_order(prompts, [c, a, b]) == [a, b, c]
+    with pytest.raises(DataError, match=r"got 2 answers, 1 prompts without \(b\)"):
+        in_order(prompts, [c, a])
+    with pytest.raises(DataError, match="got 4 answers, 0 prompts without"):
+        in_order(prompts, [a, b, c, a])
+    with pytest.raises(DataError, match=r"1 prompts without \(c\)"):  # as many as asked, but one twice
+        in_order(prompts, [a, b, b])
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> ShapesBenchmark:
+    folder = tmp_path_factory.mktemp("shapes")
+    write_benchmark(folder, count=6, seed=5)
+    return ShapesBenchmark(folder, decoding={"temperature": 0.0})
+
+
+@pytest.fixture(scope="module")
+def scenes(benchmark: ShapesBenchmark) -> list[Scene]:
+    return read_scenes(benchmark.folder)
+
+
+def score(benchmark: ShapesBenchmark, texts: list[str]) -> Scores:
+    answers = [Answer(prompt.id, prompt.question, text) for prompt, text in zip(benchmark.prompts, texts, strict=True)]
+    return benchmark.score(answers[::-1], {})  # in any order
+
+
+def test_a_perfect_caption_has_no_mistake(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+    found = score(benchmark, [caption(scene.setting, scene.groups) for scene in scenes])
+    rates = found.rates()
+    assert rates["object_recall"] == 1 and rates["n"] == 6
+    assert [rate for name, rate in rates.items() if name.startswith(("response", "mention", "wrong"))] == [0] * 6
+    assert all(item.marks == () for item in found.answers)
+    groups = sum(len(scene.groups) for scene in scenes)
+    assert found.sums()["wrong_attributes"] == (0, groups) and found.sums()["mention_rate"] == (0, groups)
+
+
+def absent(scene: Scene) -> str:
+    return next(shape for shape in SHAPES if shape not in {group.shape for group in scene.groups})
+
+
+def other(value: Any, choices: Sequence[Any]) -> Any:
+    return next(choice for choice in choices if choice != value)
+
+
+PLANTS: dict[str, Callable[[Group], Group]] = {
+    "attribute": lambda group: replace(group, color=other(group.color, tuple(COLORS))),
+    "position": lambda group: replace(group, corner=other(group.corner, CORNERS)),
+    "number": lambda group: replace(group, number=other(group.number, (1, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTS)
+def test_a_planted_mistake_is_counted_and_marked(kind: str, benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+    """In the first scene one phrase is wrong in one way; all other answers are perfect."""
+    wrong = PLANTS[kind](scenes[0].groups[0])
+    texts = [caption(scene.setting, scene.groups) for scene in scenes]
+    texts[0] = caption(scenes[0].setting, (wrong, *scenes[0].groups[1:]))
+    found = score(benchmark, texts)
+    groups = sum(len(scene.groups) for scene in scenes)
+    for name in ("attribute", "position", "number"):
+        assert found.sums()[f"wrong_{name}s"] == (int(name == kind), groups)
+    assert found.sums()["response_rate"] == (0, 6) and found.rates()["object_recall"] == 1
+    (mark,) = found.answers[0].marks
+    assert mark.kind == kind and texts[0][mark.start : mark.stop] == phrase(wrong)
+    assert all(item.marks == () for item in found.answers[1:])
+
+
+def test_a_planted_object_is_counted_and_marked(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+    """The first answer names one shape too many; the second names one instead of a true one."""
+    first, second = scenes[:2]
+    made_up = [Group(2, "red", absent(first), "top left"), Group(1, "red", absent(second), second.groups[0].corner)]
+    texts = [caption(scene.setting, scene.groups) for scene in scenes]
+    texts[0] = caption(first.setting, (*first.groups, made_up[0]))
+    texts[1] = caption(second.setting, (made_up[1], *second.groups[1:]))
+    found = score(benchmark, texts)
+    groups = sum(len(scene.groups) for scene in scenes)
+    assert found.sums()["response_rate"] == (2, 6)
+    assert found.sums()["mention_rate"] == (2, groups + 1)
+    assert found.sums()["object_recall"] == (groups - 1, groups)
+    assert found.sums()["wrong_attributes"] == (0, groups - 1)  # of phrases about objects that are there
+    for text, item, group in zip(texts, found.answers, made_up, strict=False):
+        (mark,) = item.marks
+        assert mark.kind == "object" and text[mark.start : mark.stop] == phrase(group)
+
+
+def test_one_phrase_can_be_wrong_in_every_way(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+    wrong = scenes[0].groups[0]
+    for plant in PLANTS.values():
+        wrong = plant(wrong)
+    judgement = benchmark.judge(Answer("0", "?", caption(scenes[0].setting, (wrong,))), scenes[0])
+    start = judgement.answer.text.index(phrase(wrong))
+    stop = start + len(phrase(wrong))
+    assert judgement.marks == tuple(Mark(start, stop, kind) for kind in ("attribute", "number", "position"))
+    assert judgement.parts["repeated_objects"] == Part(0, 1)
+    assert {judgement.parts[name] for name in ("wrong_attributes", "wrong_numbers", "wrong_positions")} == {Part(1, 1)}
+
+
+def test_an_object_named_twice_is_marked_where_it_is_not(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+    """Catches: the true phrase blamed because a false one about the same shape came first; CHAIR sees neither."""
+    true = scenes[0].groups[0]
+    false = PLANTS["attribute"](true)
+    text = caption(scenes[0].setting, (false, *scenes[0].groups))
+    judgement = benchmark.judge(Answer("0", "?", text), scenes[0])
+    start = text.index(phrase(false))
+    assert judgement.marks == (Mark(start, start + len(phrase(false)), "object"),)
+    assert judgement.parts["repeated_objects"] == Part(1, len(scenes[0].groups) + 1)
+    assert judgement.parts["wrong_attributes"] == Part(0, len(scenes[0].groups))
+
+
+def test_manifest_follows_questions_and_decoding(benchmark: ShapesBenchmark, tmp_path: Path) -> None:
+    write_benchmark(tmp_path, count=6, seed=6)
+    other_scenes = ShapesBenchmark(tmp_path, decoding={"temperature": 0.0}).manifest()
+    differ = [name for name, value in benchmark.manifest().items() if other_scenes[name] != value]
+    assert differ == ["prompts"]
+    assert ShapesBenchmark(benchmark.folder, decoding={}).manifest()["prompts"] == benchmark.manifest()["prompts"]

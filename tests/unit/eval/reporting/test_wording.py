@@ -1,0 +1,125 @@
+"""What is said about scores and comparisons, with the arithmetic beside it."""
+
+from dataclasses import replace
+
+import pytest
+
+from eval.benchmarks.contract import RESPONSE_RATE, Comparison, Measure, compare
+from eval.reporting.wording import (
+    cell,
+    comparisons,
+    conclusions,
+    findings,
+    missing_reasons,
+    missing_text,
+    notes,
+    rows,
+    title,
+)
+from rlhfv_ray.errors import DataError
+from rlhfv_ray.stats import Interval
+from tests.hand_scores import aligned, base, judged, models, pets, rated
+
+RELATIVE = Measure("relative_score", "higher", counted=False)
+RATING = Measure("average_score", "higher", scale=1, counted=False)
+EMPTY = Comparison(RESPONSE_RATE, None, None, None, None, None, None, None)
+
+
+def test_conclusions_say_what_is_not_resolved() -> None:
+    resolved = replace(
+        EMPTY,
+        relative_reduction=0.5,
+        relative_reduction_interval=Interval(0.2, 0.7),
+        p_value=0.0004,
+        recall_change=-0.02,
+        recall_change_interval=Interval(-0.03, -0.01),
+        detectable=0.2,
+        n=96,
+    )
+    assert conclusions(resolved) == [
+        "Relative reduction of the response rate: +50.0 % (95 % interval +20.0 to +70.0). "
+        "Exact McNemar test: p < 0.001.",
+        "Change of object recall: -2.0 points (95 % interval -3.0 to -1.0).",
+    ]
+    unresolved = replace(
+        resolved,
+        relative_reduction=0.1,
+        relative_reduction_interval=Interval(0.0, 0.4),
+        p_value=0.25,
+        detectable=0.2011,
+        recall_change=0.01,
+        recall_change_interval=None,
+    )
+    assert conclusions(unresolved) == [
+        "Relative reduction of the response rate: +10.0 % (95 % interval +0.0 to +40.0), not resolved at n = 96: the interval "
+        "includes 0. Exact McNemar test: p = 0.250. n = 96 finds a fall of 20.1 points or more (power 80 %).",
+        "Change of object recall: +1.0 points, not resolved at n = 96: too few cases for an interval.",
+    ]
+    assert conclusions(EMPTY) == ["Relative reduction of the response rate: not defined at n = 0."]
+
+
+def test_conclusions_of_other_measures_are_changes_in_their_unit() -> None:
+    """Catches: a rise of a score shown as a reduction; points where the unit is a rating; a test that was not made."""
+    change = replace(EMPTY, change=0.031, change_interval=Interval(0.01, 0.05), n=90)
+    assert conclusions(replace(change, measure=RELATIVE)) == [
+        "Change of the relative score: +3.1 points (95 % interval +1.0 to +5.0)."
+    ]
+    assert conclusions(replace(change, measure=RATING)) == [
+        "Change of the average score: +0.03 (95 % interval +0.01 to +0.05)."
+    ]
+
+
+def test_findings_name_the_model_where_there_are_several() -> None:
+    assert findings({"base": base()}, comparisons({"base": base()})) == []
+    two, three = models(), {**models(), "third": base()}
+    assert findings(two, comparisons(two)) == conclusions(compare(base(), aligned()))
+    said = findings(three, comparisons(three))
+    assert [sentence.split(":")[0] for sentence in said] == ["aligned", "aligned", "third", "third"]
+    assert "+33.3 %" in said[0] and "+0.0 %" in said[2]
+
+
+def test_title_names_benchmark_models_and_number() -> None:
+    assert title({"base": base()}) == "pets: base, n = 10 answers"
+    assert title(models()) == "pets: base and aligned, n = 10 answers each"
+    assert title({**models(), "third": base()}) == "pets: base, aligned and third, n = 10 answers each"
+    with pytest.raises(DataError, match="got none"):
+        title({})
+
+
+def test_rows_have_every_measure_in_its_unit() -> None:
+    found = rows({"base": rated([0, 2, 3, 5]), "aligned": rated([3, 2, 3, 5])})
+    assert [row.label for row in found] == ["hallucination rate / %", "average score", "words"]
+    # 2 of 4 and 1 of 4; ratings 10 / 4 and 13 / 4; 2 words each
+    assert [[one.number for one in row.cells] for row in found] == [
+        ["50.0", "25.0"],
+        ["2.50", "3.25"],
+        ["2.00", "2.00"],
+    ]
+    assert [row.changes for row in found] == [("-25.0",), ("+0.75",), ("+0.00",)]
+    assert found[0].cells[0].interval == "15.0 to 85.0"  # Wilson for 2 of 4
+    assert found[2].cells[0].interval == "2.00 to 2.00"
+
+
+def test_a_rate_of_nothing_is_no_zero() -> None:
+    silent = replace(judged(0), parts={})
+    found = rows({"base": pets([silent]), "aligned": pets([judged(0)])})
+    assert str(found[0].cells[0]) == "none counted" and found[0].changes == ("",)
+    assert str(cell(RATING, 12.345)) == "12.3" and str(cell(RATING, 2.345, Interval(1, 3))) == "2.35 (1.00 to 3.00)"
+
+
+def test_missing_verdicts_are_counted_by_reason_and_noted() -> None:
+    scores = rated([6, "unparsed", "refused", "unparsed", 0])
+    assert missing_reasons(scores) == {"unparsed": 2, "refused": 1}
+    assert missing_text(scores) == "3 of 5 answers without a verdict: unparsed 2, refused 1"
+    assert missing_text(base()) == ""
+    assert notes({"m": scores, "b": base()}) == [
+        "m: 3 of 5 answers without a verdict: unparsed 2, refused 1",
+        "m: release_compatible: average score 2.25, unparsed 1",
+    ]
+
+
+def test_notes_tell_the_whole_and_not_every_part():
+    """Catches: a screen full of parts beside six rates."""
+    parts = {"street": {"in_scene": 0.5, "n": 10}, "mean_rise": 0.25}
+    scores = replace(base(), beside={"over_generalization": parts, "only_parts": {"conv": {"n": 3}}})
+    assert notes({"m": scores}) == ["m: over_generalization: mean rise 0.25", "m: only_parts: conv n 3"]

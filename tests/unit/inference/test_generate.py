@@ -1,0 +1,91 @@
+"""Answers of a policy: batching, stop strings, sampling."""
+
+import pytest
+import torch
+
+from rlhfv_ray.config import GenerationConfig, ModelConfig
+from rlhfv_ray.inference.generate import GenerationActor, answer_prompts
+from rlhfv_ray.records import Prompt
+from rlhfv_ray.shapes.scenes import make_scenes, render
+
+QUESTIONS = (
+    "What?",
+    "Describe this image in detail, please, and leave out nothing that you can see in it.",
+    "What is in this picture?",
+)
+GREEDY = GenerationConfig(max_new_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Questions of very different lengths, so that a batch has much padding."""
+    return [Prompt(str(scene.id), render(scene), QUESTIONS[scene.id % 3]) for scene in make_scenes(6, seed=8)]
+
+
+def test_batched_answers_are_the_single_ones(policy, processor, prompts):
+    """Catches: padding on the wrong side, padding attended to, or answers cut at the wrong place."""
+    batched = answer_prompts(policy, processor, prompts, GREEDY)
+    assert batched == [answer for prompt in prompts for answer in answer_prompts(policy, processor, [prompt], GREEDY)]
+    assert len(set(batched)) > 1
+    assert all(batched)
+
+
+def test_greedy_answers_are_the_most_likely_tokens(policy, processor, prompts):
+    """Catches: special tokens or the prompt left in an answer. The other side takes the most likely token, one pass after another."""
+    from rlhfv_ray.data import decode_image
+    from rlhfv_ray.data.encoding import prompt_ids
+    from rlhfv_ray.models.batch import Layout
+
+    prompt = prompts[0]
+    start = prompt_ids(processor, decode_image(prompt.image), prompt.question)
+    ids, pixels = list(start), Layout().image_inputs(processor, [prompt.image])
+    while len(ids) < len(start) + 8:
+        with torch.no_grad():
+            logits = policy(input_ids=torch.tensor([ids]), **pixels, use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    expected = processor.tokenizer.decode(ids[len(start) :], skip_special_tokens=True).strip()
+    assert answer_prompts(policy, processor, [prompt], GenerationConfig(max_new_tokens=8)) == [expected]
+
+
+def test_stop_strings_are_cut_off(policy, processor, prompts):
+    """Catches: a stop string left in the answer, or only the first of several looked for."""
+    [whole] = answer_prompts(policy, processor, prompts[:1], GREEDY)
+    first, later = whole[6:10], whole[14:18]
+    for stop in ((first,), (first, later), (later, first)):
+        [stopped] = answer_prompts(policy, processor, prompts[:1], GenerationConfig(max_new_tokens=24, stop=stop))
+        assert stopped == min((whole.split(word, 1)[0] for word in stop), key=len).strip()
+        assert len(stopped) < len(whole)
+    assert answer_prompts(policy, processor, prompts[:1], GenerationConfig(max_new_tokens=24, stop=("%%",))) == [whole]
+
+
+def test_one_answers_stop_does_not_stop_the_others(policy, processor, prompts):
+    """Catches: a batch that ends with its first answer."""
+    whole = answer_prompts(policy, processor, prompts, GREEDY)
+    word = whole[0][6:10]
+    stopped = answer_prompts(policy, processor, prompts, GenerationConfig(max_new_tokens=24, stop=(word,)))
+    assert stopped == [answer.split(word, 1)[0].strip() for answer in whole]
+    assert len(stopped[0]) < len(whole[0])
+
+
+def test_samples_repeat_with_their_seed_and_part(small_model, prompts):
+    """Catches: samples that no seed repeats, or every part and seed drawing the same ones; a part that hangs on the part before."""
+
+    def draw(seed, parts):
+        sampling = GenerationConfig(max_new_tokens=12, temperature=1.0, seed=seed)
+        actor = GenerationActor(ModelConfig(path=str(small_model), dtype="fp32"), sampling, batch=4)
+        return [actor(prompts, part).column("text").to_pylist() for part in parts]
+
+    first, second = draw(0, (0, 1))
+    assert first != second
+    assert draw(0, (1, 0)) == [second, first]
+    assert draw(1, (0,)) != [first]
+
+
+def test_actors_table_names_its_prompts(small_model, prompts):
+    """Catches: answers shifted against ids where a part is cut into batches."""
+    actor = GenerationActor(ModelConfig(path=str(small_model), dtype="fp32"), GREEDY, batch=4)
+    rows = actor(prompts, 0).to_pylist()
+    assert [(row["id"], row["question"]) for row in rows] == [(prompt.id, prompt.question) for prompt in prompts]
+    assert [row["text"] for row in rows] == [
+        answer for prompt in prompts for answer in answer_prompts(actor.model, actor.processor, [prompt], GREEDY)
+    ]

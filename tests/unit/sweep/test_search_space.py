@@ -1,0 +1,94 @@
+"""Sweeps: which trials follow from a space, what is refused before the first one, and what counts as best."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.recipes import SWEEPS, shapes
+from rlhfv_ray.config import OptimConfig
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig, apply, arguments_of, name_of, plan_trials
+
+BASE = shapes()
+BOTH = SpaceConfig(beta=(0.1, 0.3), beta_normalized=(0.5,), normalize=(True, False), gamma=(1.0, 5.0))
+
+
+def test_grid_gives_every_form_its_own_betas():
+    """Catches: a beta of sums tried on normalised log-probs, a combination left out or tried twice."""
+    trials = plan_trials(BOTH, SearchConfig(), BASE)
+    found = {(t["loss.normalize"], t["loss.beta"], t["loss.gamma"]) for t in trials}
+    wanted = {(True, 0.5, g) for g in (1.0, 5.0)} | {(False, b, g) for b in (0.1, 0.3) for g in (1.0, 5.0)}
+    assert found == wanted and len(trials) == len(wanted) == len({name_of(trial) for trial in trials})
+
+
+def test_seeds_repeat_every_setting_and_change_nothing_else():
+    """Catches: seeds that are taken for a knob of their own."""
+    trials = plan_trials(replace(BOTH, seed=(0, 7)), SearchConfig(), BASE)
+    first, second = trials[: len(trials) // 2], trials[len(trials) // 2 :]
+    assert [t | {"seed": 7} for t in first] == second and {t["seed"] for t in first} == {0}
+
+
+def test_random_stays_within_the_range_of_its_form_and_can_be_repeated():
+    """Catches: linear draws, draws outside the range, other draws in a resumed sweep."""
+    space = replace(BOTH, beta=(0.01, 1.0), beta_normalized=(2.0, 20.0))
+    search = SearchConfig(kind="random", trials=60, seed=3)
+    trials = plan_trials(space, search, BASE)
+    assert trials == plan_trials(space, search, BASE) and len({name_of(trial) for trial in trials}) == 60
+    sums = [t["loss.beta"] for t in trials if not t["loss.normalize"]]
+    assert all(0.01 <= beta <= 1 for beta in sums) and 0.25 < sum(beta < 0.1 for beta in sums) / len(sums) < 0.75
+    assert all(2 <= t["loss.beta"] <= 20 for t in trials if t["loss.normalize"])
+
+
+@pytest.mark.parametrize(
+    ("space", "search", "reason"),
+    [
+        (SpaceConfig(), {}, "nothing varies"),
+        (SpaceConfig(gamma=(0.5, 2.0)), {}, "Trial gamma 0.5, beta 0.1: loss.gamma = 0.5: must be >= 1"),
+        (SpaceConfig(gamma=(0.5, 2.0)), {"kind": "bayes"}, "loss.gamma = 0.5"),
+        (SpaceConfig(gamma=(2.0, 2.0)), {}, "twice"),
+        (SpaceConfig(beta_normalized=(0.5,)), {}, "no trial has normalised"),
+        (SpaceConfig(beta=(0.1,), normalize=(True,)), {}, "no trial has summed"),
+        (SpaceConfig(beta=(0.1,), normalize=(True, False)), {}, "give both"),
+        (SpaceConfig(epochs=(1.0, 2.0)), {}, "overrides epochs"),
+        (SpaceConfig(gamma=(1.0, 5.0), seed=(0, 1)), {"kind": "bayes"}, "tries every setting once"),
+        (SpaceConfig(learning_rate=(0.0, 1e-5)), {"kind": "random"}, "above 0"),
+    ],
+)
+def test_refused_before_anything_runs(space, search, reason):
+    """Catches: a sweep that finds out after hours that a trial's values make no sense."""
+    with pytest.raises(ConfigError, match=reason):
+        plan_trials(space, SearchConfig(**search), BASE)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rungs", 0), ("reduction", 1), ("keep", -1), ("trials", 0), ("within", -1.0)]
+)
+def test_a_search_that_makes_no_sense_is_refused(field, value):
+    """Catches: a range check that was forgotten."""
+    with pytest.raises(ConfigError, match=f"search.{field}"):
+        SearchConfig(**{field: value})
+
+
+def test_a_trial_is_its_configuration():
+    """Catches: a knob that changes nothing, or another field."""
+    knobs = {"loss.beta": 0.3, "loss.normalize": True, "data.rule": "muffin", "optim.epochs": 2.0, "seed": 4}
+    config = apply(replace(BASE, optim=OptimConfig(batch=16)), knobs)
+    assert (config.loss.beta, config.loss.normalize, config.data.rule, config.optim.epochs, config.seed) == tuple(
+        knobs.values()
+    )
+    assert replace(config, seed=0, loss=BASE.loss, data=BASE.data).optim == OptimConfig(batch=16, epochs=2.0)
+    assert arguments_of(knobs) == "--loss.beta 0.3 --loss.normalize --data.rule muffin --optim.epochs 2.0 --seed 4"
+
+
+def test_who_keeps_the_guard_is_better_than_who_does_not():
+    """Catches: a search won by saying nothing."""
+    search = SearchConfig(within=2)
+    keeps, loses, worst = (search.objective(*v, 0.85) for v in ((0.9, 0.831), (0.0, 0.82), (0.0, 0.2)))
+    assert keeps < loses < worst < search.objective(None, 0.0, 0.85)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_presets_are_sweeps(name):
+    """Catches: a preset that its own check refuses."""
+    preset = SWEEPS[name]()
+    assert len(plan_trials(preset.space, preset.search, preset.ddpo)) >= 8

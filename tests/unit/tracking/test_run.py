@@ -1,0 +1,339 @@
+"""The MLflow run tree: real SQLite stores, a real server, and what must not happen when one is away."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from experiments.sync_tracking import main
+from rlhfv_ray.config import TrackingConfig
+from rlhfv_ray.tracking import replay as tracking_replay
+from rlhfv_ray.tracking import run as tracking
+from rlhfv_ray.tracking.replay import SPOOL, STATE
+from rlhfv_ray.tracking.run import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
+
+REPOSITORY = Path(__file__).parents[3]
+CONFIG = TrackingConfig(experiment="hallucinations")
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables: they take seconds to make, and no time to copy."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.setattr(tracking, "SYNC_S", 0.05)
+    return tmp_path
+
+
+def track(store: Path, *, config: TrackingConfig = CONFIG, params: Mapping[str, Any] | None = None) -> Any:
+    """The context of one experiment's run, the same for every call."""
+    return tracked_run(store / "ddpo-1", config, store=store, name="ddpo", params=params or {}, tags={"who": "test"})
+
+
+def client(store: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+
+
+def runs(mlflow: MlflowClient) -> dict[str, Run]:
+    """The experiment's runs by name; fails where a name is there twice."""
+    experiment = mlflow.get_experiment_by_name("hallucinations")
+    assert experiment is not None
+    found = mlflow.search_runs([experiment.experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {str(run.info.run_name): run for run in found}
+
+
+def points(mlflow: MlflowClient, run: str, metric: str) -> list[tuple[int, float]]:
+    """Every stored point of a metric as (step, value)."""
+    history = mlflow.get_metric_history(runs(mlflow)[run].info.run_id, metric)
+    return sorted((point.step, point.value) for point in history)
+
+
+def records(last: int) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": 1 / step, "rewards/margins": step / 2} for step in range(1, last + 1)]
+
+
+def fill(run: TrackedRun, last: int) -> None:
+    run.log_metrics({"pairs": 40})
+    with run.stage("train", params={"zero_stage": 2}) as train:
+        train.log_records(records(last))
+        if last < 8:
+            raise RuntimeError("worker died")
+
+
+def test_a_resumed_run_continues_and_doubles_nothing(store: Path) -> None:
+    """Bug: a resume opens new runs, or logs the steps before the checkpoint a second time."""
+    with pytest.raises(RuntimeError, match="worker died"), track(store, params={"beta": 0.1}) as run:
+        fill(run, 5)
+    first = runs(client(store))
+    assert {name: run.info.status for name, run in first.items()} == {"ddpo": "FAILED", "train": "FAILED"}
+    with track(store, params={"beta": 0.1}) as run:
+        deadline = time.monotonic() + 10
+        while runs(client(store))["ddpo"].info.status != "RUNNING" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert runs(client(store))["ddpo"].info.status == "RUNNING"
+        fill(run, 8)
+    second = runs(client(store))
+    assert {name: run.info.run_id for name, run in second.items()} == {n: run.info.run_id for n, run in first.items()}
+    assert {run.info.status for run in second.values()} == {"FINISHED"}
+    assert points(client(store), "train", "loss") == [(step, 1 / step) for step in range(1, 9)]
+    assert points(client(store), "ddpo", "pairs") == [(0, 40)]
+    assert second["train"].data.tags["mlflow.parentRunId"] == second["ddpo"].info.run_id
+    assert second["ddpo"].data.tags["who"] == "test"
+    assert "config_changed" not in second["ddpo"].data.tags
+
+
+def test_a_lost_state_doubles_nothing(store: Path) -> None:
+    """Bug: after a crash between MLflow's answer and the state's file, runs and points come a second time."""
+    with track(store, params={"beta": 0.1}) as run:
+        fill(run, 8)
+    before = runs(client(store))
+    (store / "ddpo-1" / STATE).unlink()
+    assert sync_tracking(store / "ddpo-1")
+    assert {name: run.info.run_id for name, run in runs(client(store)).items()} == {
+        name: run.info.run_id for name, run in before.items()
+    }
+    assert len(points(client(store), "train", "loss")) == 8
+
+
+def test_replaying_at_once_doubles_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: two replays of one folder both see that a run is missing, and both make it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_follow", lambda spool, stopped: None)
+        with track(store) as run:
+            fill(run, 8)
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(sync_tracking, [store / "ddpo-1"] * 4))
+    assert any(done)
+    assert len(points(client(store), "train", "loss")) == 8
+
+
+def test_params_never_change(store: Path) -> None:
+    """Bug: a changed setting on resume makes MLflow raise, or a long one is cut without a word."""
+    long = "x" * 7000
+    with track(store, params={"loss": {"beta": 0.1}, "files": long}):
+        pass
+    with track(store, params={"loss": {"beta": 0.5}, "files": long, "seed": 1}) as run:
+        run.log_metrics({"pairs": 1})
+    run = runs(client(store))["ddpo"]
+    assert run.data.params == {"loss.beta": "0.1", "files": "see artifact long/files.txt", "seed": "1"}
+    assert run.data.tags["config_changed"] == "loss.beta: 0.1 -> 0.5"
+    assert run.data.metrics == {"pairs": 1}
+    path = client(store).download_artifacts(run.info.run_id, "long/files.txt", str(store))
+    assert Path(path).read_text() == long
+
+
+def test_what_is_not_finite_is_left_out(store: Path) -> None:
+    """Bug: MLflow keeps inf as 1.8e308, which ruins every chart, and a text stops the batch."""
+    with track(store) as run:
+        run.log_metrics({"a": NAN, "b": -INF, "c": None, "d": "text", "e": 1.5, "f": True})
+        run.log_records([{"step": 1, "grad_norm": None, "loss": NAN}, {"step": 2, "grad_norm": 2.0, "loss": 0.5}])
+    assert runs(client(store))["ddpo"].data.metrics == {"e": 1.5, "f": 1, "grad_norm": 2.0, "loss": 0.5}
+    assert points(client(store), "ddpo", "loss") == [(2, 0.5)]
+
+
+def test_tables_and_files_come_back(store: Path) -> None:
+    """Bug: a table grows with every resume, an old report stays, or the artifacts land in the current folder."""
+    rows = [{"benchmark": "chair", "rate": 0.25}, {"benchmark": "mmhal", "rate": NAN, "n": 96}]
+    report = store / "report.html"
+    for text in ("old", "old", "new"):
+        report.write_text(text)
+        with track(store) as run:
+            run.log_table("scores", rows)
+            run.log_file(report, "reports")
+    mlflow, run_id = client(store), runs(client(store))["ddpo"].info.run_id
+    assert (store / "mlartifacts" / run_id / "artifacts" / "reports" / "report.html").read_text() == "new"
+    table = json.loads(Path(mlflow.download_artifacts(run_id, "scores.json", str(store))).read_text())
+    assert table == {"columns": ["benchmark", "rate", "n"], "data": [["chair", 0.25, None], ["mmhal", None, 96]]}
+    assert json.loads(runs(mlflow)["ddpo"].data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "scores.json", "type": "table"}
+    ]
+    kinds = [json.loads(line)["kind"] for line in (store / "ddpo-1" / SPOOL).read_text().splitlines()]
+    assert (kinds.count("table"), kinds.count("file")) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("boom"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(signal.SIGTERM), "KILLED"),
+        (SystemExit(3), "FAILED"),
+        (SystemExit(0), "FINISHED"),
+    ],
+)
+def test_the_end_of_the_body_is_the_end_of_the_run(store: Path, error: BaseException, status: str) -> None:
+    """Bug: a run stays RUNNING for ever, or the tracker's own trouble hides the body's."""
+
+    def body() -> None:
+        with track(store) as run:
+            run.stage("train")
+            run.stage("encode").end()
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        body()
+    assert caught.value is error
+    found = {name: run.info.status for name, run in runs(client(store)).items()}
+    assert found == {"ddpo": status, "train": status, "encode": "FINISHED"}
+
+
+def test_a_killed_driver_leaves_nothing_running(store: Path) -> None:
+    """Bug: after kill -9 the run stays RUNNING, the lease stays held, or a torn line breaks the spool."""
+    body = (
+        "import os, sys; from pathlib import Path; from rlhfv_ray.tracking.run import *; store = Path(sys.argv[1])\n"
+        "config = TrackingConfig(experiment='hallucinations')\n"
+        "with tracked_run(store / 'ddpo-1', config, store=store, name='ddpo', params={}, tags={}) as run:\n"
+        "    run.stage('train').log_records([{'step': 1, 'loss': 1.0}]); os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", body, str(store)], cwd=REPOSITORY, check=False)
+    with (store / "ddpo-1" / SPOOL).open("a") as spool:
+        spool.write('{"key": "metr')
+    assert sync_tracking(store / "ddpo-1")
+    assert {run.info.status for run in runs(client(store)).values()} == {"KILLED"}
+    with track(store) as run:
+        fill(run, 8)
+    assert {run.info.status for run in runs(client(store)).values()} == {"FINISHED"}
+    assert points(client(store), "train", "loss") == [(1, 1.0), *[(step, 1 / step) for step in range(2, 9)]]
+
+
+def test_the_environment_is_neither_believed_nor_changed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: MLFLOW_EXPERIMENT_ID, once in the environment, sends runs to the wrong experiment."""
+    wrong = client(store).create_experiment("wrong")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", wrong)
+    before = {name: value for name, value in os.environ.items() if "MLFLOW" in name}
+    with track(store) as run:
+        run.log_metrics({"pairs": 1})
+    assert {name: value for name, value in os.environ.items() if "MLFLOW" in name} == before
+    assert client(store).search_runs([wrong]) == []
+    assert list(runs(client(store))) == ["ddpo"]
+
+
+def test_one_refused_event_does_not_block_the_rest(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: an event that MLflow will never take stops every later one for ever."""
+    with track(store) as run:
+        run.log_metrics({"no\nname": 1})
+        run.log_metrics({"pairs": 1})
+    assert runs(client(store))["ddpo"].data.metrics == {"pairs": 1}
+    (warning,) = caplog.records
+    assert "MLflow will lack metrics:ddpo" in warning.getMessage()
+    assert not sync_tracking(store / "ddpo-1")
+
+
+def test_a_deleted_database_is_filled_again(store: Path, empty_database: Path) -> None:
+    """Bug: the state says that all is there although the database is a new one."""
+    with track(store) as run:
+        fill(run, 8)
+    shutil.copy(empty_database, store / "mlflow.db")
+    assert sync_tracking(store / "ddpo-1")
+    assert len(points(client(store), "train", "loss")) == 8
+
+
+def test_a_database_is_named_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a relative store is another file for the driver, for `mlflow ui` and for the replay."""
+    monkeypatch.chdir(tmp_path)
+    own = f"sqlite:///{tmp_path.resolve()}/own.db"
+    assert tracking_uri(TrackingConfig(), Path("runs")) == f"sqlite:///{tmp_path.resolve()}/runs/mlflow.db"
+    assert tracking_uri(TrackingConfig(uri="sqlite:///own.db"), Path("runs")) == own
+    assert ui_command(own) == f"mlflow ui --backend-store-uri {own} --host 127.0.0.1"
+    assert ui_command("http://tracker:5000") == "http://tracker:5000"
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def server_command(store: Path, port: int) -> list[str]:
+    backend = f"sqlite:///{store / 'mlflow.db'}"
+    options = ["--backend-store-uri", backend, "--artifacts-destination", str(store / "served"), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *options]
+
+
+@pytest.fixture
+def served(server_command: list[str], port: int) -> Iterator[Any]:
+    """Starts the server when called."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # starts in half the time
+        started.append(
+            subprocess.Popen(server_command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+        )
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                assert requests.get(f"http://127.0.0.1:{port}/health", timeout=1).ok
+                return
+            except requests.RequestException:
+                time.sleep(0.2)
+        raise TimeoutError("mlflow server did not start")
+
+    yield start
+    for process in started:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_server_that_never_answers_costs_one_request(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: a hung server is asked again for every event, or MLflow's 120 s are waited for."""
+    monkeypatch.setattr(tracking_replay, "REQUEST_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        started = time.monotonic()
+        with track(store, config=TrackingConfig(uri=f"http://127.0.0.1:{mute.getsockname()[1]}")) as run:
+            fill(run, 8)
+        assert time.monotonic() - started < 4
+    assert len(caplog.records) == 1
+
+
+def test_an_outage_costs_nothing_and_is_made_good(
+    store: Path, port: int, served: Any, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: MLflow's retries hold the run for minutes, its error ends it, or what it missed is gone."""
+    config = TrackingConfig(uri=f"http://127.0.0.1:{port}", experiment="hallucinations")
+    report = store / "report.html"
+    report.write_text("scores")
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING), track(store, config=config, params={"beta": 0.1}) as run:
+        fill(run, 8)
+        run.log_file(report)
+        run.log_table("scores", [{"rate": 0.5}])
+    assert time.monotonic() - started < 5
+    (warning,) = caplog.records
+    assert f"python experiments/sync_tracking.py {store}" in warning.getMessage()
+    assert main(store) == 1
+    served()
+    assert main(store) == main(store) == 0
+    mlflow = MlflowClient(config.uri)
+    found = runs(mlflow)
+    assert {name: run.info.status for name, run in found.items()} == {"ddpo": "FINISHED", "train": "FINISHED"}
+    assert len(points(mlflow, "train", "loss")) == 8
+    names = {file.path for file in mlflow.list_artifacts(found["ddpo"].info.run_id)}
+    assert names == {"report.html", "scores.json"}
+    assert capsys.readouterr().out.splitlines()[-1] == f"{store / 'ddpo-1'}: MLflow has everything"

@@ -1,0 +1,290 @@
+"""Checkpoints: a real DeepSpeed engine in a process group of one, and every way a checkpoint can be torn."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from rlhfv_ray.config import DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.errors import CheckpointError
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, prepare_training, processor_digest
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.lease import LEASE, hold_lease
+from rlhfv_ray.training.checkpoint import (
+    MANIFEST,
+    SPARE,
+    TAG,
+    Writer,
+    export_policy,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    weights_of,
+)
+from rlhfv_ray.training.train import start_engine
+from tests.conftest import small_disk
+
+ZERO = 2
+STATES = [
+    (0, "fp32"),
+    (1, "bf16"),
+    (2, "fp32"),
+    (3, "fp32"),
+    (3, "bf16"),
+]  # ZeRO stage and dtype: where DeepSpeed keeps state differs
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """A process group of one, as Ray Train would make it."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}.items():
+            environment.setenv(name, value)
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+def new_engine(model: Path, zero: int = ZERO, dtype: str = "fp32", lora_rank: int = 0):
+    loaded, _ = load_policy(model, dtype=dtype, device="cpu")
+    settings = ModelConfig(path=str(model), dtype=dtype, lora_rank=lora_rank)
+    prepare_training(loaded, settings)
+    policy = AnswerPolicy(loaded, layout_of(loaded))
+    config = DDPOConfig(model=settings, optim=OptimConfig(batch=1), scale=ScaleConfig(zero_stage=zero))
+    trained = [weight for weight in policy.parameters() if weight.requires_grad]
+    return start_engine(policy, torch.optim.AdamW(trained, lr=1e-3, fused=True), config)
+
+
+@pytest.fixture(scope="module")
+def trained(group, small_model):
+    """An engine after one update."""
+    engine = new_engine(small_model)
+    update(engine)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def other(group, small_model):
+    """A second engine, to load into."""
+    return new_engine(small_model)
+
+
+def update(engine, token: int = 9) -> None:
+    engine.backward(logps(engine, token).mean())
+    engine.step()
+
+
+def logps(engine, token: int = 9):
+    """Log-probability of a token after each of four."""
+    return engine({"input_ids": torch.tensor([[1, 5, 6, 7]])}, torch.arange(4), torch.full((4,), token))
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def writer(tmp_path):
+    with hold_lease(tmp_path) as token:
+        yield Writer(tmp_path, token, keep=3)
+
+
+@pytest.fixture
+def two(trained, writer):
+    """A writer's checkpoints of updates 1 and 2."""
+    for step in (1, 2):
+        save_checkpoint(trained, writer, step=step, records=[{"step": number} for number in range(1, step + 1)])
+    return writer
+
+
+def folders(writer) -> list[Path]:
+    return sorted(writer.checkpoints.iterdir())
+
+
+@pytest.mark.parametrize(("zero", "dtype"), STATES)
+def test_loaded_engine_goes_on_as_the_saved_one(zero, dtype, group, small_model, tmp_path):
+    """Catches: master weights or AdamW's moments lost in a checkpoint, so that a resumed run is another run; records lost."""
+    engine, again = new_engine(small_model, zero, dtype), new_engine(small_model, zero, dtype)
+    for token in (9, 10, 11):
+        update(engine, token)
+    with hold_lease(tmp_path) as token:
+        save_checkpoint(engine, Writer(tmp_path, token, keep=1), step=3, records=[{"step": 3}])
+    update(again, 12)
+    assert not equal(weights_of(engine), weights_of(again))
+    assert load_checkpoint(again, tmp_path) == (3, [{"step": 3}])
+    assert equal(weights_of(engine), weights_of(again))
+    for token in (12, 13, 14, 15):
+        update(engine, token)
+        update(again, token)
+    assert equal(weights_of(engine), weights_of(again))
+
+
+def test_nothing_saved_is_a_start_from_0(other, tmp_path):
+    """Catches: a first run that fails for lack of a checkpoint."""
+    assert load_checkpoint(other, tmp_path) == (0, [])
+
+
+def truncate(folder: Path) -> None:
+    shard = shard_of(folder)
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def flip_byte(folder: Path) -> None:
+    shard = shard_of(folder)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+
+def shard_of(folder: Path) -> Path:
+    return next((folder / TAG).glob("*optim_states.pt"))
+
+
+DAMAGES = {
+    "truncated": truncate,
+    "flipped byte": flip_byte,
+    "missing shard": lambda folder: shard_of(folder).unlink(),
+    "records gone": lambda folder: (folder / "records.jsonl").unlink(),
+    "empty manifest": lambda folder: (folder / MANIFEST).write_text(""),
+    "half manifest": lambda folder: (folder / MANIFEST).write_text('{"step": 2}'),
+    "manifest of another kind": lambda folder: (folder / MANIFEST).write_text("[1, 2]"),
+    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "nothing but the folder": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoint_gives_way_to_an_older_one(damage, other, two, caplog):
+    """Catches: a torn checkpoint loaded, or one that stops every further try though an older one is whole."""
+    older, newest = folders(two)
+    DAMAGES[damage](newest)
+    with caplog.at_level(logging.WARNING):
+        step, records = load_checkpoint(other, two.folder)
+    assert (step, records) == (1, [{"step": 1}])
+    assert str(newest) in caplog.text
+    assert latest_checkpoint(two.folder)[0] == older
+
+
+def test_only_the_newest_are_kept(trained, writer):
+    """Catches: a disk filled with checkpoints, or the newest one pruned."""
+    for step in (1, 2, 3, 4, 10):
+        save_checkpoint(trained, writer, step=step, records=[])
+    assert [folder.name[:11] for folder in folders(writer)] == ["step-000003", "step-000004", "step-000010"]
+
+
+def test_new_checkpoint_outlives_damaged_later_ones(trained, two):
+    """Catches: after falling back, the only whole checkpoint pruned in favour of damaged ones of later updates."""
+    for folder in folders(two):
+        flip_byte(folder.rename(folder.with_name(folder.name.replace("step-00000", "step-00001"))))
+    save_checkpoint(trained, Writer(two.folder, two.token, keep=1), step=5, records=[])
+    assert latest_checkpoint(two.folder)[1].step == 5
+
+
+def test_torn_attempt_of_the_same_step_is_replaced(trained, two):
+    """Catches: shards of a lost attempt mixed into the manifest of the next."""
+    newest = folders(two)[-1]
+    (newest / MANIFEST).unlink()
+    (newest / TAG / "left_over.pt").write_bytes(b"old")
+    save_checkpoint(trained, two, step=2, records=[])
+    target, manifest = latest_checkpoint(two.folder)
+    assert manifest.step == 2
+    assert not (target / TAG / "left_over.pt").exists()
+    assert f"{TAG}/left_over.pt" not in manifest.files
+
+
+def test_a_disk_full_in_the_middle_of_writing_leaves_the_last_one_whole(trained, other, tmp_path):
+    """Catches: half a checkpoint taken for whole, or one that takes the room of the next. There is room for the weights, not for the records."""
+    needed = sum(weight.numel() for weight in trained.module.parameters()) * 16
+    with small_disk(tmp_path, 8 * needed) as disk, hold_lease(disk) as token:
+        writer, filler = Writer(disk, token, keep=3), disk / "filler"
+        save_checkpoint(trained, writer, step=1, records=[{"step": 1}])
+        filler.write_bytes(b"x" * (shutil.disk_usage(disk).free - int(SPARE * needed) - 4096))
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(trained, writer, step=2, records=[{"step": 2, "skipped_pairs": "x" * needed}])
+        torn = folders(writer)[-1]
+        assert any(torn.rglob("*.pt")) and not (torn / MANIFEST).exists()
+        assert load_checkpoint(other, disk)[0] == 1
+        filler.unlink()
+        save_checkpoint(trained, writer, step=3, records=[])
+        assert [folder.name[:11] for folder in folders(writer)] == ["step-000001", "step-000003"]
+
+
+def test_driver_that_lost_its_lease_publishes_nothing(trained, two):
+    """Catches: two drivers' checkpoints in one folder after a node was thought dead and came back."""
+    write_json(two.folder / LEASE, {"token": "another driver"})
+    with pytest.raises(CheckpointError, match="taken over by another driver"):
+        save_checkpoint(trained, two, step=3, records=[])
+    assert latest_checkpoint(two.folder)[1].step == 2
+    assert not list(two.checkpoints.glob(f"step-000003-*/{MANIFEST}"))
+
+
+def test_a_layout_of_its_own_is_refused_with_the_flags_that_fit(other, two):
+    """Catches: shards of ZeRO stage 0 in bf16 read as if they were slices."""
+    manifest = folders(two)[-1] / MANIFEST
+    write_json(manifest, json.loads(manifest.read_text()) | {"zero_stage": 0})
+    with pytest.raises(CheckpointError, match=r"--scale.workers 1 --scale.zero-stage 0"):
+        load_checkpoint(other, two.folder)
+
+
+RESHARDED = [
+    (1, 3, "fp32", 0),
+    (3, 2, "fp32", 4),
+    (2, 3, "fp32", 4),
+    (2, 3, "bf16", 0),
+    (3, 1, "bf16", 0),
+]  # ZeRO stages, dtype, LoRA rank; adapters in bf16 are rounded otherwise by stages 2 and 3, from the first update on
+
+
+@pytest.mark.parametrize(("saved", "zero", "dtype", "rank"), RESHARDED)
+def test_another_zero_stage_goes_on_as_the_saved_one(saved, zero, dtype, rank, group, small_model, tmp_path):
+    """Catches: master weights, moments or AdamW's count lost between stages, or what the forward pass uses left as it was."""
+    engine, again = (new_engine(small_model, stage, dtype, lora_rank=rank) for stage in (saved, zero))
+    for token in (9, 10, 11):
+        update(engine, token)
+    with hold_lease(tmp_path) as token:
+        save_checkpoint(engine, Writer(tmp_path, token, keep=1), step=3, records=[{"step": 3}])
+    assert load_checkpoint(again, tmp_path) == (3, [{"step": 3}])
+    assert equal(weights_of(engine), weights_of(again))
+    for token in (12, 13, 14, 15):
+        update(engine, token)
+        update(again, token)
+    for name, tensor in weights_of(engine).items():
+        torch.testing.assert_close(weights_of(again)[name], tensor, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize(("zero", "dtype"), STATES)
+def test_exported_policy_loads_with_the_same_logits(zero, dtype, group, small_model, processor, tmp_path):
+    """Catches: an export that from_pretrained reads with other, missing or random weights, or without its processor."""
+    engine = new_engine(small_model, zero, dtype)
+    update(engine)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "left_over").write_text("of an earlier try")
+    export_policy(engine, processor, folder, ModelConfig(path=str(small_model)))
+    model, exported = load_policy(folder, dtype=dtype, device="cpu")
+    assert equal(weights_of(engine), model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(logps(AnswerPolicy(model, layout_of(model))), logps(engine))
+    assert processor_digest(exported) == processor_digest(processor)
+    assert not (folder / "left_over").exists()
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_adapters_are_merged_on_export(zero, group, small_model, tmp_path):
+    """Catches: an export without what was trained, or one that only peft can load."""
+    processor = load_policy(small_model)[1]
+    engine = new_engine(small_model, zero, lora_rank=4)
+    before = logps(engine).detach()
+    for token in (9, 10, 11):
+        update(engine, token)
+    export_policy(engine, processor, tmp_path / "model", ModelConfig(path=str(small_model), lora_rank=4))
+    model, _ = load_policy(tmp_path / "model", dtype="fp32", device="cpu")
+    with torch.no_grad():
+        exported, trained = logps(AnswerPolicy(model, layout_of(model))), logps(engine)
+    torch.testing.assert_close(exported, trained, atol=1e-5, rtol=0)
+    assert (trained - before).abs().max() > 1e-3

@@ -1,0 +1,99 @@
+"""`metrics.jsonl`: every update once, whatever was interrupted, and followed while it grows."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from rlhfv_ray.training.metrics_log import METRICS_FILE, append_records, following, read_records
+
+
+def records(*steps):
+    return [{"step": step, "loss": step / 10} for step in steps]
+
+
+def test_each_update_once(tmp_path):
+    """Catches: updates doubled by a resume that reports from its checkpoint on, or lost where the driver missed a report."""
+    append_records(tmp_path, records(1, 2, 3))
+    append_records(tmp_path, records(2, 3, 4, 5))
+    append_records(tmp_path, records(1, 2, 3, 4, 5, 6))
+    append_records(tmp_path, [])
+    assert read_records(tmp_path) == records(1, 2, 3, 4, 5, 6)
+
+
+def test_no_file_is_no_records(tmp_path):
+    """Catches: watching a run that has not reported yet."""
+    assert read_records(tmp_path) == []
+
+
+def test_line_being_written_is_left_out(tmp_path):
+    """Catches: half a line read as a broken record while the driver writes it."""
+    append_records(tmp_path, records(1, 2))
+    with (tmp_path / METRICS_FILE).open("a") as stream:
+        stream.write('{"step": 3, "lo')
+    assert read_records(tmp_path) == records(1, 2)
+
+
+def test_line_torn_by_a_crash_does_not_spoil_the_next(tmp_path):
+    """Catches: a driver killed while writing (or a full disk) that leaves a run whose record cannot be read any more."""
+    append_records(tmp_path, records(1, 2))
+    with (tmp_path / METRICS_FILE).open("a") as stream:
+        stream.write('{"step": 3, "lo')
+    append_records(tmp_path, records(2, 3, 4))
+    assert read_records(tmp_path) == records(1, 2, 3, 4)
+
+
+def test_odd_values_survive(tmp_path):
+    """Catches: names of pairs that break the lines, such as U+2028, which `str.splitlines` takes for a line's end."""
+    odd = [{"step": 1, "skipped_pairs": ["a\u2028b", "c\nd", "é😀"], "grad_norm": None}]
+    append_records(tmp_path, odd)
+    assert read_records(tmp_path) == odd
+    assert len((tmp_path / METRICS_FILE).read_bytes().splitlines()) == 1
+
+
+def test_following_sees_all_once_and_in_order(tmp_path):
+    """Catches: the last records of a run never shown, or records shown twice."""
+    seen = []
+    with following(tmp_path, lambda new: seen.extend(new)):
+        append_records(tmp_path, records(1))
+        wait_for(lambda: seen)
+        append_records(tmp_path, records(2, 3))
+        wait_for(lambda: len(seen) == 3)
+        append_records(tmp_path, records(4))
+    assert seen == records(1, 2, 3, 4)
+
+
+def test_following_starts_with_what_is_there(tmp_path):
+    """Catches: a resumed run whose bar and figures lack the updates before the resume."""
+    append_records(tmp_path, records(1, 2))
+    seen = []
+    with following(tmp_path, seen.append):
+        pass
+    assert seen == [records(1, 2)]
+
+
+def test_following_ends_with_its_body(tmp_path):
+    """Catches: a watcher that outlives a failed run, or hides its error."""
+    before = threading.active_count()
+    seen = []
+    with pytest.raises(RuntimeError, match="lost"), following(tmp_path, seen.extend):
+        append_records(tmp_path, records(1))
+        raise RuntimeError("lost")
+    assert seen == records(1)
+    assert threading.active_count() == before
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "nothing was seen"
+        time.sleep(0.02)
+
+
+def test_file_is_json_lines(tmp_path):
+    """Catches: a record other tools cannot read."""
+    append_records(tmp_path, records(1, 2))
+    lines = (tmp_path / METRICS_FILE).read_text().split("\n")
+    assert [json.loads(line)["step"] for line in lines[:-1]] == [1, 2]
+    assert lines[-1] == ""
