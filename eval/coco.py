@@ -24,8 +24,8 @@ from eval.chair import ObjectVocabulary, ground_truth
 from eval.over_generalization import CocoTruth
 from eval.words import lemmas
 from rlhfv_ray.config import fingerprint
-from rlhfv_ray.console import Counter as Progress
-from rlhfv_ray.console import counting
+from rlhfv_ray.console import ProgressBar as Progress
+from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.mirror import fetch
@@ -149,7 +149,7 @@ def _reduce(files: Sequence[Path], vocabulary: ObjectVocabulary) -> dict[str, An
     said = [row for path in captions for row in _read(path, _Captions, again).annotations]
     images: dict[str, set[int]] = {scene: set() for scene in SCENES}
     remembering = _RememberingVocabulary(vocabulary.objects, vocabulary.phrases, vocabulary.lemmatizer)
-    with counting("COCO annotations", len(said)) as counter:
+    with progress_bar("COCO annotations", len(said)) as counter:
         annotated = (pair for path in instances for pair in _annotated(path, again))
         truth = ground_truth(annotated, _captioned(said, images, counter), remembering)
         counter.advance(len(said))

@@ -40,7 +40,7 @@ from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import shown
+from rlhfv_ray.storage.mirror import display_path
 from rlhfv_ray.storage.stages import Stage, run_stages
 from rlhfv_ray.tracking.run import sync_tracking, tracked_run, tracking_uri, ui_command
 
@@ -108,7 +108,7 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
     log_to_checkpoints(plan.models, sections, config.tracking, evaluation=folder.name)
     uri = tracking_uri(config.tracking, storage)
     for what, where in (
-        ("report", shown(folder / "report.html")),
+        ("report", display_path(folder / "report.html")),
         ("MLflow", ui_command(uri) if synced else "not reached"),
     ):
         console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneType:
     """A kind of place."""
 
     objects: tuple[str, ...]  # in most of its images, the most frequent first
@@ -21,7 +21,7 @@ class CocoTruth:
     """What is in COCO's images."""
 
     objects: Mapping[int, frozenset[str]]  # by image id
-    scenes: Mapping[str, Scene]
+    scenes: Mapping[str, SceneType]
 
     def digest(self, images: Iterable[int]) -> str:
         """Stands for all that is known about some images, and what is typical of the scenes."""
@@ -50,7 +50,7 @@ def over_generalization(truth: CocoTruth, named: Mapping[int, Sequence[tuple[str
 
         >>> truth = CocoTruth(
         ...     {1: frozenset({"sink"}), 2: frozenset({"oven"}), 3: frozenset({"sink"})},
-        ...     {"kitchen": Scene(("oven", "sink"), frozenset({1, 2}))},
+        ...     {"kitchen": SceneType(("oven", "sink"), frozenset({1, 2}))},
         ... )
         >>> rises = over_generalization(truth, {image: [("sink", "sink")] for image in (1, 2, 3)})
         >>> {name: round(value, 2) for name, value in rises["kitchen"].items()}

@@ -63,23 +63,23 @@ def draw(found: Any, path: Path) -> None:
     from eval.reporting.figures import BLUE, VERMILION
     from eval.reporting.wording import label
 
-    shown = [measure for measure in found.measures if measure.name in (found.names[0], "object_recall")]
+    shown = [metric for metric in found.metrics if metric.name in (found.names[0], "object_recall")]
     figure = Figure(figsize=(5.5 * len(shown), 4.2), dpi=150, layout="constrained")
-    for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for kind, color, shift in zip(KINDS, (BLUE, VERMILION), (-6, 6), strict=True):
             arms = {0: "base"} | {int(arm.split()[0]): arm for arm in found.arms if arm.endswith(kind)}
             if len(arms) == 1:
                 continue
-            means = {count: found.mean(arm, measure.name) for count, arm in sorted(arms.items())}
+            means = {count: found.mean(arm, metric.name) for count, arm in sorted(arms.items())}
             places = [count + shift for count in means]
-            axes.plot(places, [measure.scale * one.mean for one in means.values()], color=color, marker="o", label=kind)
+            axes.plot(places, [metric.scale * one.mean for one in means.values()], color=color, marker="o", label=kind)
             for place, one in zip(places, means.values(), strict=True):
                 axes.scatter(
-                    [place] * len(one.values), [measure.scale * v for v in one.values], color=color, s=8, alpha=0.5
+                    [place] * len(one.values), [metric.scale * v for v in one.values], color=color, s=8, alpha=0.5
                 )
                 if one.interval is not None:
-                    axes.vlines(place, *(measure.scale * bound for bound in one.interval), color=color, linewidth=1)
-        axes.set(xlabel="preference pairs", ylabel=f"{label(measure)}, {measure.better} is better")
+                    axes.vlines(place, *(metric.scale * bound for bound in one.interval), color=color, linewidth=1)
+        axes.set(xlabel="preference pairs", ylabel=f"{label(metric)}, {metric.better} is better")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend()

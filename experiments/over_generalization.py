@@ -36,7 +36,7 @@ class OverGeneralizationConfig(StudyConfig):
 
 def rises(scores: Any) -> Mapping[str, float | None]:
     """The mean rise over scenes, every scene's own, and the rates of all."""
-    found = scores.beside.get(RISE)
+    found = scores.extras.get(RISE)
     if found is None:
         raise ConfigError(
             f"benchmark = {scores.manifest['benchmark']!r}: no scenes are known there; use shapes or object_halbench."

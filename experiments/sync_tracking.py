@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from rlhfv_ray.storage.mirror import HEAVY, fetch, local, shown
+from rlhfv_ray.storage.mirror import LARGE_DIRS, display_path, fetch, fetch_local
 from rlhfv_ray.tracking.replay import SPOOL
 from rlhfv_ray.tracking.run import sync_tracking
 
@@ -23,17 +23,17 @@ def main(storage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ST
     Returns:
         The exit code: 0 when MLflow has everything, else 1.
     """
-    place = local(storage, only=SPOOL)
+    place = fetch_local(storage, only=SPOOL)
     folders = sorted(spool.parent for spool in place.rglob(SPOOL))
     if not folders:
         print(f"{storage}: no tracked experiment here (no {SPOOL} at any depth)")
         return 1
     synced = []
     for folder in folders:
-        fetch(folder, without=HEAVY)
+        fetch(folder, without=LARGE_DIRS)
         synced.append(sync_tracking(folder))
         print(
-            f"{shown(folder)}: {'MLflow has everything' if synced[-1] else 'MLflow lacks something, see the warning'}"
+            f"{display_path(folder)}: {'MLflow has everything' if synced[-1] else 'MLflow lacks something, see the warning'}"
         )
     return 0 if all(synced) else 1
 

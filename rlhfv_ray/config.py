@@ -81,7 +81,7 @@ class DataConfig:
     """Train on so many of the pairs, drawn by --seed, fewer being part of more; 0: all."""
     max_length: int = 2048
     """Longest prompt + answer in tokens, image tokens included; longer pairs are set aside, never cut."""
-    max_rejected: float = 0.01
+    max_unusable: float = 0.01
     """Largest share of rows that may be unusable before the job stops."""
     reference: str = ""
     """A finished reference folder to use instead of computing one; checked against the model and data."""
@@ -89,7 +89,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(self.min_match >= 1, "data.min_match", self.min_match, ">= 1")
         _check(self.max_length >= 2, "data.max_length", self.max_length, ">= 2")
-        _check(0 <= self.max_rejected <= 1, "data.max_rejected", self.max_rejected, "between 0 and 1")
+        _check(0 <= self.max_unusable <= 1, "data.max_unusable", self.max_unusable, "between 0 and 1")
         _check(self.limit >= 0, "data.limit", self.limit, ">= 0 (0: all)")
 
     def used(self, pairs: int) -> int:
@@ -148,7 +148,7 @@ class LossConfig:
         _check(some, "loss.sft_weight", self.sft_weight, "above 0, as the preference loss has no weight")
 
     @property
-    def imitates(self) -> bool:
+    def is_sft(self) -> bool:
         """Whether chosen answers are all that is learnt from."""
         return self.preference_weight == 0
 

@@ -20,7 +20,7 @@ STOPPED, TERMINATED = 130, 143
 EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first kind that fits
 
 
-class Counter:
+class ProgressBar:
     """How much of some work is done."""
 
     def __init__(self, title: str, total: int, bar: Progress | None) -> None:
@@ -41,20 +41,20 @@ class Counter:
 
 
 @contextlib.contextmanager
-def counting(title: str, total: int, *, done: int = 0) -> Iterator[Counter]:
+def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressBar]:
     """Show how far some work is; `done` of it was there before."""
     if not sys.stdout.isatty():
-        yield Counter(title, total, None)
+        yield ProgressBar(title, total, None)
         return
     columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), refresh_per_second=2) as bar:
-        counter = Counter(title, total, bar)
+        counter = ProgressBar(title, total, bar)
         counter.advance(done)
         yield counter
 
 
 @contextlib.contextmanager
-def looking(look: Callable[[], None], every: float) -> Iterator[None]:
+def poll(look: Callable[[], None], every: float) -> Iterator[None]:
     """Call `look` every so many seconds while the body runs, and once more after it."""
     ended = threading.Event()
 

@@ -82,7 +82,7 @@ def batch_loss(scored: Float[Tensor, "B A"], batch: PairBatch, config: LossConfi
     pairs = len(batch.ids)
     weights = segment_weights(batch.answers >= 0, batch.changed, gamma=config.gamma, dtype=scored.dtype)
     share = _changed_share(weights, batch.changed)
-    if config.imitates:
+    if config.is_sft:
         logps = weighted_logps(scored[:pairs], weights[:pairs], normalize=config.normalize)
         return StepLoss(-config.sft_weight * logps.mean(), None, logps, share)
     assert batch.reference_token_logps is not None, "the reference stage fills these in"

@@ -24,13 +24,13 @@ from rlhfv_ray.inference.sft_examples import encode_examples
 from rlhfv_ray.models import check_image_tokens
 from rlhfv_ray.shapes_stages import PAIRS, shapes_stage
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import fetch, local, shown
+from rlhfv_ray.storage.mirror import display_path, fetch, fetch_local
 from rlhfv_ray.storage.stages import Stage, is_done
 from rlhfv_ray.training.train import TrainJob, train_ddpo
 
 
 @dataclass(frozen=True)
-class Line:
+class Pipeline:
     """The stages up to an aligned model, and what later stages need to know of them."""
 
     config: DDPOConfig
@@ -47,7 +47,9 @@ class Line:
         return replace(self.config.model, path=str(self.train.folder(self.storage) / "model"))
 
 
-def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Mapping[str, Any]]], None]) -> Line:
+def plan_pipeline(
+    config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Mapping[str, Any]]], None]
+) -> Pipeline:
     """Declare the stages from pairs to an aligned model; reads and checks, but makes nothing.
 
     Args:
@@ -63,7 +65,7 @@ def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Map
         raise ConfigError("data.path is not set: give --data.path a file or folder of preference pairs.")
     check_image_tokens(config.model.path, trust_remote_code=config.model.trust_remote_code)
     stages: list[Stage] = []
-    data, rows, examples = config.data, None, config.loss.imitates and not config.data.reference
+    data, rows, examples = config.data, None, config.loss.is_sft and not config.data.reference
     if data.path == SHAPES:
         made = shapes_stage(config)
         stages.append(made)
@@ -73,13 +75,13 @@ def plan_line(config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Map
         list_slices(data.path, format=data.format, examples=examples)  # is it there, with the columns of its format?
     inputs = reference_inputs(config.model, data, rows=rows)
     if data.reference:
-        reference = finished_reference(local(data.reference).resolve(), inputs)
+        reference = finished_reference(fetch_local(data.reference).resolve(), inputs)
     else:
         stage = examples_stage(config, data, inputs) if examples else reference_stage(config, data, inputs)
         stages.append(stage)
         reference = stage.folder(storage)
     train = train_stage(config, reference, inputs, seen)
-    return Line(config, storage, data.path, (*stages, train), reference, inputs, train)
+    return Pipeline(config, storage, data.path, (*stages, train), reference, inputs, train)
 
 
 def reference_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:
@@ -125,18 +127,18 @@ def train_stage(
     return Stage("train", changes, run, title="training")
 
 
-def rung_stage(line: Line, config: DDPOConfig, train: Stage, until: int) -> Stage:
+def rung_stage(pipeline: Pipeline, config: DDPOConfig, train: Stage, until: int) -> Stage:
     """A look at a training run on its way: the model after `until` updates. The stage `train` goes on from there."""
 
     def run(folder: Path, _: str) -> None:
-        place = train.folder(line.storage)
+        place = train.folder(pipeline.storage)
         with hold_lease(place) as token:
             job = TrainJob(
-                config, line.reference, dict(line.reference_inputs), place, token, until=until, export=folder
+                config, pipeline.reference, dict(pipeline.reference_inputs), place, token, until=until, export=folder
             )
             train_ddpo(job)
 
-    inputs = {"train": train.folder(line.storage).name, "until": until}
+    inputs = {"train": train.folder(pipeline.storage).name, "until": until}
     return Stage("rung", inputs, run, title=f"training to update {until}")
 
 
@@ -144,7 +146,7 @@ def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
     """A reference folder made earlier, checked against the model and data at hand."""
     if not is_done(folder):
         raise ConfigError(
-            f"data.reference = {shown(folder)!r}: there is no finished reference folder (no SUCCESS file in it)."
+            f"data.reference = {display_path(folder)!r}: there is no finished reference folder (no SUCCESS file in it)."
         )
     fetch(folder)
     check_reference(json.loads((folder / "config.json").read_text()), inputs)

@@ -25,7 +25,7 @@ RANKING_SEED = 1_000_000  # between the two draws of a ranking
 
 def shapes_stage(config: DDPOConfig) -> Stage:
     """What the shapes world teaches: corrections or rankings of the base model's answers, or careful captions to imitate."""
-    if config.loss.imitates and not config.data.reference:
+    if config.loss.is_sft and not config.data.reference:
         return captions_stage(config)
     return corrections_stage(config) if config.shapes.pairs == "corrections" else rankings_stage(config)
 

@@ -22,7 +22,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class Ratio(NamedTuple):
+class RatioSample(NamedTuple):
     """One system's rate as a ratio of sums: what each item adds above and below the line."""
 
     numerators: Sequence[float]
@@ -92,7 +92,7 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float | None:
 
 
 def paired_bootstrap(
-    baseline: Ratio, candidate: Ratio, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    baseline: RatioSample, candidate: RatioSample, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> PairedDifference:
     """Bound the difference of two ratios of sums, and the relative reduction, over the same items.
 
@@ -110,7 +110,7 @@ def paired_bootstrap(
     Example:
         On each of 3 items the baseline is wrong in 2 of 4 mentions, the candidate in 1 of 4: nothing varies.
 
-        >>> paired_bootstrap(Ratio([2, 2, 2], [4, 4, 4]), Ratio([1, 1, 1], [4, 4, 4]), resamples=100)[:2]
+        >>> paired_bootstrap(RatioSample([2, 2, 2], [4, 4, 4]), RatioSample([1, 1, 1], [4, 4, 4]), resamples=100)[:2]
         (-0.25, Interval(low=-0.25, high=-0.25))
     """
     _check_lengths(*(len(column) for column in (*baseline, *candidate)))
@@ -131,7 +131,7 @@ def paired_bootstrap(
 
 
 def bootstrap_interval(
-    ratio: Ratio, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+    ratio: RatioSample, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
 ) -> Interval | None:
     """Bound one system's ratio of sums by the percentile bootstrap over items.
 
@@ -139,7 +139,7 @@ def bootstrap_interval(
         None where the ratio is not defined, or is not in too many of the resamples.
 
     Example:
-        >>> bootstrap_interval(Ratio([3, 3, 3], [4, 4, 4]), resamples=100)
+        >>> bootstrap_interval(RatioSample([3, 3, 3], [4, 4, 4]), resamples=100)
         Interval(low=0.75, high=0.75)
     """
     _check_lengths(*(len(column) for column in ratio))

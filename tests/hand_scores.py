@@ -5,24 +5,24 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from eval.benchmarks.contract import CHAIR, WORDS, JudgedAnswer, Mark, Measure, Part, Scores, chair_parts
+from eval.benchmarks.contract import CHAIR, WORDS, JudgedAnswer, Metric, Ratio, Scores, Span, chair_parts
 from eval.chair import AnswerScore
 from rlhfv_ray.records import Answer, Prompt
 
 TEXT = "two red dogs & a cat"
-CAT = Mark(17, 20, "object")
-RED_DOGS = (Mark(0, 12, "attribute"), Mark(0, 12, "number"))
-WRONG_ATTRIBUTES = Measure("wrong_attributes", "lower", "of the phrases")
-RATING = Measure("average_score", "higher", "mean rating, 0 to 6", scale=1, counted=False)
-HALLUCINATION = Measure("hallucination_rate", "lower", "answers rated below 3")
+CAT = Span(17, 20, "object")
+RED_DOGS = (Span(0, 12, "attribute"), Span(0, 12, "number"))
+WRONG_ATTRIBUTES = Metric("wrong_attributes", "lower", "of the phrases")
+RATING = Metric("average_score", "higher", "mean rating, 0 to 6", scale=1, is_proportion=False)
+HALLUCINATION = Metric("hallucination_rate", "lower", "answers rated below 3")
 
 
-def judged(number: int, *, marks: Sequence[Mark] = (), text: str = TEXT) -> JudgedAnswer:
+def judged(number: int, *, spans: Sequence[Span] = (), text: str = TEXT) -> JudgedAnswer:
     """An answer that names a dog (true) and, if marked so, a cat (false); 1 of 2 true objects is named."""
-    hallucinated = (("cat", "cat"),) if any(mark.kind == "object" for mark in marks) else ()
+    hallucinated = (("cat", "cat"),) if any(mark.kind == "object" for mark in spans) else ()
     parts = chair_parts(AnswerScore(1 + len(hallucinated), hallucinated, 1, 2), 6)
-    parts["wrong_attributes"] = Part(sum(mark.kind == "attribute" for mark in marks), 1)
-    return JudgedAnswer(Answer(str(number), "What is <here>?", text), parts, tuple(marks))
+    parts["wrong_attributes"] = Ratio(sum(mark.kind == "attribute" for mark in spans), 1)
+    return JudgedAnswer(Answer(str(number), "What is <here>?", text), parts, tuple(spans))
 
 
 def pets(answers: Sequence[JudgedAnswer]) -> Scores:
@@ -31,12 +31,12 @@ def pets(answers: Sequence[JudgedAnswer]) -> Scores:
 
 def base() -> Scores:
     """Of 10 answers 6 hallucinate a cat; 1 has two other mistakes."""
-    return pets([judged(n, marks=[CAT] if n < 6 else RED_DOGS if n == 6 else []) for n in range(10)])
+    return pets([judged(n, spans=[CAT] if n < 6 else RED_DOGS if n == 6 else []) for n in range(10)])
 
 
 def aligned() -> Scores:
     """Answers 0, 1, 2 got better, 9 got worse: 4 of 10 hallucinate."""
-    return pets([judged(n, marks=[CAT] if n in (3, 4, 5, 9) else RED_DOGS if n == 6 else []) for n in range(10)])
+    return pets([judged(n, spans=[CAT] if n in (3, 4, 5, 9) else RED_DOGS if n == 6 else []) for n in range(10)])
 
 
 def models() -> dict[str, Scores]:
@@ -55,10 +55,10 @@ def rated(ratings: Sequence[int | str], *, benchmark: str = "mmhal_bench") -> Sc
 
 def _rated(number: int, rating: int | str) -> JudgedAnswer:
     answer, group = Answer(str(number), "How many?", "three cats"), ("counting", "other")[number % 2]
-    words = {"words": Part(2, 1)}
+    words = {"words": Ratio(2, 1)}
     if isinstance(rating, str):
         return JudgedAnswer(answer, words, group=group, verdict="I cannot say.", missing=rating)
-    parts = {"hallucination_rate": Part(int(rating < 3), 1), "average_score": Part(rating, 1)}
+    parts = {"hallucination_rate": Ratio(int(rating < 3), 1), "average_score": Ratio(rating, 1)}
     return JudgedAnswer(answer, words | parts, group=group, verdict=f"Rating: {rating}")
 
 

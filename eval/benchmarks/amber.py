@@ -27,11 +27,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.benchmarks.contract import WORDS, Benchmark, JudgedAnswer, Mark, Measure, Part, Scores, in_order
+from eval.benchmarks.contract import WORDS, Benchmark, JudgedAnswer, Metric, Ratio, Scores, Span, in_order
 from eval.chair import count_words
 from eval.config import AMBERConfig
 from eval.inputs.images import image_bytes
-from eval.inputs.json_rows import Row, by_id, read_rows
+from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from eval.words.nouns import NounReader
 from rlhfv_ray.endpoint.records import Verdict
 from rlhfv_ray.errors import DataError
@@ -46,17 +46,17 @@ TYPES = {  # in annotations.json -> group; of questions about relations, those w
     **{"discriminative-relation": "relation", "relation": "relation"},
 }
 DESCRIPTIONS = (
-    Measure("hal", "lower", "descriptions with a hallucinated mention"),
-    Measure("chair", "lower", "hallucinated mentions, of all mentions of objects that AMBER knows"),
-    Measure("cover", "higher", "objects of the image that are named, of all of them"),
-    Measure("cog", "lower", "objects named that one would expect there but are not, of all of them"),
+    Metric("hal", "lower", "descriptions with a hallucinated mention"),
+    Metric("chair", "lower", "hallucinated mentions, of all mentions of objects that AMBER knows"),
+    Metric("cover", "higher", "objects of the image that are named, of all of them"),
+    Metric("cog", "lower", "objects named that one would expect there but are not, of all of them"),
     WORDS._replace(meaning="mean length of a description in words; shorter is not better"),
 )
 QUESTIONS = (
-    Measure("accuracy", "higher", "yes/no answers that are right"),
-    Measure("precision", "higher", "right ones, of the answers no"),
-    Measure("recall", "higher", "answered no, of the questions where that is right"),
-    Measure("f1", "higher", "harmonic mean of precision and recall", counted=False),
+    Metric("accuracy", "higher", "yes/no answers that are right"),
+    Metric("precision", "higher", "right ones, of the answers no"),
+    Metric("recall", "higher", "answered no, of the questions where that is right"),
+    Metric("f1", "higher", "harmonic mean of precision and recall", is_proportion=False),
 )
 QUERIES = "query/query_all.json"
 FILES = (QUERIES, "annotations.json", "relation.json", "safe_words.txt")
@@ -132,19 +132,19 @@ def reads_no(answer: str) -> bool | None:
     return found.group() == "no" if found else None
 
 
-def question_parts(says_no: bool | None, *, is_no: bool) -> dict[str, Part]:
+def question_parts(says_no: bool | None, *, is_no: bool) -> dict[str, Ratio]:
     """What one yes/no answer adds to the measures.
 
     Example:
         >>> question_parts(None, is_no=True)["accuracy"], question_parts(None, is_no=True)["recall"]
-        (Part(share=0, of=1), Part(share=0, of=1))
+        (Ratio(numerator=0, denominator=1), Ratio(numerator=0, denominator=1))
     """
     hit = int(bool(says_no) and is_no)
     return {
-        "accuracy": Part(int(says_no is is_no), 1),
-        "precision": Part(hit, int(bool(says_no))),
-        "recall": Part(hit, int(is_no)),
-        "f1": Part(2 * hit, bool(says_no) + is_no),
+        "accuracy": Ratio(int(says_no is is_no), 1),
+        "precision": Ratio(hit, int(bool(says_no))),
+        "recall": Ratio(hit, int(is_no)),
+        "f1": Ratio(2 * hit, bool(says_no) + is_no),
     }
 
 
@@ -206,8 +206,8 @@ class AMBER(Benchmark):
         judged = tuple(map(self.judge, in_order(self.prompts, answers), self.items))
         asked = [(one, item.is_no) for one, item in zip(judged, self.items, strict=True) if item.group != GENERATIVE]
         described = DESCRIPTIONS if len(asked) < len(judged) else ()
-        measures = (*described, *(QUESTIONS if asked else ()))
-        return Scores(measures, judged, self.manifest(), _beside(judged, asked) if asked else {})
+        metrics = (*described, *(QUESTIONS if asked else ()))
+        return Scores(metrics, judged, self.manifest(), _beside(judged, asked) if asked else {})
 
     def judge(self, answer: Answer, item: Item) -> JudgedAnswer:
         """One answer's verdict."""
@@ -215,15 +215,15 @@ class AMBER(Benchmark):
             return JudgedAnswer(answer, question_parts(reads_no(answer.text), is_no=item.is_no), group=item.group)
         nouns, near = self.reader.mentions(answer.text), self.reader.near
         found = describe([noun.lemma for noun in nouns], item, self.related, safe=self.safe, near=near)
-        marks = tuple(Mark(nouns[place].start, nouns[place].stop, "object") for place in found.hallucinated)
+        spans = tuple(Span(nouns[place].start, nouns[place].stop, "object") for place in found.hallucinated)
         parts = {
-            "hal": Part(int(bool(marks)), 1),
-            "chair": Part(len(marks), found.mentions),
-            "cover": Part(found.covered, len(item.truth)),
-            "cog": Part(found.expected, len(item.hallu)),
-            WORDS.name: Part(count_words(answer.text), 1),
+            "hal": Ratio(int(bool(spans)), 1),
+            "chair": Ratio(len(spans), found.mentions),
+            "cover": Ratio(found.covered, len(item.truth)),
+            "cog": Ratio(found.expected, len(item.hallu)),
+            WORDS.name: Ratio(count_words(answer.text), 1),
         }
-        return JudgedAnswer(answer, parts, marks, item.group)
+        return JudgedAnswer(answer, parts, spans, item.group)
 
     def manifest(self) -> dict[str, Any]:
         """What scores on this benchmark depend on, besides the model."""
@@ -246,9 +246,9 @@ class AMBER(Benchmark):
             raise DataError(f"amber.data = {self.config.data!r}: no such folder; expected one with {', '.join(FILES)}.")
         return folder / name
 
-    def _rows(self, name: str, *fields: str) -> dict[str, Row]:
+    def _rows(self, name: str, *fields: str) -> dict[str, JsonRow]:
         what = f"amber.data, {name}"
-        return by_id(read_rows(self._file(name), ("id", *fields), what=what), "id", what=what)
+        return index_by(read_json_rows(self._file(name), ("id", *fields), what=what), "id", what=what)
 
 
 def _beside(judged: tuple[JudgedAnswer, ...], asked: Sequence[tuple[JudgedAnswer, bool]]) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def _first(noun: str, words: Sequence[tuple[str, int]], near: Callable[[str, str
     return next(([place] for word, place in words if near(noun, word)), [])
 
 
-def _item(query: Row, note: Row, related: Mapping[str, Any]) -> Item:
+def _item(query: JsonRow, note: JsonRow, related: Mapping[str, Any]) -> Item:
     where = f"amber.data, annotations.json, id {note['id']}"
     group, truth, hallu = TYPES.get(str(note["type"])), note["truth"], note.get("hallu", [])
     if group is None:

@@ -1,8 +1,8 @@
 """The contract of every benchmark: prompts -> answers -> verdicts -> scores, and the comparison of two models on one.
 
-Every measure of every benchmark is a ratio of sums over answers: an answer adds so much (`share`) of so much (`of`). A rate is cases of
-cases, a mean is a value of 1, F1 is twice the hits of what was said plus what was true. So intervals, paired tests, tables and pictures
-all come from the same judged answers. Scores carry the manifest of what they were measured on; different manifests are not compared.
+Every metric is a ratio of sums over answers: each answer adds a numerator and a denominator. For a rate both count answers,
+for a mean the denominator is 1, for F1 the numerator is twice the hits. So intervals, paired tests, tables and figures all
+come from the same judged answers. Scores carry the manifest of what they were measured on; different manifests are not compared.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.stats import (
     Interval,
-    Ratio,
+    RatioSample,
     bootstrap_interval,
     mcnemar,
     minimum_detectable_difference,
@@ -30,7 +30,7 @@ from rlhfv_ray.stats import (
 V = TypeVar("V")
 
 
-class Mark(NamedTuple):
+class Span(NamedTuple):
     """A hallucinated stretch of an answer, characters [start, stop)."""
 
     start: int
@@ -38,30 +38,30 @@ class Mark(NamedTuple):
     kind: str  # object, attribute, position, number
 
 
-class Part(NamedTuple):
+class Ratio(NamedTuple):
     """What one answer, or all of them, add to a measure: so much of so much."""
 
-    share: float
-    of: float
+    numerator: float
+    denominator: float
 
 
-class Measure(NamedTuple):
+class Metric(NamedTuple):
     """A number that a benchmark reports."""
 
     name: str
     better: Literal["lower", "higher", ""]
     meaning: str = ""  # what it counts, for people
     scale: float = 100.0  # it is shown times this: 100 for per cent
-    counted: bool = True  # cases of cases, so that Wilson's interval fits; else it is bootstrapped over answers
+    is_proportion: bool = True  # cases of cases, so that Wilson's interval fits; else it is bootstrapped over answers
 
 
-RESPONSE_RATE = Measure("response_rate", "lower", "answers with a hallucinated object, of those that name any object")
-OBJECT_RECALL = Measure("object_recall", "higher", "true objects named, of all true objects")
-WORDS = Measure("words", "", "mean length of an answer in words; shorter is not better", scale=1, counted=False)
+RESPONSE_RATE = Metric("response_rate", "lower", "answers with a hallucinated object, of those that name any object")
+OBJECT_RECALL = Metric("object_recall", "higher", "true objects named, of all true objects")
+WORDS = Metric("words", "", "mean length of an answer in words; shorter is not better", scale=1, is_proportion=False)
 CHAIR = (
     RESPONSE_RATE,
-    Measure("response_rate_all", "lower", "answers with a hallucinated object, of all answers"),
-    Measure("mention_rate", "lower", "hallucinated object mentions, of all object mentions"),
+    Metric("response_rate_all", "lower", "answers with a hallucinated object, of all answers"),
+    Metric("mention_rate", "lower", "hallucinated object mentions, of all object mentions"),
     OBJECT_RECALL,
 )
 
@@ -71,8 +71,8 @@ class JudgedAnswer:
     """One answer with its verdict."""
 
     answer: Answer
-    parts: Mapping[str, Part]  # what it adds to each measure it says something about
-    marks: tuple[Mark, ...] = ()
+    ratios: Mapping[str, Ratio]  # what it adds to each measure it says something about
+    spans: tuple[Span, ...] = ()
     group: str = ""  # of the question, for tables per type
     verdict: str = ""  # the judge's own words
     missing: str = ""  # why it has no verdict; then it adds to no judged measure
@@ -82,23 +82,29 @@ class JudgedAnswer:
 class Scores:
     """A model's scores on a benchmark."""
 
-    measures: tuple[Measure, ...]  # the first is the one that is tested
+    metrics: tuple[Metric, ...]  # the first is the one that is tested
     answers: tuple[JudgedAnswer, ...]  # in the order of the prompts
     manifest: Mapping[str, Any]  # what they were measured on, and how
-    beside: Mapping[str, Any] = field(
+    extras: Mapping[str, Any] = field(
         default_factory=dict
     )  # what is reported but not compared, e.g. the release's own reading
 
-    def sums(self, group: str | None = None) -> dict[str, Part]:
+    def sums(self, group: str | None = None) -> dict[str, Ratio]:
         """Every measure as share and whole, over all answers or one group of them."""
         chosen = [item for item in self.answers if group in (None, item.group)]
-        parts = {m.name: [item.parts[m.name] for item in chosen if m.name in item.parts] for m in self.measures}
-        return {name: Part(sum(p.share for p in some), sum(p.of for p in some)) for name, some in parts.items()}
+        parts = {m.name: [item.ratios[m.name] for item in chosen if m.name in item.ratios] for m in self.metrics}
+        return {
+            name: Ratio(sum(p.numerator for p in some), sum(p.denominator for p in some))
+            for name, some in parts.items()
+        }
 
     def rates(self, group: str | None = None) -> dict[str, float | None]:
         """Every measure as a number, None where nothing was counted, and the number of answers and of missing verdicts."""
         chosen = [item for item in self.answers if group in (None, item.group)]
-        rates = {name: part.share / part.of if part.of else None for name, part in self.sums(group).items()}
+        rates = {
+            name: part.numerator / part.denominator if part.denominator else None
+            for name, part in self.sums(group).items()
+        }
         return {**rates, "n": len(chosen), "missing": sum(bool(item.missing) for item in chosen)}
 
     def intervals(self, group: str | None = None) -> dict[str, Interval | None]:
@@ -106,9 +112,9 @@ class Scores:
         sums = self.sums(group)
         return {
             m.name: wilson_interval(*map(round, sums[m.name]))
-            if m.counted
+            if m.is_proportion
             else bootstrap_interval(self._ratio(m.name, group))
-            for m in self.measures
+            for m in self.metrics
         }
 
     @property
@@ -121,9 +127,9 @@ class Scores:
         """Twelve hex digits that stand for the manifest."""
         return fingerprint(self.manifest)
 
-    def _ratio(self, name: str, group: str | None) -> Ratio:
-        parts = [i.parts[name] for i in self.answers if group in (None, i.group) and name in i.parts]
-        return Ratio([part.share for part in parts], [part.of for part in parts])
+    def _ratio(self, name: str, group: str | None) -> RatioSample:
+        parts = [i.ratios[name] for i in self.answers if group in (None, i.group) and name in i.ratios]
+        return RatioSample([part.numerator for part in parts], [part.denominator for part in parts])
 
 
 class Benchmark(ABC):
@@ -167,7 +173,7 @@ class Benchmark(ABC):
 class Comparison:
     """An aligned model against its base on the same items, in the benchmark's first measure, and in recall where that is measured."""
 
-    measure: Measure
+    metric: Metric
     change: float | None  # of the measure, aligned - base
     change_interval: Interval | None  # 95 %, paired bootstrap over answers
     relative_reduction: float | None  # of the measure: 1 - aligned / base
@@ -187,19 +193,21 @@ def compare(base: Scores, aligned: Scores) -> Comparison:
     """
     check_comparable(base.manifest, aligned.manifest)
     pairs = [(a, b) for a, b in zip(base.answers, aligned.answers, strict=True) if not a.missing and not b.missing]
-    measure = base.measures[0]
-    pairs = [(a, b) for a, b in pairs if measure.name in a.parts and measure.name in b.parts]
-    main, recall = _paired(pairs, measure.name), _paired(pairs, OBJECT_RECALL.name)
-    verdicts = [(_part(a, measure.name), _part(b, measure.name)) for a, b in pairs]
-    binary = measure.counted and all(part.share in (0, 1) for both in verdicts for part in both)
-    p_value = mcnemar([bool(a.share) for a, _ in verdicts], [bool(b.share) for _, b in verdicts]) if binary else None
+    metric = base.metrics[0]
+    pairs = [(a, b) for a, b in pairs if metric.name in a.ratios and metric.name in b.ratios]
+    main, recall = _paired(pairs, metric.name), _paired(pairs, OBJECT_RECALL.name)
+    verdicts = [(_part(a, metric.name), _part(b, metric.name)) for a, b in pairs]
+    binary = metric.is_proportion and all(part.numerator in (0, 1) for both in verdicts for part in both)
+    p_value = (
+        mcnemar([bool(a.numerator) for a, _ in verdicts], [bool(b.numerator) for _, b in verdicts]) if binary else None
+    )
     detectable = None
-    if binary and measure.better == "lower" and pairs:
-        psi = sum(a.share != b.share for a, b in verdicts) / len(pairs)
-        rate = sum(a.share for a, _ in verdicts) / len(pairs)
+    if binary and metric.better == "lower" and pairs:
+        psi = sum(a.numerator != b.numerator for a, b in verdicts) / len(pairs)
+        rate = sum(a.numerator for a, _ in verdicts) / len(pairs)
         detectable = minimum_detectable_difference(len(pairs), rate, discordant=psi or None) if rate else None
     return Comparison(
-        measure,
+        metric,
         main.difference,
         main.difference_interval,
         main.reduction,
@@ -226,24 +234,26 @@ def check_comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         )
 
 
-def _part(item: JudgedAnswer, name: str) -> Part:
-    return item.parts.get(name, Part(0, 0))
+def _part(item: JudgedAnswer, name: str) -> Ratio:
+    return item.ratios.get(name, Ratio(0, 0))
 
 
 def _paired(pairs: Sequence[tuple[JudgedAnswer, JudgedAnswer]], name: str) -> Any:
     columns = ([_part(pair[side], name) for pair in pairs] for side in (0, 1))
-    return paired_bootstrap(*(Ratio([p.share for p in column], [p.of for p in column]) for column in columns))
+    return paired_bootstrap(
+        *(RatioSample([p.numerator for p in column], [p.denominator for p in column]) for column in columns)
+    )
 
 
-def chair_parts(objects: AnswerScore, words: int) -> dict[str, Part]:
+def chair_parts(objects: AnswerScore, words: int) -> dict[str, Ratio]:
     """What one answer adds to the measures of CHAIR, and its length."""
     wrong = int(bool(objects.hallucinated))
     return {
-        "response_rate": Part(wrong, int(objects.mentions > 0)),
-        "response_rate_all": Part(wrong, 1),
-        "mention_rate": Part(len(objects.hallucinated), objects.mentions),
-        "object_recall": Part(objects.true_objects_named, objects.true_objects),
-        WORDS.name: Part(words, 1),
+        "response_rate": Ratio(wrong, int(objects.mentions > 0)),
+        "response_rate_all": Ratio(wrong, 1),
+        "mention_rate": Ratio(len(objects.hallucinated), objects.mentions),
+        "object_recall": Ratio(objects.true_objects_named, objects.true_objects),
+        WORDS.name: Ratio(words, 1),
     }
 
 

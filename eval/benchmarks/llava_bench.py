@@ -15,8 +15,8 @@ from eval.benchmarks.contract import (
     WORDS,
     Benchmark,
     JudgedAnswer,
-    Measure,
-    Part,
+    Metric,
+    Ratio,
     Scores,
     in_order,
     judged_by,
@@ -26,7 +26,7 @@ from eval.benchmarks.contract import (
 from eval.chair import count_words
 from eval.config import JudgeConfig, LLaVABenchConfig
 from eval.inputs.images import image_bytes
-from eval.inputs.json_rows import Row, by_id, read_rows
+from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from eval.judge.prompts import JudgePrompt, find_prompt
 from rlhfv_ray.endpoint.records import Request, Verdict
 from rlhfv_ray.errors import ConfigError, DataError
@@ -35,9 +35,9 @@ from rlhfv_ray.records import Answer, Prompt
 CATEGORIES = ("conv", "detail", "complex")
 LOWEST, HIGHEST = 1, 10
 MEASURES = (
-    Measure("relative_score", "higher", "mean score of the answers over that of the references", counted=False),
-    Measure("score", "higher", "mean score of the answers, 1 to 10", scale=1, counted=False),
-    Measure("reference_score", "", "mean score of the references, 1 to 10", scale=1, counted=False),
+    Metric("relative_score", "higher", "mean score of the answers over that of the references", is_proportion=False),
+    Metric("score", "higher", "mean score of the answers, 1 to 10", scale=1, is_proportion=False),
+    Metric("reference_score", "", "mean score of the references, 1 to 10", scale=1, is_proportion=False),
     WORDS,
 )
 FIELDS = ("context", "question", "reference", "answer", "category")
@@ -111,7 +111,7 @@ class LLaVABench(Benchmark):
         self.config, self.judge, self.decoding = config, judge, decoding
         self.rows = _rows(config.questions, ("question_id", "image", "text", "category"), "questions")
         self.references = _rows(config.references, ("question_id", "text"), "references")
-        contexts = read_rows(config.context, ("id", "captions", "instances"), what="llava_bench.context")
+        contexts = read_json_rows(config.context, ("id", "captions", "instances"), what="llava_bench.context")
         self.contexts = {context_id(row["id"]): row for row in contexts}
         without = [
             name for name in self.rows if name not in self.references
@@ -181,15 +181,15 @@ class LLaVABench(Benchmark):
     def _judged(
         self, answer: Answer, pairs: Sequence[tuple[float, float]], verdicts: Sequence[Verdict]
     ) -> JudgedAnswer:
-        parts = {WORDS.name: Part(count_words(answer.text), 1)}
+        parts = {WORDS.name: Ratio(count_words(answer.text), 1)}
         words, group = "\n\n".join(one.text for one in verdicts), self.rows[answer.id]["category"]
         if not pairs:
             return JudgedAnswer(answer, parts, group=group, verdict=words, missing=missing_reason(verdicts))
         reference, ours = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
         parts |= {
-            "relative_score": Part(ours, reference),
-            "score": Part(ours, 1),
-            "reference_score": Part(reference, 1),
+            "relative_score": Ratio(ours, reference),
+            "score": Ratio(ours, 1),
+            "reference_score": Ratio(reference, 1),
         }
         return JudgedAnswer(answer, parts, group=group, verdict=words)
 
@@ -212,9 +212,9 @@ class LLaVABench(Benchmark):
         return {"benchmark": self.name, "prompts": digest.hexdigest(), **decoding, **by}
 
 
-def _rows(path: str, fields: Sequence[str], which: str) -> dict[str, Row]:
+def _rows(path: str, fields: Sequence[str], which: str) -> dict[str, JsonRow]:
     what = f"llava_bench.{which}"
-    rows = by_id(read_rows(path, fields, what=what), "question_id", what=what)
+    rows = index_by(read_json_rows(path, fields, what=what), "question_id", what=what)
     odd = [name for name, row in rows.items() if row.get("category", CATEGORIES[0]) not in CATEGORIES]
     if odd:
         raise DataError(
@@ -233,7 +233,7 @@ def context_id(image: Any) -> str:
     return str(image).rsplit("_", 1)[-1].split(".")[0].lstrip("0")
 
 
-def describe(context: Row) -> str:
+def describe(context: JsonRow) -> str:
     """What the judge sees of an image: its captions, then its objects with their boxes, one a line."""
     return "\n".join([*context["captions"], "", *(f"{one['category']}: {one['bbox']}" for one in context["instances"])])
 

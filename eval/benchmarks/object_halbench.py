@@ -27,9 +27,9 @@ from eval.benchmarks.contract import (
     WORDS,
     Benchmark,
     JudgedAnswer,
-    Mark,
-    Part,
+    Ratio,
     Scores,
+    Span,
     chair_parts,
     in_order,
     judged_by,
@@ -153,18 +153,18 @@ class ObjectHalBench(Benchmark):
         """One answer's verdict; where what it names is not known, only its length counts."""
         words = count_words(answer.text)
         if named.missing:
-            return JudgedAnswer(answer, {WORDS.name: Part(words, 1)}, missing=named.missing)
+            return JudgedAnswer(answer, {WORDS.name: Ratio(words, 1)}, missing=named.missing)
         objects = score_answer(named.mentions, truth)
         false = {name for _, name in objects.hallucinated}
-        marks = (Mark(m.start, m.stop, "object") for m in self.vocabulary.locate(answer.text) if m.object in false)
-        return JudgedAnswer(answer, chair_parts(objects, words), tuple(marks))
+        spans = (Span(m.start, m.stop, "object") for m in self.vocabulary.locate(answer.text) if m.object in false)
+        return JudgedAnswer(answer, chair_parts(objects, words), tuple(spans))
 
     def release_compatible(self, judged: Sequence[JudgedAnswer]) -> dict[str, float | None]:
         """The rates when an answer without a verdict names nothing."""
         truth = self.truth.objects
         mute = [self.judge_answer(i.answer, Named(), truth[int(i.answer.id)]) if i.missing else i for i in judged]
         rates = Scores(CHAIR, tuple(mute), {}).rates()
-        return {measure.name: rates[measure.name] for measure in CHAIR}
+        return {metric.name: rates[metric.name] for metric in CHAIR}
 
     def manifest(self) -> dict[str, Any]:
         """What scores on this benchmark depend on, besides the model."""

@@ -19,22 +19,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.benchmarks.contract import WORDS, Benchmark, JudgedAnswer, Measure, Part, Scores, in_order
+from eval.benchmarks.contract import WORDS, Benchmark, JudgedAnswer, Metric, Ratio, Scores, in_order
 from eval.chair import count_words
 from eval.config import POPEConfig
 from eval.inputs.images import image_bytes
-from eval.inputs.json_rows import Row, by_id, read_rows
+from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from rlhfv_ray.endpoint.records import Verdict
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 
 GROUPS = ("random", "popular", "adversarial")
 MEASURES = (
-    Measure("accuracy", "higher", "answers that are right"),
-    Measure("precision", "higher", "right ones, of the answers yes"),
-    Measure("recall", "higher", "answered yes, of the objects that are there"),
-    Measure("f1", "higher", "harmonic mean of precision and recall", counted=False),
-    Measure("yes_rate", "", "answers yes; half of the objects are there"),
+    Metric("accuracy", "higher", "answers that are right"),
+    Metric("precision", "higher", "right ones, of the answers yes"),
+    Metric("recall", "higher", "answered yes, of the objects that are there"),
+    Metric("f1", "higher", "harmonic mean of precision and recall", is_proportion=False),
+    Metric("yes_rate", "", "answers yes; half of the objects are there"),
     WORDS,
 )
 
@@ -67,8 +67,8 @@ def read_questions(path: Path) -> list[Question]:
     """
     group = next((name for name in GROUPS if path.stem.endswith(name)), path.stem)
     where = f"pope.questions, {path.name}"
-    rows = read_rows(path, ("question_id", "image", "text", "label"), what=where)
-    return [_question(row, name, group, where) for name, row in by_id(rows, "question_id", what=where).items()]
+    rows = read_json_rows(path, ("question_id", "image", "text", "label"), what=where)
+    return [_question(row, name, group, where) for name, row in index_by(rows, "question_id", what=where).items()]
 
 
 class POPE(Benchmark):
@@ -142,23 +142,23 @@ def judge(answer: Answer, question: Question) -> JudgedAnswer:
     """One answer's verdict.
 
     Example:
-        >>> judge(Answer("random-1", "?", "No."), Question("random-1", "a.jpg", "?", True, "random")).parts["recall"]
-        Part(share=0, of=1)
+        >>> judge(Answer("random-1", "?", "No."), Question("random-1", "a.jpg", "?", True, "random")).ratios["recall"]
+        Ratio(numerator=0, denominator=1)
     """
     said = reads_yes(answer.text)
     hit = int(said and question.there)
     parts = {
-        "accuracy": Part(int(said == question.there), 1),
-        "precision": Part(hit, int(said)),
-        "recall": Part(hit, int(question.there)),
-        "f1": Part(2 * hit, said + question.there),
-        "yes_rate": Part(int(said), 1),
-        WORDS.name: Part(count_words(answer.text), 1),
+        "accuracy": Ratio(int(said == question.there), 1),
+        "precision": Ratio(hit, int(said)),
+        "recall": Ratio(hit, int(question.there)),
+        "f1": Ratio(2 * hit, said + question.there),
+        "yes_rate": Ratio(int(said), 1),
+        WORDS.name: Ratio(count_words(answer.text), 1),
     }
     return JudgedAnswer(answer, parts, group=question.group)
 
 
-def _question(row: Row, number: str, group: str, where: str) -> Question:
+def _question(row: JsonRow, number: str, group: str, where: str) -> Question:
     image, text, label = row["image"], row["text"], row["label"]
     if label not in ("yes", "no") or not isinstance(image, str) or not isinstance(text, str):
         raise DataError(

@@ -13,10 +13,10 @@ from eval.benchmarks.contract import (
     WORDS,
     Benchmark,
     JudgedAnswer,
-    Mark,
-    Measure,
-    Part,
+    Metric,
+    Ratio,
     Scores,
+    Span,
     chair_parts,
     in_order,
     judged_by,
@@ -26,7 +26,7 @@ from eval.config import JudgeConfig
 from eval.judge.objects import FIELDS, PROMPT, SCHEMA, Named, named_by, parse_objects, share_unanimous
 from eval.judge.prompts import JudgePrompt
 from eval.over_generalization import CocoTruth, over_generalization
-from eval.over_generalization import Scene as CocoScene
+from eval.over_generalization import SceneType as CocoScene
 from rlhfv_ray.endpoint.records import Request, Verdict
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.shapes.annotator import mistakes
@@ -37,10 +37,10 @@ from rlhfv_ray.shapes.world import SYNONYMS, read_scenes
 DETAILS = {"attribute": "wrong_attributes", "position": "wrong_positions", "number": "wrong_numbers"}
 MEASURES = (
     *CHAIR,
-    Measure(
+    Metric(
         "repeated_objects", "lower", "phrases that name an object of the picture a second time, of those that name one"
     ),
-    *(Measure(name, "lower", "of the phrases about objects that are there") for name in sorted(DETAILS.values())),
+    *(Metric(name, "lower", "of the phrases about objects that are there") for name in sorted(DETAILS.values())),
     WORDS,
 )
 
@@ -139,21 +139,21 @@ class ShapesBenchmark(Benchmark):
         """
         named, words = named or self.named(answer.text, ()), count_words(answer.text)
         if named.missing:
-            return JudgedAnswer(answer, {WORDS.name: Part(words, 1)}, missing=named.missing)
+            return JudgedAnswer(answer, {WORDS.name: Ratio(words, 1)}, missing=named.missing)
         truth = self.truth[scene.id]
         objects = score_answer(named.mentions, truth)
         false = {name for _, name in objects.hallucinated}
         found = mistakes(scene, answer.text)
-        wrong = [Mark(mistake.start, mistake.stop, mistake.kind) for mistake in found]
-        covered = {position for mark in wrong for position in range(mark.start, mark.stop)}
+        wrong = [Span(mistake.start, mistake.stop, mistake.kind) for mistake in found]
+        covered = {position for span in wrong for position in range(span.start, span.stop)}
         # Named outside the grammar.
         loose = [m for m in self.vocabulary.locate(answer.text) if m.object in false and m.start not in covered]
-        marks = tuple(sorted([*wrong, *(Mark(m.start, m.stop, "object") for m in loose)]))
+        spans = tuple(sorted([*wrong, *(Span(m.start, m.stop, "object") for m in loose)]))
         present = sum(said.shape in truth for said, _ in read_phrases(answer.text))
         repeated = sum(mistake.kind == "object" and mistake.said.shape in truth for mistake in found)
-        parts = {name: Part(sum(m.kind == kind for m in found), present - repeated) for kind, name in DETAILS.items()}
-        parts["repeated_objects"] = Part(repeated, present)
-        return JudgedAnswer(answer, chair_parts(objects, words) | parts, marks)
+        parts = {name: Ratio(sum(m.kind == kind for m in found), present - repeated) for kind, name in DETAILS.items()}
+        parts["repeated_objects"] = Ratio(repeated, present)
+        return JudgedAnswer(answer, chair_parts(objects, words) | parts, spans)
 
     def manifest(self) -> dict[str, Any]:
         """What scores on this benchmark depend on, besides the model."""

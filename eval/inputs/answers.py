@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from eval.inputs.json_rows import Row, by_id, read_rows
+from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from rlhfv_ray.config import EndpointConfig, GenerationConfig
 from rlhfv_ray.data import decode_image
 from rlhfv_ray.endpoint.records import Request
@@ -35,7 +35,7 @@ def read_answer_file(path: str, prompts: Sequence[Prompt]) -> list[Answer]:
     Raises:
         DataError: an answer is missing, there is one too many or one twice, or the ids are others.
     """
-    rows = read_rows(path, (), what="answers")
+    rows = read_json_rows(path, (), what="answers")
     text = _column(rows, TEXTS, path)
     wanted = {name: prompt for prompt in prompts for name in (prompt.id, _number(prompt.id))}
     column = next((name for name in IDS if all(_number(row.get(name, "")) in wanted for row in rows)), None)
@@ -45,7 +45,7 @@ def read_answer_file(path: str, prompts: Sequence[Prompt]) -> list[Answer]:
             f"answers = {path!r}: its ids are not the benchmark's. It has rows such as {shown}, the benchmark has "
             f"{', '.join(prompt.id for prompt in prompts[:3])}, ... Ids are looked for in the fields {', '.join(IDS)}."
         )
-    found = {wanted[_number(name)].id: row for name, row in by_id(rows, column, what=f"answers = {path!r}").items()}
+    found = {wanted[_number(name)].id: row for name, row in index_by(rows, column, what=f"answers = {path!r}").items()}
     missing = [prompt.id for prompt in prompts if prompt.id not in found]
     if missing or len(found) != len(rows):
         raise DataError(
@@ -56,7 +56,7 @@ def read_answer_file(path: str, prompts: Sequence[Prompt]) -> list[Answer]:
     return [Answer(prompt.id, prompt.question, str(found[prompt.id][text])) for prompt in prompts]
 
 
-def _column(rows: Sequence[Row], names: Sequence[str], path: str) -> str:
+def _column(rows: Sequence[JsonRow], names: Sequence[str], path: str) -> str:
     for name in names:
         if all(isinstance(row, dict) and isinstance(row.get(name), str) for row in rows):
             return name
@@ -69,7 +69,7 @@ def _number(name: object) -> str:
     return bare.rsplit("_", 1)[-1].lstrip("0") or "0" if bare.startswith("COCO_") else bare.lstrip("0") or "0"
 
 
-def _compare_questions(prompts: Sequence[Prompt], found: dict[str, Row], path: str) -> None:
+def _compare_questions(prompts: Sequence[Prompt], found: dict[str, JsonRow], path: str) -> None:
     asked = {name: next((str(row[field]) for field in QUESTIONS if field in row), "") for name, row in found.items()}
     other = [p.id for p in prompts if asked[p.id] and p.question.strip() not in asked[p.id]]
     if other:

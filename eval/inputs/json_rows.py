@@ -7,10 +7,10 @@ from typing import Any
 
 from rlhfv_ray.errors import DataError
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 
 
-def read_rows(path: str | Path, fields: Sequence[str], *, what: str) -> list[Row]:
+def read_json_rows(path: str | Path, fields: Sequence[str], *, what: str) -> list[JsonRow]:
     """Read a file of rows.
 
     Args:
@@ -40,7 +40,7 @@ def read_rows(path: str | Path, fields: Sequence[str], *, what: str) -> list[Row
     return rows
 
 
-def _parse(text: str, where: str) -> list[Row]:
+def _parse(text: str, where: str) -> list[JsonRow]:
     if text.lstrip().startswith("["):
         try:
             return json.loads(text)
@@ -56,13 +56,13 @@ def _parse(text: str, where: str) -> list[Row]:
     return rows
 
 
-def by_id(rows: Sequence[Row], name: str, *, what: str) -> dict[str, Row]:
+def index_by(rows: Sequence[JsonRow], name: str, *, what: str) -> dict[str, JsonRow]:
     """Rows by one of their fields, as text.
 
     Raises:
         DataError: two rows have the same.
     """
-    found: dict[str, Row] = {}
+    found: dict[str, JsonRow] = {}
     for row in rows:
         if found.setdefault(str(row[name]), row) is not row:
             raise DataError(f"{what}: two rows have {name} {row[name]!r}.")

@@ -14,7 +14,7 @@ from eval.reporting.score_files import holds_scores, load_scores
 from eval.reporting.tables import BASE, draw, table
 from eval.reporting.wording import Models, benchmark_of
 from rlhfv_ray.errors import DataError
-from rlhfv_ray.storage.mirror import local, shown
+from rlhfv_ray.storage.mirror import display_path, fetch_local
 
 
 class Saved(NamedTuple):
@@ -46,7 +46,9 @@ def _files(run: Path) -> list[Path]:
         return [run]
     found = sorted(path for path in run.glob("*/*.json") if holds_scores(path))
     if not found:
-        raise DataError(f"{shown(run)} has no scores: expected a folder with <benchmark>/<model>.json, or such a file.")
+        raise DataError(
+            f"{display_path(run)} has no scores: expected a folder with <benchmark>/<model>.json, or such a file."
+        )
     return found
 
 
@@ -87,7 +89,7 @@ def report_runs(
     if not runs:
         raise DataError("name one run at least: the folder of an evaluation, or a file of scores.")
     console = Console()
-    found = read_runs([local(run) for run in runs])
+    found = read_runs([fetch_local(run) for run in runs])
     if base:
         found = {name: with_base(models, base) for name, models in found.items()}
     for models in found.values():

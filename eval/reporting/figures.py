@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from eval.benchmarks.contract import Measure, Scores
+from eval.benchmarks.contract import Metric, Scores
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.stats import Interval
 
@@ -49,12 +49,12 @@ def rates_figure(models: Models, path: Path) -> None:
     Raises:
         DataError: there is no rate to draw, or there are more models than colours.
     """
-    measures = _first(models).measures
-    rates = [m for m in measures if m.scale == PER_CENT and m.name not in SAME]
+    metrics = _first(models).metrics
+    rates = [m for m in metrics if m.scale == PER_CENT and m.name not in SAME]
     panels = {better: [m for m in rates if m.better == better] for better in PANELS}
     panels = {better: group for better, group in panels.items() if group}
     if not panels:
-        raise DataError(f"rates_figure: none of {', '.join(m.name for m in measures)} is in per cent")
+        raise DataError(f"rates_figure: none of {', '.join(m.name for m in metrics)} is in per cent")
     widths = [max(1.7, len(group) * (1 + len(models)) / 3) for group in panels.values()]  # room for the titles
     figure = Figure(figsize=(max(7.0, 2 + 1.6 * sum(widths)), 4.6), dpi=150, layout="constrained")
     columns = figure.subplots(1, len(panels), sharey=True, width_ratios=widths, squeeze=False)[0]
@@ -73,31 +73,31 @@ def groups_figure(models: Models, path: Path) -> None:
     Raises:
         DataError: there are not two groups with such a measure, or there are more models than colours.
     """
-    measure = grouped_measure(models)
-    if measure is None:
+    metric = grouped_measure(models)
+    if metric is None:
         raise DataError("groups_figure: no measure in per cent is there for two groups of questions or more")
     base = _first(models)
-    groups = [group for group in base.groups if _rate(models, measure, group)]
+    groups = [group for group in base.groups if _rate(models, metric, group)]
     width = max(7.0, 2 + 0.45 * len(groups) * (1 + len(models)))
     figure = Figure(figsize=(width, 4.6), dpi=150, layout="constrained")
     axes = figure.subplots()
     for order, scores in enumerate(models.values()):
         bars = [
-            Bar(place, scores.rates(group)[measure.name], scores.intervals(group)[measure.name])
+            Bar(place, scores.rates(group)[metric.name], scores.intervals(group)[metric.name])
             for place, group in enumerate(groups)
         ]
         _draw_bars(axes, bars, order=order, of=len(models))
     names = [f"{_short(group)}\nn = {base.rates(group)['n']}" for group in groups]
-    _name_places(axes, names, better=measure.better)
-    _finish(figure, [axes], models, path, label=measure.name.replace("_", " "))
+    _name_places(axes, names, better=metric.better)
+    _finish(figure, [axes], models, path, label=metric.name.replace("_", " "))
 
 
-def grouped_measure(models: Models) -> Measure | None:
+def grouped_measure(models: Models) -> Metric | None:
     """The first measure in per cent that is counted in two groups of questions or more."""
     base = _first(models)
-    for measure in base.measures:
-        if measure.scale == PER_CENT and sum(_rate(models, measure, group) for group in base.groups) > 1:
-            return measure
+    for metric in base.metrics:
+        if metric.scale == PER_CENT and sum(_rate(models, metric, group) for group in base.groups) > 1:
+            return metric
     return None
 
 
@@ -105,8 +105,8 @@ def _short(group: str) -> str:
     return textwrap.fill(textwrap.shorten(group.replace("_", " "), LONGEST, placeholder=" …"), LONGEST // 3)
 
 
-def _rate(models: Models, measure: Measure, group: str) -> bool:
-    return any(scores.sums(group)[measure.name].of for scores in models.values())
+def _rate(models: Models, metric: Metric, group: str) -> bool:
+    return any(scores.sums(group)[metric.name].denominator for scores in models.values())
 
 
 def _first(models: Models) -> Scores:

@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageOps
 
-from eval.benchmarks.contract import WORDS, JudgedAnswer, Mark, Measure, Scores
-from eval.reporting.shown_answers import Choice, choose_answers, pool
+from eval.benchmarks.contract import WORDS, JudgedAnswer, Metric, Scores, Span
+from eval.reporting.shown_answers import ShownAnswer, choose_answers, pool
 from eval.reporting.wording import (
     Models,
     benchmark_of,
-    cell,
     comparisons,
     findings,
     flat,
+    format_cell,
+    humanize,
     label,
     missing_text,
-    rows,
-    spoken,
+    table_rows,
     title,
 )
 from rlhfv_ray.records import Prompt
@@ -49,7 +49,7 @@ class Section:
     figures: Mapping[str, Path] = field(default_factory=dict)  # caption -> PNG
 
 
-class Piece(NamedTuple):
+class TextRun(NamedTuple):
     """A stretch of an answer and the kinds of mistake that cover it."""
 
     text: str
@@ -100,19 +100,19 @@ def _section(section: Section, *, count: int, seed: int) -> dict[str, Any]:
         "name": section.name,
         "title": title(models),
         "models": list(models),
-        "rows": rows(models),
+        "rows": table_rows(models),
         "findings": findings(models, compared),
         "missing": {name: missing_text(scores) for name, scores in models.items() if missing_text(scores)},
-        "beside": {name: flat(scores.beside) for name, scores in models.items() if scores.beside},
-        "released": [name for name, scores in models.items() if "release_compatible" in scores.beside],
+        "extras": {name: flat(scores.extras) for name, scores in models.items() if scores.extras},
+        "released": [name for name, scores in models.items() if "release_compatible" in scores.extras],
         "manifest": flat(base.manifest),
         "manifest_hash": base.manifest_hash,
         "paper": paper_card(models),
         "groups": _groups(models),
         "figures": _figures(section.figures),
-        "headline": spoken(base.measures[0].name),
+        "headline": humanize(base.metrics[0].name),
         "pool": pool(models),
-        "marked": any(item.marks for scores in models.values() for item in scores.answers),
+        "marked": any(item.spans for scores in models.values() for item in scores.answers),
         "answers": _answers(section, choose_answers(models, count=count, seed=seed)),
     }
 
@@ -138,20 +138,20 @@ def _groups(models: Models) -> dict[str, Any] | None:
     if len(base.groups) < 2:
         return None
     sums = [scores.sums(group) for scores in models.values() for group in base.groups]
-    measures = [m for m in base.measures if any(some[m.name].of for some in sums)]
+    metrics = [m for m in base.metrics if any(some[m.name].denominator for some in sums)]
     lines = []
     for group in base.groups:
         rates = [scores.rates(group) for scores in models.values()]
-        cells = [[_plain(measure, rate[measure.name]) for rate in rates] for measure in measures]
+        cells = [[_plain(metric, rate[metric.name]) for rate in rates] for metric in metrics]
         lines.append((group, rates[0]["n"], [text for some in cells for text in some]))
-    return {"measures": [label(measure) for measure in measures], "lines": lines}
+    return {"metrics": [label(metric) for metric in metrics], "lines": lines}
 
 
-def _plain(measure: Measure, rate: float | None) -> str:
-    return "–" if rate is None else cell(measure, rate).number
+def _plain(metric: Metric, rate: float | None) -> str:
+    return "–" if rate is None else format_cell(metric, rate).number
 
 
-def _answers(section: Section, choices: Sequence[Choice]) -> list[dict[str, Any]]:
+def _answers(section: Section, choices: Sequence[ShownAnswer]) -> list[dict[str, Any]]:
     images = {prompt.id: prompt.image for prompt in section.prompts}
     found = []
     for choice in choices:
@@ -164,7 +164,7 @@ def _answers(section: Section, choices: Sequence[Choice]) -> list[dict[str, Any]
                 "group": "" if first.group == first.answer.question else first.group,
                 "drawn": choice.drawn,
                 "picture": None if image is None else picture(image),
-                "marked": any(item.marks for item in judged.values()),
+                "marked": any(item.spans for item in judged.values()),
                 "said": [_said(name, item, section.models[name]) for name, item in judged.items()],
             }
         )
@@ -174,45 +174,48 @@ def _answers(section: Section, choices: Sequence[Choice]) -> list[dict[str, Any]
 def _said(name: str, item: JudgedAnswer, scores: Scores) -> dict[str, Any]:
     return {
         "name": name,
-        "pieces": pieces(item.answer.text, item.marks),
-        "mistakes": len(item.marks),
-        "values": _values(item, scores.measures),
+        "pieces": pieces(item.answer.text, item.spans),
+        "mistakes": len(item.spans),
+        "values": _values(item, scores.metrics),
         "verdict": item.verdict,
         "missing": item.missing,
     }
 
 
-def _values(item: JudgedAnswer, measures: Sequence[Measure]) -> list[str]:
+def _values(item: JudgedAnswer, metrics: Sequence[Metric]) -> list[str]:
     """The first measure that it adds to, and the first in other units: a rating."""
-    there = [m for m in measures if m.name in item.parts and item.parts[m.name].of and m.name != WORDS.name]
+    there = [m for m in metrics if m.name in item.ratios and item.ratios[m.name].denominator and m.name != WORDS.name]
     shown = dict.fromkeys([*there[:1], *[m for m in there if m.scale == 1][:1]])
-    parts = [(spoken(m.name), item.parts[m.name]) for m in shown]
-    return [f"{name} {part.share:g}" + (f" of {part.of:g}" if part.of != 1 else "") for name, part in parts]
+    parts = [(humanize(m.name), item.ratios[m.name]) for m in shown]
+    return [
+        f"{name} {part.numerator:g}" + (f" of {part.denominator:g}" if part.denominator != 1 else "")
+        for name, part in parts
+    ]
 
 
-def pieces(text: str, marks: Sequence[Mark]) -> list[Piece]:
+def pieces(text: str, spans: Sequence[Span]) -> list[TextRun]:
     """Cut an answer where marks begin and end, so that a piece is covered by a mark entirely or not at all.
 
     Example:
-        >>> [tuple(piece) for piece in pieces("a red cat", [Mark(2, 9, "attribute"), Mark(6, 9, "object")])]
+        >>> [tuple(piece) for piece in pieces("a red cat", [Span(2, 9, "attribute"), Span(6, 9, "object")])]
         [('a ', ()), ('red ', ('attribute',)), ('cat', ('attribute', 'object'))]
     """
-    cuts = sorted({0, len(text), *(mark.start for mark in marks), *(mark.stop for mark in marks)})
+    cuts = sorted({0, len(text), *(span.start for span in spans), *(span.stop for span in spans)})
     found = []
     for start, stop in pairwise(cuts):
-        kinds = dict.fromkeys(mark.kind for mark in marks if mark.start <= start and stop <= mark.stop)
-        found.append(Piece(text[start:stop], tuple(kinds)))
+        kinds = dict.fromkeys(span.kind for span in spans if span.start <= start and stop <= span.stop)
+        found.append(TextRun(text[start:stop], tuple(kinds)))
     return found
 
 
-class Picture(NamedTuple):
+class EmbeddedImage(NamedTuple):
     """A picture in the page itself."""
 
     uri: str
     small: bool
 
 
-def picture(image: bytes) -> Picture:
+def picture(image: bytes) -> EmbeddedImage:
     """Put a picture into the page; a large one is made smaller, one that browsers do not know is converted."""
     opened = Image.open(io.BytesIO(image))
     kind, size = opened.format or "", max(opened.size)
@@ -222,24 +225,24 @@ def picture(image: bytes) -> Picture:
         buffer = io.BytesIO()
         smaller.save(buffer, format="JPEG", quality=85)
         image, kind = buffer.getvalue(), "JPEG"
-    return Picture(_data_uri(image, Image.MIME[kind]), size < SMALL_IMAGE)
+    return EmbeddedImage(_data_uri(image, Image.MIME[kind]), size < SMALL_IMAGE)
 
 
-class Drawing(NamedTuple):
+class EmbeddedFigure(NamedTuple):
     """A figure in the page itself."""
 
     uri: str
     width: int  # on the page
 
 
-def _figures(figures: Mapping[str, Path]) -> dict[str, Drawing]:
+def _figures(figures: Mapping[str, Path]) -> dict[str, EmbeddedFigure]:
     return {caption: _drawing(path) for caption, path in figures.items()}
 
 
-def _drawing(path: Path) -> Drawing:
+def _drawing(path: Path) -> EmbeddedFigure:
     with Image.open(path) as opened:
         width = round(opened.width * FIGURE_SCALE)
-    return Drawing(_data_uri(path.read_bytes(), "image/png"), width)
+    return EmbeddedFigure(_data_uri(path.read_bytes(), "image/png"), width)
 
 
 def _data_uri(data: bytes, mime: str) -> str:

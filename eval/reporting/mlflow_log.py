@@ -8,7 +8,7 @@ from typing import Any
 from eval.benchmarks.contract import Scores
 from eval.reporting.html import Section
 from rlhfv_ray.config import TrackingConfig
-from rlhfv_ray.storage.mirror import address_of, fetch, mirror_of, names_in
+from rlhfv_ray.storage.mirror import address_of, fetch, mirror_path, names_in
 from rlhfv_ray.tracking.run import TrackedRun, tracked_run
 
 
@@ -34,16 +34,16 @@ def metrics(benchmark: str, scores: Scores) -> dict[str, float]:
 
 def answer_rows(scores: Scores) -> list[dict[str, Any]]:
     """One row per answer, for MLflow's table."""
-    headline = scores.measures[0].name
+    headline = scores.metrics[0].name
     return [
         {
             "id": item.answer.id,
             "question": item.answer.question,
             "answer": item.answer.text,
             "group": item.group,
-            headline: item.parts[headline].share if headline in item.parts else None,
-            "hallucinated": ", ".join(item.answer.text[m.start : m.stop] for m in item.marks if m.kind == "object"),
-            "other mistakes": ", ".join(mark.kind for mark in item.marks if mark.kind != "object"),
+            headline: item.ratios[headline].numerator if headline in item.ratios else None,
+            "hallucinated": ", ".join(item.answer.text[m.start : m.stop] for m in item.spans if m.kind == "object"),
+            "other mistakes": ", ".join(mark.kind for mark in item.spans if mark.kind != "object"),
             "verdict": item.verdict,
             "missing": item.missing,
         }
@@ -56,7 +56,7 @@ def log_to_checkpoints(
 ) -> None:
     """Log a model that an experiment here trained to that experiment's run too, beside what it was trained with."""
     for model, path in models.items():
-        experiment = experiment_of(mirror_of(path) if "://" in path else Path(path).expanduser())
+        experiment = experiment_of(mirror_path(path) if "://" in path else Path(path).expanduser())
         if experiment is None:
             continue
         with tracked_run(experiment, config, store=experiment.parent, name=experiment.name, params={}, tags={}) as run:

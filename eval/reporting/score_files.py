@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.contract import JudgedAnswer, Mark, Measure, Part, Scores
+from eval.benchmarks.contract import JudgedAnswer, Metric, Ratio, Scores, Span
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer
 from rlhfv_ray.storage.files import write_json
@@ -20,17 +20,17 @@ def save_scores(scores: Scores, path: Path) -> None:
     Raises:
         DataError: the manifest, or what stands beside the scores, would not come back as it is, e.g. a tuple as a list.
     """
-    for name, value in (("manifest", scores.manifest), ("beside", scores.beside)):
+    for name, value in (("manifest", scores.manifest), ("extras", scores.extras)):
         _check_kept(f"{name} of the scores for {path}", value)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         path,
         {
             "format": FORMAT,
-            "measures": [measure._asdict() for measure in scores.measures],
+            "metrics": [metric._asdict() for metric in scores.metrics],
             "answers": [{**asdict(item.answer), **_verdict(item)} for item in scores.answers],
             "manifest": scores.manifest,
-            "beside": scores.beside,
+            "extras": scores.extras,
         },
     )
 
@@ -45,9 +45,9 @@ def load_scores(path: Path) -> Scores:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise DataError(f"{path} holds no scores: expected a JSON object with format {FORMAT!r}")
-        measures = tuple(Measure(**measure) for measure in record["measures"])
+        metrics = tuple(Metric(**metric) for metric in record["metrics"])
         answers = tuple(_judged(item) for item in record["answers"])
-        return Scores(measures, answers, record["manifest"], record["beside"])
+        return Scores(metrics, answers, record["manifest"], record["extras"])
     except OSError as error:
         raise DataError(f"scores cannot be read: {error}") from error
     except DataError:
@@ -75,8 +75,8 @@ def _check_kept(what: str, value: Any) -> None:
 
 def _verdict(item: JudgedAnswer) -> dict[str, Any]:
     return {
-        "parts": item.parts,
-        "marks": item.marks,
+        "ratios": item.ratios,
+        "spans": item.spans,
         "group": item.group,
         "verdict": item.verdict,
         "missing": item.missing,
@@ -86,8 +86,8 @@ def _verdict(item: JudgedAnswer) -> dict[str, Any]:
 def _judged(item: dict[str, Any]) -> JudgedAnswer:
     return JudgedAnswer(
         Answer(item["id"], item["question"], item["text"]),
-        parts={name: Part(*part) for name, part in item["parts"].items()},
-        marks=tuple(Mark(*mark) for mark in item["marks"]),
+        ratios={name: Ratio(*part) for name, part in item["ratios"].items()},
+        spans=tuple(Span(*span) for span in item["spans"]),
         group=item["group"],
         verdict=item["verdict"],
         missing=item["missing"],

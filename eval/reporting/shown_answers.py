@@ -7,14 +7,14 @@ from eval.benchmarks.contract import JudgedAnswer, Scores
 from eval.reporting.wording import Models
 
 
-class Choice(NamedTuple):
+class ShownAnswer(NamedTuple):
     """An answer that is shown, and which draw it comes from."""
 
     item: int  # its place in the scores
     drawn: Literal["better", "worse", "worst", "random"]
 
 
-class Pool(NamedTuple):
+class ChangeCounts(NamedTuple):
     """What is drawn from, in numbers."""
 
     better: int
@@ -22,7 +22,7 @@ class Pool(NamedTuple):
     all: int
 
 
-def choose_answers(models: Models, *, count: int, seed: int) -> list[Choice]:
+def choose_answers(models: Models, *, count: int, seed: int) -> list[ShownAnswer]:
     """Draw answers to show.
 
     Of two models or more, half are among those that changed from the first to the last (those that got worse by their share, one at least); of
@@ -34,26 +34,26 @@ def choose_answers(models: Models, *, count: int, seed: int) -> list[Choice]:
     taken = {choice.item for choice in picked}
     others = [i for i in range(total) if i not in taken]
     rest = draw.sample(others, min(len(others), count - len(picked)))
-    return [*picked, *(Choice(i, "random") for i in rest)]
+    return [*picked, *(ShownAnswer(i, "random") for i in rest)]
 
 
-def _changed(models: Models, most: int, draw: random.Random) -> list[Choice]:
+def _changed(models: Models, most: int, draw: random.Random) -> list[ShownAnswer]:
     added = harm_added(models)
     better, worse = [i for i, k in enumerate(added) if k < 0], [i for i, k in enumerate(added) if k > 0]
     changed = min(most, len(better) + len(worse))
     share = round(changed * len(worse) / max(1, len(better) + len(worse)))
     from_worse = min(len(worse), changed, max(share, 1))
-    picked = [Choice(i, "better") for i in draw.sample(better, changed - from_worse)]
-    return [*picked, *(Choice(i, "worse") for i in draw.sample(worse, from_worse))]
+    picked = [ShownAnswer(i, "better") for i in draw.sample(better, changed - from_worse)]
+    return [*picked, *(ShownAnswer(i, "worse") for i in draw.sample(worse, from_worse))]
 
 
-def _worst(models: Models, most: int, draw: random.Random) -> list[Choice]:
+def _worst(models: Models, most: int, draw: random.Random) -> list[ShownAnswer]:
     (scores,) = models.values()
-    harms = {i: (len(item.marks), _harm(item, scores)) for i, item in enumerate(scores.answers) if not item.missing}
+    harms = {i: (len(item.spans), _harm(item, scores)) for i, item in enumerate(scores.answers) if not item.missing}
     best = min(harms.values(), default=None)
     bad = [i for i, harm in harms.items() if harm != best]
     draw.shuffle(bad)  # lots are drawn among those that are equally bad
-    return [Choice(i, "worst") for i in sorted(bad, key=harms.__getitem__, reverse=True)[:most]]
+    return [ShownAnswer(i, "worst") for i in sorted(bad, key=harms.__getitem__, reverse=True)[:most]]
 
 
 def harm_added(models: Models) -> list[float]:
@@ -65,22 +65,22 @@ def harm_added(models: Models) -> list[float]:
 def _added(before: JudgedAnswer, after: JudgedAnswer, scores: Scores) -> float:
     if before.missing or after.missing:
         return 0
-    if before.marks or after.marks:
-        return len(after.marks) - len(before.marks)
+    if before.spans or after.spans:
+        return len(after.spans) - len(before.spans)
     return _harm(after, scores) - _harm(before, scores)
 
 
 def _harm(item: JudgedAnswer, scores: Scores) -> float:
     """The first measure that the answer adds to; the higher the worse."""
-    for measure in scores.measures:
-        part = item.parts.get(measure.name)
-        if measure.better and part and part.of:
-            rate = part.share / part.of
-            return rate if measure.better == "lower" else 1 - rate
+    for metric in scores.metrics:
+        part = item.ratios.get(metric.name)
+        if metric.better and part and part.denominator:
+            rate = part.numerator / part.denominator
+            return rate if metric.better == "lower" else 1 - rate
     return 0
 
 
-def pool(models: Models) -> Pool:
+def pool(models: Models) -> ChangeCounts:
     """How many answers got better and worse from the first model to the last, of how many."""
     added = harm_added(models)
-    return Pool(sum(k < 0 for k in added), sum(k > 0 for k in added), len(added))
+    return ChangeCounts(sum(k < 0 for k in added), sum(k > 0 for k in added), len(added))

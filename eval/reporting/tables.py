@@ -10,7 +10,7 @@ from rich.text import Text
 
 from eval.benchmarks.contract import Comparison, Scores
 from eval.reporting.figures import grouped_measure, groups_figure, rates_figure
-from eval.reporting.wording import Models, comparisons, findings, missing_reasons, notes, rows, title
+from eval.reporting.wording import Models, comparisons, findings, missing_reasons, notes, table_rows, title
 
 BASE = "base"  # a model of this name comes first
 
@@ -19,7 +19,7 @@ def summary(models: Models) -> dict[str, Any]:
     """Give all scores, and the comparisons with the first model's, ready for JSON.
 
     Returns:
-        `models`: by name, rates (fractions) with `n` and `missing`, `missing_reasons`, `intervals`, rates of `groups`, `beside`, `manifest`
+        `models`: by name, rates (fractions) with `n` and `missing`, `missing_reasons`, `intervals`, rates of `groups`, `extras`, `manifest`
         and `manifest_hash`. `comparisons`: of every further model with the first, by name.
     """
     found = {name: _comparison(comparison) for name, comparison in comparisons(models).items()}
@@ -32,14 +32,14 @@ def _scores(scores: Scores) -> dict[str, Any]:
         "missing_reasons": missing_reasons(scores),
         "intervals": _listed(scores.intervals()),
         "groups": {group: scores.rates(group) for group in scores.groups},
-        "beside": dict(scores.beside),
+        "extras": dict(scores.extras),
         "manifest": dict(scores.manifest),
         "manifest_hash": scores.manifest_hash,
     }
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
-    return {**_listed(asdict(comparison)), "measure": comparison.measure.name}
+    return {**_listed(asdict(comparison)), "measure": comparison.metric.name}
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _columns(models: Models) -> list[str]:
 
 
 def _lines(models: Models) -> list[list[str]]:
-    return [[row.label, row.measure.better, *map(str, row.cells), *row.changes] for row in rows(models)]
+    return [[row.label, row.metric.better, *map(str, row.cells), *row.changes] for row in table_rows(models)]
 
 
 def _said(models: Models) -> list[str]:
@@ -84,8 +84,8 @@ def draw(models: Models, folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rates_figure(models, folder / "rates.png")
     figures = {"All rates": folder / "rates.png"}
-    measure = grouped_measure(models)
-    if measure is not None:
+    metric = grouped_measure(models)
+    if metric is not None:
         groups_figure(models, folder / "groups.png")
-        figures[f"{measure.name.replace('_', ' ').capitalize()} by group of questions"] = folder / "groups.png"
+        figures[f"{metric.name.replace('_', ' ').capitalize()} by group of questions"] = folder / "groups.png"
     return figures

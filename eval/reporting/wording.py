@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from eval.benchmarks.contract import OBJECT_RECALL, Comparison, Measure, Scores, compare
+from eval.benchmarks.contract import OBJECT_RECALL, Comparison, Metric, Scores, compare
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.stats import Interval
 
@@ -29,32 +29,32 @@ class Cell(NamedTuple):
         return f"{self.number} ({self.interval})" if self.interval else self.number
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One measure of all models."""
 
-    measure: Measure
+    metric: Metric
     cells: tuple[Cell, ...]
     changes: tuple[str, ...]  # of every further model, less the first
 
     @property
     def label(self) -> str:
         """The measure with its unit."""
-        return label(self.measure)
+        return label(self.metric)
 
 
-def spoken(name: str) -> str:
+def humanize(name: str) -> str:
     """A name as people write it."""
     return name.replace("_", " ")
 
 
-def label(measure: Measure) -> str:
+def label(metric: Metric) -> str:
     """A measure with its unit.
 
     Example:
         >>> label(OBJECT_RECALL)
         'object recall / %'
     """
-    return f"{spoken(measure.name)} / %" if measure.scale == PER_CENT else spoken(measure.name)
+    return f"{humanize(metric.name)} / %" if metric.scale == PER_CENT else humanize(metric.name)
 
 
 def title(models: Models) -> str:
@@ -87,59 +87,60 @@ def comparisons(models: Models) -> dict[str, Comparison]:
     return {name: compare(base, scores) for name, scores in others}
 
 
-def rows(models: Models) -> list[Row]:
+def table_rows(models: Models) -> list[TableRow]:
     """Every measure of every model, and how it changed."""
     rates = {name: scores.rates() for name, scores in models.items()}
     intervals = {name: scores.intervals() for name, scores in models.items()}
     found = []
-    for measure in next(iter(models.values())).measures:
-        values = [rates[name].get(measure.name) for name in models]
+    for metric in next(iter(models.values())).metrics:
+        values = [rates[name].get(metric.name) for name in models]
         cells = [
-            cell(measure, value, intervals[name].get(measure.name)) for name, value in zip(models, values, strict=True)
+            format_cell(metric, value, intervals[name].get(metric.name))
+            for name, value in zip(models, values, strict=True)
         ]
-        changes = tuple(_change(measure, values[0], value) for value in values[1:])
-        found.append(Row(measure, tuple(cells), changes))
+        changes = tuple(_change(metric, values[0], value) for value in values[1:])
+        found.append(TableRow(metric, tuple(cells), changes))
     return found
 
 
-def cell(measure: Measure, value: float | None, interval: Interval | None = None) -> Cell:
+def format_cell(metric: Metric, value: float | None, interval: Interval | None = None) -> Cell:
     """A number as it is shown: times its scale."""
     if value is None:
         return Cell(NOTHING)
-    digits = _digits(measure, value)
-    low_high = "" if interval is None else " to ".join(f"{measure.scale * bound:.{digits}f}" for bound in interval)
-    return Cell(f"{measure.scale * value:.{digits}f}", low_high)
+    digits = _digits(metric, value)
+    low_high = "" if interval is None else " to ".join(f"{metric.scale * bound:.{digits}f}" for bound in interval)
+    return Cell(f"{metric.scale * value:.{digits}f}", low_high)
 
 
-def _change(measure: Measure, before: float | None, after: float | None) -> str:
+def _change(metric: Metric, before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return ""
-    return f"{measure.scale * (after - before):+.{_digits(measure, before)}f}"
+    return f"{metric.scale * (after - before):+.{_digits(metric, before)}f}"
 
 
-def _digits(measure: Measure, value: float) -> int:
-    return 1 if measure.scale == PER_CENT or abs(measure.scale * value) >= EXACT_BELOW else 2
+def _digits(metric: Metric, value: float) -> int:
+    return 1 if metric.scale == PER_CENT or abs(metric.scale * value) >= EXACT_BELOW else 2
 
 
 def conclusions(comparison: Comparison) -> list[str]:
     """Say what a comparison shows, and what it cannot show with so many answers."""
     c = comparison
-    if c.measure.better == "lower":
-        found = f"Relative reduction of the {spoken(c.measure.name)}: "
+    if c.metric.better == "lower":
+        found = f"Relative reduction of the {humanize(c.metric.name)}: "
         found += _finding(c.relative_reduction, c.relative_reduction_interval, c.n, unit=" %", scale=PER_CENT)
     else:
-        found = f"Change of the {spoken(c.measure.name)}: "
-        found += _finding(c.change, c.change_interval, c.n, unit=_unit(c.measure), scale=c.measure.scale)
+        found = f"Change of the {humanize(c.metric.name)}: "
+        found += _finding(c.change, c.change_interval, c.n, unit=_unit(c.metric), scale=c.metric.scale)
     sentences = [found, *_test(c.p_value), *_power(c)]
     said = [". ".join(sentences) + "."]
     if c.recall_change is not None:
         recall = _finding(c.recall_change, c.recall_change_interval, c.n, unit=" points", scale=PER_CENT)
-        said.append(f"Change of {spoken(OBJECT_RECALL.name)}: {recall}.")
+        said.append(f"Change of {humanize(OBJECT_RECALL.name)}: {recall}.")
     return said
 
 
-def _unit(measure: Measure) -> str:
-    return " points" if measure.scale == PER_CENT else ""
+def _unit(metric: Metric) -> str:
+    return " points" if metric.scale == PER_CENT else ""
 
 
 def _finding(value: float | None, interval: Interval | None, n: int, *, unit: str, scale: float) -> str:
@@ -203,24 +204,24 @@ def missing_reasons(scores: Scores) -> dict[str, int]:
 
 def _beside(scores: Scores) -> Iterator[str]:
     loose = {}
-    for name, value in scores.beside.items():
+    for name, value in scores.extras.items():
         if isinstance(value, Mapping):
             whole = {part: number for part, number in value.items() if not isinstance(number, Mapping)}
-            yield f"{name}: {listed(whole or value)}"  # its parts are in the file of scores
+            yield f"{name}: {join_values(whole or value)}"  # its parts are in the file of scores
         elif value is not None:
             loose[name] = value
     if loose:
-        yield listed(loose)
+        yield join_values(loose)
 
 
-def listed(values: Mapping[str, Any]) -> str:
+def join_values(values: Mapping[str, Any]) -> str:
     """Names and values in a line.
 
     Example:
-        >>> listed({"average_score": 2.34375, "of": {"conv": 85.2, "detail": None}})
+        >>> join_values({"average_score": 2.34375, "of": {"conv": 85.2, "detail": None}})
         'average score 2.344, of conv 85.2, of detail none'
     """
-    return ", ".join(f"{spoken(name)} {value}" for name, value in flat(values).items())
+    return ", ".join(f"{humanize(name)} {value}" for name, value in flat(values).items())
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One experiment: the line, answers of base and aligned model, their scores side by side, all of it in one MLflow run tree.
+"""One experiment: the pipeline, answers of base and aligned model, their scores side by side, all of it in one MLflow run tree.
 
 The experiment's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `summary.json`, the figures, the page of answers, and the spool
 that MLflow is fed from. What was made is in the stages' folders; `config.json` names them.
@@ -21,16 +21,16 @@ from eval.reporting.html import Section, write_page
 from eval.reporting.mlflow_log import answer_rows
 from eval.reporting.tables import summary, table
 from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
-from rlhfv_ray.console import Counter, counting
-from rlhfv_ray.data.reference_table import load_reference, rejected_rows
+from rlhfv_ray.console import ProgressBar, progress_bar
+from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.inference.generate import answers_stage, read_answers
 from rlhfv_ray.models import planned_counts
 from rlhfv_ray.models.loading import model_inputs
-from rlhfv_ray.pipeline import Line, plan_line, start
+from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import shown
+from rlhfv_ray.storage.mirror import display_path
 from rlhfv_ray.storage.stages import Stage, run_stages, seconds_of
 from rlhfv_ray.tracking.run import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
 from rlhfv_ray.training.metrics_log import read_records
@@ -46,11 +46,11 @@ def run_experiment(config: DDPOConfig, storage: Path, *, console: Console) -> di
     """
     storage.mkdir(parents=True, exist_ok=True)
     feed = TrainingFeed(console)
-    line = plan_line(config, storage, seen=feed)
-    evaluation = plan_evaluation(line) if config.data.path == SHAPES else None
-    stages = [*line.stages, *(evaluation.stages if evaluation else ())]
+    pipeline = plan_pipeline(config, storage, seen=feed)
+    evaluation = plan_evaluation(pipeline) if config.data.path == SHAPES else None
+    stages = [*pipeline.stages, *(evaluation.stages if evaluation else ())]
     names = [stage.folder(storage).name for stage in stages]
-    folder = storage / f"{config.name}-{fingerprint({'stages': names, 'reference': line.reference.name})}"
+    folder = storage / f"{config.name}-{fingerprint({'stages': names, 'reference': pipeline.reference.name})}"
     with (
         hold_lease(folder),
         tracked_run(
@@ -59,17 +59,17 @@ def run_experiment(config: DDPOConfig, storage: Path, *, console: Console) -> di
     ):
         write_json(folder / "config.json", {"config": plain(config), "stages": names, **origin()})
         run.log_file(folder / "config.json")
-        following = Following(line, run, feed, console)
+        following = Following(pipeline, run, feed, console)
         results = run_stages(stages, storage, around=following.stage)
         outcome: dict[str, Any] = {"seconds": {result.stage.title: result.seconds for result in results}}
-        records = read_records(line.train.folder(storage))
+        records = read_records(pipeline.train.folder(storage))
         training_figure(records, folder / "training.png")
         run.log_file(folder / "training.png", "figures")
         if evaluation:
             outcome = report_scores(evaluation, outcome["seconds"], folder=folder, run=run, console=console)
         write_json(folder / "summary.json", outcome)
         run.log_file(folder / "summary.json")
-    show_places(line, folder, synced=sync_tracking(folder), console=console)
+    show_places(pipeline, folder, synced=sync_tracking(folder), console=console)
     return outcome
 
 
@@ -82,9 +82,9 @@ class Evaluation:
     answers: tuple[Path, Path]  # base, aligned
 
 
-def plan_evaluation(line: Line) -> Evaluation:
+def plan_evaluation(pipeline: Pipeline) -> Evaluation:
     """Declare the benchmark's stages: its files, the base model's answers, the aligned model's."""
-    config, storage = line.config, line.storage
+    config, storage = pipeline.config, pipeline.storage
     inputs = {"world": WORLD, "scenes": config.shapes.evaluation_scenes, "seed": config.shapes.seed}
     made = Stage(
         "benchmark",
@@ -93,7 +93,7 @@ def plan_evaluation(line: Line) -> Evaluation:
         title="benchmark",
     )
     benchmark = ShapesBenchmark(made.folder(storage), decoding=plain(config.generation))
-    aligned = {"model": line.train.folder(storage).name}
+    aligned = {"model": pipeline.train.folder(storage).name}
     answers = [
         answers_stage(
             model,
@@ -105,7 +105,7 @@ def plan_evaluation(line: Line) -> Evaluation:
         )
         for which, model, of in (
             ("base", config.model, model_inputs(config.model)),
-            ("aligned", line.aligned, aligned),
+            ("aligned", pipeline.aligned, aligned),
         )
     ]
     folders = (answers[0].folder(storage), answers[1].folder(storage))
@@ -118,7 +118,7 @@ class TrainingFeed:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.run: TrackedRun | None = None
-        self.counter: Counter | None = None
+        self.counter: ProgressBar | None = None
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> None:
         """New records, in order."""
@@ -149,7 +149,7 @@ class TrainingFeed:
 class Following:
     """What is shown and tracked while stages run."""
 
-    line: Line
+    pipeline: Pipeline
     run: TrackedRun
     feed: TrainingFeed
     console: Console
@@ -162,36 +162,36 @@ class Following:
             f"[bold]{stage.title}[/bold]: {'done before, skipped' if skipped else 'running'}", highlight=False
         )
         if not skipped and not self.started:
-            start(self.line.config)
+            start(self.pipeline.config)
             self.started = True
-        folder = stage.folder(self.line.storage)
+        folder = stage.folder(self.pipeline.storage)
         with self.run.stage(stage.title, params={"folder": folder.name, **flat(stage.inputs)}) as child:
-            if stage is self.line.train:
+            if stage is self.pipeline.train:
                 with self.training(child, skipped):
                     yield
             else:
                 yield
             child.log_metrics({"seconds": seconds_of(folder)})
-            if folder == self.line.reference:
-                rejected = rejected_rows(folder)
-                child.log_metrics({"rows/usable": len(load_reference(folder)), "rows/rejected": len(rejected)})
-                child.log_table("rejected_rows", rejected)
+            if folder == self.pipeline.reference:
+                rejected = unusable_rows(folder)
+                child.log_metrics({"rows/usable": len(load_reference(folder)), "rows/unusable": len(rejected)})
+                child.log_table("unusable_rows", rejected)
 
     @contextlib.contextmanager
     def training(self, child: TrackedRun, skipped: bool) -> Iterator[None]:
         """Feed records to MLflow and a bar while training runs."""
         self.feed.run = child
-        config, pairs = self.line.config, len(load_reference(self.line.reference))
+        config, pairs = self.pipeline.config, len(load_reference(self.pipeline.reference))
         steps = config.optim.total_steps(config.data.used(pairs))
         if skipped:
-            self.feed(read_records(self.line.train.folder(self.line.storage)))
+            self.feed(read_records(self.pipeline.train.folder(self.pipeline.storage)))
             yield
             return
-        counts = planned_counts(self.line.config.model)
+        counts = planned_counts(self.pipeline.config.model)
         for part, (whole, trained) in counts.items():
             self.console.print(f"  {part:<10} {whole:>15,} parameters, {trained:>15,} trained", highlight=False)
         child.log_metrics({f"parameters/{part}": float(trained) for part, (_, trained) in counts.items()})
-        with counting("SFT updates" if config.loss.imitates else "DDPO updates", steps) as self.feed.counter:
+        with progress_bar("SFT updates" if config.loss.is_sft else "DDPO updates", steps) as self.feed.counter:
             yield
         self.feed.counter = None
 
@@ -212,7 +212,7 @@ def report_scores(
     run.log_file(folder / "rates.png", "figures")
     run.log_file(folder / "report.html", "report")
     for name, scores in models.items():
-        run.log_metrics({f"{name}/{measure}": rate for measure, rate in scores.rates().items() if rate is not None})
+        run.log_metrics({f"{name}/{metric}": rate for metric, rate in scores.rates().items() if rate is not None})
         run.log_table(f"answers_{name}", answer_rows(scores))
     run.log_metrics({name: value for name, value in outcome["comparison"].items() if isinstance(value, float)})
     console.print(table(models))
@@ -245,13 +245,13 @@ def origin() -> dict[str, str]:
     return {**found, "version.python": platform.python_version(), "git_commit": commit.stdout.strip() or "none"}
 
 
-def show_places(line: Line, folder: Path, *, synced: bool, console: Console) -> None:
+def show_places(pipeline: Pipeline, folder: Path, *, synced: bool, console: Console) -> None:
     """Say where everything is."""
-    uri = tracking_uri(line.config.tracking, line.storage)
+    uri = tracking_uri(pipeline.config.tracking, pipeline.storage)
     places = {
-        "aligned model": shown(Path(line.aligned.path)),
-        "report": shown(folder / "report.html"),
-        "summary": shown(folder / "summary.json"),
+        "aligned model": display_path(Path(pipeline.aligned.path)),
+        "report": display_path(folder / "report.html"),
+        "summary": display_path(folder / "summary.json"),
         "MLflow": ui_command(uri) if synced else "not reached; see the warning above",
     }
     for what, where in places.items():

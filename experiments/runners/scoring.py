@@ -10,7 +10,7 @@ from eval.evaluation import evaluate, plan_evaluation
 from experiments.runners.config import ScoredConfig
 from experiments.runners.experiment import flat
 from experiments.runners.sweep_report import Found, ranked, read_trials
-from rlhfv_ray.console import Counter
+from rlhfv_ray.console import ProgressBar
 from rlhfv_ray.storage.mirror import discard, is_there
 from rlhfv_ray.storage.stages import run_stages
 from rlhfv_ray.sweep.search_space import SearchConfig
@@ -43,10 +43,10 @@ def score_model(config: ScoredConfig, path: str, storage: Path, folder: Path, *,
     return scores
 
 
-class Board:
+class SweepMonitor:
     """Follows the trials' folders: feeds MLflow and the bar, and frees the disk of what is not among the best."""
 
-    def __init__(self, folder: Path, run: TrackedRun, counter: Counter, search: SearchConfig) -> None:
+    def __init__(self, folder: Path, run: TrackedRun, counter: ProgressBar, search: SearchConfig) -> None:
         self.folder, self.storage, self.run, self.counter = folder, folder.parent, run, counter
         self.search = search
         self.children: dict[str, TrackedRun] = {}
@@ -67,9 +67,9 @@ class Board:
     def follow(self, trial: Found) -> None:
         """One trial's child run."""
         if trial.name not in self.children:
-            self.children[trial.name] = self.run.stage(trial.title, flat(trial.knobs))
+            self.children[trial.name] = self.run.stage(trial.title, flat(trial.trial_params))
         child = self.children[trial.name]
-        for step, found in trial.looks.items():
+        for step, found in trial.rungs.items():
             values = {name: value for name, value in found["rates"].items() if value is not None}
             child.log_metrics({**values, "objective": found["objective"]}, step)
         if trial.status:

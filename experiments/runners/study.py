@@ -17,26 +17,28 @@ from rich.console import Console
 from eval.benchmarks.contract import Scores
 from experiments.runners.config import StudyConfig
 from experiments.runners.experiment import flat, origin
-from experiments.runners.scoring import Board, score_model
+from experiments.runners.scoring import SweepMonitor, score_model
 from experiments.runners.study_report import Claim, Findings, arms_figure, found_in, markdown, sentences, study_table
 from experiments.runners.sweep_report import read_trials
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import DDPOConfig, fingerprint, plain
-from rlhfv_ray.console import counting, looking
+from rlhfv_ray.console import poll, progress_bar
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.pipeline import Line, plan_line
+from rlhfv_ray.pipeline import Pipeline, plan_pipeline
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.mirror import is_there
 from rlhfv_ray.storage.stages import is_done, run_stages
-from rlhfv_ray.sweep.search_space import Knobs, SearchConfig, SpaceConfig
+from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig, TrialParams
 from rlhfv_ray.sweep.trials import Report, SweepJob, end_trial, run_sweep, trials_at_once
 from rlhfv_ray.tracking.run import sync_tracking, tracked_run, tracking_uri, ui_command
 
 POLL_S = 2.0
 ARM, SEED = "arm", "seed"
 
-Change = Callable[[DDPOConfig, Line], DDPOConfig]  # gets the study's configuration and its line, whose pairs are there
+Change = Callable[
+    [DDPOConfig, Pipeline], DDPOConfig
+]  # gets the study's configuration and its pipeline, whose pairs are there
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def run_study(config: StudyConfig, study: Study, storage: Path, *, console: Cons
         RlhfvError: something the user can mend.
     """
     storage.mkdir(parents=True, exist_ok=True)
-    plan_line(config.ddpo, storage, seen=lambda records: None)  # are model and data there?
+    plan_pipeline(config.ddpo, storage, seen=lambda records: None)  # are model and data there?
     connect()
     check_fits(config.ddpo.scale, setting="ddpo.scale")
     concurrent = trials_at_once(config.ddpo.scale, config.concurrent)
@@ -90,12 +92,12 @@ def run_study(config: StudyConfig, study: Study, storage: Path, *, console: Cons
     ):
         write_json(folder / "config.json", plain(config))
         planned = plan_study(config, study, storage, console=console)
-        trials: list[Knobs] = [{ARM: name, SEED: seed} for name, seed in planned.configs]
+        trials: list[TrialParams] = [{ARM: name, SEED: seed} for name, seed in planned.configs]
         search = SearchConfig(rungs=1, keep=len(trials) if config.keep_models else 0)
         job = SweepJob(folder, config.ddpo, SpaceConfig(), search, functools.partial(run_arm, planned=planned))
-        with counting("Trainings", len(trials)) as counter:
-            board = Board(folder, run, counter, search)
-            with looking(board.look, POLL_S):
+        with progress_bar("Trainings", len(trials)) as counter:
+            board = SweepMonitor(folder, run, counter, search)
+            with poll(board.look, POLL_S):
                 run_sweep(job, trials, concurrent=concurrent)
         outcome = conclude(study, folder, console=console)
         for name in ("study.json", "table.md", "config.json"):
@@ -117,9 +119,9 @@ def plan_study(config: StudyConfig, study: Study, storage: Path, *, console: Con
     configs: dict[tuple[str, int], DDPOConfig | None] = {}
     for seed in config.seeds:
         base = replace(config.ddpo, seed=seed, shapes=replace(config.ddpo.shapes, seed=config.ddpo.shapes.seed + seed))
-        line = make_shared(base, storage, console=console)
+        pipeline = make_shared(base, storage, console=console)
         for arm in study.arms:
-            trained = arm.change(base, line) if arm.change else None
+            trained = arm.change(base, pipeline) if arm.change else None
             if trained is not None:
                 make_shared(trained, storage, console=console)
             configs[arm.name, seed] = trained
@@ -127,28 +129,28 @@ def plan_study(config: StudyConfig, study: Study, storage: Path, *, console: Con
     return Planned(config, storage, by_arm, study.read)
 
 
-def make_shared(config: DDPOConfig, storage: Path, *, console: Console) -> Line:
-    """Make all of a line but its training, as far as it is not there."""
-    line = plan_line(config, storage, seen=lambda records: None)
-    for stage in line.stages[:-1]:
+def make_shared(config: DDPOConfig, storage: Path, *, console: Console) -> Pipeline:
+    """Make all stages of a pipeline but its training, as far as it is not there."""
+    pipeline = plan_pipeline(config, storage, seen=lambda records: None)
+    for stage in pipeline.stages[:-1]:
         if not is_done(stage.folder(storage)):
             console.print(f"[bold]{stage.title}[/bold], seed {config.seed}", highlight=False)
         run_stages([stage], storage)
-    return line
+    return pipeline
 
 
-def run_arm(knobs: Knobs, place: Path, report: Report, *, planned: Planned) -> None:
+def run_arm(trial_params: TrialParams, place: Path, report: Report, *, planned: Planned) -> None:
     """One arm under one seed: train, answer, score, note."""
-    config, storage, started = planned.configs[knobs[ARM], knobs[SEED]], planned.storage, time.monotonic()
+    config, storage, started = planned.configs[trial_params[ARM], trial_params[SEED]], planned.storage, time.monotonic()
     path, step = planned.config.ddpo.model.path, 0
-    if not list(place.glob("look-*.json")):
+    if not list(place.glob("rung-*.json")):
         if config is not None:
-            line = plan_line(config, storage, seen=lambda records: None)
-            folder = line.train.folder(storage)
+            pipeline = plan_pipeline(config, storage, seen=lambda records: None)
+            folder = pipeline.train.folder(storage)
             if not (place / "train.json").exists():
                 write_json(place / "train.json", {"folder": folder.name, "made": not is_there(folder)})
-            run_stages([line.train], storage)
-            path, step = line.aligned.path, 1
+            run_stages([pipeline.train], storage)
+            path, step = pipeline.aligned.path, 1
         shapes = planned.config.ddpo.shapes
         scores = score_model(
             planned.config,
@@ -156,13 +158,13 @@ def run_arm(knobs: Knobs, place: Path, report: Report, *, planned: Planned) -> N
             storage,
             place / "scores",
             scenes=shapes.evaluation_scenes,
-            seed=shapes.seed + knobs[SEED],
+            seed=shapes.seed + trial_params[SEED],
         )
         rates = dict(planned.read(scores))
-        measures = [measure._asdict() for measure in scores.measures]
+        metrics = [metric._asdict() for metric in scores.metrics]
         write_json(
-            place / f"look-{step:06d}.json",
-            {"step": step, "objective": 0.0, "rates": rates, "intervals": {}, "measures": measures},
+            place / f"rung-{step:06d}.json",
+            {"step": step, "objective": 0.0, "rates": rates, "intervals": {}, "metrics": metrics},
         )
     end_trial(place, "finished", seconds=time.monotonic() - started)
     report(0, 0.0)

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
-from eval.benchmarks.contract import Measure
+from eval.benchmarks.contract import Metric
 from eval.reporting.figures import BLUE, GREY
-from eval.reporting.wording import cell, label, spoken
+from eval.reporting.wording import format_cell, humanize, label
 from experiments.runners.sweep_report import Found
 from rlhfv_ray.stats import Interval, mean_interval
 
@@ -25,7 +25,7 @@ class Claim(NamedTuple):
 
     arm: str
     than: str
-    beside: tuple[str, ...] = ()  # further measures of the same two arms, as far as the benchmark has them
+    extras: tuple[str, ...] = ()  # further measures of the same two arms, as far as the benchmark has them
     others: tuple[tuple[str, str], ...] = ()  # further pairs of arms, in the first measure
 
 
@@ -43,25 +43,25 @@ class Findings:
 
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
-    measures: tuple[Measure, ...]  # those that every arm has under every seed
+    metrics: tuple[Metric, ...]  # those that every arm has under every seed
     values: Mapping[tuple[str, str], tuple[float, ...]]  # by arm and measure, seed by seed
 
     @property
     def names(self) -> list[str]:
         """Of the measures."""
-        return [measure.name for measure in self.measures]
+        return [metric.name for metric in self.metrics]
 
-    def mean(self, arm: str, measure: str) -> Mean:
+    def mean(self, arm: str, metric: str) -> Mean:
         """An arm over seeds; what counts cases of cases cannot be below 0 or above 1."""
-        values = self.values[arm, measure]
+        values = self.values[arm, metric]
         mean, interval = mean_interval(values)
-        if interval is not None and next(one for one in self.measures if one.name == measure).counted:
+        if interval is not None and next(one for one in self.metrics if one.name == metric).is_proportion:
             interval = Interval(max(0.0, interval.low), min(1.0, interval.high))
         return Mean(mean, interval, values)
 
-    def difference(self, arm: str, than: str, measure: str) -> Mean:
+    def difference(self, arm: str, than: str, metric: str) -> Mean:
         """How an arm differs from another under the same seeds."""
-        pairs = zip(self.values[arm, measure], self.values[than, measure], strict=True)
+        pairs = zip(self.values[arm, metric], self.values[than, metric], strict=True)
         values = tuple(one - other for one, other in pairs)
         return Mean(*mean_interval(values), values)
 
@@ -73,31 +73,31 @@ class Findings:
 
 def found_in(trials: Sequence[Found], arms: Sequence[str]) -> Findings:
     """Bring trials into order: arms as the study has them, seeds as they grow."""
-    rates = {(trial.knobs["arm"], trial.knobs["seed"]): trial.rates for trial in trials}
+    rates = {(trial.trial_params["arm"], trial.trial_params["seed"]): trial.rates for trial in trials}
     seeds = tuple(sorted({seed for _, seed in rates}))
-    known = {row["name"]: Measure(**row) for trial in trials for row in trial.last["measures"]}
+    known = {row["name"]: Metric(**row) for trial in trials for row in trial.last["metrics"]}
     names = dict.fromkeys(name for some in rates.values() for name in some if name not in ("n", "missing"))
     whole = [name for name in names if all(some.get(name) is not None for some in rates.values())]
-    measures = tuple(known.get(name, Measure(name, "lower", counted=False)) for name in whole)
+    metrics = tuple(known.get(name, Metric(name, "lower", is_proportion=False)) for name in whole)
     values = {
         (arm, name): tuple(float(rates[arm, seed][name] or 0.0) for seed in seeds) for arm in arms for name in whole
     }
-    return Findings(tuple(arms), seeds, measures, values)
+    return Findings(tuple(arms), seeds, metrics, values)
 
 
-def verdict(measure: Measure, difference: Mean) -> Literal["better", "worse", "not resolved"]:
+def verdict(metric: Metric, difference: Mean) -> Literal["better", "worse", "not resolved"]:
     """Whether a difference is one: its interval leaves 0 out."""
     interval = difference.interval
     if interval is None or interval.low <= 0 <= interval.high:
         return "not resolved"
     lower = interval.high < 0
-    return "better" if lower == (measure.better == "lower") else "worse"
+    return "better" if lower == (metric.better == "lower") else "worse"
 
 
 def sentences(title: str, claim: Claim, found: Findings) -> list[str]:
     """What the data support: the claim first, then what stands beside it."""
-    measures = {measure.name: measure for measure in found.measures}
-    main = found.measures[0]
+    metrics = {metric.name: metric for metric in found.metrics}
+    main = found.metrics[0]
     said = verdict(main, found.difference(claim.arm, claim.than, main.name))
     answer = {
         "better": "The data support it",
@@ -105,35 +105,35 @@ def sentences(title: str, claim: Claim, found: Findings) -> list[str]:
         "not resolved": f"Not resolved with {len(found.seeds)} seeds",
     }
     out = [f"{title} {answer[said]}: {contrast(main, found, claim.arm, claim.than)}."]
-    beside = [measures[name] for name in claim.beside if name in measures]
-    contrasts = [(measure, claim.arm, claim.than) for measure in beside]
+    beside = [metrics[name] for name in claim.extras if name in metrics]
+    contrasts = [(metric, claim.arm, claim.than) for metric in beside]
     contrasts += [(main, arm, than) for arm, than in claim.others]
-    for measure, arm, than in contrasts:
-        kind = verdict(measure, found.difference(arm, than, measure.name)) if measure.better else ""
-        out.append(f"{contrast(measure, found, arm, than)}{f': {kind}' if kind else ''}.")
+    for metric, arm, than in contrasts:
+        kind = verdict(metric, found.difference(arm, than, metric.name)) if metric.better else ""
+        out.append(f"{contrast(metric, found, arm, than)}{f': {kind}' if kind else ''}.")
     return [sentence[0].upper() + sentence[1:] for sentence in out]
 
 
-def contrast(measure: Measure, found: Findings, arm: str, than: str) -> str:
+def contrast(metric: Metric, found: Findings, arm: str, than: str) -> str:
     """Two arms in one measure, in words."""
-    one, other = (cell(measure, found.mean(name, measure.name).mean).number for name in (arm, than))
-    difference = found.difference(arm, than, measure.name)
+    one, other = (format_cell(metric, found.mean(name, metric.name).mean).number for name in (arm, than))
+    difference = found.difference(arm, than, metric.name)
     low_high = ""
     if difference.interval is not None:
-        low_high = " to ".join(f"{measure.scale * bound:+.1f}" for bound in difference.interval)
-    unit = " %" if measure.scale == 100 else ""
+        low_high = " to ".join(f"{metric.scale * bound:+.1f}" for bound in difference.interval)
+    unit = " %" if metric.scale == 100 else ""
     return (
-        f"{spoken(measure.name)} {one}{unit} with {arm}, {other}{unit} with {than}, difference "
-        f"{measure.scale * difference.mean:+.1f} (95 % interval {low_high})"
+        f"{humanize(metric.name)} {one}{unit} with {arm}, {other}{unit} with {than}, difference "
+        f"{metric.scale * difference.mean:+.1f} (95 % interval {low_high})"
     )
 
 
 def lines(found: Findings) -> list[list[str]]:
     """One line per measure: its name, which way is better, and every arm's mean with its interval."""
     made = []
-    for measure in found.measures:
-        means = [found.mean(arm, measure.name) for arm in found.arms]
-        made.append([label(measure), measure.better, *(str(cell(measure, m.mean, m.interval)) for m in means)])
+    for metric in found.metrics:
+        means = [found.mean(arm, metric.name) for arm in found.arms]
+        made.append([label(metric), metric.better, *(str(format_cell(metric, m.mean, m.interval)) for m in means)])
     return made
 
 
@@ -160,25 +160,25 @@ SHOWN = ("response_rate", "mention_rate", "object_recall", "wrong_positions", "w
 
 def arms_figure(found: Findings, path: Path, *, names: Sequence[str] = SHOWN) -> None:
     """One panel per measure, one line per arm: every seed as a dot, the mean with its interval."""
-    measures = [measure for measure in found.measures if measure.name in names] or list(found.measures)
-    figure = Figure(figsize=(2.2 + 2.3 * len(measures), 1.6 + 0.5 * len(found.arms)), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    metrics = [metric for metric in found.metrics if metric.name in names] or list(found.metrics)
+    figure = Figure(figsize=(2.2 + 2.3 * len(metrics), 1.6 + 0.5 * len(found.arms)), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     places = range(len(found.arms))[::-1]
-    for axes, measure in zip(panels, measures, strict=True):
+    for axes, metric in zip(panels, metrics, strict=True):
         for place, arm in zip(places, found.arms, strict=True):
-            found_mean = found.mean(arm, measure.name)
+            found_mean = found.mean(arm, metric.name)
             axes.scatter(
-                [measure.scale * value for value in found_mean.values],
+                [metric.scale * value for value in found_mean.values],
                 [place] * len(found_mean.values),
                 color=GREY,
                 s=16,
                 zorder=2,
             )
             if found_mean.interval is not None:
-                axes.hlines(place, *(measure.scale * bound for bound in found_mean.interval), color=BLUE, linewidth=1.6)
-            axes.scatter(measure.scale * found_mean.mean, place, color=BLUE, marker="|", s=120, zorder=3)
-        arrow = {"lower": "←", "higher": "→", "": ""}[measure.better]
-        axes.set_title(f"{label(measure)} {arrow}", fontsize=9)
+                axes.hlines(place, *(metric.scale * bound for bound in found_mean.interval), color=BLUE, linewidth=1.6)
+            axes.scatter(metric.scale * found_mean.mean, place, color=BLUE, marker="|", s=120, zorder=3)
+        arrow = {"lower": "←", "higher": "→", "": ""}[metric.better]
+        axes.set_title(f"{label(metric)} {arrow}", fontsize=9)
         axes.set_yticks(list(places), found.arms)
         axes.set_ylim(-0.6, len(found.arms) - 0.4)
         axes.grid(axis="x", alpha=0.3)

@@ -18,20 +18,20 @@ from rich.console import Console
 
 from experiments.runners.config import SweepConfig
 from experiments.runners.experiment import flat, origin
-from experiments.runners.scoring import Board, score_model
+from experiments.runners.scoring import SweepMonitor, score_model
 from experiments.runners.sweep_report import best_of, read_trials, sweep_table, write_figures
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
-from rlhfv_ray.console import counting, looking
+from rlhfv_ray.console import poll, progress_bar
 from rlhfv_ray.data.reference_table import load_reference
 from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.models import planned_counts
-from rlhfv_ray.pipeline import Line, plan_line, rung_stage, train_stage
+from rlhfv_ray.pipeline import Pipeline, plan_pipeline, rung_stage, train_stage
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import address_of, discard, is_there, shown
+from rlhfv_ray.storage.mirror import address_of, discard, display_path, is_there
 from rlhfv_ray.storage.stages import Stage, is_done, run_stages, seconds_of
-from rlhfv_ray.sweep.search_space import Knobs, apply, arguments_of, plan_trials
+from rlhfv_ray.sweep.search_space import TrialParams, apply_params, arguments_of, plan_trials
 from rlhfv_ray.sweep.trials import Report, SweepJob, end_trial, run_sweep, trials_at_once
 from rlhfv_ray.tracking.run import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
 
@@ -54,12 +54,12 @@ def sweep(config: SweepConfig, storage: Path, *, recipe: DDPOConfig, console: Co
     """
     storage.mkdir(parents=True, exist_ok=True)
     trials = plan_trials(config.space, config.search, config.ddpo)
-    line = plan_line(config.ddpo, storage, seen=lambda records: None)
+    pipeline = plan_pipeline(config.ddpo, storage, seen=lambda records: None)
     connect()
     check_fits(config.ddpo.scale, setting="ddpo.scale")
     concurrent = trials_at_once(config.ddpo.scale, config.search.concurrent)
     check_disk(config, storage, concurrent)
-    folder = storage / f"{config.name}-{fingerprint(identity(config, line))}"
+    folder = storage / f"{config.name}-{fingerprint(identity(config, pipeline))}"
     with (
         hold_lease(folder),
         tracked_run(
@@ -67,19 +67,19 @@ def sweep(config: SweepConfig, storage: Path, *, recipe: DDPOConfig, console: Co
         ) as run,
     ):
         write_json(folder / "config.json", plain(config))
-        shared = prepare(config, line, folder, console=console)
+        shared = prepare(config, pipeline, folder, console=console)
         count = config.search.trials if config.search.kind == "bayes" else len(trials)
         console.print(forecast(config, shared, count, concurrent), highlight=False, soft_wrap=True)
         job = SweepJob(folder, config.ddpo, config.space, config.search, functools.partial(run_one, shared=shared))
-        with counting("Trials", count) as counter:
-            board = Board(folder, run, counter, config.search)
-            with looking(board.look, POLL_S):
+        with progress_bar("Trials", count) as counter:
+            board = SweepMonitor(folder, run, counter, config.search)
+            with poll(board.look, POLL_S):
                 run_sweep(job, trials, concurrent=concurrent)
         outcome = conclude(shared, folder, run, recipe=recipe, console=console)
     synced = sync_tracking(folder)
     uri = tracking_uri(config.ddpo.tracking, storage)
     for what, where in (
-        ("sweep", shown(folder)),
+        ("sweep", display_path(folder)),
         ("MLflow", ui_command(uri) if synced else "not reached; see the warning above"),
     ):
         console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)
@@ -97,7 +97,7 @@ class Shared:
     answered_s: float  # how long the base model's answers took
 
 
-def identity(config: SweepConfig, line: Line) -> dict[str, Any]:
+def identity(config: SweepConfig, pipeline: Pipeline) -> dict[str, Any]:
     """What makes it another sweep."""
     ddpo = {
         name: value
@@ -106,7 +106,7 @@ def identity(config: SweepConfig, line: Line) -> dict[str, Any]:
     }
     search = {name: value for name, value in plain(config.search).items() if name not in ("concurrent", "keep")}
     rest = {name: value for name, value in plain(config).items() if name not in ("name", "ddpo", "search")}
-    return {"ddpo": ddpo, "search": search, "reference": line.reference.name, **rest}
+    return {"ddpo": ddpo, "search": search, "reference": pipeline.reference.name, **rest}
 
 
 def check_disk(config: SweepConfig, storage: Path, concurrent: int) -> None:
@@ -128,29 +128,29 @@ def check_disk(config: SweepConfig, storage: Path, concurrent: int) -> None:
         )
 
 
-def prepare(config: SweepConfig, line: Line, folder: Path, *, console: Console) -> Shared:
+def prepare(config: SweepConfig, pipeline: Pipeline, folder: Path, *, console: Console) -> Shared:
     """Make what all trials share: pairs, reference log-probs, the base model's scores.
 
     Raises:
         ConfigError: the benchmark has no such metric or guard.
     """
-    for stage in line.stages[:-1]:
-        done = is_done(stage.folder(line.storage))
+    for stage in pipeline.stages[:-1]:
+        done = is_done(stage.folder(pipeline.storage))
         console.print(f"[bold]{stage.title}[/bold]: {'done before, skipped' if done else 'running'}", highlight=False)
-        run_stages([stage], line.storage)
+        run_stages([stage], pipeline.storage)
     started, base = time.monotonic(), {}
     for scenes in pictures(config):
         console.print(f"[bold]base model's scores[/bold] ({config.benchmark})", highlight=False)
         place = folder / f"base-{scenes}"
         scores = score_model(
-            config, config.ddpo.model.path, line.storage, place, scenes=scenes, seed=config.ddpo.shapes.seed
+            config, config.ddpo.model.path, pipeline.storage, place, scenes=scenes, seed=config.ddpo.shapes.seed
         )
         base[scenes] = scores.rates()
-    known = [measure.name for measure in scores.measures]
+    known = [metric.name for metric in scores.metrics]
     for name, value in (("metric", config.search.metric), ("guard", config.search.guard)):
         if value not in known and (value or name == "metric"):
             raise ConfigError(f"search.{name} = {value!r}: {config.benchmark} has {', '.join(known)}.")
-    return Shared(config, line.storage, line.reference, base, time.monotonic() - started)
+    return Shared(config, pipeline.storage, pipeline.reference, base, time.monotonic() - started)
 
 
 def pictures(config: SweepConfig) -> list[int]:
@@ -171,26 +171,26 @@ def forecast(config: SweepConfig, shared: Shared, count: int, concurrent: int) -
     )
 
 
-def run_one(knobs: Knobs, place: Path, report: Report, *, shared: Shared) -> None:
+def run_one(trial_params: TrialParams, place: Path, report: Report, *, shared: Shared) -> None:
     """One trial: train to the next look, answer, score, tell; what its folder or a stage holds already is not done again."""
     config, storage, started = shared.config, shared.storage, time.monotonic()
-    line = plan_line(on_reference(config.ddpo, shared.reference), storage, seen=lambda records: None)
-    trained = apply(on_reference(config.ddpo, shared.reference), knobs)
-    train = train_stage(trained, line.reference, line.reference_inputs, lambda records: None)
-    steps = trained.optim.total_steps(trained.data.used(len(load_reference(line.reference))))
+    pipeline = plan_pipeline(on_reference(config.ddpo, shared.reference), storage, seen=lambda records: None)
+    trained = apply_params(on_reference(config.ddpo, shared.reference), trial_params)
+    train = train_stage(trained, pipeline.reference, pipeline.reference_inputs, lambda records: None)
+    steps = trained.optim.total_steps(trained.data.used(len(load_reference(pipeline.reference))))
     if not (place / "train.json").exists():
         write_json(
             place / "train.json", {"folder": train.folder(storage).name, "made": not is_there(train.folder(storage))}
         )
-    looks = config.search.rung_steps(steps)
-    for rung, until in enumerate(looks):
-        file, last = place / f"look-{until:06d}.json", until == looks[-1]
+    rungs = config.search.rung_steps(steps)
+    for rung, until in enumerate(rungs):
+        file, last = place / f"rung-{until:06d}.json", until == rungs[-1]
         if not file.exists():
             if not last and is_done(
                 train.folder(storage)
             ):  # trained before, elsewhere: there is no way back to this look
                 continue
-            look(file, train if last else rung_stage(line, trained, train, until), until, last=last, shared=shared)
+            look(file, train if last else rung_stage(pipeline, trained, train, until), until, last=last, shared=shared)
         if last:
             end_trial(place, "finished", seconds=time.monotonic() - started)
         report(rung, json.loads(file.read_text())["objective"])
@@ -235,10 +235,10 @@ def conclude(shared: Shared, folder: Path, run: TrackedRun, *, recipe: DDPOConfi
     outcome = {**best.row(), "base": dict(base), "keeps_guard": best.objective <= 1, "model": None}
     model = shared.storage / best.train / "model"
     if is_there(model):
-        outcome["model"] = shown(model)
+        outcome["model"] = display_path(model)
         if config.benchmark == SHAPES:
             outcome |= again_on_fresh(shared, str(model), folder)
-    outcome["retrain"] = retrain_command(config.ddpo, recipe, best.knobs, shared.reference)
+    outcome["retrain"] = retrain_command(config.ddpo, recipe, best.trial_params, shared.reference)
     write_json(folder / "best.json", outcome)
     for file in write_figures(trials, base, config.search, folder):
         run.log_file(file, "figures")
@@ -256,11 +256,11 @@ def conclude(shared: Shared, folder: Path, run: TrackedRun, *, recipe: DDPOConfi
     return outcome
 
 
-def retrain_command(config: DDPOConfig, recipe: DDPOConfig, knobs: Knobs, reference: Path) -> str:
+def retrain_command(config: DDPOConfig, recipe: DDPOConfig, trial_params: TrialParams, reference: Path) -> str:
     """The command that trains a trial's setting again: what the sweep changed of the recipe, and the trial's values."""
     usual = flat(plain(recipe))
     changed = {name: value for name, value in flat(plain(config)).items() if value != usual[name]}
-    words = arguments_of({**changed, **knobs, "data.reference": shown(reference)})
+    words = arguments_of({**changed, **trial_params, "data.reference": display_path(reference)})
     return f"python experiments/ddpo.py {recipe.name} {words}"
 
 

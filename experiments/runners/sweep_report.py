@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.reporting.figures import BLUE, GREY
-from rlhfv_ray.sweep.search_space import BETA, SEED, Knobs, SearchConfig, title_of
+from rlhfv_ray.sweep.search_space import BETA, SEED, SearchConfig, TrialParams, title_of
 
 NORMALIZE, GAMMA = "loss.normalize", "loss.gamma"
 MARKERS = {True: "s", False: "o"}
@@ -27,8 +27,8 @@ class Found:
     """One trial, as its folder tells."""
 
     name: str
-    knobs: Knobs
-    looks: Mapping[int, Mapping[str, Any]]  # by update
+    trial_params: TrialParams
+    rungs: Mapping[int, Mapping[str, Any]]  # by update
     status: str  # finished, stopped or failed; empty: it goes on
     error: str
     seconds: float
@@ -38,12 +38,12 @@ class Found:
     @property
     def title(self) -> str:
         """For people."""
-        return title_of(self.knobs)
+        return title_of(self.trial_params)
 
     @property
     def last(self) -> Mapping[str, Any]:
         """Its last look."""
-        return self.looks[max(self.looks)] if self.looks else {"rates": {}, "intervals": {}, "objective": float("inf")}
+        return self.rungs[max(self.rungs)] if self.rungs else {"rates": {}, "intervals": {}, "objective": float("inf")}
 
     @property
     def rates(self) -> Mapping[str, float | None]:
@@ -58,15 +58,15 @@ class Found:
     @property
     def setting(self) -> tuple[tuple[str, Any], ...]:
         """Its values without the seed."""
-        return tuple((name, value) for name, value in self.knobs.items() if name != SEED)
+        return tuple((name, value) for name, value in self.trial_params.items() if name != SEED)
 
     def row(self) -> dict[str, Any]:
         """As JSON."""
-        row = {name: value for name, value in asdict(self).items() if name not in ("looks", "made")}
+        row = {name: value for name, value in asdict(self).items() if name not in ("rungs", "made")}
         return {
             **row,
-            "step": max(self.looks, default=0),
-            "objective": self.last["objective"] if self.looks else None,
+            "step": max(self.rungs, default=0),
+            "objective": self.last["objective"] if self.rungs else None,
             **self.last,
         }
 
@@ -74,9 +74,9 @@ class Found:
         """For MLflow's table."""
         return {
             "trial": self.name,
-            **self.knobs,
+            **self.trial_params,
             "status": self.status,
-            "step": max(self.looks, default=0),
+            "step": max(self.rungs, default=0),
             **self.rates,
             "error": self.error,
         }
@@ -89,11 +89,13 @@ def read_trials(folder: Path) -> list[Found]:
         if not (place / "knobs.json").exists():
             continue
         ended, train = _read(place / "outcome.json"), _read(place / "train.json")
-        looks = {look["step"]: look for look in map(_read, sorted(place.glob("look-*.json")))}
+        rungs = {look["step"]: look for look in map(_read, sorted(place.glob("rung-*.json")))}
         outcome = (ended.get("status", ""), ended.get("error", ""), ended.get("seconds", 0.0))
-        knobs = _read(place / "knobs.json")
-        found.append(Found(place.name, knobs, looks, *outcome, train.get("folder", ""), train.get("made", False)))
-    return sorted(found, key=lambda trial: json.dumps(trial.knobs))
+        trial_params = _read(place / "knobs.json")
+        found.append(
+            Found(place.name, trial_params, rungs, *outcome, train.get("folder", ""), train.get("made", False))
+        )
+    return sorted(found, key=lambda trial: json.dumps(trial.trial_params))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def sweep_table(trials: Sequence[Found], search: SearchConfig) -> Table:
         shown.add_column(Text(column), justify="left" if column in ("trial", "outcome") else "right")
     for trial in sorted(trials, key=lambda trial: (trial.status != "finished", trial.objective)):
         values = ["" if trial.rates.get(name) is None else f"{trial.rates[name]:.1%}" for name in names]
-        shown.add_row(*map(Text, (trial.title, trial.error or trial.status, str(max(trial.looks, default=0)), *values)))
+        shown.add_row(*map(Text, (trial.title, trial.error or trial.status, str(max(trial.rungs, default=0)), *values)))
     return shown
 
 
@@ -149,7 +151,7 @@ def write_figures(trials: Sequence[Found], base: Mapping[str, Any], search: Sear
     if finished and search.guard:
         pareto_figure(trials, base, search, folder / "pareto.png")
         made.append(folder / "pareto.png")
-    if all(BETA in trial.knobs and GAMMA in trial.knobs for trial in finished):
+    if all(BETA in trial.trial_params and GAMMA in trial.trial_params for trial in finished):
         heat_figure(finished, search, folder / "beta_gamma.png")
         made.append(folder / "beta_gamma.png")
     if len(finished) >= LEAST and (shares := importances(finished)):
@@ -162,7 +164,7 @@ def pareto_figure(trials: Sequence[Found], base: Mapping[str, Any], search: Sear
     """The metric against the guard: finished trials with their intervals, stopped ones small, the front as a line."""
     figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    gammas = sorted({trial.knobs.get(GAMMA, 0) for trial in trials})
+    gammas = sorted({trial.trial_params.get(GAMMA, 0) for trial in trials})
     shade = {gamma: place / max(1, len(gammas) - 1) for place, gamma in enumerate(gammas)}
     colors = colormaps["viridis"]
     points = []
@@ -170,8 +172,8 @@ def pareto_figure(trials: Sequence[Found], base: Mapping[str, Any], search: Sear
         x, y = trial.rates.get(search.guard), trial.rates.get(search.metric)
         if x is None or y is None:
             continue
-        color, whole = colors(0.9 * shade[trial.knobs.get(GAMMA, 0)]), trial.status == "finished"
-        marker = MARKERS[bool(trial.knobs.get(NORMALIZE))]
+        color, whole = colors(0.9 * shade[trial.trial_params.get(GAMMA, 0)]), trial.status == "finished"
+        marker = MARKERS[bool(trial.trial_params.get(NORMALIZE))]
         axes.scatter(
             100 * x, 100 * y, color=color, marker=marker, s=46 if whole else 14, alpha=1 if whole else 0.45, zorder=3
         )
@@ -184,7 +186,7 @@ def pareto_figure(trials: Sequence[Found], base: Mapping[str, Any], search: Sear
     _draw_front(axes, points, base, search)
     for gamma in gammas:
         axes.scatter([], [], color=colors(0.9 * shade[gamma]), label=f"gamma {gamma:g}")
-    for normalize in [kind for kind in MARKERS if any(trial.knobs.get(NORMALIZE) is kind for trial in trials)]:
+    for normalize in [kind for kind in MARKERS if any(trial.trial_params.get(NORMALIZE) is kind for trial in trials)]:
         axes.scatter([], [], color=GREY, marker=MARKERS[normalize], label="normalised" if normalize else "summed")
     axes.scatter([], [], color=GREY, s=14, alpha=0.45, label="stopped early (fewer pictures)")
     axes.legend(fontsize=8)
@@ -209,19 +211,19 @@ def _draw_front(
 
 def heat_figure(trials: Sequence[Found], search: SearchConfig, path: Path) -> None:
     """The metric by beta and gamma, a panel for summed and one for normalised log-probs; mean, spread over seeds, number of trials."""
-    kinds = sorted({trial.knobs.get(NORMALIZE) for trial in trials}, key=str)
+    kinds = sorted({trial.trial_params.get(NORMALIZE) for trial in trials}, key=str)
     figure = Figure(figsize=(1 + 4.2 * len(kinds), 4.2), dpi=150, layout="constrained")
     values = [100 * (trial.rates[search.metric] or 0) for trial in trials]
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        some = [trial for trial in trials if trial.knobs.get(NORMALIZE) == kind]
-        betas, gammas = (sorted({trial.knobs[name] for trial in some}) for name in (BETA, GAMMA))
+        some = [trial for trial in trials if trial.trial_params.get(NORMALIZE) == kind]
+        betas, gammas = (sorted({trial.trial_params[name] for trial in some}) for name in (BETA, GAMMA))
         mean = np.full((len(gammas), len(betas)), np.nan)
         for row, gamma in enumerate(gammas):
             for column, beta in enumerate(betas):
                 cell = [
                     100 * (t.rates[search.metric] or 0)
                     for t in some
-                    if t.knobs[BETA] == beta and t.knobs[GAMMA] == gamma
+                    if t.trial_params[BETA] == beta and t.trial_params[GAMMA] == gamma
                 ]
                 if cell:
                     mean[row, column] = statistics.fmean(cell)
@@ -256,16 +258,18 @@ def importances(trials: Sequence[Found]) -> dict[str, float]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    names = [name for name in trials[0].knobs if len({str(trial.knobs.get(name)) for trial in trials}) > 1]
+    names = [
+        name for name in trials[0].trial_params if len({str(trial.trial_params.get(name)) for trial in trials}) > 1
+    ]
     if not names or len({trial.objective for trial in trials}) < 2:
         return {}
     kinds: dict[str, Any] = {}
     for name in names:
-        values = sorted({trial.knobs.get(name) for trial in trials}, key=str)
+        values = sorted({trial.trial_params.get(name) for trial in trials}, key=str)
         kinds[name] = optuna.distributions.CategoricalDistribution(values)
     study = optuna.create_study()
     for trial in trials:
-        params = {name: trial.knobs.get(name) for name in names}
+        params = {name: trial.trial_params.get(name) for name in names}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=trial.objective))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return {

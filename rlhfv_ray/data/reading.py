@@ -32,7 +32,7 @@ from rlhfv_ray.data.pair_formats import (
 from rlhfv_ray.data.sft_formats import EXAMPLE_FORMATS, read_example
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Example, PreferencePair
-from rlhfv_ray.storage.mirror import fetch, local
+from rlhfv_ray.storage.mirror import fetch, fetch_local
 
 SUFFIXES = (".parquet", ".json", ".jsonl", ".tsv")
 _MAX_CUTS = 16  # slices of one row group or JSON array: neither can be entered in the middle
@@ -133,7 +133,7 @@ def load_pairs(path: str | Path, *, format: str = "auto") -> Iterator[Preference
 
 def data_files(path: str | Path) -> list[Path]:
     """List the data files of a folder in name order, or the one file; hidden and `_` names are not data."""
-    place = Path(os.path.abspath(local(path)))  # not resolve(): a shard may be a link into a download cache
+    place = Path(os.path.abspath(fetch_local(path)))  # not resolve(): a shard may be a link into a download cache
     found = sorted(file for file in place.iterdir() if not file.is_dir()) if place.is_dir() else [place]
     files = [file for file in found if file.suffix in SUFFIXES and file.name[0] not in "._"]
     if not files:

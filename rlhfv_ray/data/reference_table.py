@@ -1,6 +1,6 @@
 """The reference folder's rows: what the reference stage writes and training reads.
 
-`part-*.parquet` holds one row per pair of the data, `rejected_rows.parquet` id and reason of those that cannot be used, `config.json` what the
+`part-*.parquet` holds one row per pair of the data, `unusable_rows.parquet` id and reason of those that cannot be used, `config.json` what the
 log-probs depend on.
 """
 
@@ -16,7 +16,7 @@ from rlhfv_ray.errors import StaleReferenceError
 from rlhfv_ray.records import ChangedTokens, EncodedPair, ReferencePair
 from rlhfv_ray.segments import Rule
 
-REJECTED = "rejected_rows.parquet"
+UNUSABLE = "unusable_rows.parquet"
 TOKENS, FLAGS, NATS = pa.list_(pa.int32()), pa.list_(pa.bool_()), pa.list_(pa.float32())
 SCHEMA = pa.schema(
     {
@@ -77,9 +77,9 @@ def pair_lengths(folder: Path) -> list[int]:
     return [sum(lengths) for lengths in zip(*columns, strict=True)]
 
 
-def rejected_rows(folder: Path) -> list[dict[str, str]]:
+def unusable_rows(folder: Path) -> list[dict[str, str]]:
     """Id and reason of the rows a reference folder could not use."""
-    return pq.read_table(folder / REJECTED).to_pylist()
+    return pq.read_table(folder / UNUSABLE).to_pylist()
 
 
 def check_reference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, unless_equal: bool = True) -> None:

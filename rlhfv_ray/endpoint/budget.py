@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.client import Outcome
-from rlhfv_ray.endpoint.rate_limit import Limits
+from rlhfv_ray.endpoint.rate_limit import AdaptiveRateLimiter
 
 LOOK_S = 0.5  # longest sleep before looking at the limits again
 TYPICAL_REPLY = 150  # tokens, where the true number is not known yet
@@ -19,7 +19,9 @@ class Ledger:
     requests: int = 0  # of this run, without those known before
     known: int = 0  # replies found in the cache
     calls: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)  # of the calls: reply statuses, busy, broken, hopeless
+    outcomes: dict[str, int] = field(
+        default_factory=dict
+    )  # of the calls: reply statuses, rate_limited, retryable, fatal
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float = 0.0  # USD
@@ -37,13 +39,13 @@ class Ledger:
         ]
 
 
-class Desk:
+class CallBudget:
     """Who may call when, and the books. Lives in a Ray actor, so that callers on all machines share it."""
 
     def __init__(self, endpoint: EndpointConfig) -> None:
         self.endpoint, self.ledger = endpoint, Ledger()
         self.turn = asyncio.Lock()  # first come, first served
-        self.limits: Limits | None = None
+        self.limits: AdaptiveRateLimiter | None = None
         self.reserved, self.done, self.started = 0.0, 0, 0.0
 
     async def admit(self, tokens_in: int, tokens_out: int) -> str:
@@ -53,7 +55,7 @@ class Desk:
             if self.limits is None:
                 self.started = time.monotonic()
                 per_minute = {name: getattr(endpoint, name) for name in ("requests_per_minute", "tokens_per_minute")}
-                self.limits = Limits(**per_minute, now=self.started)
+                self.limits = AdaptiveRateLimiter(**per_minute, now=self.started)
             while not self.ledger.stopped:
                 if endpoint.max_cost and self.ledger.cost + self.reserved + cost > endpoint.max_cost:
                     if self.reserved <= 1e-12:
@@ -68,7 +70,7 @@ class Desk:
                 await asyncio.sleep(min(wait, LOOK_S))
         return self.ledger.stopped
 
-    async def note(self, outcome: Outcome, tokens_in: int, tokens_out: int) -> None:
+    async def record(self, outcome: Outcome, tokens_in: int, tokens_out: int) -> None:
         """Enter what came of an admitted call."""
         ledger, verdict, limits = self.ledger, outcome.verdict, self.limits
         assert limits is not None
@@ -84,9 +86,9 @@ class Desk:
         if outcome.kind == "reply":
             limits.succeeded()
             limits.correct(verdict.tokens_in + verdict.tokens_out - tokens_in - TYPICAL_REPLY)
-        elif outcome.kind == "busy":
+        elif outcome.kind == "rate_limited":
             limits.throttled(time.monotonic(), retry_after=outcome.retry_after)
-        elif outcome.kind == "hopeless":
+        elif outcome.kind == "fatal":
             ledger.stopped = ledger.stopped or outcome.reason
 
     async def finish(self) -> None:
@@ -97,6 +99,6 @@ class Desk:
         """How many requests are done."""
         return self.done
 
-    async def books(self) -> Ledger:
+    async def spent(self) -> Ledger:
         """What it took so far."""
         return self.ledger

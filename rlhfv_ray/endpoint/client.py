@@ -24,14 +24,14 @@ class Outcome(NamedTuple):
     """What came of one call."""
 
     kind: Literal[
-        "reply", "busy", "broken", "hopeless"
-    ]  # busy: 429; broken: worth another try; hopeless: for every request
+        "reply", "rate_limited", "retryable", "fatal"
+    ]  # rate_limited: 429; retryable: worth another try; fatal: for every request
     verdict: Verdict
     reason: str = ""
     retry_after: float = 0.0  # seconds, as the server asks
 
 
-class Caller:
+class ChatClient:
     """Holds a client and its key while it is entered; lives where the calls are made, and does not travel."""
 
     def __init__(self, endpoint: EndpointConfig) -> None:
@@ -57,11 +57,11 @@ class Caller:
                 return await self.call(request)
             return self.failed(error)
         except openai.APIResponseValidationError as error:
-            return Outcome("broken", Verdict("bad_payload"), self.key.hidden_in(str(error)))
+            return Outcome("retryable", Verdict("bad_payload"), self.key.hidden_in(str(error)))
         except openai.APIError as error:  # no connection, time-out
-            return Outcome("broken", Verdict("unavailable"), self.key.hidden_in(f"{type(error).__name__}: {error}"))
+            return Outcome("retryable", Verdict("unavailable"), self.key.hidden_in(f"{type(error).__name__}: {error}"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            return Outcome("broken", Verdict("bad_payload"), self.key.hidden_in(str(error)))
+            return Outcome("retryable", Verdict("bad_payload"), self.key.hidden_in(str(error)))
         return read_reply(reply, self.endpoint.reported_model)
 
     def settings(self, request: Request) -> dict[str, Any]:
@@ -85,24 +85,24 @@ class Caller:
         reason, status = self.key.hidden_in(f"{error.status_code}: {error.message}"), error.status_code
         code = str(error.code or "")
         if status == 429 and code != QUOTA:
-            return Outcome("busy", Verdict("unavailable"), reason, retry_after(error.response.headers))
+            return Outcome("rate_limited", Verdict("unavailable"), reason, retry_after(error.response.headers))
         if status >= 500 or status in (408, 409):
-            return Outcome("broken", Verdict("unavailable"), reason, retry_after(error.response.headers))
+            return Outcome("retryable", Verdict("unavailable"), reason, retry_after(error.response.headers))
         if code in OF_ONE_REQUEST:
             return Outcome("reply", Verdict("refused", reason))
-        return Outcome("hopeless", Verdict("unavailable"), reason)
+        return Outcome("fatal", Verdict("unavailable"), reason)
 
 
 async def call_once(endpoint: EndpointConfig, request: Request) -> Outcome:
     """One call by a client of its own."""
-    async with Caller(endpoint) as caller:
+    async with ChatClient(endpoint) as caller:
         return await caller.call(request)
 
 
 def read_reply(reply: Any, wanted: str) -> Outcome:
     """What a reply holds: the client hands through whatever came with status 200."""
     if not isinstance(reply, ChatCompletion) or not reply.choices or reply.choices[0].message is None:
-        return Outcome("broken", Verdict("bad_payload"), f"no chat completion: {str(reply)[:80]!r}")
+        return Outcome("retryable", Verdict("bad_payload"), f"no chat completion: {str(reply)[:80]!r}")
     choice = reply.choices[0]
     text = choice.message.content or ""
     status: Status = "ok"

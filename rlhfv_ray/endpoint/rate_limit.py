@@ -6,12 +6,15 @@ Pure arithmetic on a clock that the caller reads, so that it is tested without w
 from dataclasses import dataclass, field
 
 BURST_S = 5.0  # what was not called for may be made up for, this many seconds' worth at most
-STRAY_CUT, CUT = 0.95, 0.7  # of its pace a caller keeps after a single 429; after one more without a success between
-GAIN, LOWEST = 0.02, 0.05  # of the configured pace: regained by a success; never less
+FIRST_BACKOFF, BACKOFF = (
+    0.95,
+    0.7,
+)  # of its pace a caller keeps after a single 429; after one more without a success between
+RECOVERY, SLOWEST = 0.02, 0.05  # of the configured pace: regained by a success; never less
 
 
 @dataclass
-class Bucket:
+class TokenBucket:
     """So much per second flows in, up to a burst's worth; what is taken may leave it in debt."""
 
     per_second: float
@@ -32,7 +35,7 @@ class Bucket:
         return max(0.0, wanted - self.level) / (self.per_second * pace)
 
 
-class Limits:
+class AdaptiveRateLimiter:
     """Two limits, and a pace that follows the server's complaints.
 
     A single 429 slows the pace a little, for servers send some at any pace; one more without a success between slows it a lot, and holds
@@ -41,14 +44,14 @@ class Limits:
     Example:
         60 requests a minute: five may go at once, then one a second.
 
-        >>> limits = Limits(requests_per_minute=60, tokens_per_minute=0, now=0.0)
+        >>> limits = AdaptiveRateLimiter(requests_per_minute=60, tokens_per_minute=0, now=0.0)
         >>> [limits.admit(0.0, tokens=10) for _ in range(6)]
         [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     """
 
     def __init__(self, *, requests_per_minute: float, tokens_per_minute: float, now: float) -> None:
-        self.requests = Bucket(requests_per_minute / 60)
-        self.tokens = Bucket(tokens_per_minute / 60) if tokens_per_minute else None
+        self.requests = TokenBucket(requests_per_minute / 60)
+        self.tokens = TokenBucket(tokens_per_minute / 60) if tokens_per_minute else None
         for bucket in self._buckets():
             bucket.seen = now
         self.pace = 1.0
@@ -76,15 +79,15 @@ class Limits:
     def succeeded(self) -> None:
         """A call went through."""
         self.complaints = 0
-        self.pace = min(1.0, self.pace + GAIN)
+        self.pace = min(1.0, self.pace + RECOVERY)
 
     def throttled(self, now: float, *, retry_after: float) -> None:
         """The server said 429."""
         self.complaints += 1
         again = self.complaints > 1
-        self.pace = max(LOWEST, self.pace * (CUT if again else STRAY_CUT))
+        self.pace = max(SLOWEST, self.pace * (BACKOFF if again else FIRST_BACKOFF))
         if again:
             self.held_until = max(self.held_until, now + retry_after)
 
-    def _buckets(self) -> list[Bucket]:
+    def _buckets(self) -> list[TokenBucket]:
         return [self.requests, *([self.tokens] if self.tokens else [])]

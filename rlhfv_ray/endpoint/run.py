@@ -20,10 +20,10 @@ from rich.console import Console
 
 from rlhfv_ray.cluster import configure_data, unwrap
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.console import counting, looking
-from rlhfv_ray.endpoint.budget import TYPICAL_REPLY, Desk, Ledger
+from rlhfv_ray.console import poll, progress_bar
+from rlhfv_ray.endpoint.budget import TYPICAL_REPLY, CallBudget, Ledger
 from rlhfv_ray.endpoint.cache import VerdictCache
-from rlhfv_ray.endpoint.client import Caller, Outcome, call_once
+from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
 from rlhfv_ray.endpoint.records import Request, Verdict
 from rlhfv_ray.errors import ConfigError, JudgeError, RlhfvError
 
@@ -48,17 +48,17 @@ class CallActor:
         """All at once, as far as the slots go."""
         slots = asyncio.Semaphore(max(1, self.endpoint.concurrency // self.endpoint.actors))
 
-        async def one(caller: Caller, request: Request) -> Verdict:
+        async def one(caller: ChatClient, request: Request) -> Verdict:
             async with slots:
                 verdict = await self.settle(caller, request)
                 await self.desk.finish.remote()
                 return verdict
 
-        async with Caller(self.endpoint) as caller:
+        async with ChatClient(self.endpoint) as caller:
             verdicts = await asyncio.gather(*(one(caller, request) for request in requests))
         return [pair for pair in zip(requests, verdicts, strict=True) if not pair[1].kept]
 
-    async def settle(self, caller: Caller, request: Request) -> Verdict:
+    async def settle(self, caller: ChatClient, request: Request) -> Verdict:
         """Ask, and once more where the reply is of no use; what is known is not asked."""
         while (settled := self.cache.settle(request, self.endpoint, self.readable)).ask is not None:
             verdict = await self.reply(caller, settled.ask)
@@ -68,7 +68,7 @@ class CallActor:
         assert settled.verdict is not None
         return settled.verdict
 
-    async def reply(self, caller: Caller, request: Request) -> Verdict:
+    async def reply(self, caller: ChatClient, request: Request) -> Verdict:
         """Call until there is a reply, a few times at most."""
         size = (request.tokens, self.endpoint.max_tokens * (1 + request.again))
         verdict = Verdict("unavailable")
@@ -76,9 +76,9 @@ class CallActor:
             if await self.desk.admit.remote(*size):
                 return Verdict("stopped")
             outcome = await caller.call(request)
-            await self.desk.note.remote(outcome, *size)
+            await self.desk.record.remote(outcome, *size)
             verdict = outcome.verdict
-            if outcome.kind in ("reply", "hopeless"):
+            if outcome.kind in ("reply", "fatal"):
                 return verdict
             back_off = min(LONGEST_BACK_OFF_S, BACK_OFF_S * 2**attempt) * random.uniform(0.75, 1.25)
             await asyncio.sleep(outcome.retry_after or back_off)
@@ -166,7 +166,7 @@ def check_endpoint(endpoint: EndpointConfig, cache: Path) -> None:
         outcome: Outcome = ray.get(_probe.remote(endpoint))
     except (RayError, RlhfvError) as error:
         raise unwrap(error) from None
-    if outcome.kind in ("hopeless", "broken") or outcome.verdict.status == "other_model":
+    if outcome.kind in ("fatal", "retryable") or outcome.verdict.status == "other_model":
         answered = f"it answers as {outcome.verdict.model!r}, not {endpoint.reported_model!r}"
         raise JudgeError(f"{endpoint.model} at {endpoint.base_url} cannot be used: {outcome.reason or answered}")
     if outcome.verdict.kept:
@@ -187,7 +187,7 @@ def _run(
     title: str,
 ) -> tuple[Ledger, dict[str, Verdict]]:
     configure_data()
-    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=2 * endpoint.concurrency + 8).remote(endpoint)
+    desk = ray.remote(CallBudget).options(num_cpus=0, max_concurrency=2 * endpoint.concurrency + 8).remote(endpoint)
     shares = [requests[first :: endpoint.actors] for first in range(min(endpoint.actors, len(requests)))]
     rows = [{"requests": pickle.dumps(share)} for share in shares]
     replies = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -199,10 +199,10 @@ def _run(
     )
     failed: dict[str, Verdict] = {}
     done = desk.count.remote
-    with counting(title, len(requests)) as counter, looking(lambda: counter.advance(ray.get(done())), POLL_S):
+    with progress_bar(title, len(requests)) as counter, poll(lambda: counter.advance(ray.get(done())), POLL_S):
         try:
             for batch in replies.iter_batches(batch_size=1):
                 failed |= {r.key(endpoint): verdict for r, verdict in pickle.loads(bytes(batch["failed"][0]))}
         except (RayError, RlhfvError) as error:
             raise unwrap(error) from error
-    return ray.get(desk.books.remote()), failed
+    return ray.get(desk.spent.remote()), failed

@@ -19,9 +19,9 @@ from ray.exceptions import RayError
 
 from rlhfv_ray.cluster import PREPARE_CPUS, configure_data, unwrap
 from rlhfv_ray.config import ScaleConfig
-from rlhfv_ray.console import counting
+from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import RlhfvError, StageFailedError
-from rlhfv_ray.storage.mirror import fetch, make, publish, shown
+from rlhfv_ray.storage.mirror import display_path, fetch, make, publish
 
 
 class PartActor(Protocol):
@@ -80,7 +80,7 @@ def map_parts(
         compute=ray.data.ActorPoolStrategy(size=actors),
     )
     there = len(tasks) - len(missing)
-    with counting(title, len(tasks), done=there) as counter:
+    with progress_bar(title, len(tasks), done=there) as counter:
         try:
             for done, _ in enumerate(parts.iter_batches(batch_size=1), start=there + 1):
                 counter.advance(done)
@@ -90,7 +90,7 @@ def map_parts(
     lost = [number for number in missing if not part_path(folder, number).exists()]
     if lost:
         raise StageFailedError(
-            f"{len(lost)} of {len(tasks)} parts of {shown(folder)} were not made (first: {lost[0]}); run it again."
+            f"{len(lost)} of {len(tasks)} parts of {display_path(folder)} were not made (first: {lost[0]}); run it again."
         )
 
 

@@ -1,7 +1,7 @@
 """JOB: the reference's log-probability of every answer token, once for every beta, gamma and rule.
 
 Ray Data streams slices of the data through tasks that validate, decode and encode, into actors that hold the reference model. The folder:
-`part-*.parquet` (one row per pair: ids, masks of both rules, fp32 log-probs, the image), `rejected_rows.parquet` (id and reason of
+`part-*.parquet` (one row per pair: ids, masks of both rules, fp32 log-probs, the image), `unusable_rows.parquet` (id and reason of
 every row that cannot be used), `config.json`.
 """
 
@@ -19,14 +19,14 @@ import torch
 from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import Slice, data_digest, list_slices, read_slice
 from rlhfv_ray.data.encoding import encode_example, encode_pair
-from rlhfv_ray.data.reference_table import REJECTED, SCHEMA, to_row
+from rlhfv_ray.data.reference_table import SCHEMA, UNUSABLE, to_row
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.parts import map_parts
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, load_processor, model_digests
 from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import EncodedPair, Example, PreferencePair, ReferencePair
-from rlhfv_ray.storage.mirror import shown
+from rlhfv_ray.storage.mirror import display_path
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def compute_reference_logps(model: ModelConfig, data: DataConfig, scale: ScaleCo
     """Fill a folder with the reference log-probs of all pairs; parts that are there are kept.
 
     Raises:
-        DataError: more than `data.max_rejected` of the rows are unusable, or none is left.
+        DataError: more than `data.max_unusable` of the rows are unusable, or none is left.
     """
     slices = list_slices(data.path, format=data.format, rows=scale.rows)
     map_parts(
@@ -131,7 +131,7 @@ def _cached_processor(model: ModelConfig) -> Any:
 
 
 def collect_rejected(folder: Path, data: DataConfig) -> None:
-    """Write `rejected_rows.parquet` of a folder whose parts are all there, and stop where too many rows, or all, are in it."""
+    """Write `unusable_rows.parquet` of a folder whose parts are all there, and stop where too many rows, or all, are in it."""
     table = pa.concat_tables(
         pq.read_table(path, columns=["id", "reason"]) for path in sorted(folder.glob("part-*.parquet"))
     )
@@ -141,15 +141,15 @@ def collect_rejected(folder: Path, data: DataConfig) -> None:
             f"{len(twice)} row ids of {data.path} are there more than once (first: {', '.join(twice[:5])})."
         )
     rejected = table.filter(table["reason"].is_valid())
-    pq.write_table(rejected, folder / REJECTED)
+    pq.write_table(rejected, folder / UNUSABLE)
     if not rejected.num_rows:
         return
     examples = "; ".join(f"{row['id']}: {row['reason']}" for row in rejected.slice(0, 3).to_pylist())
     what = f"{rejected.num_rows} of {table.num_rows} rows of {data.path} cannot be used ({examples})"
-    logger.warning("%s; all are listed in %s", what, shown(folder / REJECTED))
+    logger.warning("%s; all are listed in %s", what, display_path(folder / UNUSABLE))
     if rejected.num_rows == table.num_rows:
-        raise DataError(f"{what}; no pair is left. All are listed in {shown(folder / REJECTED)}.")
-    if rejected.num_rows > data.max_rejected * table.num_rows:
+        raise DataError(f"{what}; no pair is left. All are listed in {display_path(folder / UNUSABLE)}.")
+    if rejected.num_rows > data.max_unusable * table.num_rows:
         raise DataError(
-            f"{what}; more than --data.max-rejected {data.max_rejected:g} allows. All are listed in {shown(folder / REJECTED)}."
+            f"{what}; more than --data.max-unusable {data.max_unusable:g} allows. All are listed in {display_path(folder / UNUSABLE)}."
         )

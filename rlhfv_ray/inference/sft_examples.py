@@ -19,7 +19,7 @@ def encode_examples(model: ModelConfig, data: DataConfig, scale: ScaleConfig, fo
     """Fill a folder with all examples as token ids; parts that are there are kept.
 
     Raises:
-        DataError: more than `data.max_rejected` of the rows are unusable, or none is left.
+        DataError: more than `data.max_unusable` of the rows are unusable, or none is left.
     """
     map_parts(
         list_slices(data.path, format=data.format, rows=scale.rows, examples=True),

@@ -14,13 +14,13 @@ from rlhfv_ray.models.loading import (
     resolve_model,
     weights_digest,
 )
-from rlhfv_ray.models.memory import Memory, Shapes, fit_memory, predict_memory, shapes_of
+from rlhfv_ray.models.memory import Memory, StepSize, fit_memory, predict_memory, step_size
 from rlhfv_ray.models.policy import AnswerPolicy, recompute_activations
 
 __all__ = [
     "AnswerPolicy",
     "Memory",
-    "Shapes",
+    "StepSize",
     "architecture_of",
     "check_image_tokens",
     "fit_memory",
@@ -38,6 +38,6 @@ __all__ = [
     "processor_digest",
     "recompute_activations",
     "resolve_model",
-    "shapes_of",
+    "step_size",
     "weights_digest",
 ]

@@ -20,7 +20,7 @@ from rlhfv_ray.config import SHAPES, ModelConfig
 from rlhfv_ray.data.encoding import prompt_ids
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
-from rlhfv_ray.storage.mirror import fetch, local
+from rlhfv_ray.storage.mirror import fetch, fetch_local
 
 CONTENTS = ("*.safetensors", "*.bin", "*.py")  # of a model folder, beside its config.json: what makes it this model
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -38,7 +38,7 @@ def resolve_model(path: str) -> str:
         from rlhfv_ray.shapes.model import SHIPPED
 
         path = str(SHIPPED)
-    folder = local(path)
+    folder = fetch_local(path)
     fetch(folder)  # where it is a model that a training wrote to an address
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():

@@ -31,7 +31,7 @@ CHOICES = (0, 4, 2, 1)  # of `scale.recompute`, from the fastest to the leanest
 
 
 @dataclass(frozen=True)
-class Shapes:
+class StepSize:
     """What goes through the model in one forward pass of one worker."""
 
     rows: int
@@ -60,7 +60,7 @@ class Memory:
         return f"{self.total / GIB:.2f} GiB a worker ({parts})"
 
 
-def shapes_of(pairs: Sequence[EncodedPair], processor: Any, config: DDPOConfig) -> Shapes:
+def step_size(pairs: Sequence[EncodedPair], processor: Any, config: DDPOConfig) -> StepSize:
     """Shapes of one forward pass over these pairs.
 
     Raises:
@@ -77,10 +77,10 @@ def shapes_of(pairs: Sequence[EncodedPair], processor: Any, config: DDPOConfig) 
     rows, tokens = batch.inputs["input_ids"].shape
     of_images = layout.image_inputs(processor, [pairs[0].image])
     images = {name: tensor for name, tensor in batch.inputs.items() if name in of_images}
-    return Shapes(rows, tokens, images, len(batch.targets))
+    return StepSize(rows, tokens, images, len(batch.targets))
 
 
-def predict_memory(config: DDPOConfig, shapes: Shapes) -> Memory:
+def predict_memory(config: DDPOConfig, shapes: StepSize) -> Memory:
     """Peak memory of one worker in a training step.
 
     Args:
@@ -102,7 +102,7 @@ def predict_memory(config: DDPOConfig, shapes: Shapes) -> Memory:
     return Memory(weights, gradients, optimizer, kept, max(head, working))
 
 
-def activation_bytes(model: Any, shapes: Shapes, every: int) -> tuple[int, int]:
+def activation_bytes(model: Any, shapes: StepSize, every: int) -> tuple[int, int]:
     """Bytes that the model's body keeps for backward, and what backward needs beside them; `model` is on the meta device."""
     model.set_attn_implementation("counted")
     body, dtype = model.base_model, model.dtype
@@ -184,7 +184,7 @@ def saved_bytes(run: Callable[[], Any]) -> int:
     return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}.values())
 
 
-def fit_memory(config: DDPOConfig, shapes: Shapes, available: int) -> tuple[DDPOConfig, Memory]:
+def fit_memory(config: DDPOConfig, shapes: StepSize, available: int) -> tuple[DDPOConfig, Memory]:
     """The configuration with `scale.recompute` chosen (where it is negative) so that a step fits: from no recomputation to all layers.
 
     Args:
@@ -208,7 +208,7 @@ def fit_memory(config: DDPOConfig, shapes: Shapes, available: int) -> tuple[DDPO
     )
 
 
-def remedies(config: DDPOConfig, shapes: Shapes, room: int) -> str:
+def remedies(config: DDPOConfig, shapes: StepSize, room: int) -> str:
     """Changes after which a job that does not fit would, cheapest first; those that do not suffice are left out."""
     scale, optim = config.scale, config.optim
     wider = replace(scale, zero_stage=3, workers=2 * scale.workers)

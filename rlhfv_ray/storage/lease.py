@@ -19,7 +19,17 @@ from typing import Any
 import psutil
 
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.storage.mirror import HEAVY, address_of, discard, fetch, file_system, make, publish, reaching, shown
+from rlhfv_ray.storage.mirror import (
+    LARGE_DIRS,
+    address_of,
+    discard,
+    display_path,
+    fetch,
+    file_system,
+    make,
+    publish,
+    storage_errors,
+)
 
 LEASE = "lease.json"
 HEARTBEAT_S = 10.0
@@ -40,16 +50,16 @@ def hold_lease(folder: Path) -> Iterator[str]:
     make(folder)
     _take(lease, token)
     released = threading.Event()
-    heart = threading.Thread(target=_beat, args=(lease, token, released), daemon=True)
+    heart = threading.Thread(target=_heartbeat, args=(lease, token, released), daemon=True)
     heart.start()
     try:
-        fetch(folder, without=HEAVY)
+        fetch(folder, without=LARGE_DIRS)
         yield token
     finally:
         released.set()
         heart.join()
         if holds_lease(folder, token):
-            publish(folder, without=HEAVY)
+            publish(folder, without=LARGE_DIRS)
             discard(lease)
 
 
@@ -76,7 +86,7 @@ def _take(lease: Path, token: str) -> None:
     me = psutil.Process()
     text = json.dumps({"token": token, "host": socket.gethostname(), "pid": me.pid, "started": me.create_time()})
     while not (_claim(lease, text) if address_of(lease) else _link(lease, token, text)):
-        _bury_dead(lease, token)
+        _evict_expired(lease, token)
 
 
 def _link(lease: Path, token: str, text: str) -> bool:
@@ -92,7 +102,7 @@ def _link(lease: Path, token: str, text: str) -> bool:
     return True
 
 
-def _bury_dead(lease: Path, token: str) -> None:
+def _evict_expired(lease: Path, token: str) -> None:
     """Move a dead holder's lease aside; only one of several successors succeeds in that."""
     try:
         text, beat = _look(lease)
@@ -101,7 +111,7 @@ def _bury_dead(lease: Path, token: str) -> None:
     holder = json.loads(text)
     if _is_alive(holder, time.time() - beat):
         raise StageFailedError(
-            f"{shown(lease.parent)} is being written by process {holder['pid']} on {holder['host']}. "
+            f"{display_path(lease.parent)} is being written by process {holder['pid']} on {holder['host']}. "
             "Wait until it is done, or stop it; what it has finished will be reused."
         )
     if address_of(lease) is not None:
@@ -122,7 +132,7 @@ def _is_alive(holder: Mapping[str, Any], age: float) -> bool:
         return False
 
 
-def _beat(lease: Path, token: str, released: threading.Event) -> None:
+def _heartbeat(lease: Path, token: str, released: threading.Event) -> None:
     """Show every few seconds that the holder lives; what it wrote meanwhile is published."""
     while not released.wait(HEARTBEAT_S):
         with contextlib.suppress(
@@ -132,12 +142,12 @@ def _beat(lease: Path, token: str, released: threading.Event) -> None:
                 os.utime(lease)
             elif holds_lease(lease.parent, token):
                 _rewrite(lease)
-                publish(lease.parent, without=HEAVY)
+                publish(lease.parent, without=LARGE_DIRS)
 
 
 def _claim(path: Path, text: str) -> bool:
     """Write a file at an address unless it exists; of several who try, one succeeds (on S3, by a conditional write)."""
-    with reaching(path):
+    with storage_errors(path):
         system, key = file_system(path)
         try:
             system.pipe_file(key, text.encode(), mode="create")
@@ -152,13 +162,13 @@ def _read_there(path: Path) -> tuple[str, float]:
     Raises:
         FileNotFoundError: there is none.
     """
-    with reaching(path):
+    with storage_errors(path):
         system, key = file_system(path)
         return system.cat_file(key).decode(), system.modified(key).timestamp()
 
 
 def _rewrite(path: Path) -> None:
     """Write a file at an address anew as it is, so that its time is now."""
-    with reaching(path):
+    with storage_errors(path):
         system, key = file_system(path)
         system.pipe_file(key, system.cat_file(key))

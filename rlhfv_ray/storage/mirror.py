@@ -20,19 +20,19 @@ from filelock import FileLock
 
 from rlhfv_ray.errors import ConfigError, StorageError
 
-HEAVY = ("checkpoints", "model")  # of a stage: sent by who writes them, fetched by who needs them
+LARGE_DIRS = ("checkpoints", "model")  # of a stage: sent by who writes them, fetched by who needs them
 SMALL = 2**20  # bytes; a larger file is never rewritten in its place, so its size tells whether it is there
 _MIRROR = re.compile(r"rlhfv-ray-mirror-\d+")
 _sent: dict[Path, tuple[int, int]] = {}  # small files that are there as they were here: time of change, size
 
 
-def mirror_of(address: str) -> Path:
+def mirror_path(address: str) -> Path:
     """This node's folder for an address such as s3://bucket/runs.
 
     Example:
-        >>> mirror_of("s3://bucket/runs/").parts[-3:]
+        >>> mirror_path("s3://bucket/runs/").parts[-3:]
         ('s3', 'bucket', 'runs')
-        >>> address_of(mirror_of("s3://bucket/runs/"))
+        >>> address_of(mirror_path("s3://bucket/runs/"))
         's3://bucket/runs'
 
     Raises:
@@ -54,16 +54,16 @@ def address_of(path: Path) -> str | None:
     return f"{protocol}://{'/'.join(key)}"
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """What people are told of a path: its address, if it has one."""
     return address_of(path) or str(path)
 
 
-def local(path: str | Path, *, only: str = "") -> Path:
+def fetch_local(path: str | Path, *, only: str = "") -> Path:
     """A path that can be opened here: of an address, its mirror, with all that is there, or `only` files of one name."""
     if "://" not in str(path):
         return Path(path).expanduser()
-    mirror = mirror_of(str(path))
+    mirror = mirror_path(str(path))
     fetch(mirror, only=only)
     return mirror
 
@@ -74,7 +74,7 @@ def open_mirror(address: str) -> Path:
     Raises:
         ConfigError: nothing can be written there; or the mirror belongs to another user.
     """
-    mirror = mirror_of(address)
+    mirror = mirror_path(address)
     make(mirror)
     try:
         system, key = file_system(mirror)
@@ -131,7 +131,7 @@ def publish(path: Path, *, without: Sequence[str] = ()) -> None:
     """
     if address_of(path) is None or not path.exists():
         return
-    with reaching(path):
+    with storage_errors(path):
         system, key = file_system(path)
         if path.is_file():
             _send(system, [path], [key])
@@ -156,7 +156,7 @@ def fetch(path: Path, *, without: Sequence[str] = (), only: str = "") -> None:
     if address_of(path) is None:
         return
     make(path.parent)
-    with reaching(path), FileLock(path.with_name(f".{path.name}.lock")):
+    with storage_errors(path), FileLock(path.with_name(f".{path.name}.lock")):
         system, key = file_system(path)
         wanted: dict[Path, str] = {}
         for name, info in _listed(system, key).items():
@@ -179,7 +179,7 @@ def is_there(path: Path) -> bool:
     """Whether a file exists where everybody sees it."""
     if address_of(path) is None:
         return path.exists()
-    with reaching(path):
+    with storage_errors(path):
         system, key = file_system(path)
         return system.exists(key)
 
@@ -188,7 +188,7 @@ def names_in(folder: Path) -> list[str]:
     """Names directly in a folder, where everybody sees it."""
     if address_of(folder) is None:
         return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    with reaching(folder), contextlib.suppress(FileNotFoundError):
+    with storage_errors(folder), contextlib.suppress(FileNotFoundError):
         system, key = file_system(folder)
         return sorted(name.rstrip("/").rpartition("/")[2] for name in system.ls(key, detail=False))
     return []
@@ -201,7 +201,7 @@ def discard(path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
     if address_of(path) is not None:
-        with reaching(path), contextlib.suppress(FileNotFoundError):
+        with storage_errors(path), contextlib.suppress(FileNotFoundError):
             system, key = file_system(path)
             system.rm(key, recursive=True)
 
@@ -262,7 +262,7 @@ def _state(file: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def reaching(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Errors of a file system as one of ours; what a file that is not there means is left to who asked."""
     try:
         yield

@@ -18,7 +18,7 @@ from typing import Any
 from rlhfv_ray.config import fingerprint
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import HEAVY, fetch, is_there, publish
+from rlhfv_ray.storage.mirror import LARGE_DIRS, fetch, is_there, publish
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ def seconds_of(folder: Path) -> float:
 
 def _run_stage(stage: Stage, folder: Path) -> StageResult:
     if is_done(folder):
-        fetch(folder, without=HEAVY)
+        fetch(folder, without=LARGE_DIRS)
         return StageResult(stage, folder, seconds_of(folder), skipped=True)
     with hold_lease(folder) as token:
         write_json(folder / "config.json", dict(stage.inputs))
         started = time.monotonic()
         stage.run(folder, token)
         seconds = round(time.monotonic() - started, 1)
-        publish(folder, without=HEAVY)
+        publish(folder, without=LARGE_DIRS)
         write_json(folder / "SUCCESS", {"seconds": seconds})
     return StageResult(stage, folder, seconds, skipped=False)

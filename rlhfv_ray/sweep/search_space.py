@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rlhfv_ray.config import DDPOConfig, fingerprint
 from rlhfv_ray.errors import ConfigError
 
-Knobs = dict[str, Any]  # values by the field's dotted name, as on the command line
+TrialParams = dict[str, Any]  # values by the field's dotted name, as on the command line
 FIELDS = {
     "normalize": "loss.normalize",
     "gamma": "loss.gamma",
@@ -111,7 +111,7 @@ class SearchConfig:
         return 1 + missing if missing > 0 else value
 
 
-def grid(space: SpaceConfig, base: DDPOConfig) -> list[Knobs]:
+def grid(space: SpaceConfig, base: DDPOConfig) -> list[TrialParams]:
     """Every combination once for every seed, seed by seed."""
     settings = []
     for normalize in space.normalize or (base.loss.normalize,):
@@ -119,37 +119,37 @@ def grid(space: SpaceConfig, base: DDPOConfig) -> list[Knobs]:
         varied[BETA] = betas(space, normalize) or (base.loss.beta,)
         combinations = itertools.product(*varied.values())
         settings += [
-            knobs
-            for knobs in (dict(zip(varied, values, strict=True)) for values in combinations)
-            if knobs.get("loss.normalize", normalize) == normalize
+            trial_params
+            for trial_params in (dict(zip(varied, values, strict=True)) for values in combinations)
+            if trial_params.get("loss.normalize", normalize) == normalize
         ]
     return with_seeds(space, settings)
 
 
-def drawn(space: SpaceConfig, base: DDPOConfig, search: SearchConfig) -> list[Knobs]:
+def drawn(space: SpaceConfig, base: DDPOConfig, search: SearchConfig) -> list[TrialParams]:
     """Settings at random, numbers evenly in their logarithm, once for every seed."""
     draw = random.Random(search.seed)
-    settings: list[Knobs] = []
+    settings: list[TrialParams] = []
     for _ in range(100 * search.trials):
         sample = {name: draw.choice(values) for name, values in varied(space).items() if name in CHOICES}
         sample |= {name: draw.random() for name in scales(space)}
-        knobs = knobs_of(space, base, sample)
-        if knobs not in settings:
-            settings.append(knobs)
+        trial_params = params_from_sample(space, base, sample)
+        if trial_params not in settings:
+            settings.append(trial_params)
         if len(settings) == search.trials:
             break
     return with_seeds(space, settings)
 
 
-def knobs_of(space: SpaceConfig, base: DDPOConfig, sample: Mapping[str, Any]) -> Knobs:
+def params_from_sample(space: SpaceConfig, base: DDPOConfig, sample: Mapping[str, Any]) -> TrialParams:
     """A drawn setting: choices as they are, numbers from a place between 0 and 1 in the logarithm of their range."""
-    knobs: Knobs = {FIELDS[name]: value for name, value in sample.items() if name in CHOICES}
-    normalize = knobs.get("loss.normalize", base.loss.normalize)
+    trial_params: TrialParams = {FIELDS[name]: value for name, value in sample.items() if name in CHOICES}
+    normalize = trial_params.get("loss.normalize", base.loss.normalize)
     for name, place in sample.items():
         if name not in CHOICES:
             values = betas(space, normalize) if name == "beta" else getattr(space, name)
-            knobs[BETA if name == "beta" else FIELDS[name]] = between(min(values), max(values), place)
-    return knobs
+            trial_params[BETA if name == "beta" else FIELDS[name]] = between(min(values), max(values), place)
+    return trial_params
 
 
 def between(low: float, high: float, place: float) -> float:
@@ -179,13 +179,13 @@ def betas(space: SpaceConfig, normalize: bool) -> tuple[float, ...]:
     return tuple(space.beta_normalized if normalize else space.beta)
 
 
-def with_seeds(space: SpaceConfig, settings: Iterable[Knobs]) -> list[Knobs]:
+def with_seeds(space: SpaceConfig, settings: Iterable[TrialParams]) -> list[TrialParams]:
     """Every setting under every seed; all settings under the first one come first."""
     settings = list(settings)
-    return [knobs | {SEED: seed} for seed in space.seed for knobs in settings] if space.seed else settings
+    return [trial_params | {SEED: seed} for seed in space.seed for trial_params in settings] if space.seed else settings
 
 
-def plan_trials(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> list[Knobs]:
+def plan_trials(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> list[TrialParams]:
     """All trials of a grid or random search; of a Bayesian one the corners of its space, whose trials come as it goes.
 
     Raises:
@@ -200,8 +200,8 @@ def plan_trials(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> l
         trials = grid(
             replace(space, **{name: _ends(space, name) for name in ("beta", "beta_normalized", *FIELDS)}), base
         )
-    for knobs in trials:
-        apply(base, knobs)
+    for trial_params in trials:
+        apply_params(base, trial_params)
     return trials
 
 
@@ -244,7 +244,7 @@ def _check_values(space: SpaceConfig, search: SearchConfig) -> None:
             raise ConfigError(f"space.{name} = {values}: is drawn in its logarithm, so all must be above 0.")
 
 
-def apply(base: DDPOConfig, knobs: Knobs) -> DDPOConfig:
+def apply_params(base: DDPOConfig, trial_params: TrialParams) -> DDPOConfig:
     """The configuration with a trial's values.
 
     Raises:
@@ -252,21 +252,21 @@ def apply(base: DDPOConfig, knobs: Knobs) -> DDPOConfig:
     """
     config = base
     try:
-        for name, value in knobs.items():
+        for name, value in trial_params.items():
             group, _, field = name.rpartition(".")
             inner = replace(getattr(config, group), **{field: value}) if group else value
             config = replace(config, **{group or field: inner})
     except ConfigError as error:
-        raise ConfigError(f"Trial {title_of(knobs)}: {error}") from error
+        raise ConfigError(f"Trial {title_of(trial_params)}: {error}") from error
     return config
 
 
-def name_of(knobs: Knobs) -> str:
+def name_of(trial_params: TrialParams) -> str:
     """A trial's folder name."""
-    return fingerprint(knobs)
+    return fingerprint(trial_params)
 
 
-def title_of(knobs: Knobs) -> str:
+def title_of(trial_params: TrialParams) -> str:
     """A trial's name for people.
 
     Example:
@@ -275,11 +275,11 @@ def title_of(knobs: Knobs) -> str:
     """
     return ", ".join(
         f"{name.rpartition('.')[2]} {value:g}" if type(value) is float else f"{name.rpartition('.')[2]} {value}"
-        for name, value in knobs.items()
+        for name, value in trial_params.items()
     )
 
 
-def arguments_of(knobs: Knobs) -> str:
+def arguments_of(trial_params: TrialParams) -> str:
     """A trial's values as the command line has them.
 
     Example:
@@ -287,7 +287,7 @@ def arguments_of(knobs: Knobs) -> str:
         '--optim.learning-rate 1e-05 --loss.no-normalize'
     """
     words = []
-    for name, value in knobs.items():
+    for name, value in trial_params.items():
         group, _, field = name.replace("_", "-").rpartition(".")
         dotted = f"{group}." if group else ""
         if isinstance(value, bool):

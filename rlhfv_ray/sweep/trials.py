@@ -28,18 +28,27 @@ from rlhfv_ray.errors import ConfigError, JudgeError, RlhfvError, StageFailedErr
 from rlhfv_ray.inference.parts import PREPARE_CPUS
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.mirror import address_of, discard
-from rlhfv_ray.sweep.search_space import CHOICES, Knobs, SearchConfig, SpaceConfig, knobs_of, name_of, scales, varied
+from rlhfv_ray.sweep.search_space import (
+    CHOICES,
+    SearchConfig,
+    SpaceConfig,
+    TrialParams,
+    name_of,
+    params_from_sample,
+    scales,
+    varied,
+)
 
 DRIVER_CPUS = 0.01  # of a trial's own process, which waits for its workers
 TRIES = 2  # more, for a trial whose process is lost
 ENDED = "outcome.json"
 STOP = "stop.pickle"  # an error that every trial would meet
-LOOKS, OBJECTIVE = "looks", "objective"
+RUNGS, OBJECTIVE = "rungs", "objective"
 
 Report = Callable[
     [int, float], None
 ]  # tells a look's number and objective; does not come back where the trial is stopped
-Trial = Callable[[Knobs, Path, Report], None]  # runs one trial; its folder holds what it found
+Trial = Callable[[TrialParams, Path, Report], None]  # runs one trial; its folder holds what it found
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class SweepJob:
     run: Trial
 
 
-def run_sweep(job: SweepJob, trials: Sequence[Knobs], *, concurrent: int) -> None:
+def run_sweep(job: SweepJob, trials: Sequence[TrialParams], *, concurrent: int) -> None:
     """Run all trials that have not ended; each ends as finished, stopped or failed, which its folder's `outcome.json` says.
 
     Args:
@@ -79,13 +88,15 @@ def run_sweep(job: SweepJob, trials: Sequence[Knobs], *, concurrent: int) -> Non
     last = search.reduction ** (search.rungs - 1)
     # The last look decides nothing.
     asha = (
-        ASHAScheduler(time_attr=LOOKS, max_t=last, reduction_factor=search.reduction)
+        ASHAScheduler(time_attr=RUNGS, max_t=last, reduction_factor=search.reduction)
         if search.rungs > 1
         else FIFOScheduler()
     )
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, job=job), trial_resources(job.folder)),
-        param_space={} if bayes else {"knobs": tune.grid_search([json.dumps(knobs) for knobs in trials])},
+        param_space={}
+        if bayes
+        else {"params": tune.grid_search([json.dumps(trial_params) for trial_params in trials])},
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="min",
@@ -149,16 +160,18 @@ def optuna_search(job: SweepJob) -> OptunaSearch:
 
 def run_trial(sample: dict[str, Any], job: SweepJob) -> None:
     """One trial, in a process of its own."""
-    knobs = knobs_in(sample, job)
-    place = job.folder / "trials" / name_of(knobs)
+    trial_params = knobs_in(sample, job)
+    place = job.folder / "trials" / name_of(trial_params)
     place.mkdir(parents=True, exist_ok=True)
-    if "knobs" not in sample and not (place / "sample.json").exists():
+    if "params" not in sample and not (place / "sample.json").exists():
         write_json(place / "sample.json", sample)
-    write_json(place / "knobs.json", knobs)
+    write_json(place / "knobs.json", trial_params)
     started = time.monotonic()
     try:
         job.run(
-            knobs, place, lambda rung, objective: tune.report({LOOKS: job.search.reduction**rung, OBJECTIVE: objective})
+            trial_params,
+            place,
+            lambda rung, objective: tune.report({RUNGS: job.search.reduction**rung, OBJECTIVE: objective}),
         )
     except (ConfigError, StaleReferenceError, JudgeError) as error:
         stop_all(job.folder, error)
@@ -173,9 +186,9 @@ def run_trial(sample: dict[str, Any], job: SweepJob) -> None:
         )
 
 
-def knobs_in(sample: dict[str, Any], job: SweepJob) -> Knobs:
+def knobs_in(sample: dict[str, Any], job: SweepJob) -> TrialParams:
     """A trial's values, from what Tune hands it."""
-    return json.loads(sample["knobs"]) if "knobs" in sample else knobs_of(job.space, job.base, sample)
+    return json.loads(sample["params"]) if "params" in sample else params_from_sample(job.space, job.base, sample)
 
 
 def end_trial(place: Path, status: str, *, error: str = "", seconds: float = 0.0) -> None:
@@ -190,7 +203,7 @@ def stop_all(folder: Path, error: RlhfvError) -> None:
     temporary.write_bytes(pickle.dumps(error))
     temporary.replace(folder / STOP)
     while ray.is_initialized():  # until Tune has seen it
-        tune.report({LOOKS: 0, OBJECTIVE: float("inf")})
+        tune.report({RUNGS: 0, OBJECTIVE: float("inf")})
         time.sleep(1)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.mirror import shown
+from rlhfv_ray.storage.mirror import display_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,7 +47,9 @@ def read_events(folder: Path) -> list[Event]:
 
 def how_to_replay(folder: Path) -> str:
     """Tell a user whose runs are not in MLflow yet what to do."""
-    return f"Nothing is lost: `python experiments/sync_tracking.py {shown(folder.parent)}` replays what is missing."
+    return (
+        f"Nothing is lost: `python experiments/sync_tracking.py {display_path(folder.parent)}` replays what is missing."
+    )
 
 
 def database(uri: str) -> Path:

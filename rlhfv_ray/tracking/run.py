@@ -25,7 +25,7 @@ from typing import Any, Self
 from rlhfv_ray.config import TrackingConfig, fingerprint
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import address_of, publish, shown
+from rlhfv_ray.storage.mirror import address_of, display_path, publish
 from rlhfv_ray.tracking.replay import SPOOL, Event, Replay, Status, database, how_to_replay, read_events
 
 LEASE_FOLDER = "tracking.lease"  # held by whoever replays; a driver holds it as long as it lives
@@ -195,7 +195,7 @@ def tracked_run(
         log.warning(
             "%s is an address, and a database needs a disk: MLflow's store is %s, on this node alone. Runs are recorded at the address all "
             "the same (experiments/sync_tracking.py brings them to any MLflow); --tracking.uri names a server that others reach.",
-            *(shown(store), uri),
+            *(display_path(store), uri),
         )
     with _syncing(spool), TrackedRun(spool, name, params=params) as run:
         run.set_tags(tags)
@@ -216,7 +216,9 @@ def sync_tracking(folder: Path) -> bool:
                 replay.state = {}  # from the start: to replay twice does no harm
             return replay.sync(read_events(folder), abandoned=True)
     except StageFailedError:
-        log.warning("%s is still running, or being replayed; whoever does that sends it to MLflow.", shown(folder))
+        log.warning(
+            "%s is still running, or being replayed; whoever does that sends it to MLflow.", display_path(folder)
+        )
         return False
 
 

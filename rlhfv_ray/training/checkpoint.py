@@ -21,7 +21,17 @@ from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import holds_lease
-from rlhfv_ray.storage.mirror import address_of, discard, fetch, is_there, make, mirror_id, names_in, publish, shown
+from rlhfv_ray.storage.mirror import (
+    address_of,
+    discard,
+    display_path,
+    fetch,
+    is_there,
+    make,
+    mirror_id,
+    names_in,
+    publish,
+)
 from rlhfv_ray.training.reshard import can_reshard, load_resharded
 
 logger = logging.getLogger(__name__)
@@ -88,7 +98,7 @@ def save_checkpoint(engine: Any, writer: Writer, *, step: int, records: list[dic
     if address_of(target) is not None:
         shutil.rmtree(target, ignore_errors=True)
     if not ours[0]:
-        raise CheckpointError(f"{shown(writer.folder)} was taken over by another driver; this one stops.")
+        raise CheckpointError(f"{display_path(writer.folder)} was taken over by another driver; this one stops.")
 
 
 def once_a_folder(folder: Path, work: Callable[[], Any]) -> None:
@@ -126,8 +136,9 @@ def _check_space(engine: Any, writer: Writer) -> None:
     needed, free = found
     if free < needed:
         raise CheckpointError(
-            f"{shown(writer.folder)} has {free / 2**30:.3f} GiB free, and a checkpoint takes {needed / 2**30:.3f}: make room (--scale.keep is "
-            f"how many stay, now {writer.keep}) and run the same command again; it goes on from the last checkpoint, which is whole."
+            f"{display_path(writer.folder)} has {free / 2**30:.3f} GiB free, and a checkpoint takes "
+            f"{needed / 2**30:.3f}: make room (--scale.keep is how many stay, now {writer.keep}) "
+            "and run the same command again; it goes on from the last checkpoint, which is whole."
         )
 
 
@@ -140,7 +151,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path, Manifest] | None:
         manifest = _read_manifest(target)
         if manifest is not None:
             return target, manifest
-        logger.warning("checkpoint %s is incomplete or damaged; using an older one", shown(target))
+        logger.warning("checkpoint %s is incomplete or damaged; using an older one", display_path(target))
     return None
 
 
@@ -171,8 +182,8 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
         load_resharded(engine, target / TAG, world_size=world, zero_stage=stage)
     else:
         raise CheckpointError(
-            f"{shown(target)} was written by {world} workers at ZeRO stage {stage}, and stage 0 in bf16 keeps its state in its own way: "
-            f"continue with --scale.workers {world} --scale.zero-stage {stage}, or delete {shown(target.parent)}."
+            f"{display_path(target)} was written by {world} workers at ZeRO stage {stage}, and stage 0 in bf16 keeps its state in its own way: "
+            f"continue with --scale.workers {world} --scale.zero-stage {stage}, or delete {display_path(target.parent)}."
         )
     records = [json.loads(line) for line in (target / RECORDS).read_text().splitlines()]
     dist.barrier()

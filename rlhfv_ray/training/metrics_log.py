@@ -18,7 +18,7 @@ import torch.distributed as dist
 from ray.train import UserCallback
 from torch import Tensor
 
-from rlhfv_ray.console import looking
+from rlhfv_ray.console import poll
 from rlhfv_ray.loss import METRICS, StepLoss, preference_metrics
 from rlhfv_ray.records import PairBatch
 
@@ -28,7 +28,7 @@ POLL_S = 1.0
 Record = Mapping[str, Any]
 
 
-class Reporter:
+class MetricsReporter:
     """Collects one record per update; brings them to the driver every few updates."""
 
     def __init__(
@@ -107,7 +107,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def following(folder: Path, seen: Callable[[Sequence[Record]], None]) -> Iterator[None]:
+def tail_records(folder: Path, seen: Callable[[Sequence[Record]], None]) -> Iterator[None]:
     """Call `seen` with new records of a run while the body runs, and once more with the rest after it."""
     count = 0
 
@@ -118,5 +118,5 @@ def following(folder: Path, seen: Callable[[Sequence[Record]], None]) -> Iterato
             seen(records[count:])
             count = len(records)
 
-    with looking(look, POLL_S):
+    with poll(look, POLL_S):
         yield

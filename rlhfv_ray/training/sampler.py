@@ -16,11 +16,11 @@ from rlhfv_ray.data.reference_table import from_row
 from rlhfv_ray.records import EncodedPair, PairBatch
 
 
-def batch_rows(pairs: int, batch: int, *, seed: int, step: int) -> list[int]:
+def global_batch_indices(pairs: int, batch: int, *, seed: int, step: int) -> list[int]:
     """Rows of the global batch of one update; every epoch is its own permutation of all pairs.
 
     Example:
-        >>> sorted(batch_rows(4, 2, seed=0, step=0) + batch_rows(4, 2, seed=0, step=1))
+        >>> sorted(global_batch_indices(4, 2, seed=0, step=0) + global_batch_indices(4, 2, seed=0, step=1))
         [0, 1, 2, 3]
     """
     rows = []
@@ -46,12 +46,12 @@ def micro_batches(
     """
     size, world, rank = config.scale.micro_batch, dist.get_world_size(), dist.get_rank()
     for step in range(start, stop):
-        rows = batch_rows(len(pairs), config.optim.batch, seed=config.seed, step=step)
+        rows = global_batch_indices(len(pairs), config.optim.batch, seed=config.seed, step=step)
         rows.sort(key=lambda row: (lengths[row], row))
         for turn in range(config.accumulation):
             first = (turn * world + (rank if turn % 2 == 0 else world - 1 - rank)) * size
             some = rows[first : first + size]
-            yield collate([from_row(pairs[row], chosen_only=config.loss.imitates) for row in some])
+            yield collate([from_row(pairs[row], chosen_only=config.loss.is_sft) for row in some])
 
 
 def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
@@ -63,11 +63,11 @@ def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
             yield batch
 
 
-def drawn_rows(pairs: int, count: int, *, seed: int) -> list[int]:
+def nested_subset(pairs: int, count: int, *, seed: int) -> list[int]:
     """`count` of the rows, in the order of the data; what is drawn for a smaller count is part of what is drawn for a larger one.
 
     Example:
-        >>> set(drawn_rows(100, 5, seed=0)) < set(drawn_rows(100, 20, seed=0))
+        >>> set(nested_subset(100, 5, seed=0)) < set(nested_subset(100, 20, seed=0))
         True
     """
     return sorted(np.random.default_rng([seed, pairs]).permutation(pairs)[:count].tolist())

@@ -30,8 +30,8 @@ from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import PairBatch
 from rlhfv_ray.storage.mirror import discard, fetch, make, publish
 from rlhfv_ray.training.checkpoint import Writer, export_policy, load_checkpoint, once_a_folder, save_checkpoint
-from rlhfv_ray.training.metrics_log import RecordWriter, Reporter, following
-from rlhfv_ray.training.sampler import drawn_rows, micro_batches, prefetched
+from rlhfv_ray.training.metrics_log import MetricsReporter, RecordWriter, tail_records
+from rlhfv_ray.training.sampler import micro_batches, nested_subset, prefetched
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], N
         ),
     )
     interrupt = signal.getsignal(signal.SIGINT)
-    with following(job.folder, seen):
+    with tail_records(job.folder, seen):
         try:
             trainer.fit()
         except SystemExit as stopped:  # Ray Train's own answer to Ctrl-C
@@ -140,7 +140,7 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     once_a_folder(job.folder, lambda: make(job.folder))
     pairs, lengths = load_reference(job.reference), pair_lengths(job.reference)
     if job.config.data.limit:
-        rows = drawn_rows(len(pairs), job.config.data.used(len(pairs)), seed=job.config.seed)
+        rows = nested_subset(len(pairs), job.config.data.used(len(pairs)), seed=job.config.seed)
         pairs, lengths = pairs.select(rows), [lengths[row] for row in rows]
     config, foretold = fit_worker(job.config, pairs, lengths)
     optim, scale, steps = config.optim, config.scale, config.optim.total_steps(len(pairs))
@@ -148,7 +148,9 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     engine, processor = load_engine(config)
     writer = Writer(job.folder, job.token, scale.keep)
     step, records = load_checkpoint(engine, job.folder)
-    reporter = Reporter(records, report, {"memory/foretold_gib": round(foretold, 3), "recompute": scale.recompute})
+    reporter = MetricsReporter(
+        records, report, {"memory/foretold_gib": round(foretold, 3), "recompute": scale.recompute}
+    )
     collate = functools.partial(collate_pairs, processor=processor, rule=config.data.rule, layout=engine.module.layout)
     batches = prefetched(micro_batches(pairs, lengths, collate, config, start=step, stop=until))
     skipped = 0  # updates in a row
@@ -198,7 +200,7 @@ def fit_worker(config: DDPOConfig, pairs: Any, lengths: Sequence[int]) -> tuple[
     Raises:
         ConfigError: they do not fit; on every rank.
     """
-    from rlhfv_ray.models import fit_memory, load_processor, shapes_of
+    from rlhfv_ray.models import fit_memory, load_processor, step_size
 
     scale = config.scale
     if scale.memory_gib:
@@ -211,7 +213,7 @@ def fit_worker(config: DDPOConfig, pairs: Any, lengths: Sequence[int]) -> tuple[
     dist.all_reduce(least, dist.ReduceOp.MIN)
     longest = sorted(range(len(lengths)), key=lambda row: lengths[row])[-scale.micro_batch :]
     processor = load_processor(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    shapes = shapes_of([from_row(pairs[row], chosen_only=config.loss.imitates) for row in longest], processor, config)
+    shapes = step_size([from_row(pairs[row], chosen_only=config.loss.is_sft) for row in longest], processor, config)
     fitting, memory = fit_memory(config, shapes, int(least))
     return fitting, memory.total / 2**30
 

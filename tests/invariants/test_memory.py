@@ -11,13 +11,13 @@ from benchmarks.settings import LLAVA, MUFFIN, make_setting
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import (
-    Shapes,
+    StepSize,
     fit_memory,
     layout_of,
     load_policy,
     predict_memory,
     recompute_activations,
-    shapes_of,
+    step_size,
 )
 from rlhfv_ray.models.memory import GIB
 from tests.families import FAMILIES, save
@@ -50,7 +50,7 @@ def sized(request, tmp_path_factory):
 def test_activations_are_within_15_percent_of_the_measured_peak(sized, every):
     """Catches: activations forgotten or counted twice, recomputation that the prediction does not know. Gradients are there before."""
     setting, folder = sized
-    shapes = shapes_of(setting.pairs, setting.processor, config_of(folder))
+    shapes = step_size(setting.pairs, setting.processor, config_of(folder))
     memory = predict_memory(config_of(folder, recompute=every), shapes)
     recompute_activations(setting.model, every)
     step = our_step(setting, keep_gradients=True)
@@ -75,7 +75,7 @@ def shapes(request, tmp_path_factory):
         for name in ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask")
         if name in made
     }
-    return folder, Shapes(2, 100, images, 40)
+    return folder, StepSize(2, 100, images, 40)
 
 
 def test_every_family_can_be_foretold(shapes):
@@ -88,7 +88,7 @@ def test_every_family_can_be_foretold(shapes):
 
 def test_more_workers_take_less_each(small_model, processor, encoded):
     """Catches: ZeRO's shares turned round."""
-    wanted = Shapes(2, 100, {"pixel_values": torch.zeros(2, 3, 64, 64)}, 40)
+    wanted = StepSize(2, 100, {"pixel_values": torch.zeros(2, 3, 64, 64)}, 40)
     totals = [
         predict_memory(config_of(small_model, workers=2, micro_batch=1, zero_stage=stage), wanted)
         for stage in (0, 1, 2, 3)
@@ -102,7 +102,7 @@ def test_what_fits_is_chosen_and_what_does_not_is_refused_with_what_would(sized)
     """Catches: recomputation chosen without need, or a job that is started although it cannot run."""
     setting, folder = sized
     auto = config_of(folder, recompute=-1)
-    wanted = shapes_of(setting.pairs, setting.processor, auto)
+    wanted = step_size(setting.pairs, setting.processor, auto)
     needs = {every: predict_memory(config_of(folder, recompute=every), wanted).total for every in (0, 4, 2, 1)}
     for room, every in ((2 * needs[0], 0), (1.1 * needs[1], 1)):
         chosen, memory = fit_memory(auto, wanted, int(room))
@@ -119,7 +119,7 @@ def test_rows_too_short_for_a_pair_are_refused(sized):
     setting, folder = sized
     longest = max(layout_of(setting.model).tokens_of(pair) for pair in setting.pairs)
     with pytest.raises(ConfigError, match=rf"row_tokens = {longest - 1}: the pair \d takes {longest} tokens"):
-        shapes_of(setting.pairs, setting.processor, config_of(folder, row_tokens=longest - 1))
-    assert shapes_of(setting.pairs, setting.processor, config_of(folder, row_tokens=2 * longest)).rows == 1
+        step_size(setting.pairs, setting.processor, config_of(folder, row_tokens=longest - 1))
+    assert step_size(setting.pairs, setting.processor, config_of(folder, row_tokens=2 * longest)).rows == 1
     with pytest.raises(ConfigError, match="these rows are plain"):
         layout_of(setting.model, "plain", row_tokens=500)

@@ -186,7 +186,7 @@ def test_stopped_and_gone_on_with_it_ends_where_it_should(aligned: Path, tmp_pat
     models = json.loads(summary.read_text())["shapes"]["models"]
     for name, path in (("shapes", "shapes"), ("aligned", str(aligned))):
         wanted = expected(place.seen, path)
-        assert {measure: models[name][measure] for measure in wanted} == pytest.approx(wanted)
+        assert {metric: models[name][metric] for metric in wanted} == pytest.approx(wanted)
     assert models["shapes"]["mention_rate"] != models["aligned"]["mention_rate"]
     assert max(Counter(entry["prompt"] for entry in served).values()) == 1
     assert len(list((place.seen / "judge-cache").rglob("*.json"))) == len(served)

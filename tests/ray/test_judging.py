@@ -90,7 +90,7 @@ def test_all_are_judged_in_spite_of_faults_and_nothing_is_asked_twice(tmp_path: 
         served = server.requests()
         assert Counter(entry["ok"] for entry in served)[True] >= 120
         assert ledger.calls == len(served) == sum(ledger.outcomes.values())
-        assert ledger.outcomes["busy"] > 3 and ledger.outcomes["broken"] > 3 and ledger.outcomes["ok"] == 120
+        assert ledger.outcomes["rate_limited"] > 3 and ledger.outcomes["retryable"] > 3 and ledger.outcomes["ok"] == 120
         assert "120 calls (0 replies are there)" in said and f"{len(served)} calls" in said
         again, ledger, said = run(server, tmp_path / "cache", 120, actors=2)
         assert again == verdicts and len(server.requests()) == len(served)

@@ -15,7 +15,7 @@ import ray
 
 from rlhfv_ray.config import GenerationConfig
 from rlhfv_ray.data import write_pairs
-from rlhfv_ray.data.reference_table import load_reference, rejected_rows
+from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.generate import generate_answers
 from rlhfv_ray.inference.parts import read_parts
@@ -34,7 +34,7 @@ def test_every_pair_once_in_order_and_a_second_run_does_nothing(reference, confi
     """Catches: rows lost, doubled or reordered by parallel actors; finished parts computed again."""
     ids = [pair.id for pair in careless_pairs(40)]
     assert list(load_reference(reference)["id"]) == ids
-    assert rejected_rows(reference) == []
+    assert unusable_rows(reference) == []
     before = {path.name: path.stat().st_mtime_ns for path in reference.glob("part-*")}
     assert len(before) == 8
     compute_reference_logps(config.model, config.data, config.scale, reference)
@@ -118,17 +118,17 @@ def test_unusable_rows_are_set_aside_with_id_and_reason(config, tmp_path, cluste
     pairs[7] = replace(pairs[7], chosen=pairs[7].chosen + " and" * 600)
     path = tmp_path / "pairs.parquet"
     write_pairs(pairs, path)
-    data = replace(config.data, path=str(path), max_length=512, max_rejected=0.2)
+    data = replace(config.data, path=str(path), max_length=512, max_unusable=0.2)
     folder = tmp_path / "reference"
     folder.mkdir()
     compute_reference_logps(config.model, data, config.scale, folder)
-    rows = {row["id"]: row["reason"] for row in rejected_rows(folder)}
+    rows = {row["id"]: row["reason"] for row in unusable_rows(folder)}
     assert rows.keys() == {pairs[3].id, pairs[7].id}
     assert rows[pairs[3].id].startswith("image_unreadable")
     assert rows[pairs[7].id].startswith("too_long")
     assert len(load_reference(folder)) == 8
-    with pytest.raises(DataError, match=r"2 of 10 rows .* cannot be used .*max-rejected"):
-        compute_reference_logps(config.model, replace(data, max_rejected=0.1), config.scale, folder)
+    with pytest.raises(DataError, match=r"2 of 10 rows .* cannot be used .*max-unusable"):
+        compute_reference_logps(config.model, replace(data, max_unusable=0.1), config.scale, folder)
 
 
 def test_no_usable_pair_is_an_error(config, tmp_path, cluster):
@@ -139,9 +139,9 @@ def test_no_usable_pair_is_an_error(config, tmp_path, cluster):
     folder.mkdir()
     with pytest.raises(DataError, match="no pair is left"):
         compute_reference_logps(
-            config.model, replace(config.data, path=str(path), max_rejected=1.0), config.scale, folder
+            config.model, replace(config.data, path=str(path), max_unusable=1.0), config.scale, folder
         )
-    assert pq.read_table(folder / "rejected_rows.parquet").num_rows == 3
+    assert pq.read_table(folder / "unusable_rows.parquet").num_rows == 3
 
 
 def test_examples_are_encoded_by_the_same_pipeline(cluster, config, tmp_path):
@@ -151,11 +151,11 @@ def test_examples_are_encoded_by_the_same_pipeline(cluster, config, tmp_path):
     broken = pq.read_table(tmp_path / "captions.parquet").to_pylist()
     broken[3]["answer"] = " "
     pq.write_table(pa.Table.from_pylist(broken), tmp_path / "captions.parquet")
-    data = replace(config.data, path=str(tmp_path / "captions.parquet"), max_rejected=0.1)
+    data = replace(config.data, path=str(tmp_path / "captions.parquet"), max_unusable=0.1)
     folder = tmp_path / "examples"
     folder.mkdir()
     encode_examples(config.model, data, config.scale, folder)
     made = load_reference(folder)
     assert list(made["id"]) == [f"shapes:{scene.id}" for scene in scenes if scene.id != 3]
     assert "chosen_logps" not in made.column_names and set(map(len, made["rejected_ids"])) == {0}
-    assert [row["id"] for row in rejected_rows(folder)] == ["shapes:3"]
+    assert [row["id"] for row in unusable_rows(folder)] == ["shapes:3"]

@@ -14,25 +14,25 @@ from experiments.recipes import shapes
 from rlhfv_ray.errors import ConfigError, StageFailedError, StaleReferenceError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import mirror_of
-from rlhfv_ray.sweep.search_space import Knobs, SearchConfig, SpaceConfig, name_of, plan_trials
+from rlhfv_ray.storage.mirror import mirror_path
+from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig, TrialParams, name_of, plan_trials
 from rlhfv_ray.sweep.trials import Report, SweepJob, end_trial, run_sweep, trials_at_once
 
 pytestmark = pytest.mark.ray
 NAN, KILLED_ONCE, LOST, WORST = 3.0, 4.0, 5.0, 6.0
 
 
-def on_a_full_disk(knobs: Knobs, place: Path, report: Report) -> None:
+def on_a_full_disk(trial_params: TrialParams, place: Path, report: Report) -> None:
     """Linux keeps a file for this."""
     with (place.parent / "started").open("a") as stream:
-        stream.write(f"{knobs['loss.gamma']}\n")
+        stream.write(f"{trial_params['loss.gamma']}\n")
     with open("/dev/full", "w") as stream:
         stream.write("a checkpoint")
 
 
-def toy(knobs: Knobs, place: Path, report: Report, *, stale: bool = False) -> None:
+def toy(trial_params: TrialParams, place: Path, report: Report, *, stale: bool = False) -> None:
     """Its gamma is what it finds; some fail in their own ways."""
-    gamma = knobs["loss.gamma"]
+    gamma = trial_params["loss.gamma"]
     with (place.parent / "started").open("a") as stream:
         stream.write(f"{gamma}\n")
     if stale:
@@ -50,7 +50,7 @@ def toy(knobs: Knobs, place: Path, report: Report, *, stale: bool = False) -> No
     report(1, gamma)
 
 
-def outcomes(folder: Path, trials: list[Knobs]) -> dict[float, tuple[str, str]]:
+def outcomes(folder: Path, trials: list[TrialParams]) -> dict[float, tuple[str, str]]:
     found = {t["loss.gamma"]: folder / "trials" / name_of(t) / "outcome.json" for t in trials}
     read = {gamma: json.loads(path.read_text()) for gamma, path in found.items() if path.exists()}
     return {gamma: (one["status"], one["error"]) for gamma, one in read.items()}
@@ -81,9 +81,9 @@ def test_a_sweep_outlives_its_trials_and_does_nothing_twice(cluster, tmp_path: P
     assert set(ended) == {2.0, 1.0}
 
 
-def remembering(knobs: Knobs, place: Path, report: Report, *, made: Path) -> None:
+def remembering(trial_params: TrialParams, place: Path, report: Report, *, made: Path) -> None:
     """Trains once, and is looked at twice; `made` counts."""
-    gamma, look = knobs["loss.gamma"], place / "look.json"
+    gamma, look = trial_params["loss.gamma"], place / "look.json"
     if not look.exists():
         with made.open("a") as stream:
             stream.write(f"{gamma}\n")
@@ -99,7 +99,7 @@ def test_a_sweep_in_a_bucket_goes_on_where_nothing_else_is_left(cluster, bucket,
     trials, found = plan_trials(space, search, shapes()), []
     for node in ("first", "second"):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / node))
-        folder = mirror_of(bucket.address("sweep"))
+        folder = mirror_path(bucket.address("sweep"))
         with hold_lease(folder):
             run_sweep(SweepJob(folder, shapes(), space, search, partial(remembering, made=made)), trials, concurrent=1)
             found.append(outcomes(folder, trials))

@@ -21,7 +21,7 @@ from rlhfv_ray.inference.reference import reference_inputs
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.training.checkpoint import latest_checkpoint
 from rlhfv_ray.training.metrics_log import read_records
-from rlhfv_ray.training.sampler import batch_rows, drawn_rows
+from rlhfv_ray.training.sampler import global_batch_indices, nested_subset
 from rlhfv_ray.training.train import TrainJob, train_worker
 from tests.ray.conftest import assert_same, losses, weights, with_scale
 
@@ -67,9 +67,9 @@ RESIZED = {  # the number of workers and the ZeRO stage that end what others beg
     "two workers at ZeRO 2, then one at 3": {"workers": 1, "zero_stage": 3},
 }
 IMITATION = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
-BAD = batch_rows(40, 4, seed=0, step=5)[0]  # a pair of the sixth update
-LATE = {row for step in range(4, 12) for row in batch_rows(40, 4, seed=0, step=step)}
-LATE -= {row for step in range(4) for row in batch_rows(40, 4, seed=0, step=step)}
+BAD = global_batch_indices(40, 4, seed=0, step=5)[0]  # a pair of the sixth update
+LATE = {row for step in range(4, 12) for row in global_batch_indices(40, 4, seed=0, step=step)}
+LATE -= {row for step in range(4) for row in global_batch_indices(40, 4, seed=0, step=step)}
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_update_with_a_non_finite_loss_is_skipped_and_named(cases, trained):
     config, reference = cases["skipped"]
     folder = trained[0] / "skipped"
     skipped = [record for record in read_records(folder) if record["skipped"]]
-    where = [step + 1 for step in range(12) if BAD in batch_rows(40, 4, seed=0, step=step)]
+    where = [step + 1 for step in range(12) if BAD in global_batch_indices(40, 4, seed=0, step=step)]
     assert [record["step"] for record in skipped] == where
     bad = load_reference(reference)["id"][BAD]
     assert all(bad in record["skipped_pairs"] for record in skipped)
@@ -248,5 +248,5 @@ def test_a_limit_trains_on_so_many_pairs(trained, config, reference):
     limited, whole = losses(folder / "limited"), losses(folder / "plain")
     assert limited[0] == pytest.approx(whole[0], abs=1e-6)  # both ln 2
     assert limited[-1] < whole[-1]  # eight pairs are learnt sooner than forty
-    chosen = drawn_rows(40, 8, seed=0)
-    assert len(set(chosen)) == 8 and set(chosen) < set(drawn_rows(40, 20, seed=0))
+    chosen = nested_subset(40, 8, seed=0)
+    assert len(set(chosen)) == 8 and set(chosen) < set(nested_subset(40, 20, seed=0))

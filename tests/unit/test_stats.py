@@ -9,7 +9,7 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.stats import (
     Interval,
     PairedDifference,
-    Ratio,
+    RatioSample,
     bootstrap_interval,
     mcnemar,
     minimum_detectable_difference,
@@ -37,7 +37,7 @@ def test_wilson_by_its_formula_at_another_confidence() -> None:
 
 def test_nothing_counted_has_no_interval() -> None:
     """Bug: no data gives 0.0, an error, or the interval (0, 1) that reads like a measurement."""
-    nothing = Ratio([], [])
+    nothing = RatioSample([], [])
     assert wilson_interval(0, 0) is None
     assert mcnemar([], []) is None
     assert paired_bootstrap(nothing, nothing) == PairedDifference(None, None, None, None)
@@ -63,7 +63,7 @@ def test_mcnemar_by_hand(only_a: int, only_b: int, both: int, p: float) -> None:
 
 def test_bootstrap_point_estimates_are_ratios_of_sums() -> None:
     """Bug: the mean of per-item ratios. By hand: 3/10 against 1/8 is -0.175, a reduction of 7/12."""
-    result = paired_bootstrap(Ratio([1, 2], [2, 8]), Ratio([0, 1], [4, 4]), resamples=50)
+    result = paired_bootstrap(RatioSample([1, 2], [2, 8]), RatioSample([0, 1], [4, 4]), resamples=50)
     assert result.difference == pytest.approx(-0.175)
     assert result.reduction == pytest.approx(7 / 12)
 
@@ -74,14 +74,15 @@ def test_bootstrap_keeps_the_pairs() -> None:
     hallucinated = draw.integers(2, 9, size=40)
     mentions = np.full(40, 10)
     result = paired_bootstrap(
-        Ratio(hallucinated.tolist(), mentions.tolist()), Ratio((hallucinated - 1).tolist(), mentions.tolist())
+        RatioSample(hallucinated.tolist(), mentions.tolist()),
+        RatioSample((hallucinated - 1).tolist(), mentions.tolist()),
     )
     assert result.difference_interval == pytest.approx((-0.1, -0.1))
 
 
 def test_bootstrap_is_seeded() -> None:
     """Bug: the same report differs from run to run, or the seed has no effect."""
-    baseline, candidate = Ratio([1, 0, 1, 1, 0], [1] * 5), Ratio([0, 0, 1, 0.5, 0.25], [1] * 5)
+    baseline, candidate = RatioSample([1, 0, 1, 1, 0], [1] * 5), RatioSample([0, 0, 1, 0.5, 0.25], [1] * 5)
     runs = [paired_bootstrap(baseline, candidate, resamples=40, seed=seed) for seed in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]
 
@@ -91,13 +92,13 @@ def test_bootstrap_where_a_rate_is_undefined() -> None:
 
     The baseline fails on 1 of 10 items: about (9/10)^10 = 35 % of resamples have no failure to reduce.
     """
-    one = Ratio([1, *[0] * 9], [1] * 10)
-    rare = paired_bootstrap(one, Ratio([0] * 10, [1] * 10), resamples=500)
+    one = RatioSample([1, *[0] * 9], [1] * 10)
+    rare = paired_bootstrap(one, RatioSample([0] * 10, [1] * 10), resamples=500)
     assert (rare.reduction, rare.reduction_interval) == (1.0, None)
     assert rare.difference_interval is not None
-    spotless = paired_bootstrap(Ratio([0] * 10, [1] * 10), one, resamples=500)
+    spotless = paired_bootstrap(RatioSample([0] * 10, [1] * 10), one, resamples=500)
     assert (spotless.difference, spotless.reduction, spotless.reduction_interval) == (0.1, None, None)
-    mute = paired_bootstrap(one, Ratio([0] * 10, [0] * 10), resamples=50)
+    mute = paired_bootstrap(one, RatioSample([0] * 10, [0] * 10), resamples=50)
     assert mute == PairedDifference(None, None, None, None)
 
 
@@ -109,8 +110,8 @@ def test_bootstrap_covers_the_truth() -> None:
         mentions = draw.integers(2, 7, size=80)
         baseline, candidate = draw.binomial(mentions, 0.3), draw.binomial(mentions, 0.2)
         result = paired_bootstrap(
-            Ratio(baseline.tolist(), mentions.tolist()),
-            Ratio(candidate.tolist(), mentions.tolist()),
+            RatioSample(baseline.tolist(), mentions.tolist()),
+            RatioSample(candidate.tolist(), mentions.tolist()),
             resamples=300,
             seed=study,
         )
@@ -148,22 +149,24 @@ def test_differences_that_cannot_be_resolved(n: int, base_rate: float, discordan
 def test_bootstrap_interval_of_a_mean_and_of_a_rate() -> None:
     """Bug: items drawn without each other's whole, or an interval of the wrong width."""
     ones = [1.0] * 400
-    interval = bootstrap_interval(Ratio([0.0, 6.0] * 200, ones))  # standard error 3 / 20
+    interval = bootstrap_interval(RatioSample([0.0, 6.0] * 200, ones))  # standard error 3 / 20
     assert interval == pytest.approx((3 - 1.96 * 0.15, 3 + 1.96 * 0.15), abs=0.03)
-    rate, wilson = bootstrap_interval(Ratio([1.0] * 100 + [0.0] * 300, ones)), wilson_interval(100, 400)
+    rate, wilson = bootstrap_interval(RatioSample([1.0] * 100 + [0.0] * 300, ones)), wilson_interval(100, 400)
     assert rate == pytest.approx(wilson, abs=0.01)
     # share and whole of an item stay together: every resample is 1 / 2 exactly
-    assert bootstrap_interval(Ratio([1, 2, 3], [2, 4, 6])) == (0.5, 0.5)
-    assert rate == bootstrap_interval(Ratio([1.0] * 100 + [0.0] * 300, ones))  # the same again
+    assert bootstrap_interval(RatioSample([1, 2, 3], [2, 4, 6])) == (0.5, 0.5)
+    assert rate == bootstrap_interval(RatioSample([1.0] * 100 + [0.0] * 300, ones))  # the same again
 
 
 def test_bootstrap_interval_of_nothing() -> None:
     """Bug: a score of no verdicts gets an interval, or a resample without a whole a warning and a NaN."""
-    assert bootstrap_interval(Ratio([], [])) is None
-    assert bootstrap_interval(Ratio([0, 0], [0, 0])) is None
-    assert bootstrap_interval(Ratio([1] + [0] * 9, [1] + [0] * 9)) is None  # a third of the resamples have no whole
+    assert bootstrap_interval(RatioSample([], [])) is None
+    assert bootstrap_interval(RatioSample([0, 0], [0, 0])) is None
+    assert (
+        bootstrap_interval(RatioSample([1] + [0] * 9, [1] + [0] * 9)) is None
+    )  # a third of the resamples have no whole
     with pytest.raises(DataError, match=r"lengths \(2, 1\)"):
-        bootstrap_interval(Ratio([1, 2], [1]))
+        bootstrap_interval(RatioSample([1, 2], [1]))
 
 
 def test_errors_say_what_was_given() -> None:
@@ -173,7 +176,7 @@ def test_errors_say_what_was_given() -> None:
     with pytest.raises(DataError, match=r"lengths \(1, 2\)"):
         mcnemar([True], [True, False])
     with pytest.raises(DataError, match=r"lengths \(2, 2, 2, 1\)"):
-        paired_bootstrap(Ratio([1, 0], [1, 1]), Ratio([1, 0], [1]))
+        paired_bootstrap(RatioSample([1, 0], [1, 1]), RatioSample([1, 0], [1]))
     with pytest.raises(DataError, match="confidence = 95"):
         wilson_interval(1, 3, confidence=95)
     with pytest.raises(DataError, match="base_rate = 40"):
@@ -184,7 +187,7 @@ def test_bounds_are_plain_floats() -> None:
     """Bug: NumPy scalars break the JSON of a report."""
     interval = wilson_interval(1, 3)
     assert interval is not None
-    result = paired_bootstrap(Ratio([1, 2], [2, 2]), Ratio([0, 1], [2, 2]), resamples=50)
+    result = paired_bootstrap(RatioSample([1, 2], [2, 2]), RatioSample([0, 1], [2, 2]), resamples=50)
     assert isinstance(result.difference_interval, Interval)
     for value in (*interval, result.difference, *result.difference_interval):
         assert type(value) is float

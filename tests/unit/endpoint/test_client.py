@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.endpoint.client import Caller, Outcome, call_once
+from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
 from rlhfv_ray.endpoint.records import Request, Verdict
 from tests.openai_server import Fault, OpenAIServer, error
 
@@ -46,24 +46,24 @@ def message(content: str | None, **more: Any) -> Fault:
 
 
 TABLE = {
-    "too many": (error(429, "rate_limit_exceeded", retry_after="7"), "busy", "unavailable"),
-    "too many, no hint": (error(429, "rate_limit_exceeded"), "busy", "unavailable"),
-    "no money": (error(429, "insufficient_quota"), "hopeless", "unavailable"),
-    "wrong key": (error(401, "invalid_api_key", f"Incorrect API key provided: {KEY}"), "hopeless", "unavailable"),
-    "not allowed": (error(403), "hopeless", "unavailable"),
-    "no such model": (error(404, "model_not_found"), "hopeless", "unavailable"),
-    "bad request": (error(400, "unsupported_value"), "hopeless", "unavailable"),
+    "too many": (error(429, "rate_limit_exceeded", retry_after="7"), "rate_limited", "unavailable"),
+    "too many, no hint": (error(429, "rate_limit_exceeded"), "rate_limited", "unavailable"),
+    "no money": (error(429, "insufficient_quota"), "fatal", "unavailable"),
+    "wrong key": (error(401, "invalid_api_key", f"Incorrect API key provided: {KEY}"), "fatal", "unavailable"),
+    "not allowed": (error(403), "fatal", "unavailable"),
+    "no such model": (error(404, "model_not_found"), "fatal", "unavailable"),
+    "bad request": (error(400, "unsupported_value"), "fatal", "unavailable"),
     "filtered": (error(400, "content_filter"), "reply", "refused"),
     "too long": (error(400, "context_length_exceeded"), "reply", "refused"),
-    "broken": (error(500), "broken", "unavailable"),
-    "bad gateway": (Fault(502, "<html>Bad gateway</html>"), "broken", "unavailable"),
-    "dropped": (Fault(drop=True), "broken", "unavailable"),
-    "slow": (Fault(sleep=1.0), "broken", "unavailable"),
-    "a page": (Fault(body="<html>Sign in</html>"), "broken", "bad_payload"),
-    "half a reply": (Fault(body='{"id": "x", "choi'), "broken", "bad_payload"),
-    "an empty body": (Fault(body=" "), "broken", "bad_payload"),
-    "another object": (Fault(body='{"hello": 1}'), "broken", "bad_payload"),
-    "no choices": (Fault(change=lambda reply: {**reply, "choices": []}), "broken", "bad_payload"),
+    "broken": (error(500), "retryable", "unavailable"),
+    "bad gateway": (Fault(502, "<html>Bad gateway</html>"), "retryable", "unavailable"),
+    "dropped": (Fault(drop=True), "retryable", "unavailable"),
+    "slow": (Fault(sleep=1.0), "retryable", "unavailable"),
+    "a page": (Fault(body="<html>Sign in</html>"), "retryable", "bad_payload"),
+    "half a reply": (Fault(body='{"id": "x", "choi'), "retryable", "bad_payload"),
+    "an empty body": (Fault(body=" "), "retryable", "bad_payload"),
+    "another object": (Fault(body='{"hello": 1}'), "retryable", "bad_payload"),
+    "no choices": (Fault(change=lambda reply: {**reply, "choices": []}), "retryable", "bad_payload"),
     "no text": (message(None), "reply", "empty"),
     "blank text": (message(" \n"), "reply", "empty"),
     "refused": (message(None, refusal="I will not."), "reply", "refused"),
@@ -85,7 +85,7 @@ def test_what_a_fault_means(name: str, tmp_path: Path) -> None:
 
 def test_nobody_listens(tmp_path: Path) -> None:
     endpoint = EndpointConfig(model="judge", base_url="http://127.0.0.1:9/v1", key_env="MY_KEY")
-    assert asyncio.run(call_once(endpoint, Request("1", "?"))).kind == "broken"
+    assert asyncio.run(call_once(endpoint, Request("1", "?"))).kind == "retryable"
 
 
 def test_another_model_is_recorded_and_refused_where_one_is_pinned(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_what_is_sent(tmp_path: Path) -> None:
         )
 
         async def twice() -> list[Outcome]:
-            async with Caller(endpoint) as caller:
+            async with ChatClient(endpoint) as caller:
                 return [await caller.call(request), await caller.call(replace(request, again=0))]
 
         assert [outcome.kind for outcome in asyncio.run(twice())] == ["reply", "reply"]

@@ -12,7 +12,7 @@ import pytest
 
 from eval.chair import ObjectVocabulary, ground_truth
 from eval.coco import coco_id, find_annotations, load_truth
-from eval.over_generalization import CocoTruth, Scene, over_generalization
+from eval.over_generalization import CocoTruth, SceneType, over_generalization
 from eval.words.lemmas import choose_lemmatizer
 from rlhfv_ray.errors import DataError
 
@@ -241,7 +241,7 @@ def test_ten_objects_are_typical_and_ties_are_settled(tmp_path: Path, builtin: O
 def truth_of(objects: Mapping[int, set[str]], scenes: Mapping[str, tuple[str, set[int]]]) -> CocoTruth:
     return CocoTruth(
         {image: frozenset(names) for image, names in objects.items()},
-        {name: Scene(tuple(typical.split()), frozenset(images)) for name, (typical, images) in scenes.items()},
+        {name: SceneType(tuple(typical.split()), frozenset(images)) for name, (typical, images) in scenes.items()},
     )
 
 

@@ -32,7 +32,7 @@ def test_summary_is_json_with_fractions() -> None:
     one = found["models"]["base"]
     assert {name: one[name] for name in (*expected, *details)} == expected | details
     assert one["manifest"] == {"benchmark": "pets"} and one["manifest_hash"] == base().manifest_hash
-    assert one["groups"] == {} and one["beside"] == {} and one["missing_reasons"] == {}
+    assert one["groups"] == {} and one["extras"] == {} and one["missing_reasons"] == {}
     low, high = one["intervals"]["response_rate"]
     assert low < 0.6 < high
     (compared,) = found["comparisons"].values()
@@ -53,7 +53,7 @@ def test_summary_has_groups_and_missing_verdicts() -> None:
     }
     assert one["groups"]["other"]["hallucination_rate"] == 0
     assert (one["missing"], one["missing_reasons"]) == (1, {"refused": 1})
-    assert one["beside"]["release_compatible"] == {"average_score": 2.25, "unparsed": 1}
+    assert one["extras"]["release_compatible"] == {"average_score": 2.25, "unparsed": 1}
 
 
 def test_markdown_table() -> None:
@@ -97,7 +97,7 @@ def test_terminal_table_shows_the_same() -> None:
 
 
 def test_a_rate_of_nothing_is_no_zero() -> None:
-    silent = pets([replace(judged(0), parts={})])
+    silent = pets([replace(judged(0), ratios={})])
     lines = markdown_table({"base": silent, "aligned": silent}).splitlines()
     assert lines[2] == "| response rate / % | lower | none counted | none counted |  |"
 

@@ -21,14 +21,14 @@ from rlhfv_ray.storage.lease import hold_lease, holds_lease
 from rlhfv_ray.storage.mirror import (
     address_of,
     discard,
+    display_path,
     fetch,
+    fetch_local,
     is_there,
-    local,
-    mirror_of,
+    mirror_path,
     names_in,
     publish,
     resolve_storage,
-    shown,
 )
 from rlhfv_ray.storage.stages import Stage, is_done, run_stages
 from tests.conftest import wait_for
@@ -106,7 +106,9 @@ def test_a_plain_folder_is_left_alone(tmp_path, monkeypatch):
     publish(tmp_path)
     fetch(tmp_path)
     assert is_there(tmp_path / "file.json") and names_in(tmp_path) == ["file.json"]
-    assert address_of(tmp_path) is None and shown(tmp_path) == str(tmp_path) and local(tmp_path) == tmp_path
+    assert (
+        address_of(tmp_path) is None and display_path(tmp_path) == str(tmp_path) and fetch_local(tmp_path) == tmp_path
+    )
 
 
 def test_data_and_its_images_are_read_on_every_node(node):
@@ -266,7 +268,7 @@ def test_a_mirror_of_another_user_is_refused(node):
     assert root.name == f"rlhfv-ray-mirror-{os.getuid()}" and root.stat().st_mode & 0o777 == 0o700
     root.chmod(0o777)
     with pytest.raises(ConfigError, match="open to other users"):
-        fetch(mirror_of(f"s3://{BUCKET}/any"))
+        fetch(mirror_path(f"s3://{BUCKET}/any"))
     root.chmod(0o700)
 
 
@@ -280,4 +282,4 @@ def test_the_experiment_of_a_model_in_a_bucket_is_found(node):
         publish(here / name)
     address = f"{address_of(here)}/train-2/model"
     node("b")
-    assert experiment_of(mirror_of(address)) == mirror_of(f"{address_of(here)}/shapes-2")
+    assert experiment_of(mirror_path(address)) == mirror_path(f"{address_of(here)}/shapes-2")

@@ -7,7 +7,7 @@ import pytest
 from experiments.recipes import SWEEPS, shapes
 from rlhfv_ray.config import OptimConfig
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig, apply, arguments_of, name_of, plan_trials
+from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig, apply_params, arguments_of, name_of, plan_trials
 
 BASE = shapes()
 BOTH = SpaceConfig(beta=(0.1, 0.3), beta_normalized=(0.5,), normalize=(True, False), gamma=(1.0, 5.0))
@@ -71,13 +71,15 @@ def test_a_search_that_makes_no_sense_is_refused(field, value):
 
 def test_a_trial_is_its_configuration():
     """Catches: a knob that changes nothing, or another field."""
-    knobs = {"loss.beta": 0.3, "loss.normalize": True, "data.rule": "muffin", "optim.epochs": 2.0, "seed": 4}
-    config = apply(replace(BASE, optim=OptimConfig(batch=16)), knobs)
+    trial_params = {"loss.beta": 0.3, "loss.normalize": True, "data.rule": "muffin", "optim.epochs": 2.0, "seed": 4}
+    config = apply_params(replace(BASE, optim=OptimConfig(batch=16)), trial_params)
     assert (config.loss.beta, config.loss.normalize, config.data.rule, config.optim.epochs, config.seed) == tuple(
-        knobs.values()
+        trial_params.values()
     )
     assert replace(config, seed=0, loss=BASE.loss, data=BASE.data).optim == OptimConfig(batch=16, epochs=2.0)
-    assert arguments_of(knobs) == "--loss.beta 0.3 --loss.normalize --data.rule muffin --optim.epochs 2.0 --seed 4"
+    assert (
+        arguments_of(trial_params) == "--loss.beta 0.3 --loss.normalize --data.rule muffin --optim.epochs 2.0 --seed 4"
+    )
 
 
 def test_who_keeps_the_guard_is_better_than_who_does_not():

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rlhfv_ray.training.metrics_log import METRICS_FILE, append_records, following, read_records
+from rlhfv_ray.training.metrics_log import METRICS_FILE, append_records, read_records, tail_records
 
 
 def records(*steps):
@@ -55,7 +55,7 @@ def test_odd_values_survive(tmp_path):
 def test_following_sees_all_once_and_in_order(tmp_path):
     """Catches: the last records of a run never shown, or records shown twice."""
     seen = []
-    with following(tmp_path, lambda new: seen.extend(new)):
+    with tail_records(tmp_path, lambda new: seen.extend(new)):
         append_records(tmp_path, records(1))
         wait_for(lambda: seen)
         append_records(tmp_path, records(2, 3))
@@ -68,7 +68,7 @@ def test_following_starts_with_what_is_there(tmp_path):
     """Catches: a resumed run whose bar and figures lack the updates before the resume."""
     append_records(tmp_path, records(1, 2))
     seen = []
-    with following(tmp_path, seen.append):
+    with tail_records(tmp_path, seen.append):
         pass
     assert seen == [records(1, 2)]
 
@@ -77,7 +77,7 @@ def test_following_ends_with_its_body(tmp_path):
     """Catches: a watcher that outlives a failed run, or hides its error."""
     before = threading.active_count()
     seen = []
-    with pytest.raises(RuntimeError, match="lost"), following(tmp_path, seen.extend):
+    with pytest.raises(RuntimeError, match="lost"), tail_records(tmp_path, seen.extend):
         append_records(tmp_path, records(1))
         raise RuntimeError("lost")
     assert seen == records(1)

@@ -12,7 +12,7 @@ from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data.reference_table import to_row
 from rlhfv_ray.models.batch import collate_pairs
 from rlhfv_ray.records import ReferencePair
-from rlhfv_ray.training.sampler import batch_rows, micro_batches, prefetched
+from rlhfv_ray.training.sampler import global_batch_indices, micro_batches, prefetched
 from rlhfv_ray.training.train import learning_rate
 
 
@@ -20,7 +20,7 @@ from rlhfv_ray.training.train import learning_rate
 def test_every_pair_once_per_epoch(pairs, batch):
     """Catches: a last short batch dropped or repeated, where batches do not divide the epoch, or hold several epochs."""
     steps = 6 * pairs
-    stream = [row for step in range(steps) for row in batch_rows(pairs, batch, seed=1, step=step)]
+    stream = [row for step in range(steps) for row in global_batch_indices(pairs, batch, seed=1, step=step)]
     assert len(stream) == steps * batch
     epochs = [stream[start : start + pairs] for start in range(0, len(stream), pairs)]
     assert all(sorted(epoch) == list(range(pairs)) for epoch in epochs)
@@ -30,9 +30,9 @@ def test_every_pair_once_per_epoch(pairs, batch):
 
 def test_order_is_a_function_of_seed_and_step():
     """Catches: an order that hangs on what was asked before, so that a resumed run sees other pairs."""
-    asked_in_order = [batch_rows(50, 8, seed=3, step=step) for step in range(20)]
-    assert [batch_rows(50, 8, seed=3, step=step) for step in reversed(range(20))] == asked_in_order[::-1]
-    assert batch_rows(50, 8, seed=4, step=0) != asked_in_order[0]
+    asked_in_order = [global_batch_indices(50, 8, seed=3, step=step) for step in range(20)]
+    assert [global_batch_indices(50, 8, seed=3, step=step) for step in reversed(range(20))] == asked_in_order[::-1]
+    assert global_batch_indices(50, 8, seed=4, step=0) != asked_in_order[0]
 
 
 def test_passes_of_one_process_cover_the_global_batch(encoded, processor, tmp_path):
@@ -56,7 +56,7 @@ def test_passes_of_one_process_cover_the_global_batch(encoded, processor, tmp_pa
         assert made[2] == made[6]
         order = []
         for step in range(5):  # a global batch's pairs, shortest first, so that those of a pass are of like length
-            numbers = batch_rows(len(rows), 6, seed=0, step=step)
+            numbers = global_batch_indices(len(rows), 6, seed=0, step=step)
             order += [rows[number]["id"] for number in sorted(numbers, key=lambda number: (lengths[number], number))]
         assert made[6] == order
         late = micro_batches(rows, lengths, collate, config, start=3, stop=5)

@@ -9,7 +9,7 @@ import pytest
 import spacy
 
 from eval.benchmarks.amber import AMBER, Item, describe, reads_no
-from eval.benchmarks.contract import Mark, Scores, compare
+from eval.benchmarks.contract import Scores, Span, compare
 from eval.config import AMBERConfig
 from eval.words.nouns import NounReader, nearness
 from rlhfv_ray.errors import DataError
@@ -85,15 +85,15 @@ def item(truth: tuple[str, ...], hallu: tuple[str, ...] = ()) -> Item:
 def test_descriptions_by_hand(tmp_path: Path) -> None:
     """Catches: safe words taken out of the mentions, words that go with an object counted as hallucinated, cog of all answers."""
     found = score(amber(write(tmp_path), "generative"))
-    assert [measure.name for measure in found.measures] == ["hal", "chair", "cover", "cog", "words"]
+    assert [metric.name for metric in found.metrics] == ["hal", "chair", "cover", "cog", "words"]
     # Answer 1 names 5, piano falsely; of dog, grass, ship it names dog and, by "ground", grass; of piano, television the piano.
-    assert found.answers[0].parts == {"hal": (1, 1), "chair": (1, 5), "cover": (2, 3), "cog": (1, 2), "words": (17, 1)}
-    assert found.answers[1].parts == {"hal": (0, 1), "chair": (0, 1), "cover": (1, 1), "cog": (0, 1), "words": (5, 1)}
+    assert found.answers[0].ratios == {"hal": (1, 1), "chair": (1, 5), "cover": (2, 3), "cog": (1, 2), "words": (17, 1)}
+    assert found.answers[1].ratios == {"hal": (0, 1), "chair": (0, 1), "cover": (1, 1), "cog": (0, 1), "words": (5, 1)}
     rates = {"hal": 1 / 2, "chair": 1 / 6, "cover": 3 / 4, "cog": 1 / 3, "words": 11, "n": 2, "missing": 0}
     assert found.rates() == pytest.approx(rates)
     start = FIRST.index("piano")
-    assert found.answers[0].marks == (Mark(start, start + 5, "object"),)
-    assert found.beside == {} and found.groups == ("generative",)
+    assert found.answers[0].spans == (Span(start, start + 5, "object"),)
+    assert found.extras == {} and found.groups == ("generative",)
 
 
 def test_a_word_stands_for_the_first_object_it_goes_with() -> None:
@@ -170,7 +170,7 @@ def test_yes_and_no_are_read(answer: str, no: bool | None) -> None:
 def test_questions_by_hand(tmp_path: Path) -> None:
     """Catches: yes as the positive class; answers without yes and no left out, or taken for a right no."""
     found = score(amber(write(tmp_path), "discriminative"))
-    assert [measure.name for measure in found.measures] == ["accuracy", "precision", "recall", "f1"]
+    assert [metric.name for metric in found.metrics] == ["accuracy", "precision", "recall", "f1"]
     # Right: 4, 5, 8. No is said to 5, 7, 8, rightly to 5 and 8; it is right for 3, 5, 6, 8.
     assert found.sums() == {"accuracy": (3, 6), "precision": (2, 3), "recall": (2, 4), "f1": (2 * 2, 3 + 4)}
     assert found.groups == ("existence", "state", "number", "action", "relation")
@@ -180,18 +180,18 @@ def test_questions_by_hand(tmp_path: Path) -> None:
     attribute = {"accuracy": 2 / 3, "precision": 1.0, "recall": 1 / 2, "f1": 2 / 3, "n": 3, "missing": 0}
     # Of the six answers only "No" to 5 is exactly Yes or No.
     exact = {"accuracy": 1 / 6, "precision": 1.0, "recall": 1 / 4, "f1": 2 / 5, "n": 6, "missing": 0}
-    assert found.beside["attribute"] == pytest.approx(attribute)
-    assert found.beside["exact_reading"] == pytest.approx(exact)
-    assert found.beside["neither_yes_nor_no"] == 1 and "amber_score" not in found.beside
+    assert found.extras["attribute"] == pytest.approx(attribute)
+    assert found.extras["exact_reading"] == pytest.approx(exact)
+    assert found.extras["neither_yes_nor_no"] == 1 and "amber_score" not in found.extras
 
 
 def test_both_parts_together(tmp_path: Path) -> None:
     """Catches: rates of descriptions diluted by questions, a score on another scale, ids as numbers."""
     found = score(amber(write(tmp_path)))
     names = ["hal", "chair", "cover", "cog", "words", "accuracy", "precision", "recall", "f1"]
-    assert [measure.name for measure in found.measures] == names
+    assert [metric.name for metric in found.metrics] == names
     assert found.rates()["hal"] == 1 / 2 and found.rates()["words"] == 11 and found.rates()["accuracy"] == 1 / 2
-    assert found.beside["amber_score"] == pytest.approx((100 - 100 / 6 + 100 * 4 / 7) / 2)
+    assert found.extras["amber_score"] == pytest.approx((100 - 100 / 6 + 100 * 4 / 7) / 2)
     assert [item.answer.id for item in found.answers] == list(SAID)
     for name, interval in found.intervals().items():
         rate = found.rates()[name]
@@ -202,14 +202,14 @@ def test_descriptions_that_name_nothing_have_no_score(tmp_path: Path) -> None:
     """Catches: a model that says nothing given a CHAIR of 0, and with it a good AMBER score."""
     found = score(amber(write(tmp_path)), **{"1": "", "2": "I cannot say."})
     assert found.rates()["chair"] is None and found.rates()["hal"] == 0
-    assert "amber_score" not in found.beside
+    assert "amber_score" not in found.extras
 
 
 def test_two_models_are_compared(tmp_path: Path) -> None:
     """Catches: scores that the paired test cannot read."""
     benchmark = amber(write(tmp_path), "generative")
     found = compare(score(benchmark), score(benchmark, **{"1": "A dog."}))
-    assert found.measure.name == "hal" and found.change == pytest.approx(-1 / 2)
+    assert found.metric.name == "hal" and found.change == pytest.approx(-1 / 2)
 
 
 def test_prompts_are_the_queries_as_they_stand(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from eval.benchmarks.contract import (
     CHAIR,
     WORDS,
     JudgedAnswer,
-    Mark,
-    Measure,
-    Part,
+    Metric,
+    Ratio,
     Scores,
+    Span,
     chair_parts,
     check_comparable,
     compare,
@@ -33,11 +33,11 @@ from rlhfv_ray.shapes.world import read_scenes, write_benchmark
 from rlhfv_ray.stats import minimum_detectable_difference
 
 CAT = (("cat", "cat"),)
-WRONG_NUMBERS = Measure("wrong_numbers", "lower")
-RATING = Measure("average_score", "higher", scale=1, counted=False)
+WRONG_NUMBERS = Metric("wrong_numbers", "lower")
+RATING = Metric("average_score", "higher", scale=1, is_proportion=False)
 
 
-def judged(mentions: int, hallucinated: int, named: int, true: int, **details: Part) -> JudgedAnswer:
+def judged(mentions: int, hallucinated: int, named: int, true: int, **details: Ratio) -> JudgedAnswer:
     objects = AnswerScore(mentions, CAT * hallucinated, named, true)
     return JudgedAnswer(Answer("0", "?", ""), chair_parts(objects, 5) | details)
 
@@ -51,7 +51,7 @@ def rated(*ratings: float | None, group: str = "") -> Scores:
     answers = (
         JudgedAnswer(Answer("0", "?", ""), {}, missing="unparsed", group=group)
         if rating is None
-        else JudgedAnswer(Answer("0", "?", ""), {"average_score": Part(rating, 1)}, group=group)
+        else JudgedAnswer(Answer("0", "?", ""), {"average_score": Ratio(rating, 1)}, group=group)
         for rating in ratings
     )
     return Scores((RATING,), tuple(answers), {})
@@ -59,8 +59,8 @@ def rated(*ratings: float | None, group: str = "") -> Scores:
 
 def test_sums_and_rates_by_hand() -> None:
     found = scores(
-        judged(3, 2, 1, 2, wrong_numbers=Part(1, 1)),
-        judged(2, 0, 2, 3, wrong_numbers=Part(0, 2)),
+        judged(3, 2, 1, 2, wrong_numbers=Ratio(1, 1)),
+        judged(2, 0, 2, 3, wrong_numbers=Ratio(0, 2)),
         judged(0, 0, 0, 1),  # names nothing: counts for response_rate_all and recall only
     )
     assert found.sums() == {
@@ -116,7 +116,7 @@ def test_compare_by_hand() -> None:
     base = scores(*[judged(2, 1, 1, 2)] * 6, *[judged(1, 0, 1, 2)] * 2, n=8)
     aligned = scores(*[judged(1, 0, 2, 2)] * 5, judged(2, 1, 1, 2), *[judged(1, 0, 1, 2)] * 2, n=8)
     found = compare(base, aligned)
-    assert found.measure.name == "response_rate" and found.n == 8
+    assert found.metric.name == "response_rate" and found.n == 8
     assert found.change == pytest.approx(1 / 8 - 6 / 8)
     assert found.change_interval is not None and found.change_interval.high < 0
     assert found.relative_reduction == pytest.approx(1 - (1 / 8) / (6 / 8))
@@ -149,7 +149,7 @@ def test_compare_tests_only_what_is_right_or_wrong() -> None:
     found = compare(rated(1, 2, 3, 4), rated(2, 3, 4, 5))
     assert (found.p_value, found.detectable, found.recall_change) == (None, None, None)
     assert found.change == 1 and found.change_interval == (1, 1)
-    mentions = Measure("mention_rate", "lower")  # counted, but several in an answer
+    mentions = Metric("mention_rate", "lower")  # counted, but several in an answer
     several = Scores((mentions,), (judged(3, 2, 1, 1), judged(2, 0, 1, 1)), {})
     assert compare(several, several).p_value is None
     assert compare(scores(judged(2, 1, 1, 1)), scores(judged(1, 0, 1, 1))).p_value == 1.0  # 1 differs: 2 / 2
@@ -236,7 +236,7 @@ def test_a_perfect_caption_has_no_mistake(benchmark: ShapesBenchmark, scenes: li
     rates = found.rates()
     assert rates["object_recall"] == 1 and rates["n"] == 6
     assert [rate for name, rate in rates.items() if name.startswith(("response", "mention", "wrong"))] == [0] * 6
-    assert all(item.marks == () for item in found.answers)
+    assert all(item.spans == () for item in found.answers)
     groups = sum(len(scene.groups) for scene in scenes)
     assert found.sums()["wrong_attributes"] == (0, groups) and found.sums()["mention_rate"] == (0, groups)
 
@@ -267,9 +267,9 @@ def test_a_planted_mistake_is_counted_and_marked(kind: str, benchmark: ShapesBen
     for name in ("attribute", "position", "number"):
         assert found.sums()[f"wrong_{name}s"] == (int(name == kind), groups)
     assert found.sums()["response_rate"] == (0, 6) and found.rates()["object_recall"] == 1
-    (mark,) = found.answers[0].marks
+    (mark,) = found.answers[0].spans
     assert mark.kind == kind and texts[0][mark.start : mark.stop] == phrase(wrong)
-    assert all(item.marks == () for item in found.answers[1:])
+    assert all(item.spans == () for item in found.answers[1:])
 
 
 def test_a_planted_object_is_counted_and_marked(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
@@ -286,7 +286,7 @@ def test_a_planted_object_is_counted_and_marked(benchmark: ShapesBenchmark, scen
     assert found.sums()["object_recall"] == (groups - 1, groups)
     assert found.sums()["wrong_attributes"] == (0, groups - 1)  # of phrases about objects that are there
     for text, item, group in zip(texts, found.answers, made_up, strict=False):
-        (mark,) = item.marks
+        (mark,) = item.spans
         assert mark.kind == "object" and text[mark.start : mark.stop] == phrase(group)
 
 
@@ -297,9 +297,11 @@ def test_one_phrase_can_be_wrong_in_every_way(benchmark: ShapesBenchmark, scenes
     judgement = benchmark.judge(Answer("0", "?", caption(scenes[0].setting, (wrong,))), scenes[0])
     start = judgement.answer.text.index(phrase(wrong))
     stop = start + len(phrase(wrong))
-    assert judgement.marks == tuple(Mark(start, stop, kind) for kind in ("attribute", "number", "position"))
-    assert judgement.parts["repeated_objects"] == Part(0, 1)
-    assert {judgement.parts[name] for name in ("wrong_attributes", "wrong_numbers", "wrong_positions")} == {Part(1, 1)}
+    assert judgement.spans == tuple(Span(start, stop, kind) for kind in ("attribute", "number", "position"))
+    assert judgement.ratios["repeated_objects"] == Ratio(0, 1)
+    assert {judgement.ratios[name] for name in ("wrong_attributes", "wrong_numbers", "wrong_positions")} == {
+        Ratio(1, 1)
+    }
 
 
 def test_an_object_named_twice_is_marked_where_it_is_not(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
@@ -309,9 +311,9 @@ def test_an_object_named_twice_is_marked_where_it_is_not(benchmark: ShapesBenchm
     text = caption(scenes[0].setting, (false, *scenes[0].groups))
     judgement = benchmark.judge(Answer("0", "?", text), scenes[0])
     start = text.index(phrase(false))
-    assert judgement.marks == (Mark(start, start + len(phrase(false)), "object"),)
-    assert judgement.parts["repeated_objects"] == Part(1, len(scenes[0].groups) + 1)
-    assert judgement.parts["wrong_attributes"] == Part(0, len(scenes[0].groups))
+    assert judgement.spans == (Span(start, start + len(phrase(false)), "object"),)
+    assert judgement.ratios["repeated_objects"] == Ratio(1, len(scenes[0].groups) + 1)
+    assert judgement.ratios["wrong_attributes"] == Ratio(0, len(scenes[0].groups))
 
 
 def test_manifest_follows_questions_and_decoding(benchmark: ShapesBenchmark, tmp_path: Path) -> None:

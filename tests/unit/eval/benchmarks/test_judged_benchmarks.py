@@ -27,7 +27,7 @@ def test_mmhal_scores_are_the_releases() -> None:
     """Catches: another reading of reviews, types in another order, informativeness on another scale."""
     golden = GOLDEN["mmhal"]
     scores = mmhal_scores(golden["reviews"], release_compatible=True)
-    assert scores.hallucinating.of == 96
+    assert scores.hallucinating.denominator == 96
     assert f"{scores.average_score:.2f}" == golden["average_score"]
     assert f"{scores.hallucination_rate:.2f}" == golden["hallucination_rate"]
     assert ",".join(str(round(average or 0.0, 2)) for average in scores.by_type) == golden["average_by_type"]
@@ -43,9 +43,9 @@ def test_mmhal_ratings_that_the_release_takes_for_0_are_read_or_missing() -> Non
     assert apart == sorted([*((f"Rating:{n}", n) for n in (4, 1, 2)), *unclear], key=str)
     ours, theirs = (mmhal_scores(reviews, release_compatible=flag) for flag in (False, True))
     assert ours.unparsed == theirs.unparsed == len(unclear) == 8
-    assert ours.hallucinating.of == 88
+    assert ours.hallucinating.denominator == 88
     assert ours.interval is not None
-    assert ours.interval.low < ours.hallucinating.share / 88 < ours.interval.high
+    assert ours.interval.low < ours.hallucinating.numerator / 88 < ours.interval.high
 
 
 def test_mmhal_scores_of_nothing_are_missing() -> None:
@@ -150,7 +150,7 @@ def test_mmhal_bench_by_hand(tmp_path: Path) -> None:
     assert [item.missing for item in scores.answers[-2:]] == ["unparsed", "refused"]
     assert scores.rates("attribute")["average_score"] == (6 + 6) / 2 and scores.groups == TYPES
     assert scores.rates("holistic")["n"] == 2 and scores.rates("holistic")["missing"] == 1
-    assert scores.beside["release_compatible"]["hallucination_rate"] == 9 / 16
+    assert scores.extras["release_compatible"]["hallucination_rate"] == 9 / 16
     assert scores.answers[0].verdict == "Rating: 6"
 
 
@@ -158,8 +158,8 @@ def test_mmhal_votes_count_by_their_middle(tmp_path: Path) -> None:
     judge = replace(JUDGE, votes=3, temperature=0.7)
     votes = ["Rating: 1", "Rating: 4", "Rating: 4"], ["Rating: 2", "Rating: 4", "?"], ["Rating: 5"] * 3
     scores = said(mmhal(tmp_path, mmhal_rows(3), judge), votes)
-    assert [item.parts["average_score"].share for item in scores.answers] == [4, 2, 5]
-    assert scores.beside["agreement"] == pytest.approx(1 / 3)
+    assert [item.ratios["average_score"].numerator for item in scores.answers] == [4, 2, 5]
+    assert scores.extras["agreement"] == pytest.approx(1 / 3)
 
 
 def test_an_answer_cannot_leave_its_place_in_the_prompt(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_llava_bench_by_hand(tmp_path: Path) -> None:
     scores = said(benchmark, ["8 6\nFine.", "10 5", "Both are good."])
     assert tuple(scores.sums()["relative_score"]) == (11, 18)
     assert scores.rates("conv")["relative_score"] == 0.75 and scores.rates("complex")["missing"] == 1
-    assert scores.beside["release_compatible"] == {"conv": 75.0, "detail": 50.0, "all": 61.1}
+    assert scores.extras["release_compatible"] == {"conv": 75.0, "detail": 50.0, "all": 61.1}
     text = benchmark.requests([Answer(p.id, p.question, "Ours.") for p in benchmark.prompts])[1].text
     for part in ("A dog.", "dog: [0, 0, 1, 1]", "Q1?", "Reference 1.", "Ours."):
         assert part in text

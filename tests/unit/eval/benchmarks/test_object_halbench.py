@@ -93,7 +93,7 @@ def check_golden(scores: Scores, mode: str) -> None:
         assert rates[ours] == overall[name], ours
     assert (rates["n"], rates["missing"]) == (overall["sentence_num"], 0)
     for item, sentence in zip(scores.answers, GOLDEN[mode]["sentences"], strict=True):
-        assert item.parts["mention_rate"] == (len(sentence["hallucinated"]), len(sentence["generated"]))
+        assert item.ratios["mention_rate"] == (len(sentence["hallucinated"]), len(sentence["generated"]))
 
 
 def test_judge_mode_is_the_release_s(tmp_path: Path) -> None:
@@ -113,13 +113,13 @@ def test_names_are_refined_before_they_are_matched(tmp_path: Path) -> None:
     scores = scored.score(GOLDEN_ANSWERS, said({row["image_id"]: row["objects"] for row in GOLDEN["answers"]}))
     more = {}
     for row, item, sentence in zip(GOLDEN["answers"], scores.answers, GOLDEN["extracted"]["sentences"], strict=True):
-        named = item.parts["mention_rate"].of
+        named = item.ratios["mention_rate"].denominator
         if named != len(sentence["generated"]):
             more[row["image_id"]] = set(row["objects"]) & {
                 *("wine glasses", "passenger train", "street lights", "hot dog stand", "baby elephant", "toilet seat")
             }
         else:
-            assert item.parts["mention_rate"].share == len(sentence["hallucinated"])
+            assert item.ratios["mention_rate"].numerator == len(sentence["hallucinated"])
     assert len(more) == 8 and all(len(names) == 1 for names in more.values())
 
 
@@ -131,7 +131,7 @@ def test_rule_mode_is_the_release_s(tmp_path: Path) -> None:
     check_golden(scores, "rule")
     assert scores.manifest["lemmatizer"] == choose_lemmatizer()
     for item in scores.answers:
-        assert len(item.marks) == item.parts["mention_rate"].share
+        assert len(item.spans) == item.ratios["mention_rate"].numerator
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,8 @@ def test_a_request_shows_question_and_answer(tmp_path: Path) -> None:
     assert request.text.index(QUESTION) < request.text.index(texts[1])
     scores = scored.score(answers_of(texts), said({1: ["dog"]}))
     assert [item.missing for item in scores.answers] == ["", "", ""]
-    assert scores.answers[1].parts["response_rate_all"] == (0, 1)
-    assert scores.answers[1].parts["object_recall"] == (0, 1)
+    assert scores.answers[1].ratios["response_rate_all"] == (0, 1)
+    assert scores.answers[1].ratios["object_recall"] == (0, 1)
 
 
 def test_structured_replies_are_asked_for_by_schema(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_an_answer_cannot_step_out_of_its_frame(tmp_path: Path, attack: str) -> 
     assert inside == texts[1]
     verdicts = said({1: ["dog", "cat"], 2: ["cat"], 3: ["car", "bus"]})
     plain, attacked = scored.score(THREE, verdicts), scored.score(answers_of(texts), verdicts)
-    judged = [measure.name for measure in CHAIR]
+    judged = [metric.name for metric in CHAIR]
     assert [plain.rates()[name] for name in judged] == [attacked.rates()[name] for name in judged]
 
 
@@ -237,14 +237,14 @@ def test_scores_and_marks_by_hand(tmp_path: Path) -> None:
     names = {1: ["dogs", "Cat", "cat"], 2: ["cat", "sky"], 3: ["car", "bus"]}
     scores = benchmark(tmp_path).score(THREE, said(names))
     rates = scores.rates()
-    assert [rates[measure.name] for measure in CHAIR] == [2 / 3, 2 / 3, 2 / 5, 1]
+    assert [rates[metric.name] for metric in CHAIR] == [2 / 3, 2 / 3, 2 / 5, 1]
     assert rates["words"] == (6 + 5 + 5) / 3
-    marked = [[item.answer.text[m.start : m.stop] for m in item.marks] for item in scores.answers]
+    marked = [[item.answer.text[m.start : m.stop] for m in item.spans] for item in scores.answers]
     assert marked == [["cat"], [], ["buses"]]
     assert scores.groups == (QUESTION,)
     assert scores.answers[0].verdict == '["dogs", "Cat", "cat"]'
-    assert scores.beside["release_compatible"] == {measure.name: rates[measure.name] for measure in CHAIR}
-    kitchen = scores.beside["over_generalization"]["kitchen"]  # of image 1 alone, whose only object is typical
+    assert scores.extras["release_compatible"] == {metric.name: rates[metric.name] for metric in CHAIR}
+    kitchen = scores.extras["over_generalization"]["kitchen"]  # of image 1 alone, whose only object is typical
     assert kitchen == {"in_scene": 0, "overall": 0, "rise": 0, "n": 1}
 
 
@@ -266,11 +266,11 @@ def test_missing_verdicts_are_counted_and_score_nothing(tmp_path: Path, verdicts
     scores = benchmark(tmp_path).score(THREE, {**said({2: ["cat"], 3: ["car", "bus"]}), "1": verdicts})
     rates = scores.rates()
     assert (rates["n"], rates["missing"], scores.answers[0].missing) == (3, 1, reason)
-    assert [rates[measure.name] for measure in CHAIR] == [1 / 2, 1 / 2, 1 / 3, 1]
+    assert [rates[metric.name] for metric in CHAIR] == [1 / 2, 1 / 2, 1 / 3, 1]
     assert rates["words"] == 16 / 3
-    assert scores.answers[0].marks == ()
-    assert list(scores.beside["release_compatible"].values()) == [1 / 2, 1 / 3, 1 / 3, 2 / 3]
-    assert scores.beside["over_generalization"]["kitchen"]["n"] == 0
+    assert scores.answers[0].spans == ()
+    assert list(scores.extras["release_compatible"].values()) == [1 / 2, 1 / 3, 1 / 3, 2 / 3]
+    assert scores.extras["over_generalization"]["kitchen"]["n"] == 0
 
 
 def test_votes(tmp_path: Path) -> None:
@@ -286,11 +286,11 @@ def test_votes(tmp_path: Path) -> None:
     verdicts = {image: [Verdict("ok", reply, "judge-x") for reply in votes] for image, votes in replies.items()}
     scored = benchmark(tmp_path, replace(JUDGE, votes=4, temperature=0.7))
     scores = scored.score(THREE, verdicts)
-    assert [item.parts["mention_rate"] for item in scores.answers] == [(0, 1), (0, 1), (0, 1)]
-    assert scores.beside["agreement"] == 1 / 2
-    assert scores.beside["judge_models"] == ["judge-x"]
+    assert [item.ratios["mention_rate"] for item in scores.answers] == [(0, 1), (0, 1), (0, 1)]
+    assert scores.extras["agreement"] == 1 / 2
+    assert scores.extras["judge_models"] == ["judge-x"]
     assert scores.answers[0].verdict == '["dogs"]\n\n["dog", "cat"]\n\n["dog"]\n\n["cat", "dog"]'
-    assert "agreement" not in benchmark(tmp_path).score(THREE, verdicts).beside
+    assert "agreement" not in benchmark(tmp_path).score(THREE, verdicts).extras
 
 
 def spacy_pipeline(folder: Path) -> str:
@@ -314,10 +314,10 @@ def test_a_tagger_reads_names(tmp_path: Path) -> None:
     scored = benchmark(tmp_path, tagger=spacy_pipeline(tmp_path / "words"))
     verdicts = said({1: ["wooden dog"], 2: [], 3: ["wooden cars"]})
     scores = scored.score(THREE, verdicts)
-    assert [item.parts["object_recall"].share for item in scores.answers] == [1, 0, 1]
+    assert [item.ratios["object_recall"].numerator for item in scores.answers] == [1, 0, 1]
     assert scores.manifest["tagger"] == "en_words 1.2.3"
     plain = benchmark(tmp_path).score(THREE, verdicts)
-    assert [item.parts["object_recall"].share for item in plain.answers] == [0, 0, 0]
+    assert [item.ratios["object_recall"].numerator for item in plain.answers] == [0, 0, 0]
 
 
 def test_a_tagger_that_is_not_there(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_answers_are_read_by_the_official_rule(answer: str, yes: bool) -> None:
 def test_measures_by_hand(folder: Path) -> None:
     """Catches: no as the positive class, precision and recall exchanged, f1 as a mean of groups."""
     found = score(pope(folder), SAID)
-    assert found.measures[0].name == "accuracy"
+    assert found.metrics[0].name == "accuracy"
     # Said yes to 4 of 6; 3 objects are there; 2 hits (random-1, popular-1), and one right no (random-4).
     assert found.sums() == {
         "accuracy": (3, 6),
@@ -93,10 +93,10 @@ def test_measures_by_hand(folder: Path) -> None:
     precision, recall = 2 / 4, 2 / 3
     assert found.rates()["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
     # "Maybe" has neither word; "NO!" has one that the rule does not take.
-    assert found.beside == {"neither_yes_nor_no": 1, "yes_despite_no": 1}
-    assert all(item.marks == () and item.missing == "" for item in found.answers)
-    for measure in MEASURES:
-        interval, rate = found.intervals()[measure.name], found.rates()[measure.name]
+    assert found.extras == {"neither_yes_nor_no": 1, "yes_despite_no": 1}
+    assert all(item.spans == () and item.missing == "" for item in found.answers)
+    for metric in MEASURES:
+        interval, rate = found.intervals()[metric.name], found.rates()[metric.name]
         assert interval is not None and rate is not None and interval.low <= rate <= interval.high
 
 
@@ -181,7 +181,7 @@ def test_two_models_are_compared_on_accuracy(folder: Path) -> None:
     """Catches: scores that the paired test cannot read."""
     base, better = score(pope(folder), SAID), score(pope(folder), SAID | {"random-2": "No.", "random-3": "Yes."})
     found = compare(base, better)
-    assert found.measure.name == "accuracy" and found.change == pytest.approx(2 / 6)
+    assert found.metric.name == "accuracy" and found.change == pytest.approx(2 / 6)
     assert found.p_value == pytest.approx(2 / 2**2)  # 2 answers differ, both the same way
 
 

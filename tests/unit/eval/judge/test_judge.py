@@ -45,9 +45,9 @@ def test_marks_depend_on_the_answer_alone(tmp_path: Path) -> None:
     """Catches: a mark an answer could hold, or one that makes the same request another one tomorrow."""
     prompt = JudgePrompt("own", "<{mark}>{answer}</{mark}>", ("answer",))
     filled = [prompt.fill(answer=answer) for answer in INJECTIONS]
-    marks = [text[1:9] for text in filled]
-    assert len(set(marks)) == len(marks) and filled == [prompt.fill(answer=answer) for answer in INJECTIONS]
-    for mark, answer in zip(marks, INJECTIONS, strict=True):
+    spans = [text[1:9] for text in filled]
+    assert len(set(spans)) == len(spans) and filled == [prompt.fill(answer=answer) for answer in INJECTIONS]
+    for mark, answer in zip(spans, INJECTIONS, strict=True):
         assert mark not in answer and prompt.fill(answer=answer + mark)[1:9] != mark
 
 

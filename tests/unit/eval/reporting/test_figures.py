@@ -47,12 +47,12 @@ def test_rates_figure(count: int, tmp_path: Path) -> None:
 
 
 def test_rates_figure_of_nothing_counted_and_above_100_per_cent(tmp_path: Path) -> None:
-    silent = pets([replace(judged(0), parts={})])
+    silent = pets([replace(judged(0), ratios={})])
     rates_figure({"base": silent, "aligned": silent}, tmp_path / "rates.png")
     check_png(tmp_path / "rates.png")
     above = rated([6, 5])
-    measures = (above.measures[0], above.measures[1]._replace(scale=100.0))  # 550 %
-    rates_figure({"base": replace(above, measures=measures)}, tmp_path / "rates.png")
+    metrics = (above.metrics[0], above.metrics[1]._replace(scale=100.0))  # 550 %
+    rates_figure({"base": replace(above, metrics=metrics)}, tmp_path / "rates.png")
     check_png(tmp_path / "rates.png")
 
 
@@ -86,13 +86,13 @@ def test_groups_are_shown_by_a_measure_that_they_share() -> None:
     """Catches: an empty figure where the first measure belongs to one group of questions only."""
     scores = rated([0, 6, 2, 5])
     only = tuple(
-        replace(item, parts={name: part for name, part in item.parts.items() if name != "hallucination_rate"})
+        replace(item, ratios={name: part for name, part in item.ratios.items() if name != "hallucination_rate"})
         if item.group == "other"
         else item
         for item in scores.answers
     )
-    percent = replace(scores, measures=(scores.measures[0], scores.measures[1]._replace(scale=100.0)))
-    assert grouped_measure({"m": percent}) == percent.measures[0]
-    assert grouped_measure({"m": replace(percent, answers=only)}) == percent.measures[1]
+    percent = replace(scores, metrics=(scores.metrics[0], scores.metrics[1]._replace(scale=100.0)))
+    assert grouped_measure({"m": percent}) == percent.metrics[0]
+    assert grouped_measure({"m": replace(percent, answers=only)}) == percent.metrics[1]
     assert grouped_measure({"m": replace(scores, answers=only)}) is None
     assert grouped_measure({"m": base()}) is None

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from eval.benchmarks import llava_bench, mmhal_bench, object_halbench
-from eval.benchmarks.contract import JudgedAnswer, Mark, Scores
+from eval.benchmarks.contract import JudgedAnswer, Scores, Span
 from eval.reporting.figures import rates_figure
 from eval.reporting.html import PAPER, Section, paper_card, picture, pieces, write_page
 from rlhfv_ray.errors import DataError
@@ -21,8 +21,8 @@ from tests.hand_scores import CAT, RED_DOGS, TEXT, judged, models, pets, png, pr
 
 
 def test_pieces_keep_the_text_and_cover_the_marks() -> None:
-    marks = [*RED_DOGS, Mark(8, 20, "position"), CAT]
-    found = pieces(TEXT, marks)
+    spans = [*RED_DOGS, Span(8, 20, "position"), CAT]
+    found = pieces(TEXT, spans)
     assert "".join(piece.text for piece in found) == TEXT
     assert [tuple(piece) for piece in found] == [
         ("two red ", ("attribute", "number")),
@@ -96,10 +96,10 @@ def text_of(answer: Sequence[tuple[str, tuple[str, ...]]]) -> str:
 
 
 def test_page_marks_exactly_the_marked_characters(tmp_path: Path) -> None:
-    marks = (*RED_DOGS, CAT)
-    page = read_page(tmp_path / "page.html", pair(judged(0, marks=marks), judged(0)))
+    spans = (*RED_DOGS, CAT)
+    page = read_page(tmp_path / "page.html", pair(judged(0, spans=spans), judged(0)))
     before, after = page.answers
-    kinds = [tuple(sorted(m.kind for m in marks if m.start <= i < m.stop)) for i in range(len(TEXT))]
+    kinds = [tuple(sorted(m.kind for m in spans if m.start <= i < m.stop)) for i in range(len(TEXT))]
     assert before == list(zip(TEXT, kinds, strict=True))
     assert after == [(character, ()) for character in TEXT]
 
@@ -109,13 +109,13 @@ ATTACK = "</p></details><script>alert('cat')</script>\n  <mark>&amp;<img src=x o
 
 def test_page_escapes_what_models_and_judges_say(tmp_path: Path) -> None:
     """Catches: an answer, a judge's word, a name or a reason that runs as code in the reader's browser."""
-    marked = judged(0, text=ATTACK, marks=[Mark(4, 20, "object"), Mark(0, 2, "<b onclick=x>")])
+    marked = judged(0, text=ATTACK, spans=[Span(4, 20, "object"), Span(0, 2, "<b onclick=x>")])
     marked = replace(marked, verdict=ATTACK, missing=ATTACK, group=ATTACK)
     others = [replace(judged(n, text=""), group=f"{ATTACK}{n}") for n in (1, 2)]
     scores = replace(
         pets([marked, *others]),
         manifest={"benchmark": ATTACK, ATTACK: [ATTACK]},
-        beside={"release_compatible": {ATTACK: 1}, "x": ATTACK},
+        extras={"release_compatible": {ATTACK: 1}, "x": ATTACK},
     )
     asked = [replace(prompt, question=ATTACK) for prompt in prompts(3)]
     rates_figure({"m": pets([judged(0)])}, tmp_path / "rates.png")
@@ -189,8 +189,8 @@ def test_paper_card_names_our_measures(benchmark: Any) -> None:
     """Catches: a measure renamed, so that its column stays empty."""
     name = benchmark.__name__.removeprefix("eval.benchmarks.")
     card = json.loads(PAPER.read_text())["benchmarks"][name]
-    measures = {measure.name for measure in benchmark.MEASURES}
-    assert {column["measure"] for column in card["columns"]} <= measures
+    metrics = {metric.name for metric in benchmark.MEASURES}
+    assert {column["measure"] for column in card["columns"]} <= metrics
     assert {len(row) for row in card["rows"].values()} == {len(card["columns"])}
     if benchmark is llava_bench:
         assert {column["group"] for column in card["columns"]} == set(llava_bench.CATEGORIES)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.benchmarks.contract import CHAIR, WORDS, JudgedAnswer, Mark, Part, Scores
+from eval.benchmarks.contract import CHAIR, WORDS, JudgedAnswer, Ratio, Scores, Span
 from eval.reporting.score_files import holds_scores, load_scores, save_scores
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer
@@ -16,8 +16,8 @@ SCORES = Scores(
     (
         JudgedAnswer(
             Answer("1", "What?", "a cat & „Hund“ \ud83d"),  # half a character, as tokenizers produce them
-            {"response_rate": Part(1, 1), "words": Part(0.1 + 0.2, 1)},
-            marks=(Mark(2, 5, "object"),),
+            {"response_rate": Ratio(1, 1), "words": Ratio(0.1 + 0.2, 1)},
+            spans=(Span(2, 5, "object"),),
             group="conv",
             verdict="line\nline",
         ),
@@ -35,7 +35,7 @@ def test_scores_come_back_exactly(tmp_path: Path) -> None:
     found = load_scores(path)
     assert found == SCORES
     assert found.manifest_hash == SCORES.manifest_hash
-    assert type(found.answers[0].marks[0]) is Mark and type(found.answers[0].parts["words"]) is Part
+    assert type(found.answers[0].spans[0]) is Span and type(found.answers[0].ratios["words"]) is Ratio
     assert [path.name for path in path.parent.iterdir()] == ["base.json"]  # nothing half-written is left
 
 
@@ -43,8 +43,8 @@ def test_what_would_come_back_changed_is_not_written(tmp_path: Path) -> None:
     for odd in ((1, 2), {1: "a"}, {1, 2}, float("nan")):
         with pytest.raises(DataError, match="manifest of the scores"):
             save_scores(replace(SCORES, manifest={"odd": odd}), tmp_path / "x.json")
-    with pytest.raises(DataError, match="beside of the scores"):
-        save_scores(replace(SCORES, beside={"pair": (1, 2)}), tmp_path / "x.json")
+    with pytest.raises(DataError, match="extras of the scores"):
+        save_scores(replace(SCORES, extras={"pair": (1, 2)}), tmp_path / "x.json")
     assert not list(tmp_path.iterdir())
 
 
@@ -56,7 +56,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     save_scores(SCORES, path)
     whole = path.read_text()
     assert holds_scores(path)
-    for text in ("", "[]", '{"rating": 3}', "no JSON", whole[: len(whole) // 2], whole.replace('"measures"', '"ms"')):
+    for text in ("", "[]", '{"rating": 3}', "no JSON", whole[: len(whole) // 2], whole.replace('"metrics"', '"ms"')):
         path.write_text(text)
         with pytest.raises(DataError, match=r"base\.json"):
             load_scores(path)
@@ -64,7 +64,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         path.write_text(text)
         assert not holds_scores(path)
     record = json.loads(whole)
-    record["answers"][0]["parts"] = {"response_rate": [1]}
+    record["answers"][0]["ratios"] = {"response_rate": [1]}
     path.write_text(json.dumps(record))
     with pytest.raises(DataError, match="cannot be read|can be read"):
         load_scores(path)

@@ -4,24 +4,24 @@ from dataclasses import replace
 
 import pytest
 
-from eval.benchmarks.contract import RESPONSE_RATE, Comparison, Measure, compare
+from eval.benchmarks.contract import RESPONSE_RATE, Comparison, Metric, compare
 from eval.reporting.wording import (
-    cell,
     comparisons,
     conclusions,
     findings,
+    format_cell,
     missing_reasons,
     missing_text,
     notes,
-    rows,
+    table_rows,
     title,
 )
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.stats import Interval
 from tests.hand_scores import aligned, base, judged, models, pets, rated
 
-RELATIVE = Measure("relative_score", "higher", counted=False)
-RATING = Measure("average_score", "higher", scale=1, counted=False)
+RELATIVE = Metric("relative_score", "higher", is_proportion=False)
+RATING = Metric("average_score", "higher", scale=1, is_proportion=False)
 EMPTY = Comparison(RESPONSE_RATE, None, None, None, None, None, None, None)
 
 
@@ -61,10 +61,10 @@ def test_conclusions_say_what_is_not_resolved() -> None:
 def test_conclusions_of_other_measures_are_changes_in_their_unit() -> None:
     """Catches: a rise of a score shown as a reduction; points where the unit is a rating; a test that was not made."""
     change = replace(EMPTY, change=0.031, change_interval=Interval(0.01, 0.05), n=90)
-    assert conclusions(replace(change, measure=RELATIVE)) == [
+    assert conclusions(replace(change, metric=RELATIVE)) == [
         "Change of the relative score: +3.1 points (95 % interval +1.0 to +5.0)."
     ]
-    assert conclusions(replace(change, measure=RATING)) == [
+    assert conclusions(replace(change, metric=RATING)) == [
         "Change of the average score: +0.03 (95 % interval +0.01 to +0.05)."
     ]
 
@@ -87,7 +87,7 @@ def test_title_names_benchmark_models_and_number() -> None:
 
 
 def test_rows_have_every_measure_in_its_unit() -> None:
-    found = rows({"base": rated([0, 2, 3, 5]), "aligned": rated([3, 2, 3, 5])})
+    found = table_rows({"base": rated([0, 2, 3, 5]), "aligned": rated([3, 2, 3, 5])})
     assert [row.label for row in found] == ["hallucination rate / %", "average score", "words"]
     # 2 of 4 and 1 of 4; ratings 10 / 4 and 13 / 4; 2 words each
     assert [[one.number for one in row.cells] for row in found] == [
@@ -101,10 +101,13 @@ def test_rows_have_every_measure_in_its_unit() -> None:
 
 
 def test_a_rate_of_nothing_is_no_zero() -> None:
-    silent = replace(judged(0), parts={})
-    found = rows({"base": pets([silent]), "aligned": pets([judged(0)])})
+    silent = replace(judged(0), ratios={})
+    found = table_rows({"base": pets([silent]), "aligned": pets([judged(0)])})
     assert str(found[0].cells[0]) == "none counted" and found[0].changes == ("",)
-    assert str(cell(RATING, 12.345)) == "12.3" and str(cell(RATING, 2.345, Interval(1, 3))) == "2.35 (1.00 to 3.00)"
+    assert (
+        str(format_cell(RATING, 12.345)) == "12.3"
+        and str(format_cell(RATING, 2.345, Interval(1, 3))) == "2.35 (1.00 to 3.00)"
+    )
 
 
 def test_missing_verdicts_are_counted_by_reason_and_noted() -> None:
@@ -121,5 +124,5 @@ def test_missing_verdicts_are_counted_by_reason_and_noted() -> None:
 def test_notes_tell_the_whole_and_not_every_part():
     """Catches: a screen full of parts beside six rates."""
     parts = {"street": {"in_scene": 0.5, "n": 10}, "mean_rise": 0.25}
-    scores = replace(base(), beside={"over_generalization": parts, "only_parts": {"conv": {"n": 3}}})
+    scores = replace(base(), extras={"over_generalization": parts, "only_parts": {"conv": {"n": 3}}})
     assert notes({"m": scores}) == ["m: over_generalization: mean rise 0.25", "m: only_parts: conv n 3"]

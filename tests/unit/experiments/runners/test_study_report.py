@@ -27,7 +27,7 @@ def trials() -> list[Found]:
                 "n": 600,
                 "missing": 0,
             }
-            look = {"rates": {**rates, "rise": -0.01}, "measures": [m._asdict() for m in MEASURES]}
+            look = {"rates": {**rates, "rise": -0.01}, "metrics": [m._asdict() for m in MEASURES]}
             found.append(Found(f"{arm}{seed}", {"arm": arm, "seed": seed}, {1: look}, "finished", "", 1.0, "", False))
     return found
 
@@ -63,9 +63,9 @@ def test_intervals_by_hand(found):
         ("DPO", "base", OBJECT_RECALL, "worse"),
     ],
 )
-def test_verdicts(found, arm, than, measure, said):
+def test_verdicts(found, arm, than, metric, said):
     """Catches: lower taken for better where higher is, and a claim made of noise."""
-    assert verdict(measure, found.difference(arm, than, measure.name)) == said
+    assert verdict(metric, found.difference(arm, than, metric.name)) == said
 
 
 def test_sentences_say_what_the_data_support(found):
