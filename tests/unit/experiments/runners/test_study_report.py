@@ -54,7 +54,7 @@ def test_intervals_by_hand(found):
 
 
 @pytest.mark.parametrize(
-    ("arm", "than", "measure", "said"),
+    ("arm", "than", "metric", "said"),
     [
         ("DDPO", "base", RESPONSE_RATE, "better"),
         ("base", "DDPO", RESPONSE_RATE, "worse"),
