@@ -32,7 +32,15 @@ from rlhfv_ray.models import AnswerPolicy, layout_of, prepare_training, recomput
 
 PEAK = 989e12  # of an H200, dense bf16
 TINY = replace(
-    LLAVA, width=64, layers=2, feedforward=172, heads=4, words=500, vision_width=64, vision_layers=2, image_side=56
+    LLAVA,
+    width=64,
+    layers=2,
+    feedforward=172,
+    heads=4,
+    words=500,
+    vision_width=64,
+    vision_layers=2,
+    image_side=56,
 )
 
 
@@ -60,7 +68,12 @@ def whole() -> list[Row]:
     setting = make_setting(LLAVA_7B, pairs=1, device=cuda, dtype=half)
     rows += shown(step_cells(setting, "7B, 1 pair", rounds=5, goal=2.2))
     rows += ladder(setting, pairs=4, rounds=5)
-    rows += shown([throughput(with_pairs(setting, count), f"7B, {count} pairs", rounds=5) for count in (1, 4, 8)])
+    rows += shown(
+        [
+            throughput(with_pairs(setting, count), f"7B, {count} pairs", rounds=5)
+            for count in (1, 4, 8)
+        ]
+    )
     several = with_pairs(setting, 16)
     rows += shown([reference_cell(several, "7B", rounds=3)])
     rows += shown([generation_cell(several, "7B", rounds=1, batch=64, new_tokens=32, goal=15.0)])
@@ -108,8 +121,15 @@ def ladder(setting: Setting, *, pairs: int, rounds: int) -> list[Row]:
     def plain(checkpointing: bool) -> float:
         return size.flops(shared=False, checkpointing=checkpointing)
 
-    body = 6 * size.width * size.words * (size.tokens[0] - 2 * size.answer)  # the head on tokens nobody scores
-    heads = (plain(True), plain(True) - body, size.flops(shared=True, checkpointing=True), size.flops(shared=True))
+    body = (
+        6 * size.width * size.words * (size.tokens[0] - 2 * size.answer)
+    )  # the head on tokens nobody scores
+    heads = (
+        plain(True),
+        plain(True) - body,
+        size.flops(shared=True, checkpointing=True),
+        size.flops(shared=True),
+    )
     policy = AnswerPolicy(model, layout_of(model, "plain"))
     rungs = [
         ("the release's shape", concatenated_step(one, checkpointing=True), 1, 1, heads[0]),
@@ -127,7 +147,17 @@ def ladder(setting: Setting, *, pairs: int, rounds: int) -> list[Row]:
         recompute_activations(model, 0)
         gain, predicted = (before[0] / time, before[1] / flops) if before else (1.0, 1.0)
         note = f"gain {gain:.2f}, operations predict {predicted:.2f}; {memory:.2f} GiB a pair on top of the weights"
-        rows.append(Row(f"ladder: {name}", time, time if before is None else before[0], gain, 0.0, True, note=note))
+        rows.append(
+            Row(
+                f"ladder: {name}",
+                time,
+                time if before is None else before[0],
+                gain,
+                0.0,
+                True,
+                note=note,
+            )
+        )
         before = (time, flops)
     return shown(rows)
 
@@ -139,7 +169,15 @@ def throughput(setting: Setting, name: str, *, rounds: int) -> Row:
     time = median(seconds(step, setting.device) for _ in range(rounds))
     share = setting.size.flops(shared=True) * len(setting.pairs) / time / PEAK
     goal = 0.45 if len(setting.pairs) >= 4 and setting.device.type == "cuda" else 0.0
-    return Row(f"MFU, {name}", time, 0.0, share, goal, share >= goal, note=f"{len(setting.pairs) / time:.2f} pairs/s")
+    return Row(
+        f"MFU, {name}",
+        time,
+        0.0,
+        share,
+        goal,
+        share >= goal,
+        note=f"{len(setting.pairs) / time:.2f} pairs/s",
+    )
 
 
 if __name__ == "__main__":

@@ -38,15 +38,29 @@ def measure(count: int, folder: Path) -> str:
     """Judge so many items; how long it took, as text."""
     requests = [Request(str(number), f"Item {number} of {count}") for number in range(count)]
     with OpenAIServer(
-        lambda prompt: "Rating: 4", log=folder / "log", script=faults(), latency=(1.5, 0.4), per_minute=PER_MINUTE
+        lambda prompt: "Rating: 4",
+        log=folder / "log",
+        script=faults(),
+        latency=(1.5, 0.4),
+        per_minute=PER_MINUTE,
     ) as server:
         endpoint = EndpointConfig(
-            model="judge", base_url=server.url, key_env="BENCHMARK_KEY", requests_per_minute=PER_MINUTE
+            model="judge",
+            base_url=server.url,
+            key_env="BENCHMARK_KEY",
+            requests_per_minute=PER_MINUTE,
         )
-        check_endpoint(endpoint, folder / "cache")  # as an evaluation does before it generates answers
+        check_endpoint(
+            endpoint, folder / "cache"
+        )  # as an evaluation does before it generates answers
         started = time.monotonic()
         verdicts, ledger = ask(
-            requests, endpoint, folder / "cache", readable=readable, title=f"{count} items", console=Console()
+            requests,
+            endpoint,
+            folder / "cache",
+            readable=readable,
+            title=f"{count} items",
+            console=Console(),
         )
         wall = time.monotonic() - started
         first, last = (pick(entry["at"] for entry in server.requests()) for pick in (min, max))
@@ -66,7 +80,11 @@ def readable(text: str) -> bool:
 def faults() -> Any:
     """5 % of the calls are too many, 3 % are answered by a page, half a reply or no choice."""
     draw = random.Random(0)
-    malformed = [Fault(body="<html>"), Fault(body='{"choi'), Fault(change=lambda reply: {**reply, "choices": []})]
+    malformed = [
+        Fault(body="<html>"),
+        Fault(body='{"choi'),
+        Fault(change=lambda reply: {**reply, "choices": []}),
+    ]
 
     def script(number: int, body: dict[str, Any]) -> Fault | None:
         lot = draw.random()

@@ -39,7 +39,13 @@ class Timing:
 
 
 def compare(
-    cell: str, ours: Callable[[], Any], peer: Callable[[], Any], *, goal: float, timing: Timing, note: str = ""
+    cell: str,
+    ours: Callable[[], Any],
+    peer: Callable[[], Any],
+    *,
+    goal: float,
+    timing: Timing,
+    note: str = "",
 ) -> Row:
     """Time two functions in turn; process time on a CPU, events on CUDA."""
     times: tuple[list[float], list[float]] = ([], [])
@@ -76,7 +82,9 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         function()
     now = peak = 0
     for change in allocations(profile):
@@ -87,7 +95,9 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
 
 def allocations(profile: Any) -> Sequence[int]:
     """Bytes taken (+) and given back (-) on the CPU, in order of time."""
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
@@ -98,7 +108,9 @@ def assert_close(ours: Any, peer: Any, *, tolerance: float, what: str) -> None:
         AssertionError: they differ by more than `tolerance` of the peer's norm.
     """
     distance = float((ours - peer).float().norm() / peer.float().norm().clamp_min(1e-30))
-    assert distance <= tolerance, f"{what}: ours differs from the peer's by {distance:.2g} of its norm"
+    assert distance <= tolerance, (
+        f"{what}: ours differs from the peer's by {distance:.2g} of its norm"
+    )
 
 
 def shown(rows: Sequence[Row]) -> list[Row]:

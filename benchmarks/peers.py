@@ -27,7 +27,10 @@ def concatenated_inputs(
     batch = collate_pairs(pairs, processor, rule=rule, layout=layout)
     rows, width = batch.inputs["input_ids"].shape
     labels = torch.full((rows, width), IGNORED)
-    changed, reference = torch.zeros(rows, width - 1, dtype=torch.bool), torch.zeros(rows, width - 1)
+    changed, reference = (
+        torch.zeros(rows, width - 1, dtype=torch.bool),
+        torch.zeros(rows, width - 1),
+    )
     assert batch.reference_token_logps is not None
     for row in range(rows):
         scored = batch.answers[row] >= 0
@@ -42,10 +45,17 @@ def concatenated_loss(model: Any, made: dict[str, Any], loss: LossConfig) -> Ten
     """Loss of a batch of pairs as the release computes it."""
     logits = model(**made["inputs"], labels=made["labels"], use_cache=False).logits
     logps = token_logps(logits, made["labels"])
-    weights = (made["labels"][:, 1:] != IGNORED) * (1 + (loss.gamma - 1) * made["changed"].to(logps.dtype))
-    ours, reference = (weighted_logps(part, weights, normalize=loss.normalize) for part in (logps, made["reference"]))
+    weights = (made["labels"][:, 1:] != IGNORED) * (
+        1 + (loss.gamma - 1) * made["changed"].to(logps.dtype)
+    )
+    ours, reference = (
+        weighted_logps(part, weights, normalize=loss.normalize)
+        for part in (logps, made["reference"])
+    )
     pairs = len(ours) // 2
-    found = dpo_loss(ours[:pairs], ours[pairs:], reference[:pairs], reference[pairs:], beta=loss.beta)
+    found = dpo_loss(
+        ours[:pairs], ours[pairs:], reference[:pairs], reference[pairs:], beta=loss.beta
+    )
     return found.losses.mean()
 
 
@@ -53,17 +63,24 @@ def full_head_logps(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """The release's head: logits of every token, a cross-entropy that is thrown away, log-softmax of all again."""
     logits = torch.nn.functional.linear(hidden, weight)
     shifted, wanted = logits[:, :-1].contiguous(), labels[:, 1:].contiguous()
-    torch.nn.functional.cross_entropy(shifted.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+    torch.nn.functional.cross_entropy(
+        shifted.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED
+    )
     return token_logps(logits, labels)
 
 
 def one_by_one_logps(model: Any, rows: Sequence[dict[str, Any]]) -> list[Tensor]:
     """A reference pass one answer at a time, as the release's script does it: `rows` hold inputs and labels of one answer each."""
     with torch.no_grad():
-        return [token_logps(model(**row["inputs"], labels=row["labels"]).logits, row["labels"]) for row in rows]
+        return [
+            token_logps(model(**row["inputs"], labels=row["labels"]).logits, row["labels"])
+            for row in rows
+        ]
 
 
-def trl_step(model: Any, made: dict[str, Any], *, beta: float, checkpointing: bool) -> tuple[Any, Callable[[], Tensor]]:
+def trl_step(
+    model: Any, made: dict[str, Any], *, beta: float, checkpointing: bool
+) -> tuple[Any, Callable[[], Tensor]]:
     """TRL's DPOTrainer on a batch of `concatenated_inputs`: a copy of the model, and a function that computes loss and gradients of it.
 
     TRL computes the reference's log-probs in every step, for it refuses cached ones where there are images; its loss has no token weights.
@@ -81,13 +98,20 @@ def trl_step(model: Any, made: dict[str, Any], *, beta: float, checkpointing: bo
         extra_special_tokens={"image_token": "<image>"},
     )
     message = [{"role": "user", "content": "?"}]
-    data = Dataset.from_list([{"image": "", "prompt": message, "chosen": message, "rejected": message}])
+    data = Dataset.from_list(
+        [{"image": "", "prompt": message, "chosen": message, "rejected": message}]
+    )
     with TemporaryDirectory() as folder:
         trainer = DPOTrainer(
             deepcopy(model),
             ref_model=deepcopy(model),
             args=DPOConfig(
-                folder, beta=beta, bf16=False, use_cpu=True, report_to=[], gradient_checkpointing=checkpointing
+                folder,
+                beta=beta,
+                bf16=False,
+                use_cpu=True,
+                report_to=[],
+                gradient_checkpointing=checkpointing,
             ),
             processing_class=LlavaProcessor(CLIPImageProcessorPil(), words, patch_size=14),
             train_dataset=data,

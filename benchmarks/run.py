@@ -11,7 +11,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cells import Head, generation_cell, head_cells, reference_cell, step_cells, trl_cells
+from benchmarks.cells import (
+    Head,
+    generation_cell,
+    head_cells,
+    reference_cell,
+    step_cells,
+    trl_cells,
+)
 from benchmarks.measure import Row, page, shown
 from benchmarks.settings import LLAVA, MUFFIN, make_pairs, make_setting
 from benchmarks.workers import worker_cells
@@ -21,10 +28,17 @@ def main() -> None:
     """Run all cells and write what they gave."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument(
-        "--json", type=Path, required=True, help="file for the rows {cell, ours, peer, ratio, goal, passed}"
+        "--json",
+        type=Path,
+        required=True,
+        help="file for the rows {cell, ours, peer, ratio, goal, passed}",
     )
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of five, the smaller sizes only")
-    parser.add_argument("--page", type=Path, help="also write the rows as a page, e.g. docs/benchmarks/cpu.md")
+    parser.add_argument(
+        "--quick", action="store_true", help="three rounds instead of five, the smaller sizes only"
+    )
+    parser.add_argument(
+        "--page", type=Path, help="also write the rows as a page, e.g. docs/benchmarks/cpu.md"
+    )
     settings = parser.parse_args()
     torch.set_num_threads(1)
     rows = cells(quick=settings.quick)
@@ -48,7 +62,9 @@ def cells(*, quick: bool) -> list[Row]:
         if quick:
             break
     setting = make_setting(MUFFIN, pairs=2, device=cpu, dtype=torch.float32)
-    rows += shown([generation_cell(setting, "Muffin lengths", rounds=3, batch=16, new_tokens=64, goal=4.0)])
+    rows += shown(
+        [generation_cell(setting, "Muffin lengths", rounds=3, batch=16, new_tokens=64, goal=4.0)]
+    )
     if importlib.util.find_spec("trl"):
         rows += shown(trl_cells(setting, "Muffin lengths", rounds=rounds))
     else:

@@ -61,7 +61,12 @@ class Size:
         attention = 2 * passes * self.width * self.layers * (tokens / rows) ** 2 / 2 * rows
         vision = 2 * (self.image_tokens + 1) * self.vision_layers * 12 * self.vision_width**2
         images = (1 if shared else 2) * passes / 2 * vision
-        return passes * self.layers * block * tokens + attention + 6 * self.width * self.words * scored + images
+        return (
+            passes * self.layers * block * tokens
+            + attention
+            + 6 * self.width * self.words * scored
+            + images
+        )
 
 
 MUFFIN = Size(256, 6, 688, 8, 2000, 128, 4, 112, prompt=78, answer=87, common=24)
@@ -145,7 +150,9 @@ def make_pairs(size: Size, count: int) -> list[ReferencePair]:
     for number in range(count):
         common, tail = words(size.common), size.answer - size.common
         chosen, rejected = [*common, 2, *words(tail - 1)], [*common, 3, *words(tail - 1)]
-        flags = [[False] * size.common + [rng.random() < 0.2 for _ in range(tail)] for _ in range(2)]
+        flags = [
+            [False] * size.common + [rng.random() < 0.2 for _ in range(tail)] for _ in range(2)
+        ]
         file = BytesIO()
         Image.effect_noise((640, 480), 60).convert("RGB").save(file, "JPEG")
         prompt = [IMAGE_TOKEN] * size.image_tokens + words(size.prompt)
@@ -170,7 +177,9 @@ def on(part: Any, setting: Setting) -> Any:
     """Tensors on the setting's device, pixels in the model's dtype."""
     if isinstance(part, dict):
         return {
-            name: tensor.to(setting.device, setting.model.dtype if tensor.is_floating_point() else None)
+            name: tensor.to(
+                setting.device, setting.model.dtype if tensor.is_floating_point() else None
+            )
             for name, tensor in part.items()
         }
     return part.to(setting.device)

@@ -55,7 +55,11 @@ def worker_cells(*, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ray.init(
-            "local", num_cpus=RAY_CPUS, object_store_memory=200 * 1024**2, include_dashboard=False, log_to_driver=False
+            "local",
+            num_cpus=RAY_CPUS,
+            object_store_memory=200 * 1024**2,
+            include_dashboard=False,
+            log_to_driver=False,
         )
         try:
             config, reference = prepare(folder, steps)
@@ -80,15 +84,38 @@ def worker_cells(*, quick: bool) -> list[Row]:
     through, bare, double = (median(rates[name]) for name in ("ray", "bare", "two"))
     note = f"tokens/s, {rounds} jobs each, the same losses to the bit"
     rows = [
-        Row("g Ray Train, steady", through, bare, through / bare, 0.95, through / bare >= 0.95, unit="/s", note=note)
+        Row(
+            "g Ray Train, steady",
+            through,
+            bare,
+            through / bare,
+            0.95,
+            through / bare >= 0.95,
+            unit="/s",
+            note=note,
+        )
     ]
     note = f"tokens/s, one global batch of {BATCH}; losses within {apart:.1g}; two jobs that share nothing do {ceiling / bare:.2f} of one"
     rows.append(
-        Row("g two workers, steady", double, bare, double / bare, 1.6, double / bare >= 1.6, unit="/s", note=note)
+        Row(
+            "g two workers, steady",
+            double,
+            bare,
+            double / bare,
+            1.6,
+            double / bare >= 1.6,
+            unit="/s",
+            note=note,
+        )
     )
     note = f"the step's thread waits so long for a pair, against a budget of 1 ms; making one takes {1000 * collating:.1f} ms beside it"
     ratio = 1 / (1000 * host)
-    return [*rows, Row("h host time per pair", 1000 * host, 1.0, ratio, 1.0, ratio >= 1.0, unit="ms", note=note)]
+    return [
+        *rows,
+        Row(
+            "h host time per pair", 1000 * host, 1.0, ratio, 1.0, ratio >= 1.0, unit="ms", note=note
+        ),
+    ]
 
 
 def prepare(folder: Path, steps: int) -> tuple[DDPOConfig, Path]:
@@ -103,7 +130,12 @@ def prepare(folder: Path, steps: int) -> tuple[DDPOConfig, Path]:
         data=DataConfig(path=str(folder / "pairs.parquet"), rule="both_sides"),
         optim=OptimConfig(learning_rate=1e-5, batch=BATCH, steps=steps),
         scale=ScaleConfig(
-            micro_batch=BATCH // 4, zero_stage=1, checkpoint_every=steps, recompute=0, memory_gib=8, log_every=2
+            micro_batch=BATCH // 4,
+            zero_stage=1,
+            checkpoint_every=steps,
+            recompute=0,
+            memory_gib=8,
+            log_every=2,
         ),
     )
     reference = folder / "reference"
@@ -118,7 +150,8 @@ def long_pairs(count: int) -> Iterator[PreferencePair]:
     rng, scenes = random.Random(0), make_scenes(count + CAPTIONS, seed=0)
     for number, scene in enumerate(scenes[:count]):
         chosen, rejected = (
-            " ".join(careless_caption(other, rng) for other in scenes[number : number + CAPTIONS]) for _ in range(2)
+            " ".join(careless_caption(other, rng) for other in scenes[number : number + CAPTIONS])
+            for _ in range(2)
         )
         yield PreferencePair(f"long:{number}", render(scene), QUESTIONS[0], chosen, rejected)
 
@@ -132,13 +165,18 @@ def trained(
         run(TrainJob(config, reference, reference_inputs(config.model, config.data), folder, token))
     records = read_records(folder)
     later = records[config.scale.log_every :]
-    return median(record["system/tokens_per_second"] for record in later), [record["loss"] for record in records]
+    return median(record["system/tokens_per_second"] for record in later), [
+        record["loss"] for record in records
+    ]
 
 
 def side_by_side(config: DDPOConfig, reference: Path, folder: Path) -> float:
     """Tokens per second of two jobs of one worker at the same time: what this machine's two CPUs can do at best."""
     with ThreadPoolExecutor(2) as both:
-        jobs = [both.submit(trained, config, reference, folder / f"side-{number}", run_bare) for number in range(2)]
+        jobs = [
+            both.submit(trained, config, reference, folder / f"side-{number}", run_bare)
+            for number in range(2)
+        ]
         return sum(job.result()[0] for job in jobs)
 
 
@@ -160,7 +198,9 @@ def group(rank: int, world: int, port: int) -> Iterator[None]:
     torch.set_num_threads(1)
     settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ |= {name: str(value) for name, value in settings.items()} | {"DS_ACCELERATOR": "cpu"}
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
     try:
         yield
     finally:
@@ -196,14 +236,18 @@ def host_worker(rank: int, port: int, job: TrainJob, results: Path) -> None:
     with group(rank, 1, port):
         engine, processor = load_engine(config)
         pairs, lengths = load_reference(job.reference), pair_lengths(job.reference)
-        collate = functools.partial(collate_pairs, processor=processor, rule="both_sides", layout=engine.module.layout)
+        collate = functools.partial(
+            collate_pairs, processor=processor, rule="both_sides", layout=engine.module.layout
+        )
         batches = micro_batches(pairs, lengths, collate, config, start=0, stop=config.optim.steps)
         waits: list[float] = []
         clocked = timed(prefetched(batches), waits)
         for step in range(config.optim.steps):
             update(engine, clocked, job, step=step, rate=1e-5)
         making: list[float] = []
-        for batch in timed(micro_batches(pairs, lengths, collate, config, start=0, stop=20), making):
+        for batch in timed(
+            micro_batches(pairs, lengths, collate, config, start=0, stop=20), making
+        ):
             to_device(batch, torch.device("cpu"), torch.float32)
     size = config.scale.micro_batch
     results.write_text(f"{median(waits[2:]) / size} {median(making) / size}")

@@ -21,7 +21,20 @@ from rlhfv_ray.errors import DataError
 
 # Two lemmas read as one word, besides the vocabulary's own two-word terms. "home plate" and "train track" keep "plate"
 # and "train" from being read alone; "wine glas" is what some lemmatisers make of "wine glasses".
-_ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
+_ANIMALS = (
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "animal",
+    "cub",
+)
 COCO_PHRASES: Mapping[str, str] = {
     **{f"{age} {animal}": animal for animal in _ANIMALS for age in ("baby", "adult")},
     **{f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")},
@@ -88,7 +101,9 @@ class ObjectVocabulary:
     lemmatizer: LemmatizerName
 
     @classmethod
-    def load(cls, path: str | Path | None = None, *, lemmatizer: LemmatizerName | None = None) -> Self:
+    def load(
+        cls, path: str | Path | None = None, *, lemmatizer: LemmatizerName | None = None
+    ) -> Self:
         """Read a synonym file: one object per line, the object first, its other names after commas.
 
         Args:
@@ -98,7 +113,11 @@ class ObjectVocabulary:
         Raises:
             DataError: the file cannot be read or is no synonym list.
         """
-        path = Path(path) if path is not None else Path(__file__).parent / "data" / "coco_object_synonyms.txt"
+        path = (
+            Path(path)
+            if path is not None
+            else Path(__file__).parent / "data" / "coco_object_synonyms.txt"
+        )
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -125,9 +144,13 @@ class ObjectVocabulary:
         for row in synonyms:
             for word in row:
                 if not word or objects.setdefault(word, row[0]) != row[0]:
-                    raise DataError(f"object vocabulary: {word!r} in {list(row)} is empty or names another object too")
+                    raise DataError(
+                        f"object vocabulary: {word!r} in {list(row)} is empty or names another object too"
+                    )
         if not objects:
-            raise DataError("object vocabulary: no objects; expected lines such as 'person, girl, boy'")
+            raise DataError(
+                "object vocabulary: no objects; expected lines such as 'person, girl, boy'"
+            )
         own_phrases = {word: word for word in objects if " " in word}
         return cls(objects, {**own_phrases, **(phrases or {})}, choose_lemmatizer(lemmatizer))
 
@@ -150,9 +173,15 @@ class ObjectVocabulary:
             last = position if phrase is None else position + 1
             read.append((phrase or lemmas[position], tokens[position].start(), tokens[last].end()))
         kept = self._counted([word for word, _, _ in read])
-        return [Mention(word, self.objects[word], start, stop) for word, start, stop in read if word in kept]
+        return [
+            Mention(word, self.objects[word], start, stop)
+            for word, start, stop in read
+            if word in kept
+        ]
 
-    def refine(self, names: Iterable[str], *, read: Callable[[str], Iterable[TaggedWord]] | None = None) -> list[str]:
+    def refine(
+        self, names: Iterable[str], *, read: Callable[[str], Iterable[TaggedWord]] | None = None
+    ) -> list[str]:
         """Bring object names from a judge into the vocabulary's form: the step before `match`.
 
         As the release does it, each name is read as "a NAME"; if it holds two-word terms, they replace it,
@@ -171,7 +200,9 @@ class ObjectVocabulary:
         refined: list[str] = []
         for name in names:
             words = list(read(f"a {name}") if read else self._read_nouns(name))
-            phrases = [phrase for _, phrase in self._phrases_in([word.lemma_ for word in words]) if phrase]
+            phrases = [
+                phrase for _, phrase in self._phrases_in([word.lemma_ for word in words]) if phrase
+            ]
             refined += phrases or _noun_runs(words)
         return list(dict.fromkeys(refined))
 
@@ -188,7 +219,11 @@ class ObjectVocabulary:
 
     def lemma(self, word: str) -> str:
         """Lead a lower-case noun back to its singular; an unknown word stays as it is."""
-        return wordnet_lemma(word) if self.lemmatizer == "wordnet" else builtin_lemma(word, self._known_words)
+        return (
+            wordnet_lemma(word)
+            if self.lemmatizer == "wordnet"
+            else builtin_lemma(word, self._known_words)
+        )
 
     @cached_property
     def _known_words(self) -> frozenset[str]:
@@ -208,12 +243,16 @@ class ObjectVocabulary:
         return {word for word in words if word in self.objects} - dropped
 
     def _read_nouns(self, name: str) -> list[_Noun]:
-        text = name if name in self.objects else name.lower()  # "iPhone" is spelled so in the COCO list
+        text = (
+            name if name in self.objects else name.lower()
+        )  # "iPhone" is spelled so in the COCO list
         return [_Noun(self.lemma(token)) for token in _TOKEN.findall(text)]
 
 
 def ground_truth(
-    instances: Iterable[tuple[int, str]], captions: Iterable[tuple[int, str]], vocabulary: ObjectVocabulary
+    instances: Iterable[tuple[int, str]],
+    captions: Iterable[tuple[int, str]],
+    vocabulary: ObjectVocabulary,
 ) -> dict[int, set[str]]:
     """Collect the objects of each image that has instances (image id, category) or captions (image id, caption).
 
@@ -223,7 +262,9 @@ def ground_truth(
     truth: dict[int, set[str]] = {}
     for image, category in instances:
         if category not in vocabulary.objects:
-            raise DataError(f"image {image}: category {category!r} is not in the object vocabulary; add it there")
+            raise DataError(
+                f"image {image}: category {category!r} is not in the object vocabulary; add it there"
+            )
         truth.setdefault(image, set()).add(vocabulary.objects[category])
     for image, caption in captions:
         truth.setdefault(image, set()).update(name for _, name in vocabulary.mentions(caption))
@@ -248,7 +289,9 @@ def score_answer(mentions: Sequence[tuple[str, str]], truth: AbstractSet[str]) -
 
 
 def chair_scores(
-    mentions: Sequence[Sequence[tuple[str, str]]], truth: Sequence[AbstractSet[str]], words: Sequence[int]
+    mentions: Sequence[Sequence[tuple[str, str]]],
+    truth: Sequence[AbstractSet[str]],
+    words: Sequence[int],
 ) -> ChairScores:
     """Aggregate CHAIR over answers (arXiv 1809.02156, sec. 2.1; the release's CHAIRs_refine, CHAIRs, CHAIRi, obj_rec).
 
@@ -274,13 +317,19 @@ def chair_scores(
     if not len(mentions) == len(truth) == len(words):
         lengths = f"{len(mentions)} mentions, {len(truth)} truth, {len(words)} words"
         raise DataError(f"CHAIR needs one of each per answer, got {lengths}")
-    scores = [score_answer(answer, objects) for answer, objects in zip(mentions, truth, strict=True)]
+    scores = [
+        score_answer(answer, objects) for answer, objects in zip(mentions, truth, strict=True)
+    ]
     wrong = sum(bool(score.hallucinated) for score in scores)
     return ChairScores(
         response_rate=_share(wrong, sum(score.mentions > 0 for score in scores)),
         response_rate_all=_share(wrong, len(scores)),
-        mention_rate=_share(sum(len(s.hallucinated) for s in scores), sum(s.mentions for s in scores)),
-        object_recall=_share(sum(s.true_objects_named for s in scores), sum(s.true_objects for s in scores)),
+        mention_rate=_share(
+            sum(len(s.hallucinated) for s in scores), sum(s.mentions for s in scores)
+        ),
+        object_recall=_share(
+            sum(s.true_objects_named for s in scores), sum(s.true_objects for s in scores)
+        ),
         words=_share(sum(words), len(scores)),
         n=len(scores),
     )

@@ -85,9 +85,15 @@ def coco_id(value: object) -> int:
         >>> coco_id(42), coco_id("42"), coco_id("COCO_val2014_000000000042.jpg")
         (42, 42, 42)
     """
-    number = isinstance(value, int | str) and not isinstance(value, bool) and _IMAGE_ID.fullmatch(str(value))
+    number = (
+        isinstance(value, int | str)
+        and not isinstance(value, bool)
+        and _IMAGE_ID.fullmatch(str(value))
+    )
     if not number:
-        raise DataError(f"image_id {value!r}: expected a COCO id such as 42 or 'COCO_val2014_000000000042.jpg'")
+        raise DataError(
+            f"image_id {value!r}: expected a COCO id such as 42 or 'COCO_val2014_000000000042.jpg'"
+        )
     return int(number[1])
 
 
@@ -102,7 +108,9 @@ def find_annotations(folder: Path) -> list[Path]:
     where = f"COCO annotations: {str(folder)!r}"
     if not files:
         names = ", ".join(f"{kind}_{split}.json" for split in SPLITS for kind in KINDS)
-        raise DataError(f"{where} holds none of {names}; unpack annotations_trainval2014.zip there.")
+        raise DataError(
+            f"{where} holds none of {names}; unpack annotations_trainval2014.zip there."
+        )
     for pair in splits.values():
         missing = [path.name for path in pair if path not in files]
         if len(missing) == 1:
@@ -137,7 +145,8 @@ def _fingerprint(files: Sequence[Path], vocabulary: ObjectVocabulary) -> str:
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     # Other rules make another truth of the same files: without this, a corrected lemma would never be seen.
     rules = [
-        hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in (__file__, chair.__file__, lemmas.__file__)
+        hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()
+        for file in (__file__, chair.__file__, lemmas.__file__)
     ]
     words = [dict(vocabulary.objects), dict(vocabulary.phrases), vocabulary.lemmatizer]
     return fingerprint({"files": facts, "vocabulary": words, "rules": rules})
@@ -148,7 +157,9 @@ def _reduce(files: Sequence[Path], vocabulary: ObjectVocabulary) -> dict[str, An
     instances, captions = ([path for path in files if path.name.startswith(kind)] for kind in KINDS)
     said = [row for path in captions for row in _read(path, _Captions, again).annotations]
     images: dict[str, set[int]] = {scene: set() for scene in SCENES}
-    remembering = _RememberingVocabulary(vocabulary.objects, vocabulary.phrases, vocabulary.lemmatizer)
+    remembering = _RememberingVocabulary(
+        vocabulary.objects, vocabulary.phrases, vocabulary.lemmatizer
+    )
     with progress_bar("COCO annotations", len(said)) as counter:
         annotated = (pair for path in instances for pair in _annotated(path, again))
         truth = ground_truth(annotated, _captioned(said, images, counter), remembering)
@@ -156,7 +167,8 @@ def _reduce(files: Sequence[Path], vocabulary: ObjectVocabulary) -> dict[str, An
     return {
         "objects": {str(image): sorted(truth[image]) for image in sorted(truth)},
         "scenes": {
-            scene: {"objects": _typical(truth, images[scene]), "images": sorted(images[scene])} for scene in SCENES
+            scene: {"objects": _typical(truth, images[scene]), "images": sorted(images[scene])}
+            for scene in SCENES
         },
     }
 
@@ -192,7 +204,14 @@ def _typical(truth: Mapping[int, AbstractSet[str]], images: Iterable[int]) -> li
 
 def _read(path: Path, kind: type[T], what_to_do: str) -> T:
     try:
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             return msgspec.json.decode(data, type=kind)
-    except (OSError, ValueError, msgspec.MsgspecError) as error:  # ValueError: an empty file cannot be mapped
+    except (
+        OSError,
+        ValueError,
+        msgspec.MsgspecError,
+    ) as error:  # ValueError: an empty file cannot be mapped
         raise DataError(f"{path} cannot be read: {error}; {what_to_do}.") from error

@@ -41,11 +41,17 @@ class JudgeConfig(EndpointConfig):
         super().__post_init__()
         _check(self.votes >= 1, "judge.votes", self.votes, ">= 1")
         _check(
-            self.votes == 1 or self.temperature > 0, "judge.votes", self.votes, "1 at temperature 0: all would agree"
+            self.votes == 1 or self.temperature > 0,
+            "judge.votes",
+            self.votes,
+            "1 at temperature 0: all would agree",
         )
         _check(0 <= self.max_missing <= 1, "judge.max_missing", self.max_missing, "between 0 and 1")
         _check(
-            self.kind != "replay" or bool(self.verdicts), "judge.verdicts", self.verdicts, "set for judge.kind replay"
+            self.kind != "replay" or bool(self.verdicts),
+            "judge.verdicts",
+            self.verdicts,
+            "set for judge.kind replay",
         )
 
 
@@ -191,13 +197,26 @@ class EvalConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _check(bool(self.model) != bool(self.answers), "model", self.model, "given, or else --answers, but not both")
+        _check(
+            bool(self.model) != bool(self.answers),
+            "model",
+            self.model,
+            "given, or else --answers, but not both",
+        )
         _check(bool(self.benchmarks), "benchmarks", self.benchmarks, "at least one")
-        _check(not self.answers or len(self.benchmarks) == 1, "benchmarks", self.benchmarks, "one, with --answers")
+        _check(
+            not self.answers or len(self.benchmarks) == 1,
+            "benchmarks",
+            self.benchmarks,
+            "one, with --answers",
+        )
         _check(len(set(self.model)) == len(self.model), "model", self.model, "different models")
         custom = self.generation == GenerationConfig()
         _check(
-            self.decoding == "custom" or custom, "decoding", self.decoding, "custom, as generation fields are set too"
+            self.decoding == "custom" or custom,
+            "decoding",
+            self.decoding,
+            "custom, as generation fields are set too",
         )
         _check(
             "api" not in self.model or bool(self.endpoint.model),

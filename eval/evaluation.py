@@ -61,18 +61,28 @@ class Plan:
     @property
     def cache(self) -> Path:
         """Replies of all judges and endpoints."""
-        return Path(self.config.judge.cache).expanduser() if self.config.judge.cache else self.storage / "judge-cache"
+        return (
+            Path(self.config.judge.cache).expanduser()
+            if self.config.judge.cache
+            else self.storage / "judge-cache"
+        )
 
     @property
     def folder(self) -> Path:
         """Of the evaluation."""
         config = plain(self.config)
-        kept = {name: value for name, value in config.items() if name not in ("storage", "tracking", "inference")}
+        kept = {
+            name: value
+            for name, value in config.items()
+            if name not in ("storage", "tracking", "inference")
+        }
         names = {
             f"{benchmark} {model}": stage.folder(self.storage).name
             for (benchmark, model), stage in self.answers.items()
         }
-        return self.storage / f"{self.config.name}-{fingerprint({'config': kept, 'answers': names})}"
+        return (
+            self.storage / f"{self.config.name}-{fingerprint({'config': kept, 'answers': names})}"
+        )
 
 
 def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> dict[str, Any]:
@@ -88,14 +98,20 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
     folder = plan.folder
     with (
         hold_lease(folder),
-        tracked_run(folder, config.tracking, store=storage, name=folder.name, params=plain(config), tags={}) as run,
+        tracked_run(
+            folder, config.tracking, store=storage, name=folder.name, params=plain(config), tags={}
+        ) as run,
     ):
         write_json(folder / "config.json", plain(config))
         run_stages(list(plan.answers.values()), storage)
-        sections = [evaluate(plan, benchmark, folder, console=console) for benchmark in plan.benchmarks]
+        sections = [
+            evaluate(plan, benchmark, folder, console=console) for benchmark in plan.benchmarks
+        ]
         outcome = {section.name: summary(section.models) for section in sections}
         write_json(folder / "summary.json", outcome)
-        write_page(folder / "report.html", sections, title=f"Evaluation of {', '.join(plan.models)}")
+        write_page(
+            folder / "report.html", sections, title=f"Evaluation of {', '.join(plan.models)}"
+        )
         for file, where in (("report.html", "report"), ("summary.json", ""), ("config.json", "")):
             run.log_file(folder / file, where)
         for section in sections:
@@ -143,7 +159,9 @@ def plan_evaluation(config: EvalConfig, storage: Path) -> Plan:
     models = named(config.model or config.answers)
     prompts = {benchmark.name: str(benchmark.manifest()["prompts"]) for benchmark in benchmarks}
     answers = {
-        (benchmark.name, model): answer_stage(config, benchmark, model, path, prompts[benchmark.name], storage)
+        (benchmark.name, model): answer_stage(
+            config, benchmark, model, path, prompts[benchmark.name], storage
+        )
         for benchmark in benchmarks
         for model, path in models.items()
         if config.model
@@ -168,7 +186,9 @@ def named(paths: Sequence[str]) -> dict[str, str]:
     for path in paths:
         parts = [
             part
-            for part in Path(path).with_suffix("" if path.endswith(("json", "jsonl")) else Path(path).suffix).parts
+            for part in Path(path)
+            .with_suffix("" if path.endswith(("json", "jsonl")) else Path(path).suffix)
+            .parts
             if part
         ]
         name = parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
@@ -202,19 +222,29 @@ def shapes_stage(config: EvalConfig) -> Stage:
     )
 
 
-def answer_stage(config: EvalConfig, benchmark: Benchmark, model: str, path: str, prompts: str, storage: Path) -> Stage:
+def answer_stage(
+    config: EvalConfig, benchmark: Benchmark, model: str, path: str, prompts: str, storage: Path
+) -> Stage:
     """The answers of one model to one benchmark."""
     title = f"answers, {model}, {benchmark.name}"
     if path == API:
         endpoint, generation = config.endpoint, config.decoded
         asked = {name: getattr(endpoint, name) for name in ("model", "base_url", "seed")}
-        cache = Path(config.judge.cache).expanduser() if config.judge.cache else storage / "judge-cache"
+        cache = (
+            Path(config.judge.cache).expanduser() if config.judge.cache else storage / "judge-cache"
+        )
 
         def run(folder: Path, _: str) -> None:
-            write_answers(endpoint_answers(benchmark.prompts, endpoint, generation, cache, console=Console()), folder)
+            write_answers(
+                endpoint_answers(benchmark.prompts, endpoint, generation, cache, console=Console()),
+                folder,
+            )
 
         return Stage(
-            "answers", {"prompts": prompts, "endpoint": asked, "decoding": plain(generation)}, run, title=title
+            "answers",
+            {"prompts": prompts, "endpoint": asked, "decoding": plain(generation)},
+            run,
+            title=title,
         )
     loaded = ModelConfig(path=path, **plain(config.loading))
     return answers_stage(
@@ -231,7 +261,9 @@ def evaluate(plan: Plan, benchmark: Benchmark, folder: Path, *, console: Console
     """Judge and score every model's answers to one benchmark, and keep it all."""
     place = folder / benchmark.name
     place.mkdir(exist_ok=True)
-    answers = {model: answers_of(plan, benchmark, model, path) for model, path in plan.models.items()}
+    answers = {
+        model: answers_of(plan, benchmark, model, path) for model, path in plan.models.items()
+    }
     asked = {model: benchmark.requests(some) for model, some in answers.items()}
     verdicts: dict[str, dict[str, list[Verdict]]] = {model: {} for model in answers}
     if any(asked.values()):
@@ -240,7 +272,9 @@ def evaluate(plan: Plan, benchmark: Benchmark, folder: Path, *, console: Console
     models: dict[str, Scores] = {}
     for model, some in answers.items():
         if asked[model]:
-            lines = "".join(json.dumps(row) + "\n" for row in verdict_rows(asked[model], verdicts[model]))
+            lines = "".join(
+                json.dumps(row) + "\n" for row in verdict_rows(asked[model], verdicts[model])
+            )
             (place / f"{model}.verdicts.jsonl").write_text(lines, encoding="utf-8")
         models[model] = benchmark.score(some, verdicts[model])
         save_scores(models[model], place / f"{model}.json")
@@ -256,8 +290,16 @@ def judge_models(
     console: Console,
 ) -> tuple[dict[str, dict[str, list[Verdict]]], Ledger]:
     """The verdicts on all models' answers, asked for together: one estimate, one bar, one tail."""
-    of = {f"{model}/{request.id}": (model, request) for model, some in asked.items() for request in some}
-    oracles = {model: oracle for model, some in answers.items() if (oracle := benchmark.oracle(some)) is not None}
+    of = {
+        f"{model}/{request.id}": (model, request)
+        for model, some in asked.items()
+        for request in some
+    }
+    oracles = {
+        model: oracle
+        for model, some in answers.items()
+        if (oracle := benchmark.oracle(some)) is not None
+    }
     found, ledger = judge_answers(
         [replace(request, id=name) for name, (_, request) in of.items()],
         plan.config.judge,
@@ -266,10 +308,16 @@ def judge_models(
         oracle=(lambda request: oracles[of[request.id][0]](of[request.id][1])) if oracles else None,
         console=console,
     )
-    return {model: {r.id: found[f"{model}/{r.id}"] for r in some} for model, some in asked.items()}, ledger
+    return {
+        model: {r.id: found[f"{model}/{r.id}"] for r in some} for model, some in asked.items()
+    }, ledger
 
 
 def answers_of(plan: Plan, benchmark: Benchmark, model: str, path: str) -> list[Answer]:
     """Answers of a finished stage, or from a file."""
     stage = plan.answers.get((benchmark.name, model))
-    return read_answers(stage.folder(plan.storage)) if stage else read_answer_file(path, benchmark.prompts)
+    return (
+        read_answers(stage.folder(plan.storage))
+        if stage
+        else read_answer_file(path, benchmark.prompts)
+    )

@@ -27,11 +27,16 @@ class CocoTruth:
         """Stands for all that is known about some images, and what is typical of the scenes."""
         chosen = sorted(images)
         objects = [[image, sorted(self.objects[image])] for image in chosen]
-        scenes = [[name, scene.objects, sorted(scene.images & set(chosen))] for name, scene in self.scenes.items()]
+        scenes = [
+            [name, scene.objects, sorted(scene.images & set(chosen))]
+            for name, scene in self.scenes.items()
+        ]
         return hashlib.sha256(json.dumps([objects, scenes]).encode()).hexdigest()
 
 
-def over_generalization(truth: CocoTruth, named: Mapping[int, Sequence[tuple[str, str]]]) -> dict[str, Any]:
+def over_generalization(
+    truth: CocoTruth, named: Mapping[int, Sequence[tuple[str, str]]]
+) -> dict[str, Any]:
     """How much more often the objects typical of a scene are hallucinated inside it (RLHF-V, arXiv 2312.00849, Table 2).
 
         rate(images) = hallucinated mentions of the scene's typical objects / their mentions, in the answers on these images
@@ -58,12 +63,20 @@ def over_generalization(truth: CocoTruth, named: Mapping[int, Sequence[tuple[str
     """
 
     def rate(images: Iterable[int], objects: AbstractSet[str]) -> float | None:
-        right = [name in truth.objects[image] for image in images for _, name in named[image] if name in objects]
+        right = [
+            name in truth.objects[image]
+            for image in images
+            for _, name in named[image]
+            if name in objects
+        ]
         return right.count(False) / len(right) if right else None
 
     rates: dict[str, Any] = {}
     for name, scene in truth.scenes.items():
-        inside, typical = [image for image in named if image in scene.images], frozenset(scene.objects)
+        inside, typical = (
+            [image for image in named if image in scene.images],
+            frozenset(scene.objects),
+        )
         in_scene, overall = rate(inside, typical), rate(named, typical)
         rise = None if in_scene is None or overall is None else in_scene - overall
         rates[name] = {"in_scene": in_scene, "overall": overall, "rise": rise, "n": len(inside)}

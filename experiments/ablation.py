@@ -24,7 +24,10 @@ from rlhfv_ray.console import run_command
 from rlhfv_ray.storage.mirror import resolve_storage
 
 TITLE = "Weighing the corrected segments (DDPO) hallucinates less than DPO."
-AREA = (0.5, 1.0)  # of a picture that a crop keeps: the release's training transform (Muffin, RandomResizedCrop)
+AREA = (
+    0.5,
+    1.0,
+)  # of a picture that a crop keeps: the release's training transform (Muffin, RandomResizedCrop)
 ASPECT = (3 / 4, 4 / 3)
 
 
@@ -47,7 +50,9 @@ def fine_tuned(config: DDPOConfig, line: Any, *, rate: float) -> DDPOConfig:
     """The same chosen answers, imitated; the mean over each answer's tokens."""
     loss = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
     optim = replace(config.optim, learning_rate=rate or config.optim.learning_rate)
-    return replace(config, loss=loss, optim=optim, data=replace(config.data, reference=str(line.reference)))
+    return replace(
+        config, loss=loss, optim=optim, data=replace(config.data, reference=str(line.reference))
+    )
 
 
 def cropped(config: DDPOConfig, line: Any) -> DDPOConfig:
@@ -57,10 +62,16 @@ def cropped(config: DDPOConfig, line: Any) -> DDPOConfig:
 
     def run(folder: Path, _: str) -> None:
         pairs = load_pairs(line.pairs, format=config.data.format)
-        write_pairs((replace(pair, image=crop(pair.image, pair.id)) for pair in pairs), folder / "pairs.parquet")
+        write_pairs(
+            (replace(pair, image=crop(pair.image, pair.id)) for pair in pairs),
+            folder / "pairs.parquet",
+        )
 
     stage = Stage(
-        "cropped", {"rows": line.reference_inputs["rows"], "area": AREA, "aspect": ASPECT}, run, title="crops"
+        "cropped",
+        {"rows": line.reference_inputs["rows"], "area": AREA, "aspect": ASPECT},
+        run,
+        title="crops",
     )
     run_stages([stage], line.storage)
     path = str(stage.folder(line.storage) / "pairs.parquet")

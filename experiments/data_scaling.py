@@ -44,7 +44,9 @@ class ScalingConfig(StudyConfig):
     """Scenes to make pairs from, in the shapes world."""
 
 
-def sized(config: DDPOConfig, line: Any, *, count: int, kind: str, study: ScalingConfig) -> DDPOConfig:
+def sized(
+    config: DDPOConfig, line: Any, *, count: int, kind: str, study: ScalingConfig
+) -> DDPOConfig:
     """So many pairs of a kind."""
     data = replace(config.data, limit=count)
     if kind == "rankings":
@@ -67,18 +69,35 @@ def draw(found: Any, path: Path) -> None:
     figure = Figure(figsize=(5.5 * len(shown), 4.2), dpi=150, layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for kind, color, shift in zip(KINDS, (BLUE, VERMILION), (-6, 6), strict=True):
-            arms = {0: "base"} | {int(arm.split()[0]): arm for arm in found.arms if arm.endswith(kind)}
+            arms = {0: "base"} | {
+                int(arm.split()[0]): arm for arm in found.arms if arm.endswith(kind)
+            }
             if len(arms) == 1:
                 continue
             means = {count: found.mean(arm, metric.name) for count, arm in sorted(arms.items())}
             places = [count + shift for count in means]
-            axes.plot(places, [metric.scale * one.mean for one in means.values()], color=color, marker="o", label=kind)
+            axes.plot(
+                places,
+                [metric.scale * one.mean for one in means.values()],
+                color=color,
+                marker="o",
+                label=kind,
+            )
             for place, one in zip(places, means.values(), strict=True):
                 axes.scatter(
-                    [place] * len(one.values), [metric.scale * v for v in one.values], color=color, s=8, alpha=0.5
+                    [place] * len(one.values),
+                    [metric.scale * v for v in one.values],
+                    color=color,
+                    s=8,
+                    alpha=0.5,
                 )
                 if one.interval is not None:
-                    axes.vlines(place, *(metric.scale * bound for bound in one.interval), color=color, linewidth=1)
+                    axes.vlines(
+                        place,
+                        *(metric.scale * bound for bound in one.interval),
+                        color=color,
+                        linewidth=1,
+                    )
         axes.set(xlabel="preference pairs", ylabel=f"{label(metric)}, {metric.better} is better")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -92,7 +111,10 @@ def main() -> None:
     config = study_config(ScalingConfig, __doc__)
     optim = replace(config.ddpo.optim, steps=0, epochs=config.epochs)
     config = replace(
-        config, ddpo=replace(config.ddpo, optim=optim, shapes=replace(config.ddpo.shapes, scenes=config.scenes))
+        config,
+        ddpo=replace(
+            config.ddpo, optim=optim, shapes=replace(config.ddpo.shapes, scenes=config.scenes)
+        ),
     )
     # heavy; --help and a mistyped field need none of it
     from experiments.runners.study import Arm, Study, run_study
@@ -103,7 +125,10 @@ def main() -> None:
     arms = (
         Arm("base"),
         *(
-            Arm(arm_name(kind, count), functools.partial(sized, count=count, kind=kind, study=config))
+            Arm(
+                arm_name(kind, count),
+                functools.partial(sized, count=count, kind=kind, study=config),
+            )
             for kind, counts in sizes.items()
             for count in counts
         ),

@@ -55,7 +55,11 @@ def draw(found: Any, path: Path) -> None:
     """The mean rise, the rate behind it, and every scene."""
     from experiments.runners.study_report import arms_figure
 
-    arms_figure(found, path, names=[name for name in found.names if name.startswith((RISE, "rate_in", "rise_"))])
+    arms_figure(
+        found,
+        path,
+        names=[name for name in found.names if name.startswith((RISE, "rate_in", "rise_"))],
+    )
 
 
 def main() -> None:
@@ -71,7 +75,10 @@ def main() -> None:
         Arm("DDPO", lambda ddpo, line: ddpo),
     )
     claim = Claim(
-        "DDPO", "base", ("rate_in_scene", "response_rate", "object_recall"), (("DPO", "base"), ("DDPO", "DPO"))
+        "DDPO",
+        "base",
+        ("rate_in_scene", "response_rate", "object_recall"),
+        (("DPO", "base"), ("DDPO", "DPO")),
     )
     study = Study(TITLE, arms, claim, rises, draw)
     run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())

@@ -60,7 +60,11 @@ def pixel_values(pixels: Tensor) -> Tensor:
 
 
 PATCHES = (SIDE // CELL) ** 2
-HEADS = (1 + len(SHAPES), 1 + len(COLORS), PATCHES)  # what a patch's feature must tell: shape, colour, place
+HEADS = (
+    1 + len(SHAPES),
+    1 + len(COLORS),
+    PATCHES,
+)  # what a patch's feature must tell: shape, colour, place
 
 
 def patch_labels(scene: Scene) -> list[list[int]]:
@@ -77,10 +81,14 @@ def one_cycle(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW and its one-cycle schedule."""
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peak, total_steps=steps, pct_start=0.1
+    )
 
 
-def pretrain_vision(model: LlavaForConditionalGeneration, pixels: Tensor, labels: Tensor, config: Pretraining) -> None:
+def pretrain_vision(
+    model: LlavaForConditionalGeneration, pixels: Tensor, labels: Tensor, config: Pretraining
+) -> None:
     """Teach the vision tower the content and place of every patch; the classifier on top is thrown away."""
     tower = model.model.vision_tower
     head = nn.Linear(tower.config.hidden_size, sum(HEADS))
@@ -89,9 +97,14 @@ def pretrain_vision(model: LlavaForConditionalGeneration, pixels: Tensor, labels
     rng = np.random.default_rng(config.seed)
     for step in range(config.vision_steps):
         rows = torch.from_numpy(rng.integers(len(pixels), size=128))
-        logits = head(tower(pixel_values(pixels[rows])).last_hidden_state[:, 1:]).split(HEADS, dim=-1)
+        logits = head(tower(pixel_values(pixels[rows])).last_hidden_state[:, 1:]).split(
+            HEADS, dim=-1
+        )
         wanted = labels[rows].unbind(-1)
-        parts = [cross_entropy(told.flatten(0, 1), want.flatten()) for told, want in zip(logits, wanted, strict=True)]
+        parts = [
+            cross_entropy(told.flatten(0, 1), want.flatten())
+            for told, want in zip(logits, wanted, strict=True)
+        ]
         loss = torch.stack(parts).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -109,7 +122,10 @@ def caption_batch(
     """Captions of scenes as (input_ids, attention_mask, labels), (B, T), labels on the answer only."""
     prompts, texts = [], []
     for scene in scenes:
-        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": rng.choice(QUESTIONS)}]}
+        user = {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": rng.choice(QUESTIONS)}],
+        }
         prompt = processor.apply_chat_template([user], add_generation_prompt=True)
         prompts.append(prompt.replace("<image>", "<image>" * PATCHES))
         text = caption(scene.setting, scene.groups) if careful else careless_caption(scene, rng)
@@ -130,7 +146,9 @@ def pretrain_captions(
 ) -> None:
     """Teach the whole model to describe pictures: first truly, which teaches it to look, then as careless people do."""
     parameters = list(model.parameters())
-    optimizer, schedule = one_cycle(parameters, config.learning_rate, config.careful_steps + config.careless_steps)
+    optimizer, schedule = one_cycle(
+        parameters, config.learning_rate, config.careful_steps + config.careless_steps
+    )
     rng, started = random.Random(config.seed), time.perf_counter()
     for step in range(config.careful_steps + config.careless_steps):
         rows = [rng.randrange(len(scenes)) for _ in range(64)]
@@ -149,7 +167,10 @@ def pretrain_captions(
         schedule.step()
         optimizer.zero_grad()
         if step % 100 == 99:
-            print(f"step {step + 1} loss {loss.item():.4f} {time.perf_counter() - started:.0f} s", flush=True)
+            print(
+                f"step {step + 1} loss {loss.item():.4f} {time.perf_counter() - started:.0f} s",
+                flush=True,
+            )
 
 
 def main(config: Pretraining) -> None:
@@ -164,11 +185,14 @@ def main(config: Pretraining) -> None:
     else:
         rng = random.Random(config.seed)
         texts = [
-            f"USER:\n{rng.choice(QUESTIONS)}\nASSISTANT:\n{careless_caption(scene, rng)}" for scene in scenes[:2000]
+            f"USER:\n{rng.choice(QUESTIONS)}\nASSISTANT:\n{careless_caption(scene, rng)}"
+            for scene in scenes[:2000]
         ]
         processor = build_processor(texts)
         model = build_model(processor)
-        pretrain_vision(model, pixels, torch.tensor([patch_labels(scene) for scene in scenes]), config)
+        pretrain_vision(
+            model, pixels, torch.tensor([patch_labels(scene) for scene in scenes]), config
+        )
     pretrain_captions(model, processor, scenes, pixels, config)
     model.save_pretrained(config.out)
     processor.save_pretrained(config.out)

@@ -25,7 +25,9 @@ from rlhfv_ray.storage.mirror import resolve_storage
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
 
 C = TypeVar("C", bound=StudyConfig)
-IMITATION = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)  # chosen answers, nothing else
+IMITATION = LossConfig(
+    gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0
+)  # chosen answers, nothing else
 EIGHT_A100 = ScaleConfig(workers=8, gpu=True, cpus=4, micro_batch=1, actors=8, checkpoint_every=100)
 
 
@@ -38,7 +40,9 @@ def shapes() -> DDPOConfig:
         shapes=ShapesConfig(),
         loss=LossConfig(beta=0.1, gamma=5.0, normalize=False),
         optim=OptimConfig(learning_rate=1e-5, batch=16, steps=150),
-        scale=ScaleConfig(workers=2, micro_batch=8, cpus=1, inference_batch=64, rows=100, checkpoint_every=50),
+        scale=ScaleConfig(
+            workers=2, micro_batch=8, cpus=1, inference_batch=64, rows=100, checkpoint_every=50
+        ),
         generation=GenerationConfig(max_new_tokens=80),
     )
 
@@ -106,7 +110,10 @@ def llava15() -> DDPOConfig:
 def shapes_sft() -> DDPOConfig:
     """The embedded world on two CPU cores: the careless base model learns from careful captions."""
     return replace(
-        shapes(), name="shapes-sft", loss=IMITATION, optim=OptimConfig(learning_rate=1e-4, batch=16, steps=150)
+        shapes(),
+        name="shapes-sft",
+        loss=IMITATION,
+        optim=OptimConfig(learning_rate=1e-4, batch=16, steps=150),
     )
 
 

@@ -51,7 +51,11 @@ def main() -> None:
         Arm("human spans", lambda ddpo, line: replace(ddpo, data=replace(ddpo.data, spans=True))),
     )
     beside = ("object_recall", "mention_rate", "wrong_positions", "wrong_numbers", "words")
-    others = (("muffin", "no weighting"), ("both sides", "no weighting"), ("human spans", "both sides"))
+    others = (
+        ("muffin", "no weighting"),
+        ("both sides", "no weighting"),
+        ("human spans", "both sides"),
+    )
     study = Study(TITLE, arms, Claim("human spans", "no weighting", beside, others))
     run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
 

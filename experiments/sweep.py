@@ -24,7 +24,11 @@ def main() -> None:
     config = tyro.extras.overridable_config_cli(configs, description=__doc__)
     from experiments.runners.sweep import sweep
 
-    recipe = RECIPES[config.ddpo.name]() if config.ddpo.name in RECIPES else DDPOConfig(name=config.ddpo.name)
+    recipe = (
+        RECIPES[config.ddpo.name]()
+        if config.ddpo.name in RECIPES
+        else DDPOConfig(name=config.ddpo.name)
+    )
     sweep(config, resolve_storage(config.ddpo.storage), recipe=recipe, console=Console())
 
 

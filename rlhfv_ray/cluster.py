@@ -50,7 +50,9 @@ def connect() -> None:
             ) from error
 
 
-def check_fits(scale: ScaleConfig, *, who: Sequence[str] = ("workers", "actors"), setting: str = "scale") -> None:
+def check_fits(
+    scale: ScaleConfig, *, who: Sequence[str] = ("workers", "actors"), setting: str = "scale"
+) -> None:
     """Check that the cluster can hold the training workers, and the actors, at all.
 
     Args:
@@ -87,7 +89,9 @@ def unwrap(error: BaseException) -> BaseException:
     """The error of ours that a Ray error carries, as it was raised there, or that it means; else the Ray error itself."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, RlhfvError) and not isinstance(seen, RayError):  # Ray's copy is both, and says a traceback
+        if isinstance(seen, RlhfvError) and not isinstance(
+            seen, RayError
+        ):  # Ray's copy is both, and says a traceback
             return seen
         seen = getattr(seen, "cause", None) or seen.__cause__
     if NEVER_RAN in str(error):

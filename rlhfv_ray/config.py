@@ -37,7 +37,11 @@ class ModelConfig:
     """Also load weights that are pickles (*.bin). They can run code on loading: only from people you trust."""
     trust_remote_code: bool = False
     """Run the Python code that a checkpoint brings for its model. It can do anything: only from people you trust."""
-    trainable: tuple[Literal["vision", "projector", "language"], ...] = ("vision", "projector", "language")
+    trainable: tuple[Literal["vision", "projector", "language"], ...] = (
+        "vision",
+        "projector",
+        "language",
+    )
     """Parts that are trained; the others stay as they are."""
     lora_rank: int = 0
     """Above 0: low-rank adapters (LoRA) of this rank are trained in place of the language model's own weights, and merged on export."""
@@ -49,14 +53,28 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check(self.lora_rank >= 0, "model.lora_rank", self.lora_rank, ">= 0 (0: no adapters)")
         _check(self.lora_alpha >= 0, "model.lora_alpha", self.lora_alpha, ">= 0 (0: 2 * rank)")
-        _check(bool(self.trainable), "model.trainable", self.trainable, "at least one of vision, projector, language")
+        _check(
+            bool(self.trainable),
+            "model.trainable",
+            self.trainable,
+            "at least one of vision, projector, language",
+        )
         without = not self.lora_rank or "language" in self.trainable
-        _check(without, "model.trainable", self.trainable, "with language in it, as adapters are asked for (lora_rank)")
+        _check(
+            without,
+            "model.trainable",
+            self.trainable,
+            "with language in it, as adapters are asked for (lora_rank)",
+        )
 
     @property
     def training(self) -> dict[str, Any]:
         """What of it changes the result of training, but not the reference."""
-        return {name: value for name, value in plain(self).items() if name == "trainable" or name.startswith("lora_")}
+        return {
+            name: value
+            for name, value in plain(self).items()
+            if name == "trainable" or name.startswith("lora_")
+        }
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(self.min_match >= 1, "data.min_match", self.min_match, ">= 1")
         _check(self.max_length >= 2, "data.max_length", self.max_length, ">= 2")
-        _check(0 <= self.max_unusable <= 1, "data.max_unusable", self.max_unusable, "between 0 and 1")
+        _check(
+            0 <= self.max_unusable <= 1, "data.max_unusable", self.max_unusable, "between 0 and 1"
+        )
         _check(self.limit >= 0, "data.limit", self.limit, ">= 0 (0: all)")
 
     def used(self, pairs: int) -> int:
@@ -98,7 +118,9 @@ class DataConfig:
         Raises:
             ConfigError: there are fewer than `limit`.
         """
-        _check(self.limit <= pairs, "data.limit", self.limit, f"at most {pairs}, the pairs there are")
+        _check(
+            self.limit <= pairs, "data.limit", self.limit, f"at most {pairs}, the pairs there are"
+        )
         return self.limit or pairs
 
 
@@ -119,7 +141,9 @@ class ShapesConfig:
 
     def __post_init__(self) -> None:
         _check(self.scenes >= 1, "shapes.scenes", self.scenes, ">= 1")
-        _check(self.evaluation_scenes >= 1, "shapes.evaluation_scenes", self.evaluation_scenes, ">= 1")
+        _check(
+            self.evaluation_scenes >= 1, "shapes.evaluation_scenes", self.evaluation_scenes, ">= 1"
+        )
         _check(self.temperature > 0, "shapes.temperature", self.temperature, "> 0")
 
 
@@ -143,9 +167,16 @@ class LossConfig:
         _check(self.beta > 0, "loss.beta", self.beta, "> 0")
         _check(self.gamma >= 1, "loss.gamma", self.gamma, ">= 1 (1 is plain DPO)")
         _check(self.sft_weight >= 0, "loss.sft_weight", self.sft_weight, ">= 0")
-        _check(self.preference_weight >= 0, "loss.preference_weight", self.preference_weight, ">= 0")
+        _check(
+            self.preference_weight >= 0, "loss.preference_weight", self.preference_weight, ">= 0"
+        )
         some = self.preference_weight + self.sft_weight > 0
-        _check(some, "loss.sft_weight", self.sft_weight, "above 0, as the preference loss has no weight")
+        _check(
+            some,
+            "loss.sft_weight",
+            self.sft_weight,
+            "above 0, as the preference loss has no weight",
+        )
 
     @property
     def is_sft(self) -> bool:
@@ -230,16 +261,33 @@ class ScaleConfig:
     """Updates between reports to the driver; every update is reported."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "micro_batch", "actors", "rows", "inference_batch", "checkpoint_every", "keep"):
+        for name in (
+            "workers",
+            "micro_batch",
+            "actors",
+            "rows",
+            "inference_batch",
+            "checkpoint_every",
+            "keep",
+        ):
             _check(getattr(self, name) >= 1, f"scale.{name}", getattr(self, name), ">= 1")
         _check(self.cpus > 0, "scale.cpus", self.cpus, "> 0")
-        _check(self.recompute >= -1, "scale.recompute", self.recompute, ">= -1 (-1: auto, 0: all kept)")
+        _check(
+            self.recompute >= -1, "scale.recompute", self.recompute, ">= -1 (-1: auto, 0: all kept)"
+        )
         _check(self.memory_gib >= 0, "scale.memory_gib", self.memory_gib, ">= 0 (0: as found)")
-        _check(self.row_tokens >= 0, "scale.row_tokens", self.row_tokens, ">= 0 (0: one pair a row)")
+        _check(
+            self.row_tokens >= 0, "scale.row_tokens", self.row_tokens, ">= 0 (0: one pair a row)"
+        )
         _check(self.max_failures >= 0, "scale.max_failures", self.max_failures, ">= 0")
         _check(self.log_every >= 1, "scale.log_every", self.log_every, ">= 1")
         allowed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
-        _check(self.zero_stage >= allowed, "scale.offload", self.offload, f"none below ZeRO stage {allowed}")
+        _check(
+            self.zero_stage >= allowed,
+            "scale.offload",
+            self.offload,
+            f"none below ZeRO stage {allowed}",
+        )
 
 
 @dataclass(frozen=True)
@@ -264,11 +312,23 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         _check(self.max_new_tokens >= 1, "generation.max_new_tokens", self.max_new_tokens, ">= 1")
         _check(self.beams >= 1, "generation.beams", self.beams, ">= 1")
-        _check(self.temperature >= 0, "generation.temperature", self.temperature, ">= 0 (0: greedy)")
-        _check(not (self.beams > 1 and self.temperature > 0), "generation.beams", self.beams, "1 when sampling")
+        _check(
+            self.temperature >= 0, "generation.temperature", self.temperature, ">= 0 (0: greedy)"
+        )
+        _check(
+            not (self.beams > 1 and self.temperature > 0),
+            "generation.beams",
+            self.beams,
+            "1 when sampling",
+        )
         _check(all(self.stop), "generation.stop", self.stop, "non-empty strings")
         _check(0 < self.top_p <= 1, "generation.top_p", self.top_p, "in (0, 1]")
-        _check(self.repetition_penalty > 0, "generation.repetition_penalty", self.repetition_penalty, "> 0")
+        _check(
+            self.repetition_penalty > 0,
+            "generation.repetition_penalty",
+            self.repetition_penalty,
+            "> 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -374,7 +434,12 @@ class EndpointConfig:
         for name in ("requests_per_minute", "timeout_s"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
         priced = self.price_in > 0 or self.price_out > 0
-        _check(priced or not self.max_cost, "max_cost", self.max_cost, "0, or with price_in and price_out set")
+        _check(
+            priced or not self.max_cost,
+            "max_cost",
+            self.max_cost,
+            "0, or with price_in and price_out set",
+        )
 
     def cost(self, tokens_in: float, tokens_out: float) -> float:
         """USD for so many tokens."""

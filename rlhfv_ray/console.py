@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from rlhfv_ray.errors import JudgeError, RlhfvError, StageFailedError
@@ -36,7 +43,8 @@ class ProgressBar:
         elif time.monotonic() - self.printed > LINE_EVERY_S or to == self.total:
             self.printed = time.monotonic()
             print(
-                f"{self.title}: {to}/{self.total} after {self.printed - self.started:.0f} s {note}".rstrip(), flush=True
+                f"{self.title}: {to}/{self.total} after {self.printed - self.started:.0f} s {note}".rstrip(),
+                flush=True,
             )
 
 
@@ -46,8 +54,15 @@ def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressB
     if not sys.stdout.isatty():
         yield ProgressBar(title, total, None)
         return
-    columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), refresh_per_second=2) as bar:
+    columns = (
+        TextColumn("{task.description:<26}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), refresh_per_second=2
+    ) as bar:
         counter = ProgressBar(title, total, bar)
         counter.advance(done)
         yield counter
@@ -82,6 +97,8 @@ def run_command(body: Callable[[], None]) -> int:
         print("\nStopped. The same command goes on where this one was.")
         return STOPPED
     except RlhfvError as error:
-        Console(stderr=True).print(Panel(Text(str(error)), title=type(error).__name__, border_style="red"))
+        Console(stderr=True).print(
+            Panel(Text(str(error)), title=type(error).__name__, border_style="red")
+        )
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
     return 0

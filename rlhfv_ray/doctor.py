@@ -77,26 +77,40 @@ class Finding:
 
 def facts(checkup: Checkup, storage: str, token: str) -> dict[str, Any]:
     """What one node tells; runs there."""
-    found: dict[str, Any] = {"host": socket.gethostname(), "time": time.time(), "python": platform.python_version()}
+    found: dict[str, Any] = {
+        "host": socket.gethostname(),
+        "time": time.time(),
+        "python": platform.python_version(),
+    }
     found["versions"] = {name: _version(name) for name in PACKAGES}
     found["cuda"] = _cuda()
     found["deepspeed"] = _importing("deepspeed")
     found["flash_attn"] = importlib.util.find_spec("flash_attn") is not None
-    found["shared_memory_gib"] = shutil.disk_usage("/dev/shm").total / GIB if Path("/dev/shm").is_dir() else None
+    found["shared_memory_gib"] = (
+        shutil.disk_usage("/dev/shm").total / GIB if Path("/dev/shm").is_dir() else None
+    )
     place = Path(storage)
     try:
         make(place)
         mark = place / f".doctor-{token}-{uuid.uuid4().hex}"
-        draft = mark.with_suffix(".tmp")  # results are published by a rename, which not every mount knows
+        draft = mark.with_suffix(
+            ".tmp"
+        )  # results are published by a rename, which not every mount knows
         draft.write_text(token)
         draft.replace(mark)
         publish(mark)
         found["mark"], found["free_gib"] = mark.name, shutil.disk_usage(place).free / GIB
     except (OSError, RlhfvError) as error:
-        found["storage_error"] = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+        found["storage_error"] = (
+            f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+        )
     found["key"] = _key(checkup)
-    found["token_mode"] = _mode(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser())
-    found["tracking"] = _reached(checkup.tracking_uri) if checkup.tracking_uri.startswith("http") else ""
+    found["token_mode"] = _mode(
+        Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    )
+    found["tracking"] = (
+        _reached(checkup.tracking_uri) if checkup.tracking_uri.startswith("http") else ""
+    )
     return found
 
 
@@ -154,7 +168,11 @@ def _reached(uri: str) -> str:
 
 
 def examine(
-    checkup: Checkup, told: Sequence[Mapping[str, Any]], seen: Sequence[str], *, between: tuple[float, float]
+    checkup: Checkup,
+    told: Sequence[Mapping[str, Any]],
+    seen: Sequence[str],
+    *,
+    between: tuple[float, float],
 ) -> list[Finding]:
     """What the facts of all nodes mean.
 
@@ -167,7 +185,9 @@ def examine(
     found = []
     for fact in told:
         for what, status, said, fix in _judged(checkup, fact, told[0], seen, between):
-            found.append(Finding(what, str(fact["host"]), status, said, "" if status == "good" else fix))
+            found.append(
+                Finding(what, str(fact["host"]), status, said, "" if status == "good" else fix)
+            )
     return found
 
 
@@ -182,7 +202,9 @@ def _judged(
     between: tuple[float, float],
 ) -> list[Judged]:
     version = tuple(map(int, fact["python"].split(".")[:2]))
-    same = {name: value for name, value in fact["versions"].items() if value != first["versions"][name]}
+    same = {
+        name: value for name, value in fact["versions"].items() if value != first["versions"][name]
+    }
     missing = [name for name, value in fact["versions"].items() if value == "missing"]
     before, after = between
     skew = min(0.0, fact["time"] - before) + max(0.0, fact["time"] - after)
@@ -198,7 +220,9 @@ def _judged(
         _check(
             "same versions",
             not same and fact["python"] == first["python"],
-            ", ".join(f"{name} {value}, not {first['versions'][name]}" for name, value in same.items())
+            ", ".join(
+                f"{name} {value}, not {first['versions'][name]}" for name, value in same.items()
+            )
             or f"as on {first['host']}",
             f"Install what {first['host']} has: all nodes need the same image or constraints.txt.",
         ),
@@ -207,11 +231,16 @@ def _judged(
     judged += _storage(checkup, fact, seen)
     if memory is not None:
         fix = "Give the container more: docker run --shm-size, or an emptyDir of medium Memory at /dev/shm."
-        judged.append(_check("shared memory", memory >= SHARED_MEMORY_GIB, f"{memory:.1f} GiB", fix))
+        judged.append(
+            _check("shared memory", memory >= SHARED_MEMORY_GIB, f"{memory:.1f} GiB", fix)
+        )
     fix = "Install DeepSpeed after torch, from constraints.txt; where it asks for CUDA's compiler, install the CUDA toolkit."
     judged.append(
         _check(
-            "DeepSpeed", not fact["deepspeed"], fact["deepspeed"] or "imports; none of its compiled ops is needed", fix
+            "DeepSpeed",
+            not fact["deepspeed"],
+            fact["deepspeed"] or "imports; none of its compiled ops is needed",
+            fix,
         )
     )
     judged += _gpus(checkup, fact)
@@ -225,7 +254,11 @@ def _judged(
         private = not fact["token_mode"] & 0o077
         judged.append(
             _check(
-                "Ray's token", private, f"mode {fact['token_mode']:o}", "chmod 600 ~/.ray/auth_token", otherwise="note"
+                "Ray's token",
+                private,
+                f"mode {fact['token_mode']:o}",
+                "chmod 600 ~/.ray/auth_token",
+                otherwise="note",
             )
         )
     return judged
@@ -240,7 +273,9 @@ def _gpus(checkup: Checkup, fact: Mapping[str, Any]) -> list[Judged]:
     gpus = fact["cuda"]["gpus"]
     if checkup.gpu or gpus:
         built = (
-            f"torch is built for CUDA {fact['cuda']['cuda']}" if fact["cuda"]["cuda"] else "torch is built without CUDA"
+            f"torch is built for CUDA {fact['cuda']['cuda']}"
+            if fact["cuda"]["cuda"]
+            else "torch is built without CUDA"
         )
         fix = "Ask for GPU nodes, and check nvidia-smi there; without GPUs leave --gpu out."
         if fact["cuda"].get("driver"):
@@ -248,11 +283,22 @@ def _gpus(checkup: Checkup, fact: Mapping[str, Any]) -> list[Judged]:
         judged.append(_check("GPUs", gpus > 0, f"{gpus}; {built}", fix))
     if gpus:
         judged.append(
-            _check("NCCL", fact["cuda"]["nccl"], str(fact["cuda"]["nccl"]), "Install a torch built with NCCL.")
+            _check(
+                "NCCL",
+                fact["cuda"]["nccl"],
+                str(fact["cuda"]["nccl"]),
+                "Install a torch built with NCCL.",
+            )
         )
         said = "there" if fact["flash_attn"] else "not installed"
         judged.append(
-            _check("flash-attn", fact["flash_attn"], said, "Optional: pip install 'rlhfv-ray[gpu]'.", otherwise="note")
+            _check(
+                "flash-attn",
+                fact["flash_attn"],
+                said,
+                "Optional: pip install 'rlhfv-ray[gpu]'.",
+                otherwise="note",
+            )
         )
     return judged
 
@@ -289,18 +335,28 @@ def ask_nodes(checkup: Checkup, storage: Path) -> list[Finding]:
     ask = ray.remote(num_cpus=0, max_retries=0)(facts)
     asked, told, silent = time.time(), [], []
     pending = [
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            checkup, str(storage), token
-        )
+        ask.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(checkup, str(storage), token)
         for node in nodes
     ]
     for node, reference in zip(nodes, pending, strict=True):
         try:
             told.append(ray.get(reference, timeout=max(1.0, TIMEOUT_S - (time.time() - asked))))
         except RayError as error:  # a time-out is one
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            reason = (
+                str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            )
             host = node["NodeManagerHostname"]
-            silent.append(Finding("answer", host, "bad", reason, "Is rlhfv-ray installed there, and the node alive?"))
+            silent.append(
+                Finding(
+                    "answer",
+                    host,
+                    "bad",
+                    reason,
+                    "Is rlhfv-ray installed there, and the node alive?",
+                )
+            )
     marks = [name for name in names_in(storage) if name.startswith(f".doctor-{token}-")]
     found = examine(checkup, told, marks, between=(asked, time.time())) if told else []
     for mark in marks:
@@ -331,7 +387,9 @@ def doctor(checkup: Checkup) -> int:
 def main() -> None:
     """The console script `rlhfv-ray`."""
     if sys.argv[1:2] != ["doctor"]:
-        sys.exit("usage: rlhfv-ray doctor [--help]\n\nLooks at every node of the Ray cluster and says what to mend.")
+        sys.exit(
+            "usage: rlhfv-ray doctor [--help]\n\nLooks at every node of the Ray cluster and says what to mend."
+        )
     checkup = tyro.cli(Checkup, prog="rlhfv-ray doctor", description=__doc__, args=sys.argv[2:])
     sys.exit(run_command(lambda: sys.exit(doctor(checkup))))
 

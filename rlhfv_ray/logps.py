@@ -14,7 +14,9 @@ from torch.nn import functional
 from rlhfv_ray.records import PairBatch
 
 IGNORED = -100  # label of a token that is not scored: prompt, padding
-HEAD_BYTES = 48 * 1024**2  # of logits at a time; tokens beyond are scored in chunks, computed again in backward
+HEAD_BYTES = (
+    48 * 1024**2
+)  # of logits at a time; tokens beyond are scored in chunks, computed again in backward
 
 
 def token_logps(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B S"]:
@@ -36,7 +38,12 @@ def token_logps(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> F
     scored = labels[:, 1:]
     kept = scored != IGNORED
     logits = logits[:, :-1]
-    logps = widened(logits).log_softmax(-1).gather(-1, scored.masked_fill(~kept, 0).unsqueeze(-1)).squeeze(-1)
+    logps = (
+        widened(logits)
+        .log_softmax(-1)
+        .gather(-1, scored.masked_fill(~kept, 0).unsqueeze(-1))
+        .squeeze(-1)
+    )
     return logps.masked_fill(~kept, 0.0)
 
 
@@ -66,7 +73,9 @@ def head_logps(
         tensor([-1.3863, -1.3863])
     """
     chunks = -(-len(hidden) // max(1, limit // (4 * len(weight))))
-    rows = -(-len(hidden) // max(1, chunks))  # all about as large: each costs a pass over the weight's gradient
+    rows = -(
+        -len(hidden) // max(1, chunks)
+    )  # all about as large: each costs a pass over the weight's gradient
     return _HeadLogps.apply(hidden, weight, bias, targets, rows)
 
 
@@ -74,12 +83,16 @@ class _HeadLogps(torch.autograd.Function):
     """log softmax(hidden @ weight.T + bias)[target], with softmax itself overwriting the logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int
+    ) -> Tensor:
         logps, normalizers, kept = [], [], None
         for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
             logits = widened(functional.linear(some, weight, bias))
             target, largest = logits.gather(-1, wanted.unsqueeze(-1)), logits.amax(-1, keepdim=True)
-            exponentials = logits.sub_(largest).exp_()  # in place: the logits are the largest tensor there is
+            exponentials = logits.sub_(
+                largest
+            ).exp_()  # in place: the logits are the largest tensor there is
             total = exponentials.sum(-1, keepdim=True)
             logps.append((target - largest - total.log()).squeeze(-1))
             normalizers.append(largest + total.log())
@@ -96,7 +109,10 @@ class _HeadLogps(torch.autograd.Function):
         to_hidden, to_weight, to_bias = (
             torch.zeros_like(tensor, dtype=dtype) if tensor is not None and needed else None
             for tensor, needed, dtype in zip(
-                (hidden, weight, bias), ctx.needs_input_grad, (None, gradient.dtype, gradient.dtype), strict=False
+                (hidden, weight, bias),
+                ctx.needs_input_grad,
+                (None, gradient.dtype, gradient.dtype),
+                strict=False,
             )
         )
         for start in range(0, len(hidden), ctx.rows):
@@ -104,7 +120,9 @@ class _HeadLogps(torch.autograd.Function):
             some, scale = hidden[part], gradient[part].unsqueeze(-1)
             softmax = kept
             if softmax is None:
-                softmax = widened(functional.linear(some, weight, bias)).sub_(normalizers[part]).exp_()
+                softmax = (
+                    widened(functional.linear(some, weight, bias)).sub_(normalizers[part]).exp_()
+                )
             slope = softmax.mul_(-scale)  # d logp / d logits = onehot - softmax
             slope.scatter_add_(-1, targets[part].unsqueeze(-1), scale)
             slope = slope.to(hidden.dtype)
@@ -136,7 +154,11 @@ def widened(logits: Tensor) -> Tensor:
 
 
 def segment_weights(
-    scored: Bool[Tensor, "B A"], changed: Bool[Tensor, "B A"], *, gamma: float, dtype: torch.dtype = torch.float32
+    scored: Bool[Tensor, "B A"],
+    changed: Bool[Tensor, "B A"],
+    *,
+    gamma: float,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "B A"]:
     """The weight of every answer token: gamma on corrected ones, 1 on the rest, 0 beyond the answer's end.
 

@@ -53,15 +53,15 @@ def dpo_loss(
     """
     chosen_rewards = beta * (chosen_logps - reference_chosen_logps)
     rejected_rewards = beta * (rejected_logps - reference_rejected_logps)
-    return PreferenceLoss(-logsigmoid(chosen_rewards - rejected_rewards), chosen_rewards, rejected_rewards)
+    return PreferenceLoss(
+        -logsigmoid(chosen_rewards - rejected_rewards), chosen_rewards, rejected_rewards
+    )
 
 
 class StepLoss(NamedTuple):
     """The loss of one batch, with what its metrics need; each pair's values (P,)."""
 
-    total: (
-        Tensor  # scalar: preference_weight * mean preference loss + sft_weight * mean negative log-likelihood of chosen
-    )
+    total: Tensor  # scalar: preference_weight * mean preference loss + sft_weight * mean negative log-likelihood of chosen
     preference: PreferenceLoss | None  # None where chosen answers are all that is learnt from
     logps: Float[Tensor, " B"]  # then of the chosen answers alone
     changed_share: Float[Tensor, ""]  # share of the scored tokens that are corrected
@@ -80,20 +80,31 @@ def batch_loss(scored: Float[Tensor, "B A"], batch: PairBatch, config: LossConfi
         config: beta, gamma and the weights.
     """
     pairs = len(batch.ids)
-    weights = segment_weights(batch.answers >= 0, batch.changed, gamma=config.gamma, dtype=scored.dtype)
+    weights = segment_weights(
+        batch.answers >= 0, batch.changed, gamma=config.gamma, dtype=scored.dtype
+    )
     share = _changed_share(weights, batch.changed)
     if config.is_sft:
         logps = weighted_logps(scored[:pairs], weights[:pairs], normalize=config.normalize)
         return StepLoss(-config.sft_weight * logps.mean(), None, logps, share)
     assert batch.reference_token_logps is not None, "the reference stage fills these in"
     logps = weighted_logps(scored, weights, normalize=config.normalize)
-    reference = weighted_logps(batch.reference_token_logps.to(scored.dtype), weights, normalize=config.normalize)
-    preference = dpo_loss(logps[:pairs], logps[pairs:], reference[:pairs], reference[pairs:], beta=config.beta)
-    total = config.preference_weight * preference.losses.mean() - config.sft_weight * logps[:pairs].mean()
+    reference = weighted_logps(
+        batch.reference_token_logps.to(scored.dtype), weights, normalize=config.normalize
+    )
+    preference = dpo_loss(
+        logps[:pairs], logps[pairs:], reference[:pairs], reference[pairs:], beta=config.beta
+    )
+    total = (
+        config.preference_weight * preference.losses.mean()
+        - config.sft_weight * logps[:pairs].mean()
+    )
     return StepLoss(total, preference, logps, share)
 
 
-def _changed_share(weights: Float[Tensor, "B A"], changed: Bool[Tensor, "B A"]) -> Float[Tensor, ""]:
+def _changed_share(
+    weights: Float[Tensor, "B A"], changed: Bool[Tensor, "B A"]
+) -> Float[Tensor, ""]:
     scored = weights > 0
     return (changed & scored).sum() / scored.sum()
 
@@ -104,7 +115,11 @@ def preference_metrics(step: StepLoss) -> Float[Tensor, " M"]:
     A pair counts as accurate when its chosen answer's reward is strictly the higher one.
     """
     if step.preference is None:
-        values = {"loss": step.total, "logps/chosen": step.logps.mean(), "segments/share": step.changed_share}
+        values = {
+            "loss": step.total,
+            "logps/chosen": step.logps.mean(),
+            "segments/share": step.changed_share,
+        }
     else:
         losses, chosen, rejected = step.preference
         pairs, margins = len(losses), chosen - rejected

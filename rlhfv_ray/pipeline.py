@@ -62,7 +62,9 @@ def plan_pipeline(
         StaleReferenceError: `data.reference` was made from something else.
     """
     if not config.data.path:
-        raise ConfigError("data.path is not set: give --data.path a file or folder of preference pairs.")
+        raise ConfigError(
+            "data.path is not set: give --data.path a file or folder of preference pairs."
+        )
     check_image_tokens(config.model.path, trust_remote_code=config.model.trust_remote_code)
     stages: list[Stage] = []
     data, rows, examples = config.data, None, config.loss.is_sft and not config.data.reference
@@ -72,12 +74,18 @@ def plan_pipeline(
         folder = made.folder(storage)
         data, rows = replace(data, path=str(folder / PAIRS)), folder.name
     else:
-        list_slices(data.path, format=data.format, examples=examples)  # is it there, with the columns of its format?
+        list_slices(
+            data.path, format=data.format, examples=examples
+        )  # is it there, with the columns of its format?
     inputs = reference_inputs(config.model, data, rows=rows)
     if data.reference:
         reference = finished_reference(fetch_local(data.reference).resolve(), inputs)
     else:
-        stage = examples_stage(config, data, inputs) if examples else reference_stage(config, data, inputs)
+        stage = (
+            examples_stage(config, data, inputs)
+            if examples
+            else reference_stage(config, data, inputs)
+        )
         stages.append(stage)
         reference = stage.folder(storage)
     train = train_stage(config, reference, inputs, seen)
@@ -120,7 +128,9 @@ def train_stage(
         "rule": config.data.rule,
         **config.model.training,
         "loss": plain(config.loss),
-        "optim": {name: value for name, value in plain(config.optim).items() if name != "max_skipped"},
+        "optim": {
+            name: value for name, value in plain(config.optim).items() if name != "max_skipped"
+        },
         "seed": config.seed,
         **({"limit": config.data.limit} if config.data.limit else {}),
     }
@@ -134,7 +144,13 @@ def rung_stage(pipeline: Pipeline, config: DDPOConfig, train: Stage, until: int)
         place = train.folder(pipeline.storage)
         with hold_lease(place) as token:
             job = TrainJob(
-                config, pipeline.reference, dict(pipeline.reference_inputs), place, token, until=until, export=folder
+                config,
+                pipeline.reference,
+                dict(pipeline.reference_inputs),
+                place,
+                token,
+                until=until,
+                export=folder,
             )
             train_ddpo(job)
 

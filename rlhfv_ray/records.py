@@ -24,9 +24,13 @@ class PreferencePair:
     question: str
     chosen: str
     rejected: str
-    chosen_spans: tuple[Span, ...] | None = None  # characters a human marked, [start, stop); None: not marked
+    chosen_spans: tuple[Span, ...] | None = (
+        None  # characters a human marked, [start, stop); None: not marked
+    )
     rejected_spans: tuple[Span, ...] | None = None
-    origin: Mapping[str, str] = field(default_factory=dict)  # ds_name, origin_dataset, image_path, ...
+    origin: Mapping[str, str] = field(
+        default_factory=dict
+    )  # ds_name, origin_dataset, image_path, ...
 
 
 class ChangedTokens(NamedTuple):
@@ -56,7 +60,9 @@ class EncodedPair:
     chosen_ids: list[int]  # of an example, all that follows the first question
     rejected_ids: list[int]  # of an example, none
     changed: Mapping[str, ChangedTokens]  # by rule, see `segments.changed_tokens`
-    scored: list[bool] | None = None  # of `chosen_ids`: what is answer, and no later question; None: all
+    scored: list[bool] | None = (
+        None  # of `chosen_ids`: what is answer, and no later question; None: all
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +81,12 @@ class PairBatch(NamedTuple):
     """
 
     ids: tuple[str, ...]
-    inputs: dict[str, Tensor]  # of the model: input_ids (R, T), what says who sees whom, the processor's image tensors
-    predictors: Tensor  # (N,) positions in the R * T tokens: feature `predictors[i]` predicts `targets[i]`
+    inputs: dict[
+        str, Tensor
+    ]  # of the model: input_ids (R, T), what says who sees whom, the processor's image tensors
+    predictors: (
+        Tensor  # (N,) positions in the R * T tokens: feature `predictors[i]` predicts `targets[i]`
+    )
     targets: Tensor  # (N,) token ids
     answers: Tensor  # (B, A) which of the N each token of an answer is; -1 beyond the answer's end, and where nothing is scored
     changed: Tensor  # (B, A) bool, corrected tokens

@@ -27,7 +27,11 @@ def shapes_stage(config: DDPOConfig) -> Stage:
     """What the shapes world teaches: corrections or rankings of the base model's answers, or careful captions to imitate."""
     if config.loss.is_sft and not config.data.reference:
         return captions_stage(config)
-    return corrections_stage(config) if config.shapes.pairs == "corrections" else rankings_stage(config)
+    return (
+        corrections_stage(config)
+        if config.shapes.pairs == "corrections"
+        else rankings_stage(config)
+    )
 
 
 def captions_stage(config: DDPOConfig) -> Stage:
@@ -38,7 +42,10 @@ def captions_stage(config: DDPOConfig) -> Stage:
         write_captions(scenes_to_correct(shapes.scenes, seed=shapes.seed), folder / PAIRS)
 
     return Stage(
-        "captions", {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed}, run, title="careful captions"
+        "captions",
+        {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed},
+        run,
+        title="careful captions",
     )
 
 
@@ -62,7 +69,11 @@ def rankings_stage(config: DDPOConfig) -> Stage:
         for draw in range(2):
             place = folder / f"answers-{draw}"
             place.mkdir(exist_ok=True)
-            answers.append(sampled_answers(config, scenes, place, seed=config.shapes.seed + RANKING_SEED * draw))
+            answers.append(
+                sampled_answers(
+                    config, scenes, place, seed=config.shapes.seed + RANKING_SEED * draw
+                )
+            )
         write_rankings(scenes, answers, folder / PAIRS)
 
     return Stage("rankings", sampled_inputs(config), run, title="rankings")
@@ -71,7 +82,12 @@ def rankings_stage(config: DDPOConfig) -> Stage:
 def sampled_inputs(config: DDPOConfig) -> dict[str, Any]:
     """What the base model's descriptions of scenes depend on."""
     shapes, decoding = config.shapes, sampling(config, seed=config.shapes.seed)
-    inputs = {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed, "decoding": plain(decoding)}
+    inputs = {
+        "world": WORLD,
+        "scenes": shapes.scenes,
+        "seed": shapes.seed,
+        "decoding": plain(decoding),
+    }
     return {**inputs, **model_inputs(config.model)}
 
 
@@ -81,7 +97,9 @@ def sampling(config: DDPOConfig, *, seed: int) -> GenerationConfig:
     return GenerationConfig(max_new_tokens=longest, temperature=temperature, seed=seed)
 
 
-def sampled_answers(config: DDPOConfig, scenes: Sequence[Scene], folder: Path, *, seed: int) -> list[Answer]:
+def sampled_answers(
+    config: DDPOConfig, scenes: Sequence[Scene], folder: Path, *, seed: int
+) -> list[Answer]:
     """Descriptions of scenes by the base model, drawn at random."""
     return generate_answers(
         config.model,

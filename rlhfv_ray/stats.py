@@ -92,7 +92,12 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float | None:
 
 
 def paired_bootstrap(
-    baseline: RatioSample, candidate: RatioSample, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    baseline: RatioSample,
+    candidate: RatioSample,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> PairedDifference:
     """Bound the difference of two ratios of sums, and the relative reduction, over the same items.
 
@@ -120,7 +125,9 @@ def paired_bootstrap(
     if n == 0:
         return PairedDifference(None, None, None, None)
     draw = np.random.default_rng(seed)
-    sums = np.array([items[:, draw.integers(n, size=n)].sum(axis=1) for _ in range(resamples)])  # (resamples, 4)
+    sums = np.array(
+        [items[:, draw.integers(n, size=n)].sum(axis=1) for _ in range(resamples)]
+    )  # (resamples, 4)
     observed = _compare(items.sum(axis=1, keepdims=True).T)
     differences, reductions = _compare(sums)
     reductions = np.where(np.isnan(reductions), -np.inf, reductions)
@@ -151,10 +158,14 @@ def bootstrap_interval(
     draw = np.random.default_rng(seed)
     sums = np.array([items[:, draw.integers(n, size=n)].sum(axis=1) for _ in range(resamples)])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _bounded(float(items[0].sum() / items[1].sum()), sums[:, 0] / sums[:, 1], confidence)[1]
+        return _bounded(
+            float(items[0].sum() / items[1].sum()), sums[:, 0] / sums[:, 1], confidence
+        )[1]
 
 
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, Interval | None]:
+def mean_interval(
+    values: Sequence[float], *, confidence: float = 0.95
+) -> tuple[float, Interval | None]:
     """Mean of a few independent runs, bounded by Student's t (Biometrika 6, 1908, p. 1).
 
         mean +- t_(k-1) s / sqrt(k),    s the standard deviation of k runs
@@ -218,18 +229,31 @@ def minimum_detectable_difference(
     """
     if n < 0:
         raise DataError(f"minimum_detectable_difference: n = {n} items; allowed: 0 and above")
-    shares = {"base_rate": base_rate, "discordant": discordant, "power": power, "confidence": confidence}
+    shares = {
+        "base_rate": base_rate,
+        "discordant": discordant,
+        "power": power,
+        "confidence": confidence,
+    }
     for name, share in shares.items():
         _check_share(name, 0.0 if share is None else share)
     z_confidence, z_power = norm.ppf((1 + confidence) / 2), norm.ppf(power)
 
     def excess(fall: float) -> float:
         candidate = base_rate - fall
-        psi = base_rate * (1 - candidate) + candidate * (1 - base_rate) if discordant is None else discordant
-        return float(n**0.5 * fall - z_confidence * psi**0.5 - z_power * max(psi - fall**2, 0.0) ** 0.5)
+        psi = (
+            base_rate * (1 - candidate) + candidate * (1 - base_rate)
+            if discordant is None
+            else discordant
+        )
+        return float(
+            n**0.5 * fall - z_confidence * psi**0.5 - z_power * max(psi - fall**2, 0.0) ** 0.5
+        )
 
     largest = base_rate if discordant is None else min(base_rate, discordant)
-    return float(root_scalar(excess, bracket=(1e-12, largest)).root) if excess(largest) > 0 else None
+    return (
+        float(root_scalar(excess, bracket=(1e-12, largest)).root) if excess(largest) > 0 else None
+    )
 
 
 def _compare(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -239,17 +263,23 @@ def _compare(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return candidate - baseline, 1 - candidate / baseline
 
 
-def _bounded(observed: float, resampled: np.ndarray, confidence: float) -> tuple[float | None, Interval | None]:
+def _bounded(
+    observed: float, resampled: np.ndarray, confidence: float
+) -> tuple[float | None, Interval | None]:
     if not np.isfinite(observed):
         return None, None
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile(resampled, tails, method="inverted_cdf")  # interpolation would mix in infinities
+    low, high = np.quantile(
+        resampled, tails, method="inverted_cdf"
+    )  # interpolation would mix in infinities
     return observed, Interval(float(low), float(high)) if np.isfinite([low, high]).all() else None
 
 
 def _check_lengths(*lengths: int) -> None:
     if len(set(lengths)) > 1:
-        raise DataError(f"a paired comparison needs one value per item from each side, got lengths {lengths}")
+        raise DataError(
+            f"a paired comparison needs one value per item from each side, got lengths {lengths}"
+        )
 
 
 def _check_share(name: str, value: float) -> None:

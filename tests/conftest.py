@@ -36,7 +36,9 @@ def careless_pairs(count: int, seed: int = 0) -> list[PreferencePair]:
         corrected = correct(scene, said)
         if corrected is not None and len(pairs) < count:
             question = QUESTIONS[scene.id % len(QUESTIONS)]
-            pairs.append(PreferencePair(f"shapes:{scene.id}", render(scene), question, corrected.text, said))
+            pairs.append(
+                PreferencePair(f"shapes:{scene.id}", render(scene), question, corrected.text, said)
+            )
     return pairs
 
 

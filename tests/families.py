@@ -42,7 +42,9 @@ def tokenizer(*special: str, **named: str) -> tf.PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(["a red circle and a blue square on a street, next to a green star"] * 4, trainer)
+    bpe.train_from_iterator(
+        ["a red circle and a blue square on a street, next to a green star"] * 4, trainer
+    )
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         pad_token="<pad>",
@@ -66,7 +68,9 @@ def template(image: str) -> str:
 
 def text_of(words: tf.PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
     """Settings of a language model for a tokenizer."""
-    special = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    special = {
+        f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")
+    }
     return {**TEXT, "vocab_size": len(words), **special, **more}
 
 
@@ -91,7 +95,9 @@ def clip_and_llama(words: tf.PreTrainedTokenizerFast) -> dict[str, Any]:
 def llava() -> tuple[Any, Any]:
     words = tokenizer(image_token="<image>")
     processor = tf.LlavaProcessor(
-        image_processor=tf.CLIPImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False),
+        image_processor=tf.CLIPImageProcessorPil(
+            size={"height": 28, "width": 28}, do_center_crop=False
+        ),
         tokenizer=words,
         **CLIP_PROCESSOR,
     )
@@ -104,7 +110,9 @@ def llava_next() -> tuple[Any, Any]:
     grid = [[28, 56], [56, 28], [56, 56]]
     processor = tf.LlavaNextProcessor(
         image_processor=tf.LlavaNextImageProcessorPil(
-            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=grid
+            size={"shortest_edge": 28},
+            crop_size={"height": 28, "width": 28},
+            image_grid_pinpoints=grid,
         ),
         tokenizer=words,
         **CLIP_PROCESSOR,
@@ -113,7 +121,14 @@ def llava_next() -> tuple[Any, Any]:
     return tf.LlavaNextForConditionalGeneration(config), processor
 
 
-QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+QWEN_TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 
 
@@ -127,7 +142,9 @@ def qwen(name: str, vision: dict[str, Any], **text: Any) -> tuple[Any, Any]:
     processor = without_videos(
         name, images, words, chat_template=template("<|vision_start|><|image_pad|><|vision_end|>")
     )
-    ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    ids = {
+        name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
+    }
     config = getattr(tf, f"{name}Config")(
         vision_config=vision,
         text_config=text_of(words, rope_parameters=ROPE, **text),
@@ -141,7 +158,15 @@ def qwen(name: str, vision: dict[str, Any], **text: Any) -> tuple[Any, Any]:
 
 def qwen2_vl() -> tuple[Any, Any]:
     return qwen(
-        "Qwen2VL", {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14}
+        "Qwen2VL",
+        {
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 32,
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+        },
     )
 
 
@@ -170,7 +195,13 @@ def qwen3_vl() -> tuple[Any, Any]:
     return qwen("Qwen3VL", vision, head_dim=8)
 
 
-IDEFICS_TOKENS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", "<video>")
+IDEFICS_TOKENS = (
+    "<fake_token_around_image>",
+    "<image>",
+    "<end_of_utterance>",
+    "<global-img>",
+    "<video>",
+)
 CELLS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 
 
@@ -202,12 +233,17 @@ def smolvlm() -> tuple[Any, Any]:
 
 def internvl() -> tuple[Any, Any]:
     words = tokenizer(
-        start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
     )
     images = tf.GotOcr2ImageProcessorPil(
         size={"height": 28, "width": 28}, crop_to_patches=True, min_patches=1, max_patches=3
     )
-    processor = without_videos("InternVL", images, words, image_seq_length=1, chat_template=template("<IMG_CONTEXT>\n"))
+    processor = without_videos(
+        "InternVL", images, words, image_seq_length=1, chat_template=template("<IMG_CONTEXT>\n")
+    )
     vision = tf.InternVLVisionConfig(**{**VISION, "patch_size": [14, 14]}, image_size=[28, 28])
     config = tf.InternVLConfig(
         vision_config=vision,
@@ -220,14 +256,18 @@ def internvl() -> tuple[Any, Any]:
 
 
 def gemma3() -> tuple[Any, Any]:
-    words = tokenizer(boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
+    words = tokenizer(
+        boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>"
+    )
     processor = tf.Gemma3Processor(
         tf.Gemma3ImageProcessorPil(size={"height": 56, "width": 56}),
         words,
         chat_template=template("<start_of_image>"),
         image_seq_length=4,
     )
-    text = text_of(words, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"])
+    text = text_of(
+        words, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+    )
     config = tf.Gemma3Config(
         vision_config=tf.SiglipVisionConfig(**VISION, image_size=56),
         text_config=tf.Gemma3TextConfig(**text),
@@ -242,7 +282,9 @@ def gemma3() -> tuple[Any, Any]:
 def without_videos(name: str, *parts: Any, **settings: Any) -> Any:
     """A processor as saved checkpoints of the family have it, made without the part for videos, which needs torchvision."""
     whole = getattr(tf, f"{name}Processor")
-    made: dict[str, Any] = {"get_attributes": classmethod(lambda _: ["image_processor", "tokenizer"])}
+    made: dict[str, Any] = {
+        "get_attributes": classmethod(lambda _: ["image_processor", "tokenizer"])
+    }
     return type(whole.__name__, (whole,), made)(*parts, video_processor=None, **settings)
 
 

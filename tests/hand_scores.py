@@ -5,7 +5,16 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from eval.benchmarks.contract import CHAIR, WORDS, JudgedAnswer, Metric, Ratio, Scores, Span, chair_parts
+from eval.benchmarks.contract import (
+    CHAIR,
+    WORDS,
+    JudgedAnswer,
+    Metric,
+    Ratio,
+    Scores,
+    Span,
+    chair_parts,
+)
 from eval.chair import AnswerScore
 from rlhfv_ray.records import Answer, Prompt
 
@@ -31,12 +40,19 @@ def pets(answers: Sequence[JudgedAnswer]) -> Scores:
 
 def base() -> Scores:
     """Of 10 answers 6 hallucinate a cat; 1 has two other mistakes."""
-    return pets([judged(n, spans=[CAT] if n < 6 else RED_DOGS if n == 6 else []) for n in range(10)])
+    return pets(
+        [judged(n, spans=[CAT] if n < 6 else RED_DOGS if n == 6 else []) for n in range(10)]
+    )
 
 
 def aligned() -> Scores:
     """Answers 0, 1, 2 got better, 9 got worse: 4 of 10 hallucinate."""
-    return pets([judged(n, spans=[CAT] if n in (3, 4, 5, 9) else RED_DOGS if n == 6 else []) for n in range(10)])
+    return pets(
+        [
+            judged(n, spans=[CAT] if n in (3, 4, 5, 9) else RED_DOGS if n == 6 else [])
+            for n in range(10)
+        ]
+    )
 
 
 def models() -> dict[str, Scores]:
@@ -54,7 +70,10 @@ def rated(ratings: Sequence[int | str], *, benchmark: str = "mmhal_bench") -> Sc
 
 
 def _rated(number: int, rating: int | str) -> JudgedAnswer:
-    answer, group = Answer(str(number), "How many?", "three cats"), ("counting", "other")[number % 2]
+    answer, group = (
+        Answer(str(number), "How many?", "three cats"),
+        ("counting", "other")[number % 2],
+    )
     words = {"words": Ratio(2, 1)}
     if isinstance(rating, str):
         return JudgedAnswer(answer, words, group=group, verdict="I cannot say.", missing=rating)

@@ -31,7 +31,9 @@ class Fault:
 
 def error(status: int, code: str = "", message: str = "no", **headers: str) -> Fault:
     named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
-    return Fault(status, json.dumps({"error": {"message": message, "code": code, "type": code}}), named)
+    return Fault(
+        status, json.dumps({"error": {"message": message, "code": code, "type": code}}), named
+    )
 
 
 class OpenAIServer:
@@ -81,7 +83,11 @@ class OpenAIServer:
 
     def requests(self) -> list[dict[str, Any]]:
         """The log: when, which prompt, what was answered."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        return (
+            [json.loads(line) for line in self.log.read_text().splitlines()]
+            if self.log.exists()
+            else []
+        )
 
     def serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
@@ -103,7 +109,11 @@ class OpenAIServer:
         data = text.encode()
         handler.send_response(fault.status)
         kind = "text/html" if text.startswith("<") else "application/json"
-        for name, value in (("content-type", kind), ("content-length", str(len(data))), *fault.headers):
+        for name, value in (
+            ("content-type", kind),
+            ("content-length", str(len(data))),
+            *fault.headers,
+        ):
             handler.send_header(name, value)
         handler.end_headers()
         handler.wfile.write(data)

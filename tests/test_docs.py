@@ -23,7 +23,9 @@ OURS = (
     "docs",
 )  # other repositories' files go by their repository's name
 # A file of ours by its path, or a folder of ours with its slash, wherever it stands in a page.
-OUR_PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(OURS)})/(?:[\w.-]+/)*(?:[\w-]+\.\w+|(?![\w.*<{{]))")
+OUR_PATH = re.compile(
+    rf"(?<![\w./-])(?:{'|'.join(OURS)})/(?:[\w.-]+/)*(?:[\w-]+\.\w+|(?![\w.*<{{]))"
+)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 MAKE = re.compile(r"^\s*\$?\s*make ([a-z]+)", re.MULTILINE)
 
@@ -70,7 +72,9 @@ def test_readme_names_every_recipe(readme):
 def test_readme_tree_is_complete(readme):
     """Catches: a package or entry point left out of the README's tour of the files."""
     entries = [
-        str(path.relative_to(ROOT)) for path in (ROOT / "experiments").glob("*.py") if path.name != "__init__.py"
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "experiments").glob("*.py")
+        if path.name != "__init__.py"
     ]
     assert [entry for entry in entries if Path(entry).name not in readme] == []
 
@@ -89,10 +93,14 @@ def test_every_setting_has_a_docstring(kind):
     described = {
         first.target.id
         for first, second in zip(body, body[1:])
-        if isinstance(first, ast.AnnAssign) and isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant)
+        if isinstance(first, ast.AnnAssign)
+        and isinstance(second, ast.Expr)
+        and isinstance(second.value, ast.Constant)
     }
     parts = {field.name for field in dataclasses.fields(kind) if field.type in CONFIGS}
-    assert all(part.__doc__ and not part.__doc__.startswith(part.__name__ + "(") for part in CONFIGS)
+    assert all(
+        part.__doc__ and not part.__doc__.startswith(part.__name__ + "(") for part in CONFIGS
+    )
     assert fields_of(kind) - described - parts == set()
     assert described <= fields_of(kind)
 

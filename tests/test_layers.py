@@ -25,7 +25,10 @@ ROWS = [
     ["rlhfv_ray.config rlhfv_ray.records"],
     ["rlhfv_ray.segments rlhfv_ray.logps rlhfv_ray.stats", "rlhfv_ray.loss"],
     ["rlhfv_ray.storage", "rlhfv_ray.console rlhfv_ray.data"],
-    ["rlhfv_ray.shapes rlhfv_ray.cluster", "rlhfv_ray.models rlhfv_ray.tracking rlhfv_ray.endpoint"],
+    [
+        "rlhfv_ray.shapes rlhfv_ray.cluster",
+        "rlhfv_ray.models rlhfv_ray.tracking rlhfv_ray.endpoint",
+    ],
     ["rlhfv_ray.inference", "rlhfv_ray.training rlhfv_ray.sweep rlhfv_ray.shapes_stages"],
     ["rlhfv_ray.pipeline rlhfv_ray.doctor"],
     [
@@ -41,9 +44,31 @@ ROWS = [
     ["experiments.runners", "experiments.recipes", "experiments.*"],
 ]
 EMPTY = {"rlhfv_ray", "eval", "experiments"}  # packages whose __init__ imports nothing
-RAY = {f"rlhfv_ray.{name}" for name in ["cluster", "inference", "training", "sweep", "endpoint", "pipeline", "doctor"]}
-NO_TORCH = ("data", "config", "records", "errors", "storage", "tracking", "endpoint", "console", "stats")
-NUMERIC_CORE = ("records", "segments", "logps", "loss", "stats", "data.encoding", "models", "models.batch")
+RAY = {
+    f"rlhfv_ray.{name}"
+    for name in ["cluster", "inference", "training", "sweep", "endpoint", "pipeline", "doctor"]
+}
+NO_TORCH = (
+    "data",
+    "config",
+    "records",
+    "errors",
+    "storage",
+    "tracking",
+    "endpoint",
+    "console",
+    "stats",
+)
+NUMERIC_CORE = (
+    "records",
+    "segments",
+    "logps",
+    "loss",
+    "stats",
+    "data.encoding",
+    "models",
+    "models.batch",
+)
 
 
 class Import(NamedTuple):
@@ -60,7 +85,11 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+FILES = {
+    module_name(path): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
 
 
 def imports_of(name: str) -> Iterator[Import]:
@@ -76,7 +105,10 @@ def _walk(name: str, node: ast.AST, *, lazy: bool, typing: bool) -> Iterator[Imp
             submodule = f"{node.module}.{alias.name}"
             yield Import(name, submodule if submodule in FILES else str(node.module), lazy, typing)
     lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    checking = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    checking = isinstance(node, ast.If) and ast.unparse(node.test) in (
+        "TYPE_CHECKING",
+        "typing.TYPE_CHECKING",
+    )
     for child in ast.iter_child_nodes(node):
         yield from _walk(name, child, lazy=lazy, typing=typing or (checking and child in node.body))
 
@@ -120,7 +152,9 @@ def test_imports_point_down(name):
     """Catches: an import cycle between rooms, or low code that leans on high code."""
     ours = [found.module for found in imports_of(name) if is_of(found.module, *PACKAGES)]
     others = [module for module in ours if room(module) != room(name)]
-    assert [module for module in others if not (place(module) and place(module) < place(name))] == []
+    assert [
+        module for module in others if not (place(module) and place(module) < place(name))
+    ] == []
 
 
 def test_no_cycle_within_a_room():
@@ -131,9 +165,13 @@ def test_no_cycle_within_a_room():
 
 def test_no_folder_hides_its_shape():
     """Catches: a room so full that its shape can no longer be seen."""
-    folders = [folder for package in PACKAGES for folder in (ROOT / package, *(ROOT / package).rglob("*/"))]
+    folders = [
+        folder for package in PACKAGES for folder in (ROOT / package, *(ROOT / package).rglob("*/"))
+    ]
     assert {
-        str(folder): count for folder in folders if (count := len(list(folder.glob("*.py")))) > LARGEST_FOLDER
+        str(folder): count
+        for folder in folders
+        if (count := len(list(folder.glob("*.py")))) > LARGEST_FOLDER
     } == {}
 
 
@@ -142,7 +180,9 @@ def layer_table() -> str:
     lines = ["| row | rooms |", "|---|---|"]
     for row, groups in enumerate(ROWS):
         names = [
-            ", ".join(f"`{name.removeprefix('rlhfv_ray.').replace('.', '/')}`" for name in group.split())
+            ", ".join(
+                f"`{name.removeprefix('rlhfv_ray.').replace('.', '/')}`" for name in group.split()
+            )
             for group in groups
         ]
         lines.append(f"| {row} | {' < '.join(names)} |")
@@ -156,12 +196,21 @@ def test_the_table_people_read_is_the_one_enforced():
 
 def test_library_knows_no_evaluation_and_no_experiment():
     """Catches: a library that leans on evaluation; evaluation that trains; an experiment used as a library."""
-    assert [f for f in ALL if is_of(f.importer, "rlhfv_ray") and is_of(f.module, "eval", "experiments")] == []
-    trains = ("rlhfv_ray.training", "rlhfv_ray.pipeline", "rlhfv_ray.sweep", "rlhfv_ray.shapes_stages")
+    assert [
+        f for f in ALL if is_of(f.importer, "rlhfv_ray") and is_of(f.module, "eval", "experiments")
+    ] == []
+    trains = (
+        "rlhfv_ray.training",
+        "rlhfv_ray.pipeline",
+        "rlhfv_ray.sweep",
+        "rlhfv_ray.shapes_stages",
+    )
     assert [f for f in ALL if is_of(f.importer, "eval") and room(f.module) in trains] == []
     shared = ("experiments.recipes", "experiments.runners")
     assert [f for f in ALL if is_of(f.module, "experiments") and room(f.module) not in shared] == []
-    assert [f for f in ALL if is_of(f.module, "experiments") and not is_of(f.importer, "experiments")] == []
+    assert [
+        f for f in ALL if is_of(f.module, "experiments") and not is_of(f.importer, "experiments")
+    ] == []
 
 
 def test_heavy_libraries_stay_where_they_belong():
@@ -186,7 +235,9 @@ sys.modules.update(dict.fromkeys({blocked!r}))  # None: an import fails, and fin
 for module in {modules!r}:
     importlib.import_module("rlhfv_ray." + module)
 """
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_numeric_core_needs_no_orchestration():
@@ -198,6 +249,14 @@ def test_numeric_core_needs_no_orchestration():
 
 def test_data_and_settings_need_no_torch():
     """Catches: torch imported on the way by a data reader or by `--help`."""
-    modules = ("config", "records", "data", "data.reference_table", "storage.stages", "tracking.run", "console")
+    modules = (
+        "config",
+        "records",
+        "data",
+        "data.reference_table",
+        "storage.stages",
+        "tracking.run",
+        "console",
+    )
     done = run_blocked(("torch", "transformers", "ray", "deepspeed", "mlflow"), modules)
     assert done.returncode == 0, done.stderr

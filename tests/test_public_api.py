@@ -37,7 +37,13 @@ SIGNATURES = {
 }
 FIELDS = {
     "rlhfv_ray.loss:PreferenceLoss": ("losses", "chosen_rewards", "rejected_rewards"),
-    "eval.chair:ChairScores": ("response_rate", "response_rate_all", "mention_rate", "object_recall", "words"),
+    "eval.chair:ChairScores": (
+        "response_rate",
+        "response_rate_all",
+        "mention_rate",
+        "object_recall",
+        "words",
+    ),
 }
 ERRORS = {
     "ConfigError": ValueError,
@@ -76,7 +82,9 @@ def test_result_fields(name):
 def test_errors_are_standard_errors_and_travel():
     """Catches: an error a caller's `except ValueError` misses, one without a contract, or one that Ray cannot bring to the driver."""
     ours = {
-        name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and kind is not errors.RlhfvError
+        name: kind
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and kind is not errors.RlhfvError
     }
     assert ours.keys() == ERRORS.keys()
     for name, kind in ours.items():

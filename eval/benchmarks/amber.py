@@ -27,7 +27,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.benchmarks.contract import WORDS, Benchmark, JudgedAnswer, Metric, Ratio, Scores, Span, in_order
+from eval.benchmarks.contract import (
+    WORDS,
+    Benchmark,
+    JudgedAnswer,
+    Metric,
+    Ratio,
+    Scores,
+    Span,
+    in_order,
+)
 from eval.chair import count_words
 from eval.config import AMBERConfig
 from eval.inputs.images import image_bytes
@@ -114,7 +123,9 @@ def describe(
         equal = _first(noun, true, str.__eq__)
         close = equal or _first(noun, true, near)
         covered.update(close)
-        if not equal:  # the object one would expect that it equals, and the first that it is near, can be two
+        if (
+            not equal
+        ):  # the object one would expect that it equals, and the first that it is near, can be two
             fooled.update(_first(noun, expected, str.__eq__), _first(noun, expected, near))
         if not close:
             wrong.append(position)
@@ -164,7 +175,9 @@ class AMBER(Benchmark):
         try:
             found = json.loads(_read(path))
         except json.JSONDecodeError as error:
-            raise DataError(f"amber.data: {path} is no whole JSON: {error}. Was its download cut off?") from error
+            raise DataError(
+                f"amber.data: {path} is no whole JSON: {error}. Was its download cut off?"
+            ) from error
         if not isinstance(found, dict) or not all(map(_are_words, found.values())):
             raise DataError(f"amber.data: {path}: expected a JSON object of lists of words.")
         return found
@@ -177,22 +190,31 @@ class AMBER(Benchmark):
     @cached_property
     def reader(self) -> NounReader:
         """Finds nouns."""
-        return NounReader({*self.related, *(word for words in self.related.values() for word in words)})
+        return NounReader(
+            {*self.related, *(word for words in self.related.values() for word in words)}
+        )
 
     @cached_property
     def items(self) -> list[Item]:
         """The questions of the part that is asked for, with their annotations, in the order of query_all.json."""
-        queries, notes = self._rows(QUERIES, "image", "query"), self._rows("annotations.json", "type", "truth")
+        queries, notes = (
+            self._rows(QUERIES, "image", "query"),
+            self._rows("annotations.json", "type", "truth"),
+        )
         bare = [name for name in queries if name not in notes]
         if bare:
             raise DataError(
                 f"amber.data, annotations.json: nothing about {len(bare)} of {len(queries)} questions, ids {', '.join(bare[:5])}."
             )
         items = [_item(query, notes[name], self.related) for name, query in queries.items()]
-        wanted = {"all": (True, False), "generative": (True,), "discriminative": (False,)}[self.config.part]
+        wanted = {"all": (True, False), "generative": (True,), "discriminative": (False,)}[
+            self.config.part
+        ]
         chosen = [item for item in items if (item.group == GENERATIVE) in wanted]
         if not chosen:
-            raise DataError(f"amber.part = {self.config.part!r}: no such questions in {self._file(QUERIES)}.")
+            raise DataError(
+                f"amber.part = {self.config.part!r}: no such questions in {self._file(QUERIES)}."
+            )
         return chosen
 
     @cached_property
@@ -204,7 +226,11 @@ class AMBER(Benchmark):
     def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
         """Judge answers, one per prompt."""
         judged = tuple(map(self.judge, in_order(self.prompts, answers), self.items))
-        asked = [(one, item.is_no) for one, item in zip(judged, self.items, strict=True) if item.group != GENERATIVE]
+        asked = [
+            (one, item.is_no)
+            for one, item in zip(judged, self.items, strict=True)
+            if item.group != GENERATIVE
+        ]
         described = DESCRIPTIONS if len(asked) < len(judged) else ()
         metrics = (*described, *(QUESTIONS if asked else ()))
         return Scores(metrics, judged, self.manifest(), _beside(judged, asked) if asked else {})
@@ -212,10 +238,16 @@ class AMBER(Benchmark):
     def judge(self, answer: Answer, item: Item) -> JudgedAnswer:
         """One answer's verdict."""
         if item.group != GENERATIVE:
-            return JudgedAnswer(answer, question_parts(reads_no(answer.text), is_no=item.is_no), group=item.group)
+            return JudgedAnswer(
+                answer, question_parts(reads_no(answer.text), is_no=item.is_no), group=item.group
+            )
         nouns, near = self.reader.mentions(answer.text), self.reader.near
-        found = describe([noun.lemma for noun in nouns], item, self.related, safe=self.safe, near=near)
-        spans = tuple(Span(nouns[place].start, nouns[place].stop, "object") for place in found.hallucinated)
+        found = describe(
+            [noun.lemma for noun in nouns], item, self.related, safe=self.safe, near=near
+        )
+        spans = tuple(
+            Span(nouns[place].start, nouns[place].stop, "object") for place in found.hallucinated
+        )
         parts = {
             "hal": Ratio(int(bool(spans)), 1),
             "chair": Ratio(len(spans), found.mentions),
@@ -228,11 +260,16 @@ class AMBER(Benchmark):
     def manifest(self) -> dict[str, Any]:
         """What scores on this benchmark depend on, besides the model."""
         pairs = zip(self.items, self.prompts, strict=True)
-        images = {image: _digest(data) for image, data in {item.image: prompt.image for item, prompt in pairs}.items()}
+        images = {
+            image: _digest(data)
+            for image, data in {item.image: prompt.image for item, prompt in pairs}.items()
+        }
         return {
             "benchmark": self.name,
             "part": self.config.part,
-            "prompts": _digest(json.dumps([[*item, images[item.image]] for item in self.items]).encode()),
+            "prompts": _digest(
+                json.dumps([[*item, images[item.image]] for item in self.items]).encode()
+            ),
             "files": {name: _digest(self._file(name).read_bytes()) for name in FILES},
             "n": len(self.items),
             "decoding": self.decoding,
@@ -243,23 +280,36 @@ class AMBER(Benchmark):
     def _file(self, name: str) -> Path:
         folder = Path(self.config.data).expanduser()
         if not self.config.data or not folder.is_dir():
-            raise DataError(f"amber.data = {self.config.data!r}: no such folder; expected one with {', '.join(FILES)}.")
+            raise DataError(
+                f"amber.data = {self.config.data!r}: no such folder; expected one with {', '.join(FILES)}."
+            )
         return folder / name
 
     def _rows(self, name: str, *fields: str) -> dict[str, JsonRow]:
         what = f"amber.data, {name}"
-        return index_by(read_json_rows(self._file(name), ("id", *fields), what=what), "id", what=what)
+        return index_by(
+            read_json_rows(self._file(name), ("id", *fields), what=what), "id", what=what
+        )
 
 
-def _beside(judged: tuple[JudgedAnswer, ...], asked: Sequence[tuple[JudgedAnswer, bool]]) -> dict[str, Any]:
-    exact = tuple(JudgedAnswer(i.answer, question_parts(EXACT.get(i.answer.text), is_no=no)) for i, no in asked)
+def _beside(
+    judged: tuple[JudgedAnswer, ...], asked: Sequence[tuple[JudgedAnswer, bool]]
+) -> dict[str, Any]:
+    exact = tuple(
+        JudgedAnswer(i.answer, question_parts(EXACT.get(i.answer.text), is_no=no))
+        for i, no in asked
+    )
     rates = Scores((*DESCRIPTIONS, *QUESTIONS), judged, {}).rates()
     chair, f1 = rates["chair"], rates["f1"]
     return {
         "neither_yes_nor_no": sum(reads_no(item.answer.text) is None for item, _ in asked),
-        "attribute": Scores(QUESTIONS, tuple(item for item in judged if item.group in ATTRIBUTES), {}).rates(),
+        "attribute": Scores(
+            QUESTIONS, tuple(item for item in judged if item.group in ATTRIBUTES), {}
+        ).rates(),
         "exact_reading": Scores(QUESTIONS, exact, {}).rates(),
-        **({} if chair is None or f1 is None else {"amber_score": 50 * (1 - chair + f1)}),  # both are fractions here
+        **(
+            {} if chair is None or f1 is None else {"amber_score": 50 * (1 - chair + f1)}
+        ),  # both are fractions here
     }
 
 
@@ -268,7 +318,9 @@ def _words(objects: Sequence[str], related: Mapping[str, Sequence[str]]) -> list
     return going + [(name, place) for place, name in enumerate(objects)]
 
 
-def _first(noun: str, words: Sequence[tuple[str, int]], near: Callable[[str, str], bool]) -> list[int]:
+def _first(
+    noun: str, words: Sequence[tuple[str, int]], near: Callable[[str, str], bool]
+) -> list[int]:
     return next(([place] for word, place in words if near(noun, word)), [])
 
 
@@ -280,7 +332,12 @@ def _item(query: JsonRow, note: JsonRow, related: Mapping[str, Any]) -> Item:
     item = Item(str(query["id"]), str(query["image"]), str(query["query"]), group)
     if group != GENERATIVE and truth in ("yes", "no"):
         return item._replace(is_no=truth == "no")
-    if group == GENERATIVE and _are_words(truth) and _are_words(hallu) and related.keys() >= {*truth, *hallu}:
+    if (
+        group == GENERATIVE
+        and _are_words(truth)
+        and _are_words(hallu)
+        and related.keys() >= {*truth, *hallu}
+    ):
         return item._replace(truth=tuple(truth), hallu=tuple(hallu))
     allowed = "lists of objects of relation.json" if group == GENERATIVE else "truth yes or no"
     raise DataError(f"{where}: truth {truth!r}, hallu {hallu!r}; expected {allowed}.")

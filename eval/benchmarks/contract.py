@@ -52,12 +52,22 @@ class Metric(NamedTuple):
     better: Literal["lower", "higher", ""]
     meaning: str = ""  # what it counts, for people
     scale: float = 100.0  # it is shown times this: 100 for per cent
-    is_proportion: bool = True  # cases of cases, so that Wilson's interval fits; else it is bootstrapped over answers
+    is_proportion: bool = (
+        True  # cases of cases, so that Wilson's interval fits; else it is bootstrapped over answers
+    )
 
 
-RESPONSE_RATE = Metric("response_rate", "lower", "answers with a hallucinated object, of those that name any object")
+RESPONSE_RATE = Metric(
+    "response_rate", "lower", "answers with a hallucinated object, of those that name any object"
+)
 OBJECT_RECALL = Metric("object_recall", "higher", "true objects named, of all true objects")
-WORDS = Metric("words", "", "mean length of an answer in words; shorter is not better", scale=1, is_proportion=False)
+WORDS = Metric(
+    "words",
+    "",
+    "mean length of an answer in words; shorter is not better",
+    scale=1,
+    is_proportion=False,
+)
 CHAIR = (
     RESPONSE_RATE,
     Metric("response_rate_all", "lower", "answers with a hallucinated object, of all answers"),
@@ -92,7 +102,10 @@ class Scores:
     def sums(self, group: str | None = None) -> dict[str, Ratio]:
         """Every measure as share and whole, over all answers or one group of them."""
         chosen = [item for item in self.answers if group in (None, item.group)]
-        parts = {m.name: [item.ratios[m.name] for item in chosen if m.name in item.ratios] for m in self.metrics}
+        parts = {
+            m.name: [item.ratios[m.name] for item in chosen if m.name in item.ratios]
+            for m in self.metrics
+        }
         return {
             name: Ratio(sum(p.numerator for p in some), sum(p.denominator for p in some))
             for name, some in parts.items()
@@ -128,7 +141,9 @@ class Scores:
         return fingerprint(self.manifest)
 
     def _ratio(self, name: str, group: str | None) -> RatioSample:
-        parts = [i.ratios[name] for i in self.answers if group in (None, i.group) and name in i.ratios]
+        parts = [
+            i.ratios[name] for i in self.answers if group in (None, i.group) and name in i.ratios
+        ]
         return RatioSample([part.numerator for part in parts], [part.denominator for part in parts])
 
 
@@ -181,7 +196,9 @@ class Comparison:
     p_value: float | None  # exact McNemar test; None where an answer is more than right or wrong
     recall_change: float | None  # of object_recall, aligned - base
     recall_change_interval: Interval | None
-    detectable: float | None = None  # the smallest fall of the measure that these items would show with power 0.8
+    detectable: float | None = (
+        None  # the smallest fall of the measure that these items would show with power 0.8
+    )
     n: int = 0  # items that both have a verdict on
 
 
@@ -192,20 +209,32 @@ def compare(base: Scores, aligned: Scores) -> Comparison:
         DataError: the scores were measured differently; names the fields of the manifest that differ.
     """
     check_comparable(base.manifest, aligned.manifest)
-    pairs = [(a, b) for a, b in zip(base.answers, aligned.answers, strict=True) if not a.missing and not b.missing]
+    pairs = [
+        (a, b)
+        for a, b in zip(base.answers, aligned.answers, strict=True)
+        if not a.missing and not b.missing
+    ]
     metric = base.metrics[0]
     pairs = [(a, b) for a, b in pairs if metric.name in a.ratios and metric.name in b.ratios]
     main, recall = _paired(pairs, metric.name), _paired(pairs, OBJECT_RECALL.name)
     verdicts = [(_part(a, metric.name), _part(b, metric.name)) for a, b in pairs]
-    binary = metric.is_proportion and all(part.numerator in (0, 1) for both in verdicts for part in both)
+    binary = metric.is_proportion and all(
+        part.numerator in (0, 1) for both in verdicts for part in both
+    )
     p_value = (
-        mcnemar([bool(a.numerator) for a, _ in verdicts], [bool(b.numerator) for _, b in verdicts]) if binary else None
+        mcnemar([bool(a.numerator) for a, _ in verdicts], [bool(b.numerator) for _, b in verdicts])
+        if binary
+        else None
     )
     detectable = None
     if binary and metric.better == "lower" and pairs:
         psi = sum(a.numerator != b.numerator for a, b in verdicts) / len(pairs)
         rate = sum(a.numerator for a, _ in verdicts) / len(pairs)
-        detectable = minimum_detectable_difference(len(pairs), rate, discordant=psi or None) if rate else None
+        detectable = (
+            minimum_detectable_difference(len(pairs), rate, discordant=psi or None)
+            if rate
+            else None
+        )
     return Comparison(
         metric,
         main.difference,
@@ -241,7 +270,10 @@ def _part(item: JudgedAnswer, name: str) -> Ratio:
 def _paired(pairs: Sequence[tuple[JudgedAnswer, JudgedAnswer]], name: str) -> Any:
     columns = ([_part(pair[side], name) for pair in pairs] for side in (0, 1))
     return paired_bootstrap(
-        *(RatioSample([p.numerator for p in column], [p.denominator for p in column]) for column in columns)
+        *(
+            RatioSample([p.numerator for p in column], [p.denominator for p in column])
+            for column in columns
+        )
     )
 
 
@@ -270,11 +302,14 @@ def judged_by(judge: JudgeConfig, prompt: JudgePrompt) -> dict[str, Any]:
 
 
 def read_votes(
-    answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]], read: Callable[[str], V | None]
+    answers: Sequence[Answer],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    read: Callable[[str], V | None],
 ) -> tuple[dict[str, list[V]], float | None]:
     """What can be read from each answer's verdicts, and the share of answers with several on which all of them are alike."""
     said = {
-        answer.id: [read(one.text) for one in verdicts.get(answer.id, ()) if one.status == "ok"] for answer in answers
+        answer.id: [read(one.text) for one in verdicts.get(answer.id, ()) if one.status == "ok"]
+        for answer in answers
     }
     votes = {name: [vote for vote in some if vote is not None] for name, some in said.items()}
     several = [some for some in votes.values() if len(some) > 1]

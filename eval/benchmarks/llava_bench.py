@@ -35,9 +35,16 @@ from rlhfv_ray.records import Answer, Prompt
 CATEGORIES = ("conv", "detail", "complex")
 LOWEST, HIGHEST = 1, 10
 MEASURES = (
-    Metric("relative_score", "higher", "mean score of the answers over that of the references", is_proportion=False),
+    Metric(
+        "relative_score",
+        "higher",
+        "mean score of the answers over that of the references",
+        is_proportion=False,
+    ),
     Metric("score", "higher", "mean score of the answers, 1 to 10", scale=1, is_proportion=False),
-    Metric("reference_score", "", "mean score of the references, 1 to 10", scale=1, is_proportion=False),
+    Metric(
+        "reference_score", "", "mean score of the references, 1 to 10", scale=1, is_proportion=False
+    ),
     WORDS,
 )
 FIELDS = ("context", "question", "reference", "answer", "category")
@@ -63,7 +70,11 @@ def parse_score_pair(review: str) -> tuple[float, float] | None:
         reference, ours = map(float, parts)
     except ValueError:
         return None
-    return (reference, ours) if all(LOWEST <= score <= HIGHEST for score in (reference, ours)) else None
+    return (
+        (reference, ours)
+        if all(LOWEST <= score <= HIGHEST for score in (reference, ours))
+        else None
+    )
 
 
 @dataclass(frozen=True)
@@ -107,11 +118,17 @@ class LLaVABench(Benchmark):
 
     name = "llava_bench"
 
-    def __init__(self, config: LLaVABenchConfig, judge: JudgeConfig, *, decoding: dict[str, Any]) -> None:
+    def __init__(
+        self, config: LLaVABenchConfig, judge: JudgeConfig, *, decoding: dict[str, Any]
+    ) -> None:
         self.config, self.judge, self.decoding = config, judge, decoding
-        self.rows = _rows(config.questions, ("question_id", "image", "text", "category"), "questions")
+        self.rows = _rows(
+            config.questions, ("question_id", "image", "text", "category"), "questions"
+        )
         self.references = _rows(config.references, ("question_id", "text"), "references")
-        contexts = read_json_rows(config.context, ("id", "captions", "instances"), what="llava_bench.context")
+        contexts = read_json_rows(
+            config.context, ("id", "captions", "instances"), what="llava_bench.context"
+        )
         self.contexts = {context_id(row["id"]): row for row in contexts}
         without = [
             name for name in self.rows if name not in self.references
@@ -120,7 +137,9 @@ class LLaVABench(Benchmark):
             raise DataError(
                 f"llava_bench.references does not fit llava_bench.questions: question_id {next(iter(without))} is in one alone."
             )
-        bare = [name for name, row in self.rows.items() if context_id(row["image"]) not in self.contexts]
+        bare = [
+            name for name, row in self.rows.items() if context_id(row["image"]) not in self.contexts
+        ]
         if bare:
             raise DataError(
                 f"llava_bench.context: nothing about the image {self.rows[bare[0]]['image']!r} of question {bare[0]}."
@@ -134,13 +153,21 @@ class LLaVABench(Benchmark):
             prompt = JudgePrompt.load(self.judge.prompt, default="llava.txt", fields=FIELDS)
             return dict.fromkeys(CATEGORIES, prompt)
         try:
-            rules = {name: (rule["prompt"], rule["role"]) for name, rule in json.loads(file.read_text()).items()}
-            texts = {name: FRAME % {"role": rules[name][1]} + _plain(rules[name][0]) for name in CATEGORIES}
+            rules = {
+                name: (rule["prompt"], rule["role"])
+                for name, rule in json.loads(file.read_text()).items()
+            }
+            texts = {
+                name: FRAME % {"role": rules[name][1]} + _plain(rules[name][0])
+                for name in CATEGORIES
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"judge.prompt = {str(file)!r} is no rule file with conv, detail and complex: {error!r}"
             ) from error
-        return {name: JudgePrompt(f"{file.name} {name}", text, FIELDS) for name, text in texts.items()}
+        return {
+            name: JudgePrompt(f"{file.name} {name}", text, FIELDS) for name, text in texts.items()
+        }
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -154,9 +181,15 @@ class LLaVABench(Benchmark):
 
     def _request(self, answer: Answer) -> Request:
         row = self.rows[answer.id]
-        asked = {"question": row["text"], "reference": self.references[answer.id]["text"], "category": row["category"]}
+        asked = {
+            "question": row["text"],
+            "reference": self.references[answer.id]["text"],
+            "category": row["category"],
+        }
         context = describe(self.contexts[context_id(row["image"])])
-        text = self.judge_prompts[row["category"]].fill(context=context, **asked, answer=answer.text)
+        text = self.judge_prompts[row["category"]].fill(
+            context=context, **asked, answer=answer.text
+        )
         return Request(answer.id, text, system=SYSTEM)
 
     @property
@@ -173,10 +206,21 @@ class LLaVABench(Benchmark):
         """Score answers; several votes count by their mean."""
         ordered = in_order(self.prompts, answers)
         votes, agreement = read_votes(ordered, verdicts, parse_score_pair)
-        judged = tuple(self._judged(answer, votes[answer.id], verdicts.get(answer.id, ())) for answer in ordered)
-        said = [(self.rows[a.id]["category"], next((v.text for v in verdicts.get(a.id, ())), "")) for a in ordered]
+        judged = tuple(
+            self._judged(answer, votes[answer.id], verdicts.get(answer.id, ()))
+            for answer in ordered
+        )
+        said = [
+            (self.rows[a.id]["category"], next((v.text for v in verdicts.get(a.id, ())), ""))
+            for a in ordered
+        ]
         release = {name: round(score.score, 1) for name, score in relative_scores(said).items()}
-        return Scores(MEASURES, judged, self.manifest(), {"release_compatible": release, "agreement": agreement})
+        return Scores(
+            MEASURES,
+            judged,
+            self.manifest(),
+            {"release_compatible": release, "agreement": agreement},
+        )
 
     def _judged(
         self, answer: Answer, pairs: Sequence[tuple[float, float]], verdicts: Sequence[Verdict]
@@ -184,7 +228,9 @@ class LLaVABench(Benchmark):
         parts = {WORDS.name: Ratio(count_words(answer.text), 1)}
         words, group = "\n\n".join(one.text for one in verdicts), self.rows[answer.id]["category"]
         if not pairs:
-            return JudgedAnswer(answer, parts, group=group, verdict=words, missing=missing_reason(verdicts))
+            return JudgedAnswer(
+                answer, parts, group=group, verdict=words, missing=missing_reason(verdicts)
+            )
         reference, ours = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
         parts |= {
             "relative_score": Ratio(ours, reference),
@@ -207,7 +253,9 @@ class LLaVABench(Benchmark):
             ]
             digest.update(json.dumps(seen, sort_keys=True).encode() + prompt.image)
         by = judged_by(self.judge, self.judge_prompts[CATEGORIES[0]])
-        by["judge"]["prompt_digest"] = " ".join(dict.fromkeys(prompt.digest for prompt in self.judge_prompts.values()))
+        by["judge"]["prompt_digest"] = " ".join(
+            dict.fromkeys(prompt.digest for prompt in self.judge_prompts.values())
+        )
         decoding = {"n": len(self.rows), "decoding": self.decoding}
         return {"benchmark": self.name, "prompts": digest.hexdigest(), **decoding, **by}
 
@@ -215,7 +263,9 @@ class LLaVABench(Benchmark):
 def _rows(path: str, fields: Sequence[str], which: str) -> dict[str, JsonRow]:
     what = f"llava_bench.{which}"
     rows = index_by(read_json_rows(path, fields, what=what), "question_id", what=what)
-    odd = [name for name, row in rows.items() if row.get("category", CATEGORIES[0]) not in CATEGORIES]
+    odd = [
+        name for name, row in rows.items() if row.get("category", CATEGORIES[0]) not in CATEGORIES
+    ]
     if odd:
         raise DataError(
             f"{what}: question {odd[0]} is of category {rows[odd[0]]['category']!r}; known: {', '.join(CATEGORIES)}."
@@ -235,7 +285,13 @@ def context_id(image: Any) -> str:
 
 def describe(context: JsonRow) -> str:
     """What the judge sees of an image: its captions, then its objects with their boxes, one a line."""
-    return "\n".join([*context["captions"], "", *(f"{one['category']}: {one['bbox']}" for one in context["instances"])])
+    return "\n".join(
+        [
+            *context["captions"],
+            "",
+            *(f"{one['category']}: {one['bbox']}" for one in context["instances"]),
+        ]
+    )
 
 
 def _plain(text: str) -> str:

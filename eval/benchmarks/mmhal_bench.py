@@ -38,7 +38,16 @@ from rlhfv_ray.stats import Interval, wilson_interval
 
 RATINGS = range(7)
 FAITHFUL = 3  # the lowest rating of an answer without hallucination
-TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
+TYPES = (
+    "attribute",
+    "adversarial",
+    "comparison",
+    "counting",
+    "relation",
+    "environment",
+    "holistic",
+    "other",
+)
 MEASURES = (
     Metric("hallucination_rate", "lower", "answers rated below 3, of those with a readable rating"),
     Metric("average_score", "higher", "mean rating, 0 to 6", scale=1, is_proportion=False),
@@ -132,7 +141,9 @@ class MMHalBench(Benchmark):
 
     name = "mmhal_bench"
 
-    def __init__(self, config: MMHalBenchConfig, judge: JudgeConfig, *, decoding: dict[str, Any]) -> None:
+    def __init__(
+        self, config: MMHalBenchConfig, judge: JudgeConfig, *, decoding: dict[str, Any]
+    ) -> None:
         fields = ("image_content", "question", "gt_answer", "image_id")
         self.rows = index_by(
             read_json_rows(config.questions, fields, what="mmhal_bench.questions"),
@@ -141,12 +152,17 @@ class MMHalBench(Benchmark):
         )
         self.config, self.judge, self.decoding = config, judge, decoding
         self.prompt = JudgePrompt.load(
-            judge.prompt, default="mmhal.txt", fields=("image_content", "question", "reference", "answer")
+            judge.prompt,
+            default="mmhal.txt",
+            fields=("image_content", "question", "reference", "answer"),
         )
         self.groups = {
-            name: row.get("question_type", TYPES[n % len(TYPES)]) for n, (name, row) in enumerate(self.rows.items())
+            name: row.get("question_type", TYPES[n % len(TYPES)])
+            for n, (name, row) in enumerate(self.rows.items())
         }
-        wrong = [name for n, name in enumerate(self.rows) if self.groups[name] != TYPES[n % len(TYPES)]]
+        wrong = [
+            name for n, name in enumerate(self.rows) if self.groups[name] != TYPES[n % len(TYPES)]
+        ]
         if wrong:
             raise DataError(
                 f"mmhal_bench.questions: question {wrong[0]} is of type {self.groups[wrong[0]]!r}, not the one of its place in the "
@@ -159,7 +175,10 @@ class MMHalBench(Benchmark):
         if all("image" in row for row in self.rows.values()):
             images = {name: _decoded(row, name) for name, row in self.rows.items()}
         else:
-            other = {name: [PurePosixPath(row.get("image_src", "")).name] for name, row in self.rows.items()}
+            other = {
+                name: [PurePosixPath(row.get("image_src", "")).name]
+                for name, row in self.rows.items()
+            }
             images = image_bytes(self.config.images, list(self.rows), aliases=other)
         return [Prompt(name, images[name], row["question"]) for name, row in self.rows.items()]
 
@@ -170,7 +189,11 @@ class MMHalBench(Benchmark):
     def _request(self, answer: Answer) -> Request:
         row = self.rows[answer.id]
         content = ", ".join(map(str, row["image_content"]))
-        asked = {"image_content": content, "question": row["question"], "reference": row["gt_answer"]}
+        asked = {
+            "image_content": content,
+            "question": row["question"],
+            "reference": row["gt_answer"],
+        }
         return Request(answer.id, self.prompt.fill(**asked, answer=answer.text))
 
     @property
@@ -187,20 +210,35 @@ class MMHalBench(Benchmark):
         """Score answers by their ratings; of several votes the middle one counts, the lower of two."""
         ordered = in_order(self.prompts, answers)
         votes, agreement = read_votes(ordered, verdicts, read_rating)
-        judged = tuple(self._judged(answer, votes[answer.id], verdicts.get(answer.id, ())) for answer in ordered)
-        reviews = [next((one.text for one in verdicts.get(answer.id, ())), "") for answer in ordered]
+        judged = tuple(
+            self._judged(answer, votes[answer.id], verdicts.get(answer.id, ()))
+            for answer in ordered
+        )
+        reviews = [
+            next((one.text for one in verdicts.get(answer.id, ())), "") for answer in ordered
+        ]
         release = mmhal_scores(reviews, release_compatible=True)._asdict()
         beside = {
-            name: release[name] for name in ("average_score", "hallucination_rate", "informativeness", "unparsed")
+            name: release[name]
+            for name in ("average_score", "hallucination_rate", "informativeness", "unparsed")
         }
-        return Scores(MEASURES, judged, self.manifest(), {"release_compatible": beside, "agreement": agreement})
+        return Scores(
+            MEASURES,
+            judged,
+            self.manifest(),
+            {"release_compatible": beside, "agreement": agreement},
+        )
 
-    def _judged(self, answer: Answer, ratings: Sequence[int], verdicts: Sequence[Verdict]) -> JudgedAnswer:
+    def _judged(
+        self, answer: Answer, ratings: Sequence[int], verdicts: Sequence[Verdict]
+    ) -> JudgedAnswer:
         parts = {WORDS.name: Ratio(count_words(answer.text), 1)}
         words = "\n\n".join(one.text for one in verdicts)
         group = self.groups[answer.id]
         if not ratings:
-            return JudgedAnswer(answer, parts, group=group, verdict=words, missing=missing_reason(verdicts))
+            return JudgedAnswer(
+                answer, parts, group=group, verdict=words, missing=missing_reason(verdicts)
+            )
         rating = median_low(ratings)
         parts |= {
             "hallucination_rate": Ratio(int(rating < FAITHFUL), 1),
@@ -215,7 +253,8 @@ class MMHalBench(Benchmark):
         for prompt in self.prompts:
             row = self.rows[prompt.id]
             digest.update(
-                f"{prompt.id}\n{prompt.question}\n{row['gt_answer']}\n{row['image_content']}\n".encode() + prompt.image
+                f"{prompt.id}\n{prompt.question}\n{row['gt_answer']}\n{row['image_content']}\n".encode()
+                + prompt.image
             )
         return {
             "benchmark": self.name,
@@ -230,7 +269,9 @@ def _decoded(row: JsonRow, name: str) -> bytes:
     try:
         return base64.b64decode(row["image"], validate=True)
     except (binascii.Error, TypeError) as error:
-        raise DataError(f"mmhal_bench.questions: the image of question {name} is no base64: {error}") from error
+        raise DataError(
+            f"mmhal_bench.questions: the image of question {name} is no base64: {error}"
+        ) from error
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -37,7 +37,15 @@ from eval.benchmarks.contract import (
 from eval.chair import ObjectVocabulary, TaggedWord, count_words, score_answer
 from eval.coco import coco_id, find_annotations, load_truth
 from eval.config import JudgeConfig, ObjectHalBenchConfig
-from eval.judge.objects import FIELDS, PROMPT, SCHEMA, Named, named_by, parse_objects, share_unanimous
+from eval.judge.objects import (
+    FIELDS,
+    PROMPT,
+    SCHEMA,
+    Named,
+    named_by,
+    parse_objects,
+    share_unanimous,
+)
 from eval.judge.prompts import JudgePrompt
 from eval.over_generalization import CocoTruth, over_generalization
 from rlhfv_ray.data.images import decode_image
@@ -68,11 +76,20 @@ class ObjectHalBench(Benchmark):
     name = "object_halbench"
 
     def __init__(
-        self, config: ObjectHalBenchConfig, judge: JudgeConfig, *, cache: Path, decoding: dict[str, Any]
+        self,
+        config: ObjectHalBenchConfig,
+        judge: JudgeConfig,
+        *,
+        cache: Path,
+        decoding: dict[str, Any],
     ) -> None:
         if not config.questions or not config.annotations:
-            raise ConfigError(f"object_halbench.questions and .annotations must both be set; given: {config}.")
-        find_annotations(Path(config.annotations).expanduser())  # what is missing shows before answers are made
+            raise ConfigError(
+                f"object_halbench.questions and .annotations must both be set; given: {config}."
+            )
+        find_annotations(
+            Path(config.annotations).expanduser()
+        )  # what is missing shows before answers are made
         self.config, self.judge = config, judge
         self.cache, self.decoding = cache, decoding  # the latter is recorded in the manifest
         self.vocabulary = ObjectVocabulary.load()
@@ -89,7 +106,9 @@ class ObjectHalBench(Benchmark):
     @cached_property
     def truth(self) -> CocoTruth:
         """What is in the images."""
-        truth = load_truth(Path(self.config.annotations).expanduser(), self.vocabulary, cache=self.cache)
+        truth = load_truth(
+            Path(self.config.annotations).expanduser(), self.vocabulary, cache=self.cache
+        )
         unknown = [prompt.id for prompt in self.prompts if int(prompt.id) not in truth.objects]
         if unknown:
             raise DataError(
@@ -114,7 +133,11 @@ class ObjectHalBench(Benchmark):
             return []
         schema = SCHEMA if self.judge.structured else ""
         return [
-            Request(prompt.id, self.prompt.fill(question=prompt.question, answer=answer.text), schema=schema)
+            Request(
+                prompt.id,
+                self.prompt.fill(question=prompt.question, answer=answer.text),
+                schema=schema,
+            )
             for prompt, answer in zip(self.prompts, in_order(self.prompts, answers), strict=True)
             if not _is_short(answer.text)
         ]
@@ -131,12 +154,20 @@ class ObjectHalBench(Benchmark):
             said = verdicts.get(answer.id, ())
             named.append(self.named(answer.text, said))
             item = self.judge_answer(answer, named[-1], self.truth.objects[int(answer.id)])
-            judged.append(replace(item, group=prompt.question, verdict="\n\n".join(one.text for one in said)))
-        known = {int(item.answer.id): n.mentions for item, n in zip(judged, named, strict=True) if not n.missing}
+            judged.append(
+                replace(item, group=prompt.question, verdict="\n\n".join(one.text for one in said))
+            )
+        known = {
+            int(item.answer.id): n.mentions
+            for item, n in zip(judged, named, strict=True)
+            if not n.missing
+        }
         beside: dict[str, Any] = {"over_generalization": over_generalization(self.truth, known)}
         if self.by_judge:
             beside["release_compatible"] = self.release_compatible(judged)
-            beside["judge_models"] = sorted({one.model for said in verdicts.values() for one in said if one.model})
+            beside["judge_models"] = sorted(
+                {one.model for said in verdicts.values() for one in said if one.model}
+            )
         if self.by_judge and self.judge.votes > 1:
             beside["agreement"] = share_unanimous(named)
         return Scores(MEASURES, tuple(judged), self.manifest(), beside)
@@ -156,13 +187,20 @@ class ObjectHalBench(Benchmark):
             return JudgedAnswer(answer, {WORDS.name: Ratio(words, 1)}, missing=named.missing)
         objects = score_answer(named.mentions, truth)
         false = {name for _, name in objects.hallucinated}
-        spans = (Span(m.start, m.stop, "object") for m in self.vocabulary.locate(answer.text) if m.object in false)
+        spans = (
+            Span(m.start, m.stop, "object")
+            for m in self.vocabulary.locate(answer.text)
+            if m.object in false
+        )
         return JudgedAnswer(answer, chair_parts(objects, words), tuple(spans))
 
     def release_compatible(self, judged: Sequence[JudgedAnswer]) -> dict[str, float | None]:
         """The rates when an answer without a verdict names nothing."""
         truth = self.truth.objects
-        mute = [self.judge_answer(i.answer, Named(), truth[int(i.answer.id)]) if i.missing else i for i in judged]
+        mute = [
+            self.judge_answer(i.answer, Named(), truth[int(i.answer.id)]) if i.missing else i
+            for i in judged
+        ]
         rates = Scores(CHAIR, tuple(mute), {}).rates()
         return {metric.name: rates[metric.name] for metric in CHAIR}
 
@@ -194,12 +232,16 @@ def read_questions(path: Path) -> list[Prompt]:
         with path.open("rb") as stream:
             lines = [(number, line) for number, line in enumerate(stream, 1) if line.strip()]
     except OSError as error:
-        raise DataError(f"object_halbench.questions = {str(path)!r} cannot be read: {error.strerror}.") from error
+        raise DataError(
+            f"object_halbench.questions = {str(path)!r} cannot be read: {error.strerror}."
+        ) from error
     prompts: dict[str, Prompt] = {}
     for number, line in lines:
         prompt = _question(line, f"{path}, line {number}")
         if prompt.id in prompts:
-            raise DataError(f"{path}, line {number}: image {prompt.id} has a question already; expected one per image.")
+            raise DataError(
+                f"{path}, line {number}: image {prompt.id} has a question already; expected one per image."
+            )
         prompts[prompt.id] = prompt
     if not prompts:
         raise DataError(f"object_halbench.questions = {str(path)!r} holds no questions.")
@@ -238,7 +280,13 @@ def load_tagger(name: str) -> Callable[[str], Iterable[TaggedWord]]:
 
     try:
         pipeline = spacy.load(name)
-    except (OSError, ImportError, ValueError, AttributeError, TypeError) as error:  # the last two: it is no pipeline
+    except (
+        OSError,
+        ImportError,
+        ValueError,
+        AttributeError,
+        TypeError,
+    ) as error:  # the last two: it is no pipeline
         raise ConfigError(NO_TAGGER.format(name=name, error=error)) from error
     return functools.cache(lambda text: list(pipeline(text)))
 
@@ -254,7 +302,9 @@ def _question(line: bytes, where: str) -> Prompt:
         return Prompt(str(coco_id(image_id)), data, question)
     except (ValueError, KeyError, TypeError) as error:
         what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-        raise DataError(f"{where}: {what}. Every line is JSON with {', '.join(COLUMNS)} (base64).") from error
+        raise DataError(
+            f"{where}: {what}. Every line is JSON with {', '.join(COLUMNS)} (base64)."
+        ) from error
 
 
 def _is_short(answer: str) -> bool:

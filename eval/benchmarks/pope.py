@@ -68,7 +68,10 @@ def read_questions(path: Path) -> list[Question]:
     group = next((name for name in GROUPS if path.stem.endswith(name)), path.stem)
     where = f"pope.questions, {path.name}"
     rows = read_json_rows(path, ("question_id", "image", "text", "label"), what=where)
-    return [_question(row, name, group, where) for name, row in index_by(rows, "question_id", what=where).items()]
+    return [
+        _question(row, name, group, where)
+        for name, row in index_by(rows, "question_id", what=where).items()
+    ]
 
 
 class POPE(Benchmark):
@@ -84,7 +87,11 @@ class POPE(Benchmark):
     def files(self) -> list[Path]:
         """The question files, in the order of `GROUPS`."""
         source = Path(self.config.questions).expanduser()
-        paths = [source] if source.is_file() else [source / f"coco_pope_{group}.json" for group in GROUPS]
+        paths = (
+            [source]
+            if source.is_file()
+            else [source / f"coco_pope_{group}.json" for group in GROUPS]
+        )
         there = [path for path in paths if path.is_file()] if self.config.questions else []
         if not there:
             raise DataError(
@@ -102,15 +109,23 @@ class POPE(Benchmark):
     def prompts(self) -> list[Prompt]:
         """Every question as it stands in its file; questions about one image share its bytes."""
         images = image_bytes(self.config.images, [question.image for question in self.questions])
-        return [Prompt(question.id, images[question.image], question.text) for question in self.questions]
+        return [
+            Prompt(question.id, images[question.image], question.text)
+            for question in self.questions
+        ]
 
     def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
         """Judge answers, one per prompt."""
         ordered = in_order(self.prompts, answers)
-        judged = tuple(judge(answer, question) for answer, question in zip(ordered, self.questions, strict=True))
+        judged = tuple(
+            judge(answer, question)
+            for answer, question in zip(ordered, self.questions, strict=True)
+        )
         sentences = [answer.text.split(".")[0].lower() for answer in ordered]
         beside = {
-            "neither_yes_nor_no": sum(not re.search(r"\b(yes|no|not)\b", sentence) for sentence in sentences),
+            "neither_yes_nor_no": sum(
+                not re.search(r"\b(yes|no|not)\b", sentence) for sentence in sentences
+            ),
             "yes_despite_no": sum(
                 reads_yes(answer.text) and bool(re.search(r"\b(no|not)\b", sentence))
                 for answer, sentence in zip(ordered, sentences, strict=True)
@@ -127,7 +142,9 @@ class POPE(Benchmark):
         return {
             "benchmark": self.name,
             "prompts": digest.hexdigest(),
-            "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.files},
+            "files": {
+                path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.files
+            },
             "n": len(self.questions),
             "decoding": self.decoding,
             "reading": "first sentence, no or not",
@@ -135,7 +152,10 @@ class POPE(Benchmark):
 
     @property
     def _images(self) -> dict[str, bytes]:
-        return {question.image: prompt.image for question, prompt in zip(self.questions, self.prompts, strict=True)}
+        return {
+            question.image: prompt.image
+            for question, prompt in zip(self.questions, self.prompts, strict=True)
+        }
 
 
 def judge(answer: Answer, question: Question) -> JudgedAnswer:

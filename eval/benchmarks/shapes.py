@@ -23,7 +23,15 @@ from eval.benchmarks.contract import (
 )
 from eval.chair import ObjectVocabulary, count_words, ground_truth, score_answer
 from eval.config import JudgeConfig
-from eval.judge.objects import FIELDS, PROMPT, SCHEMA, Named, named_by, parse_objects, share_unanimous
+from eval.judge.objects import (
+    FIELDS,
+    PROMPT,
+    SCHEMA,
+    Named,
+    named_by,
+    parse_objects,
+    share_unanimous,
+)
 from eval.judge.prompts import JudgePrompt
 from eval.over_generalization import CocoTruth, over_generalization
 from eval.over_generalization import SceneType as CocoScene
@@ -34,13 +42,22 @@ from rlhfv_ray.shapes.captions import QUESTIONS, read_phrases
 from rlhfv_ray.shapes.scenes import TYPICAL, Scene
 from rlhfv_ray.shapes.world import SYNONYMS, read_scenes
 
-DETAILS = {"attribute": "wrong_attributes", "position": "wrong_positions", "number": "wrong_numbers"}
+DETAILS = {
+    "attribute": "wrong_attributes",
+    "position": "wrong_positions",
+    "number": "wrong_numbers",
+}
 MEASURES = (
     *CHAIR,
     Metric(
-        "repeated_objects", "lower", "phrases that name an object of the picture a second time, of those that name one"
+        "repeated_objects",
+        "lower",
+        "phrases that name an object of the picture a second time, of those that name one",
     ),
-    *(Metric(name, "lower", "of the phrases about objects that are there") for name in sorted(DETAILS.values())),
+    *(
+        Metric(name, "lower", "of the phrases about objects that are there")
+        for name in sorted(DETAILS.values())
+    ),
     WORDS,
 )
 
@@ -50,11 +67,15 @@ class ShapesBenchmark(Benchmark):
 
     name = "shapes"
 
-    def __init__(self, folder: Path, *, decoding: dict[str, Any], judge: JudgeConfig | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, decoding: dict[str, Any], judge: JudgeConfig | None = None
+    ) -> None:
         self.folder, self.by = folder, judge  # a judge, or the answers' own words
         self.prompt = JudgePrompt.load(judge.prompt if judge else "", default=PROMPT, fields=FIELDS)
         self.decoding = decoding  # recorded in the manifest
-        self.vocabulary = ObjectVocabulary.load(SYNONYMS, lemmatizer="builtin")  # the same on every machine
+        self.vocabulary = ObjectVocabulary.load(
+            SYNONYMS, lemmatizer="builtin"
+        )  # the same on every machine
 
     @cached_property
     def instances(self) -> dict[str, Any]:
@@ -77,9 +98,13 @@ class ShapesBenchmark(Benchmark):
     def truth(self) -> dict[int, set[str]]:
         """Objects in each picture: annotated, or mentioned in its captions."""
         names = {category["id"]: category["name"] for category in self.instances["categories"]}
-        instances = [(item["image_id"], names[item["category_id"]]) for item in self.instances["annotations"]]
+        instances = [
+            (item["image_id"], names[item["category_id"]]) for item in self.instances["annotations"]
+        ]
         captions = json.loads((self.folder / "captions.json").read_text())["annotations"]
-        return ground_truth(instances, [(item["image_id"], item["caption"]) for item in captions], self.vocabulary)
+        return ground_truth(
+            instances, [(item["image_id"], item["caption"]) for item in captions], self.vocabulary
+        )
 
     @property
     def judged(self) -> bool:
@@ -92,7 +117,11 @@ class ShapesBenchmark(Benchmark):
             return []
         schema = SCHEMA if self.by.structured else ""
         return [
-            Request(answer.id, self.prompt.fill(question=answer.question, answer=answer.text), schema=schema)
+            Request(
+                answer.id,
+                self.prompt.fill(question=answer.question, answer=answer.text),
+                schema=schema,
+            )
             for answer in in_order(self.prompts, answers)
         ]
 
@@ -104,7 +133,9 @@ class ShapesBenchmark(Benchmark):
     def oracle(self, answers: Sequence[Answer]) -> Callable[[Request], str]:
         """The world reads answers itself."""
         texts = {answer.id: answer.text for answer in answers}
-        return lambda request: json.dumps([m.word for m in self.vocabulary.locate(texts[request.id])])
+        return lambda request: json.dumps(
+            [m.word for m in self.vocabulary.locate(texts[request.id])]
+        )
 
     def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
         """Judge answers, one per prompt."""
@@ -112,26 +143,43 @@ class ShapesBenchmark(Benchmark):
         scenes = {str(scene.id): scene for scene in read_scenes(self.folder)}
         said = {answer.id: verdicts.get(answer.id, ()) for answer in ordered}
         named = [self.named(answer.text, said[answer.id]) for answer in ordered]
-        judged = [self.judge(a, scenes[a.id], names) for a, names in zip(ordered, named, strict=True)]
-        kept = (replace(one, verdict="\n\n".join(v.text for v in said[one.answer.id])) for one in judged)
+        judged = [
+            self.judge(a, scenes[a.id], names) for a, names in zip(ordered, named, strict=True)
+        ]
+        kept = (
+            replace(one, verdict="\n\n".join(v.text for v in said[one.answer.id])) for one in judged
+        )
         beside: dict[str, Any] = {"over_generalization": self.over_generalization(ordered, named)}
         if self.by and self.by.votes > 1:
             beside["agreement"] = share_unanimous(named)
         return Scores(MEASURES, tuple(kept), self.manifest(), beside)
 
-    def over_generalization(self, answers: Sequence[Answer], named: Sequence[Named]) -> dict[str, Any]:
+    def over_generalization(
+        self, answers: Sequence[Answer], named: Sequence[Named]
+    ) -> dict[str, Any]:
         """How much oftener a setting's typical shapes are hallucinated in that setting than anywhere."""
         settings: dict[str, set[int]] = {}
         for scene in read_scenes(self.folder):
             settings.setdefault(scene.setting, set()).add(scene.id)
-        typical = {name: CocoScene(TYPICAL[name], frozenset(images)) for name, images in sorted(settings.items())}
-        truth = CocoTruth({image: frozenset(objects) for image, objects in self.truth.items()}, typical)
-        known = {int(a.id): some.mentions for a, some in zip(answers, named, strict=True) if not some.missing}
+        typical = {
+            name: CocoScene(TYPICAL[name], frozenset(images))
+            for name, images in sorted(settings.items())
+        }
+        truth = CocoTruth(
+            {image: frozenset(objects) for image, objects in self.truth.items()}, typical
+        )
+        known = {
+            int(a.id): some.mentions
+            for a, some in zip(answers, named, strict=True)
+            if not some.missing
+        }
         return over_generalization(truth, known)
 
     def named(self, answer: str, said: Sequence[Verdict]) -> Named:
         """What an answer names, by the verdicts on it or by its own words."""
-        return named_by(said, self.vocabulary) if self.by else Named(self.vocabulary.mentions(answer))
+        return (
+            named_by(said, self.vocabulary) if self.by else Named(self.vocabulary.mentions(answer))
+        )
 
     def judge(self, answer: Answer, scene: Scene, named: Named | None = None) -> JudgedAnswer:
         """One answer's verdict: objects by CHAIR; by the scene, colours, corners and numbers of the objects that are there, and how
@@ -147,11 +195,20 @@ class ShapesBenchmark(Benchmark):
         wrong = [Span(mistake.start, mistake.stop, mistake.kind) for mistake in found]
         covered = {position for span in wrong for position in range(span.start, span.stop)}
         # Named outside the grammar.
-        loose = [m for m in self.vocabulary.locate(answer.text) if m.object in false and m.start not in covered]
+        loose = [
+            m
+            for m in self.vocabulary.locate(answer.text)
+            if m.object in false and m.start not in covered
+        ]
         spans = tuple(sorted([*wrong, *(Span(m.start, m.stop, "object") for m in loose)]))
         present = sum(said.shape in truth for said, _ in read_phrases(answer.text))
-        repeated = sum(mistake.kind == "object" and mistake.said.shape in truth for mistake in found)
-        parts = {name: Ratio(sum(m.kind == kind for m in found), present - repeated) for kind, name in DETAILS.items()}
+        repeated = sum(
+            mistake.kind == "object" and mistake.said.shape in truth for mistake in found
+        )
+        parts = {
+            name: Ratio(sum(m.kind == kind for m in found), present - repeated)
+            for kind, name in DETAILS.items()
+        }
         parts["repeated_objects"] = Ratio(repeated, present)
         return JudgedAnswer(answer, chair_parts(objects, words) | parts, spans)
 

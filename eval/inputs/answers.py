@@ -38,14 +38,19 @@ def read_answer_file(path: str, prompts: Sequence[Prompt]) -> list[Answer]:
     rows = read_json_rows(path, (), what="answers")
     text = _column(rows, TEXTS, path)
     wanted = {name: prompt for prompt in prompts for name in (prompt.id, _number(prompt.id))}
-    column = next((name for name in IDS if all(_number(row.get(name, "")) in wanted for row in rows)), None)
+    column = next(
+        (name for name in IDS if all(_number(row.get(name, "")) in wanted for row in rows)), None
+    )
     if column is None:
         shown = {name: rows[0][name] for name in IDS if name in rows[0]}
         raise DataError(
             f"answers = {path!r}: its ids are not the benchmark's. It has rows such as {shown}, the benchmark has "
             f"{', '.join(prompt.id for prompt in prompts[:3])}, ... Ids are looked for in the fields {', '.join(IDS)}."
         )
-    found = {wanted[_number(name)].id: row for name, row in index_by(rows, column, what=f"answers = {path!r}").items()}
+    found = {
+        wanted[_number(name)].id: row
+        for name, row in index_by(rows, column, what=f"answers = {path!r}").items()
+    }
     missing = [prompt.id for prompt in prompts if prompt.id not in found]
     if missing or len(found) != len(rows):
         raise DataError(
@@ -60,17 +65,26 @@ def _column(rows: Sequence[JsonRow], names: Sequence[str], path: str) -> str:
     for name in names:
         if all(isinstance(row, dict) and isinstance(row.get(name), str) for row in rows):
             return name
-    raise DataError(f"answers = {path!r}: no field holds a text in every row; looked for {', '.join(names)}.")
+    raise DataError(
+        f"answers = {path!r}: no field holds a text in every row; looked for {', '.join(names)}."
+    )
 
 
 def _number(name: object) -> str:
     """An id without what COCO's file names add to it."""
     bare = str(name).rsplit("/", 1)[-1].removesuffix(".jpg")
-    return bare.rsplit("_", 1)[-1].lstrip("0") or "0" if bare.startswith("COCO_") else bare.lstrip("0") or "0"
+    return (
+        bare.rsplit("_", 1)[-1].lstrip("0") or "0"
+        if bare.startswith("COCO_")
+        else bare.lstrip("0") or "0"
+    )
 
 
 def _compare_questions(prompts: Sequence[Prompt], found: dict[str, JsonRow], path: str) -> None:
-    asked = {name: next((str(row[field]) for field in QUESTIONS if field in row), "") for name, row in found.items()}
+    asked = {
+        name: next((str(row[field]) for field in QUESTIONS if field in row), "")
+        for name, row in found.items()
+    }
     other = [p.id for p in prompts if asked[p.id] and p.question.strip() not in asked[p.id]]
     if other:
         log.warning(
@@ -80,7 +94,12 @@ def _compare_questions(prompts: Sequence[Prompt], found: dict[str, JsonRow], pat
 
 
 def endpoint_answers(
-    prompts: Sequence[Prompt], endpoint: EndpointConfig, generation: GenerationConfig, cache: Path, *, console: Console
+    prompts: Sequence[Prompt],
+    endpoint: EndpointConfig,
+    generation: GenerationConfig,
+    cache: Path,
+    *,
+    console: Console,
 ) -> list[Answer]:
     """Have a model behind an endpoint answer; a refusal is its answer, and so is what was cut at `max_new_tokens`.
 
@@ -89,21 +108,33 @@ def endpoint_answers(
         JudgeError: answers are missing, or the endpoint cannot be used.
     """
     check_decoding(generation)
-    asked = [Request(prompt.id, prompt.question, image=data_uri(prompt.image), whole=False) for prompt in prompts]
-    settings = replace(endpoint, temperature=generation.temperature, max_tokens=generation.max_new_tokens)
-    replies, _ = ask(asked, settings, cache, readable=said_something, title="Answers, api", console=console)
+    asked = [
+        Request(prompt.id, prompt.question, image=data_uri(prompt.image), whole=False)
+        for prompt in prompts
+    ]
+    settings = replace(
+        endpoint, temperature=generation.temperature, max_tokens=generation.max_new_tokens
+    )
+    replies, _ = ask(
+        asked, settings, cache, readable=said_something, title="Answers, api", console=console
+    )
     without = [request.id for request, reply in zip(asked, replies, strict=True) if not reply.kept]
     if without:
         raise JudgeError(
             f"{endpoint.model} left {len(without)} of {len(prompts)} prompts unanswered ({', '.join(without[:5])}); the same command asks "
             "again for these alone."
         )
-    return [Answer(p.id, p.question, reply.text.strip()) for p, reply in zip(prompts, replies, strict=True)]
+    return [
+        Answer(p.id, p.question, reply.text.strip())
+        for p, reply in zip(prompts, replies, strict=True)
+    ]
 
 
 def check_decoding(generation: GenerationConfig) -> None:
     """Refuse what cannot be asked of an endpoint."""
-    known = GenerationConfig(max_new_tokens=generation.max_new_tokens, temperature=generation.temperature)
+    known = GenerationConfig(
+        max_new_tokens=generation.max_new_tokens, temperature=generation.temperature
+    )
     if generation != known:
         raise ConfigError(
             "An endpoint decodes by generation.max_new_tokens and generation.temperature alone (endpoint.seed, where the server knows it): "

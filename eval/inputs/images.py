@@ -79,7 +79,9 @@ def candidates(name: str) -> list[str]:
     if coco := _COCO.fullmatch(stem.name):
         number = f"{int(coco[1]):012d}"
         stems += [str(stem.with_name(prefix + number)) for prefix in ("", "COCO_val2014_")]
-    return list(dict.fromkeys([name, *(stem + extension for stem in stems for extension in EXTENSIONS)]))
+    return list(
+        dict.fromkeys([name, *(stem + extension for stem in stems for extension in EXTENSIONS)])
+    )
 
 
 def _find(folder: Path, names: Sequence[str]) -> Path | None:

@@ -45,14 +45,18 @@ def _parse(text: str, where: str) -> list[JsonRow]:
         try:
             return json.loads(text)
         except ValueError as error:
-            raise DataError(f"{where} is no whole JSON list: {error}. Was its download cut off?") from error
+            raise DataError(
+                f"{where} is no whole JSON list: {error}. Was its download cut off?"
+            ) from error
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise DataError(f"{where}, line {number} is no JSON: {error}. Was its download cut off?") from error
+                raise DataError(
+                    f"{where}, line {number} is no JSON: {error}. Was its download cut off?"
+                ) from error
     return rows
 
 

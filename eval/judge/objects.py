@@ -13,7 +13,12 @@ from rlhfv_ray.endpoint.records import Verdict
 PROMPT, FIELDS = "objects.txt", ("question", "answer")
 _NAMES = {"type": "array", "items": {"type": "string"}}
 SCHEMA = json.dumps(
-    {"type": "object", "properties": {"objects": _NAMES}, "required": ["objects"], "additionalProperties": False}
+    {
+        "type": "object",
+        "properties": {"objects": _NAMES},
+        "required": ["objects"],
+        "additionalProperties": False,
+    }
 )
 
 
@@ -22,7 +27,9 @@ class Named(NamedTuple):
 
     mentions: Sequence[tuple[str, str]] = ()  # (word, object)
     missing: str = ""  # why that is not known
-    unanimous: bool | None = None  # whether all votes name the same objects; None where there are not two
+    unanimous: bool | None = (
+        None  # whether all votes name the same objects; None where there are not two
+    )
 
 
 def named_by(
@@ -72,7 +79,11 @@ def majority(votes: Sequence[Sequence[str]]) -> list[str]:
         >>> majority([["dog", "cat"], ["cat"], ["cat", "dog"], ["car"]])
         ['cat']
     """
-    return [name for name, count in Counter(chain.from_iterable(votes)).items() if 2 * count > len(votes)]
+    return [
+        name
+        for name, count in Counter(chain.from_iterable(votes)).items()
+        if 2 * count > len(votes)
+    ]
 
 
 def share_unanimous(named: Iterable[Named]) -> float | None:

@@ -45,7 +45,11 @@ class JudgePrompt:
         unknown = sorted(set(found) - {"", "mark", *fields})
         positional = found.count("")
         wanted = f"Fields are {', '.join(f'{{{name}}}' for name in fields)}, or {{}} for each of them in this order."
-        if unknown or positional not in (0, len(fields)) or (not positional and "answer" not in found):
+        if (
+            unknown
+            or positional not in (0, len(fields))
+            or (not positional and "answer" not in found)
+        ):
             raise ConfigError(f"judge.prompt = {str(file)!r} has the fields {found}. {wanted}")
         return cls(f"rlhfv-ray {file.stem}" if own else file.name, template, fields)
 

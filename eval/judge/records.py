@@ -40,9 +40,15 @@ class ReplayJudge:
             ) from None
 
 
-def verdict_rows(requests: Sequence[Request], verdicts: Mapping[str, Sequence[Verdict]]) -> list[dict[str, Any]]:
+def verdict_rows(
+    requests: Sequence[Request], verdicts: Mapping[str, Sequence[Verdict]]
+) -> list[dict[str, Any]]:
     """What `ReplayJudge` reads back: one row per request."""
     return [
-        {"id": request.id, "asked": digest(request), "verdicts": [asdict(one) for one in verdicts[request.id]]}
+        {
+            "id": request.id,
+            "asked": digest(request),
+            "verdicts": [asdict(one) for one in verdicts[request.id]],
+        }
         for request in requests
     ]

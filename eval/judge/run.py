@@ -41,9 +41,16 @@ def judge_answers(
         verdicts = {request.id: [Verdict("ok", oracle(request), "oracle")] for request in requests}
     else:
         votes = [replace(request, vote=vote) for request in requests for vote in range(judge.votes)]
-        replies, ledger = ask(votes, judge, cache, readable=readable, title="Verdicts", console=console)
-        verdicts = {request.id: replies[n * judge.votes :][: judge.votes] for n, request in enumerate(requests)}
-    without = [r.id for r in requests if not any(useful(one, readable, r) for one in verdicts[r.id])]
+        replies, ledger = ask(
+            votes, judge, cache, readable=readable, title="Verdicts", console=console
+        )
+        verdicts = {
+            request.id: replies[n * judge.votes :][: judge.votes]
+            for n, request in enumerate(requests)
+        }
+    without = [
+        r.id for r in requests if not any(useful(one, readable, r) for one in verdicts[r.id])
+    ]
     if len(without) > judge.max_missing * len(requests):
         raise JudgeError(
             f"{len(without)} of {len(requests)} answers have no readable verdict ({', '.join(without[:5])}), more than judge.max_missing = "

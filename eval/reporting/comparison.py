@@ -31,14 +31,18 @@ def read_runs(runs: Sequence[Path]) -> dict[str, dict[str, Scores]]:
     Raises:
         DataError: a run has no scores, or the runs have no benchmark in common.
     """
-    read = [(run, [Saved(run, path.stem, load_scores(path)) for path in _files(run)]) for run in runs]
+    read = [
+        (run, [Saved(run, path.stem, load_scores(path)) for path in _files(run)]) for run in runs
+    ]
     names = [list(dict.fromkeys(benchmark_of(one.scores) for one in saved)) for _, saved in read]
     common = [name for name in names[0] if all(name in other for other in names)]
     if not common:
         have = "; ".join(f"{run}: {', '.join(some)}" for run, some in zip(runs, names, strict=True))
         raise DataError(f"the runs have no benchmark in common. They have: {have}.")
     every = [one for _, saved in read for one in saved]
-    return {name: _named([one for one in every if benchmark_of(one.scores) == name]) for name in common}
+    return {
+        name: _named([one for one in every if benchmark_of(one.scores) == name]) for name in common
+    }
 
 
 def _files(run: Path) -> list[Path]:
@@ -77,7 +81,9 @@ def with_base(models: Models, base: str) -> dict[str, Scores]:
 
 
 def report_runs(
-    runs: tyro.conf.Positional[tuple[str, ...]], page: Path = Path("comparison.html"), base: str = ""
+    runs: tyro.conf.Positional[tuple[str, ...]],
+    page: Path = Path("comparison.html"),
+    base: str = "",
 ) -> None:
     """Print a table for every benchmark that the runs have in common, and write a page.
 

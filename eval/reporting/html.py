@@ -34,7 +34,10 @@ from rlhfv_ray.records import Prompt
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 PAPER = Path(__file__).parents[1] / "data" / "paper.json"
-SMALL_IMAGE, LARGE_IMAGE = 160, 640  # pixels: below, a picture's pixels are shown as squares; above, it is made smaller
+SMALL_IMAGE, LARGE_IMAGE = (
+    160,
+    640,
+)  # pixels: below, a picture's pixels are shown as squares; above, it is made smaller
 FIGURE_SCALE = 0.68  # of a figure's pixels: letters come out about as large as the page's
 SHOWN_BY_BROWSERS = ("PNG", "JPEG", "GIF", "WEBP")
 
@@ -89,7 +92,9 @@ def write_page(
         seed=seed,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="replace")  # half a character of a model's is no reason to fail
+    path.write_text(
+        page, encoding="utf-8", errors="replace"
+    )  # half a character of a model's is no reason to fail
 
 
 def _section(section: Section, *, count: int, seed: int) -> dict[str, Any]:
@@ -102,9 +107,13 @@ def _section(section: Section, *, count: int, seed: int) -> dict[str, Any]:
         "models": list(models),
         "rows": table_rows(models),
         "findings": findings(models, compared),
-        "missing": {name: missing_text(scores) for name, scores in models.items() if missing_text(scores)},
+        "missing": {
+            name: missing_text(scores) for name, scores in models.items() if missing_text(scores)
+        },
         "extras": {name: flat(scores.extras) for name, scores in models.items() if scores.extras},
-        "released": [name for name, scores in models.items() if "release_compatible" in scores.extras],
+        "released": [
+            name for name, scores in models.items() if "release_compatible" in scores.extras
+        ],
         "manifest": flat(base.manifest),
         "manifest_hash": base.manifest_hash,
         "paper": paper_card(models),
@@ -123,7 +132,10 @@ def paper_card(models: Models) -> dict[str, Any] | None:
     card = paper["benchmarks"].get(benchmark_of(next(iter(models.values()))))
     if card is None:
         return None
-    ours = {name: [_rate(scores, column) for column in card["columns"]] for name, scores in models.items()}
+    ours = {
+        name: [_rate(scores, column) for column in card["columns"]]
+        for name, scores in models.items()
+    }
     return {"source": paper["source"], **card, "ours": ours}
 
 
@@ -184,11 +196,16 @@ def _said(name: str, item: JudgedAnswer, scores: Scores) -> dict[str, Any]:
 
 def _values(item: JudgedAnswer, metrics: Sequence[Metric]) -> list[str]:
     """The first measure that it adds to, and the first in other units: a rating."""
-    there = [m for m in metrics if m.name in item.ratios and item.ratios[m.name].denominator and m.name != WORDS.name]
+    there = [
+        m
+        for m in metrics
+        if m.name in item.ratios and item.ratios[m.name].denominator and m.name != WORDS.name
+    ]
     shown = dict.fromkeys([*there[:1], *[m for m in there if m.scale == 1][:1]])
     parts = [(humanize(m.name), item.ratios[m.name]) for m in shown]
     return [
-        f"{name} {part.numerator:g}" + (f" of {part.denominator:g}" if part.denominator != 1 else "")
+        f"{name} {part.numerator:g}"
+        + (f" of {part.denominator:g}" if part.denominator != 1 else "")
         for name, part in parts
     ]
 
@@ -203,7 +220,9 @@ def pieces(text: str, spans: Sequence[Span]) -> list[TextRun]:
     cuts = sorted({0, len(text), *(span.start for span in spans), *(span.stop for span in spans)})
     found = []
     for start, stop in pairwise(cuts):
-        kinds = dict.fromkeys(span.kind for span in spans if span.start <= start and stop <= span.stop)
+        kinds = dict.fromkeys(
+            span.kind for span in spans if span.start <= start and stop <= span.stop
+        )
         found.append(TextRun(text[start:stop], tuple(kinds)))
     return found
 

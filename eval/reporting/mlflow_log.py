@@ -25,10 +25,17 @@ def track_models(models: Mapping[str, str], sections: Sequence[Section], run: Tr
 
 def metrics(benchmark: str, scores: Scores) -> dict[str, float]:
     """Every measure with its interval, under the benchmark's name."""
-    named = {f"{benchmark}/{name}": float(value) for name, value in scores.rates().items() if value is not None}
+    named = {
+        f"{benchmark}/{name}": float(value)
+        for name, value in scores.rates().items()
+        if value is not None
+    }
     for name, interval in scores.intervals().items():
         if interval is not None:
-            named |= {f"{benchmark}/{name}_low": interval.low, f"{benchmark}/{name}_high": interval.high}
+            named |= {
+                f"{benchmark}/{name}_low": interval.low,
+                f"{benchmark}/{name}_high": interval.high,
+            }
     return named
 
 
@@ -42,7 +49,9 @@ def answer_rows(scores: Scores) -> list[dict[str, Any]]:
             "answer": item.answer.text,
             "group": item.group,
             headline: item.ratios[headline].numerator if headline in item.ratios else None,
-            "hallucinated": ", ".join(item.answer.text[m.start : m.stop] for m in item.spans if m.kind == "object"),
+            "hallucinated": ", ".join(
+                item.answer.text[m.start : m.stop] for m in item.spans if m.kind == "object"
+            ),
             "other mistakes": ", ".join(mark.kind for mark in item.spans if mark.kind != "object"),
             "verdict": item.verdict,
             "missing": item.missing,
@@ -52,14 +61,20 @@ def answer_rows(scores: Scores) -> list[dict[str, Any]]:
 
 
 def log_to_checkpoints(
-    models: Mapping[str, str], sections: Sequence[Section], config: TrackingConfig, *, evaluation: str
+    models: Mapping[str, str],
+    sections: Sequence[Section],
+    config: TrackingConfig,
+    *,
+    evaluation: str,
 ) -> None:
     """Log a model that an experiment here trained to that experiment's run too, beside what it was trained with."""
     for model, path in models.items():
         experiment = experiment_of(mirror_path(path) if "://" in path else Path(path).expanduser())
         if experiment is None:
             continue
-        with tracked_run(experiment, config, store=experiment.parent, name=experiment.name, params={}, tags={}) as run:
+        with tracked_run(
+            experiment, config, store=experiment.parent, name=experiment.name, params={}, tags={}
+        ) as run:
             for section in sections:
                 run.log_metrics(metrics(section.name, section.models[model]))
             run.set_tags({f"evaluation.{section.name}": evaluation for section in sections})

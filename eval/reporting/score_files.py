@@ -44,7 +44,9 @@ def load_scores(path: Path) -> Scores:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise DataError(f"{path} holds no scores: expected a JSON object with format {FORMAT!r}")
+            raise DataError(
+                f"{path} holds no scores: expected a JSON object with format {FORMAT!r}"
+            )
         metrics = tuple(Metric(**metric) for metric in record["metrics"])
         answers = tuple(_judged(item) for item in record["answers"])
         return Scores(metrics, answers, record["manifest"], record["extras"])
@@ -70,7 +72,9 @@ def _check_kept(what: str, value: Any) -> None:
     except (TypeError, ValueError) as error:
         raise DataError(f"{what} cannot be written as JSON: {error}") from error
     if kept != value:
-        raise DataError(f"{what} would not come back as it is; write only dicts with names, lists, text and numbers")
+        raise DataError(
+            f"{what} would not come back as it is; write only dicts with names, lists, text and numbers"
+        )
 
 
 def _verdict(item: JudgedAnswer) -> dict[str, Any]:

@@ -29,7 +29,9 @@ def choose_answers(models: Models, *, count: int, seed: int) -> list[ShownAnswer
     one, half are its worst. The rest is drawn from all others.
     """
     draw = random.Random(seed)
-    picked = _worst(models, count // 2, draw) if len(models) == 1 else _changed(models, count // 2, draw)
+    picked = (
+        _worst(models, count // 2, draw) if len(models) == 1 else _changed(models, count // 2, draw)
+    )
     total = len(next(iter(models.values())).answers)
     taken = {choice.item for choice in picked}
     others = [i for i in range(total) if i not in taken]
@@ -39,7 +41,10 @@ def choose_answers(models: Models, *, count: int, seed: int) -> list[ShownAnswer
 
 def _changed(models: Models, most: int, draw: random.Random) -> list[ShownAnswer]:
     added = harm_added(models)
-    better, worse = [i for i, k in enumerate(added) if k < 0], [i for i, k in enumerate(added) if k > 0]
+    better, worse = (
+        [i for i, k in enumerate(added) if k < 0],
+        [i for i, k in enumerate(added) if k > 0],
+    )
     changed = min(most, len(better) + len(worse))
     share = round(changed * len(worse) / max(1, len(better) + len(worse)))
     from_worse = min(len(worse), changed, max(share, 1))
@@ -49,11 +54,17 @@ def _changed(models: Models, most: int, draw: random.Random) -> list[ShownAnswer
 
 def _worst(models: Models, most: int, draw: random.Random) -> list[ShownAnswer]:
     (scores,) = models.values()
-    harms = {i: (len(item.spans), _harm(item, scores)) for i, item in enumerate(scores.answers) if not item.missing}
+    harms = {
+        i: (len(item.spans), _harm(item, scores))
+        for i, item in enumerate(scores.answers)
+        if not item.missing
+    }
     best = min(harms.values(), default=None)
     bad = [i for i, harm in harms.items() if harm != best]
     draw.shuffle(bad)  # lots are drawn among those that are equally bad
-    return [ShownAnswer(i, "worst") for i in sorted(bad, key=harms.__getitem__, reverse=True)[:most]]
+    return [
+        ShownAnswer(i, "worst") for i in sorted(bad, key=harms.__getitem__, reverse=True)[:most]
+    ]
 
 
 def harm_added(models: Models) -> list[float]:

@@ -10,7 +10,15 @@ from rich.text import Text
 
 from eval.benchmarks.contract import Comparison, Scores
 from eval.reporting.figures import grouped_measure, groups_figure, rates_figure
-from eval.reporting.wording import Models, comparisons, findings, missing_reasons, notes, table_rows, title
+from eval.reporting.wording import (
+    Models,
+    comparisons,
+    findings,
+    missing_reasons,
+    notes,
+    table_rows,
+    title,
+)
 
 BASE = "base"  # a model of this name comes first
 
@@ -23,7 +31,10 @@ def summary(models: Models) -> dict[str, Any]:
         and `manifest_hash`. `comparisons`: of every further model with the first, by name.
     """
     found = {name: _comparison(comparison) for name, comparison in comparisons(models).items()}
-    return {"models": {name: _scores(scores) for name, scores in models.items()}, "comparisons": found}
+    return {
+        "models": {name: _scores(scores) for name, scores in models.items()},
+        "comparisons": found,
+    }
 
 
 def _scores(scores: Scores) -> dict[str, Any]:
@@ -43,7 +54,9 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
 
 
 def table(models: Models) -> Table:
@@ -60,7 +73,10 @@ def table(models: Models) -> Table:
 def markdown_table(models: Models) -> str:
     """Lay the scores out in Markdown, what follows from them below."""
     columns, lines = _columns(models), _lines(models)
-    head, *body = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in (columns, *lines)]
+    head, *body = [
+        f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |"
+        for line in (columns, *lines)
+    ]
     rule = "|".join(["", "---", "---", *["---:"] * (len(columns) - 2), ""])
     return "\n".join([head, rule, *body, "", *(f"* {sentence}" for sentence in _said(models)), ""])
 
@@ -72,7 +88,10 @@ def _columns(models: Models) -> list[str]:
 
 
 def _lines(models: Models) -> list[list[str]]:
-    return [[row.label, row.metric.better, *map(str, row.cells), *row.changes] for row in table_rows(models)]
+    return [
+        [row.label, row.metric.better, *map(str, row.cells), *row.changes]
+        for row in table_rows(models)
+    ]
 
 
 def _said(models: Models) -> list[str]:
@@ -87,5 +106,7 @@ def draw(models: Models, folder: Path) -> dict[str, Path]:
     metric = grouped_measure(models)
     if metric is not None:
         groups_figure(models, folder / "groups.png")
-        figures[f"{metric.name.replace('_', ' ').capitalize()} by group of questions"] = folder / "groups.png"
+        figures[f"{metric.name.replace('_', ' ').capitalize()} by group of questions"] = (
+            folder / "groups.png"
+        )
     return figures

@@ -108,7 +108,11 @@ def format_cell(metric: Metric, value: float | None, interval: Interval | None =
     if value is None:
         return Cell(NOTHING)
     digits = _digits(metric, value)
-    low_high = "" if interval is None else " to ".join(f"{metric.scale * bound:.{digits}f}" for bound in interval)
+    low_high = (
+        ""
+        if interval is None
+        else " to ".join(f"{metric.scale * bound:.{digits}f}" for bound in interval)
+    )
     return Cell(f"{metric.scale * value:.{digits}f}", low_high)
 
 
@@ -127,14 +131,20 @@ def conclusions(comparison: Comparison) -> list[str]:
     c = comparison
     if c.metric.better == "lower":
         found = f"Relative reduction of the {humanize(c.metric.name)}: "
-        found += _finding(c.relative_reduction, c.relative_reduction_interval, c.n, unit=" %", scale=PER_CENT)
+        found += _finding(
+            c.relative_reduction, c.relative_reduction_interval, c.n, unit=" %", scale=PER_CENT
+        )
     else:
         found = f"Change of the {humanize(c.metric.name)}: "
-        found += _finding(c.change, c.change_interval, c.n, unit=_unit(c.metric), scale=c.metric.scale)
+        found += _finding(
+            c.change, c.change_interval, c.n, unit=_unit(c.metric), scale=c.metric.scale
+        )
     sentences = [found, *_test(c.p_value), *_power(c)]
     said = [". ".join(sentences) + "."]
     if c.recall_change is not None:
-        recall = _finding(c.recall_change, c.recall_change_interval, c.n, unit=" points", scale=PER_CENT)
+        recall = _finding(
+            c.recall_change, c.recall_change_interval, c.n, unit=" points", scale=PER_CENT
+        )
         said.append(f"Change of {humanize(OBJECT_RECALL.name)}: {recall}.")
     return said
 
@@ -143,7 +153,9 @@ def _unit(metric: Metric) -> str:
     return " points" if metric.scale == PER_CENT else ""
 
 
-def _finding(value: float | None, interval: Interval | None, n: int, *, unit: str, scale: float) -> str:
+def _finding(
+    value: float | None, interval: Interval | None, n: int, *, unit: str, scale: float
+) -> str:
     if value is None:
         return f"not defined at n = {n}"
     digits = 1 if scale == PER_CENT else 2
@@ -206,7 +218,9 @@ def _beside(scores: Scores) -> Iterator[str]:
     loose = {}
     for name, value in scores.extras.items():
         if isinstance(value, Mapping):
-            whole = {part: number for part, number in value.items() if not isinstance(number, Mapping)}
+            whole = {
+                part: number for part, number in value.items() if not isinstance(number, Mapping)
+            }
             yield f"{name}: {join_values(whole or value)}"  # its parts are in the file of scores
         elif value is not None:
             loose[name] = value

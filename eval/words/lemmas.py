@@ -22,15 +22,48 @@ _SUFFIXES = (
 # The last line is WordNet's own reading of three plurals: it knows "men" (the workforce) and "vas" (the duct), so the
 # release counts neither "men" nor "vases". Kept, so that both lemmatisers give one score.
 _IRREGULAR = {
-    **{"children": "child", "grandchildren": "grandchild", "brethren": "brother", "oxen": "ox", "busses": "bus"},
-    **{"geese": "goose", "mice": "mouse", "knives": "knife", "pocketknives": "pocketknife", "taxies": "taxi"},
+    **{
+        "children": "child",
+        "grandchildren": "grandchild",
+        "brethren": "brother",
+        "oxen": "ox",
+        "busses": "bus",
+    },
+    **{
+        "geese": "goose",
+        "mice": "mouse",
+        "knives": "knife",
+        "pocketknives": "pocketknife",
+        "taxies": "taxi",
+    },
     **{"buffaloes": "buffalo", "flamingoes": "flamingo"},
     **{"men": "men", "vases": "vas", "sports": "sport"},
 }
 # Nouns of the COCO vocabulary that WordNet 3.0 lacks: the release counts their singular alone.
 _NOT_IN_WORDNET = {
-    *("biker", "bluejay", "brindle", "children", "coworker", "firetruck", "glas", "hairdryer", "lenovo", "longboard"),
-    *("macbook", "netbook", "paddleboat", "pitbull", "riverboat", "sailboard", "shortboard", "skimboard", "smartphone"),
+    *(
+        "biker",
+        "bluejay",
+        "brindle",
+        "children",
+        "coworker",
+        "firetruck",
+        "glas",
+        "hairdryer",
+        "lenovo",
+        "longboard",
+    ),
+    *(
+        "macbook",
+        "netbook",
+        "paddleboat",
+        "pitbull",
+        "riverboat",
+        "sailboard",
+        "shortboard",
+        "skimboard",
+        "smartphone",
+    ),
     *("solider", "stovetop", "teddybear", "televison"),
 }
 
@@ -77,4 +110,8 @@ def builtin_lemma(word: str, known: AbstractSet[str]) -> str:
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     forms = [word, *(word.removesuffix(old) + new for old, new in _SUFFIXES if word.endswith(old))]
-    return min((form for form in forms if form in known and form not in _NOT_IN_WORDNET), key=len, default=word)
+    return min(
+        (form for form in forms if form in known and form not in _NOT_IN_WORDNET),
+        key=len,
+        default=word,
+    )

@@ -15,7 +15,10 @@ from eval.words.lemmas import builtin_lemma, choose_lemmatizer, wordnet_lemma
 
 NEAR = 0.8
 VECTORS = "en_core_web_lg"
-NO_NOUNS = {"can", "hot"}  # known to AMBER as nouns; without a tagger, every "can be seen" would name a can
+NO_NOUNS = {
+    "can",
+    "hot",
+}  # known to AMBER as nouns; without a tagger, every "can be seen" would name a can
 _WORD = re.compile(r"\w+(?:-\w+)*")
 
 logger = logging.getLogger(__name__)
@@ -49,7 +52,11 @@ class NounReader:
             nlp = spacy.load(VECTORS)
             self.vectors, self.near = f"{VECTORS} {nlp.meta['version']}", nearness(nlp.make_doc)
         if "none" in (self.tagger, self.vectors):
-            logger.warning("AMBER: tagger %s, vectors %s; scores are a variant of their own", self.tagger, self.vectors)
+            logger.warning(
+                "AMBER: tagger %s, vectors %s; scores are a variant of their own",
+                self.tagger,
+                self.vectors,
+            )
 
     def mentions(self, text: str) -> list[Noun]:
         """The nouns of a text that are known, in its order, repeats kept."""
@@ -57,8 +64,12 @@ class NounReader:
         nouns = [Noun(self._lemma(word), start, start + len(word)) for word, start in words]
         return [noun for noun in nouns if noun.lemma in self.known]
 
-    def _lemma(self, word: str) -> str:  # capitals are kept, as the code does: "TV" is known, "Trees" is not
-        return wordnet_lemma(word) if self.lemmatizer == "wordnet" else builtin_lemma(word, self.known)
+    def _lemma(
+        self, word: str
+    ) -> str:  # capitals are kept, as the code does: "TV" is known, "Trees" is not
+        return (
+            wordnet_lemma(word) if self.lemmatizer == "wordnet" else builtin_lemma(word, self.known)
+        )
 
 
 def _tagger_there() -> bool:
@@ -74,7 +85,9 @@ def _tagged_nouns(text: str) -> list[tuple[str, int]]:
 
     found, cursor = list[tuple[str, int]](), 0
     for word, tag in nltk.pos_tag(nltk.word_tokenize(text)):
-        start = max(text.find(word, cursor), cursor)  # the tokeniser spells quotation marks in another way
+        start = max(
+            text.find(word, cursor), cursor
+        )  # the tokeniser spells quotation marks in another way
         cursor = start + len(word) if text.startswith(word, start) and word[0].isalnum() else cursor
         if tag.startswith("NN"):
             found.append((word, start))
@@ -82,4 +95,8 @@ def _tagged_nouns(text: str) -> list[tuple[str, int]]:
 
 
 def _all_words(text: str) -> list[tuple[str, int]]:
-    return [(word.group(), word.start()) for word in _WORD.finditer(text) if word.group() not in NO_NOUNS]
+    return [
+        (word.group(), word.start())
+        for word in _WORD.finditer(text)
+        if word.group() not in NO_NOUNS
+    ]

@@ -59,5 +59,10 @@ class StudyConfig(ScoredConfig):
     """Keep what was trained, so that other studies need not train the same again; else it is deleted once it is scored."""
 
     def __post_init__(self) -> None:
-        _check(len(set(self.seeds)) == len(self.seeds) >= 2, "seeds", self.seeds, "two different ones at least")
+        _check(
+            len(set(self.seeds)) == len(self.seeds) >= 2,
+            "seeds",
+            self.seeds,
+            "two different ones at least",
+        )
         _check(self.concurrent >= 0, "concurrent", self.concurrent, ">= 0 (0: as many as fit)")

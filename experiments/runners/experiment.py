@@ -50,23 +50,35 @@ def run_experiment(config: DDPOConfig, storage: Path, *, console: Console) -> di
     evaluation = plan_evaluation(pipeline) if config.data.path == SHAPES else None
     stages = [*pipeline.stages, *(evaluation.stages if evaluation else ())]
     names = [stage.folder(storage).name for stage in stages]
-    folder = storage / f"{config.name}-{fingerprint({'stages': names, 'reference': pipeline.reference.name})}"
+    folder = (
+        storage
+        / f"{config.name}-{fingerprint({'stages': names, 'reference': pipeline.reference.name})}"
+    )
     with (
         hold_lease(folder),
         tracked_run(
-            folder, config.tracking, store=storage, name=folder.name, params=parameters(config), tags=origin()
+            folder,
+            config.tracking,
+            store=storage,
+            name=folder.name,
+            params=parameters(config),
+            tags=origin(),
         ) as run,
     ):
         write_json(folder / "config.json", {"config": plain(config), "stages": names, **origin()})
         run.log_file(folder / "config.json")
         following = Following(pipeline, run, feed, console)
         results = run_stages(stages, storage, around=following.stage)
-        outcome: dict[str, Any] = {"seconds": {result.stage.title: result.seconds for result in results}}
+        outcome: dict[str, Any] = {
+            "seconds": {result.stage.title: result.seconds for result in results}
+        }
         records = read_records(pipeline.train.folder(storage))
         training_figure(records, folder / "training.png")
         run.log_file(folder / "training.png", "figures")
         if evaluation:
-            outcome = report_scores(evaluation, outcome["seconds"], folder=folder, run=run, console=console)
+            outcome = report_scores(
+                evaluation, outcome["seconds"], folder=folder, run=run, console=console
+            )
         write_json(folder / "summary.json", outcome)
         run.log_file(folder / "summary.json")
     show_places(pipeline, folder, synced=sync_tracking(folder), console=console)
@@ -89,7 +101,9 @@ def plan_evaluation(pipeline: Pipeline) -> Evaluation:
     made = Stage(
         "benchmark",
         inputs,
-        lambda folder, _: write_benchmark(folder, count=config.shapes.evaluation_scenes, seed=config.shapes.seed),
+        lambda folder, _: write_benchmark(
+            folder, count=config.shapes.evaluation_scenes, seed=config.shapes.seed
+        ),
         title="benchmark",
     )
     benchmark = ShapesBenchmark(made.folder(storage), decoding=plain(config.generation))
@@ -141,8 +155,14 @@ class TrainingFeed:
             self.console.print(f"update {record['step']} skipped, not finite, with pairs {pairs}")
         if "memory/foretold_gib" in record:
             every = record["recompute"]
-            again = f"activations of every {every}. layer computed again" if every else "all activations kept"
-            self.console.print(f"  {record['memory/foretold_gib']:.2f} GiB a worker; {again}", highlight=False)
+            again = (
+                f"activations of every {every}. layer computed again"
+                if every
+                else "all activations kept"
+            )
+            self.console.print(
+                f"  {record['memory/foretold_gib']:.2f} GiB a worker; {again}", highlight=False
+            )
 
 
 @dataclass
@@ -159,13 +179,16 @@ class Following:
     def stage(self, stage: Stage, skipped: bool) -> Iterator[None]:
         """Around one stage: a line on the terminal, a child run in MLflow, a bar for training."""
         self.console.print(
-            f"[bold]{stage.title}[/bold]: {'done before, skipped' if skipped else 'running'}", highlight=False
+            f"[bold]{stage.title}[/bold]: {'done before, skipped' if skipped else 'running'}",
+            highlight=False,
         )
         if not skipped and not self.started:
             start(self.pipeline.config)
             self.started = True
         folder = stage.folder(self.pipeline.storage)
-        with self.run.stage(stage.title, params={"folder": folder.name, **flat(stage.inputs)}) as child:
+        with self.run.stage(
+            stage.title, params={"folder": folder.name, **flat(stage.inputs)}
+        ) as child:
             if stage is self.pipeline.train:
                 with self.training(child, skipped):
                     yield
@@ -174,7 +197,9 @@ class Following:
             child.log_metrics({"seconds": seconds_of(folder)})
             if folder == self.pipeline.reference:
                 rejected = unusable_rows(folder)
-                child.log_metrics({"rows/usable": len(load_reference(folder)), "rows/unusable": len(rejected)})
+                child.log_metrics(
+                    {"rows/usable": len(load_reference(folder)), "rows/unusable": len(rejected)}
+                )
                 child.log_table("unusable_rows", rejected)
 
     @contextlib.contextmanager
@@ -189,32 +214,60 @@ class Following:
             return
         counts = planned_counts(self.pipeline.config.model)
         for part, (whole, trained) in counts.items():
-            self.console.print(f"  {part:<10} {whole:>15,} parameters, {trained:>15,} trained", highlight=False)
-        child.log_metrics({f"parameters/{part}": float(trained) for part, (_, trained) in counts.items()})
-        with progress_bar("SFT updates" if config.loss.is_sft else "DDPO updates", steps) as self.feed.counter:
+            self.console.print(
+                f"  {part:<10} {whole:>15,} parameters, {trained:>15,} trained", highlight=False
+            )
+        child.log_metrics(
+            {f"parameters/{part}": float(trained) for part, (_, trained) in counts.items()}
+        )
+        with progress_bar(
+            "SFT updates" if config.loss.is_sft else "DDPO updates", steps
+        ) as self.feed.counter:
             yield
         self.feed.counter = None
 
 
 def report_scores(
-    evaluation: Evaluation, seconds: Mapping[str, float], *, folder: Path, run: TrackedRun, console: Console
+    evaluation: Evaluation,
+    seconds: Mapping[str, float],
+    *,
+    folder: Path,
+    run: TrackedRun,
+    console: Console,
 ) -> dict[str, Any]:
     """Score both models' answers, compare them, and leave table, figures and page; returns what goes to `summary.json`."""
     which = ("base", "aligned")
     answers = map(read_answers, evaluation.answers)
-    models = {name: evaluation.benchmark.score(some, {}) for name, some in zip(which, answers, strict=True)}
+    models = {
+        name: evaluation.benchmark.score(some, {})
+        for name, some in zip(which, answers, strict=True)
+    }
     found = summary(models)
-    outcome = {**found["models"], "comparison": found["comparisons"]["aligned"], "seconds": dict(seconds)}
+    outcome = {
+        **found["models"],
+        "comparison": found["comparisons"]["aligned"],
+        "seconds": dict(seconds),
+    }
     rates_figure(models, folder / "rates.png")
-    section = Section("shapes", models, evaluation.benchmark.prompts, {"Base and aligned": folder / "rates.png"})
+    section = Section(
+        "shapes", models, evaluation.benchmark.prompts, {"Base and aligned": folder / "rates.png"}
+    )
     training = {"Training": folder / "training.png"}
     write_page(folder / "report.html", [section], title="Base and aligned model", figures=training)
     run.log_file(folder / "rates.png", "figures")
     run.log_file(folder / "report.html", "report")
     for name, scores in models.items():
-        run.log_metrics({f"{name}/{metric}": rate for metric, rate in scores.rates().items() if rate is not None})
+        run.log_metrics(
+            {
+                f"{name}/{metric}": rate
+                for metric, rate in scores.rates().items()
+                if rate is not None
+            }
+        )
         run.log_table(f"answers_{name}", answer_rows(scores))
-    run.log_metrics({name: value for name, value in outcome["comparison"].items() if isinstance(value, float)})
+    run.log_metrics(
+        {name: value for name, value in outcome["comparison"].items() if isinstance(value, float)}
+    )
     console.print(table(models))
     return outcome
 
@@ -233,7 +286,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     out: dict[str, Any] = {}
     for name, value in values.items():
-        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        out |= (
+            flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{name}": value}
+        )
     return out
 
 
@@ -241,8 +298,14 @@ def origin() -> dict[str, str]:
     """Versions, and the commit where there is one."""
     found = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
     here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return {**found, "version.python": platform.python_version(), "git_commit": commit.stdout.strip() or "none"}
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return {
+        **found,
+        "version.python": platform.python_version(),
+        "git_commit": commit.stdout.strip() or "none",
+    }
 
 
 def show_places(pipeline: Pipeline, folder: Path, *, synced: bool, console: Console) -> None:

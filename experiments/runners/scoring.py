@@ -26,14 +26,20 @@ def evaluation_of(config: ScoredConfig, path: str, *, scenes: int, seed: int) ->
         model=(path,),
         benchmarks=(config.benchmark,),
         generation=config.ddpo.generation,
-        loading=LoadConfig(model.dtype, model.attention, model.allow_pickle, model.trust_remote_code),
-        inference=InferenceConfig(scale.actors, scale.gpu, scale.cpus, scale.rows, scale.inference_batch),
+        loading=LoadConfig(
+            model.dtype, model.attention, model.allow_pickle, model.trust_remote_code
+        ),
+        inference=InferenceConfig(
+            scale.actors, scale.gpu, scale.cpus, scale.rows, scale.inference_batch
+        ),
         shapes=ShapesBenchConfig(scenes=scenes, seed=seed),
         **{name: getattr(config, name) for name in names},
     )
 
 
-def score_model(config: ScoredConfig, path: str, storage: Path, folder: Path, *, scenes: int, seed: int) -> Scores:
+def score_model(
+    config: ScoredConfig, path: str, storage: Path, folder: Path, *, scenes: int, seed: int
+) -> Scores:
     """A model's scores, also left in a folder; `scenes` and `seed` say which pictures of the shapes world."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = plan_evaluation(evaluation_of(config, path, scenes=scenes, seed=seed), storage)
@@ -46,7 +52,9 @@ def score_model(config: ScoredConfig, path: str, storage: Path, folder: Path, *,
 class SweepMonitor:
     """Follows the trials' folders: feeds MLflow and the bar, and frees the disk of what is not among the best."""
 
-    def __init__(self, folder: Path, run: TrackedRun, counter: ProgressBar, search: SearchConfig) -> None:
+    def __init__(
+        self, folder: Path, run: TrackedRun, counter: ProgressBar, search: SearchConfig
+    ) -> None:
         self.folder, self.storage, self.run, self.counter = folder, folder.parent, run, counter
         self.search = search
         self.children: dict[str, TrackedRun] = {}
@@ -75,7 +83,9 @@ class SweepMonitor:
         if trial.status:
             if trial.train:
                 child.log_records(read_records(self.storage / trial.train))
-            child.set_tags({"outcome": trial.status, **({"error": trial.error} if trial.error else {})})
+            child.set_tags(
+                {"outcome": trial.status, **({"error": trial.error} if trial.error else {})}
+            )
             child.end("FAILED" if trial.status == "failed" else "FINISHED")
             self.ended.add(trial.name)
 

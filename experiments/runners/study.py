@@ -18,7 +18,15 @@ from eval.benchmarks.contract import Scores
 from experiments.runners.config import StudyConfig
 from experiments.runners.experiment import flat, origin
 from experiments.runners.scoring import SweepMonitor, score_model
-from experiments.runners.study_report import Claim, Findings, arms_figure, found_in, markdown, sentences, study_table
+from experiments.runners.study_report import (
+    Claim,
+    Findings,
+    arms_figure,
+    found_in,
+    markdown,
+    sentences,
+    study_table,
+)
 from experiments.runners.sweep_report import read_trials
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import DDPOConfig, fingerprint, plain
@@ -56,7 +64,9 @@ class Study:
     title: str
     arms: tuple[Arm, ...]
     claim: Claim
-    read: Callable[[Scores], Mapping[str, float | None]] = Scores.rates  # what is read from an arm's scores
+    read: Callable[[Scores], Mapping[str, float | None]] = (
+        Scores.rates
+    )  # what is read from an arm's scores
     draw: Callable[[Findings, Path], None] = arms_figure
 
 
@@ -70,7 +80,9 @@ class Planned:
     read: Callable[[Scores], Mapping[str, float | None]]
 
 
-def run_study(config: StudyConfig, study: Study, storage: Path, *, console: Console) -> dict[str, Any]:
+def run_study(
+    config: StudyConfig, study: Study, storage: Path, *, console: Console
+) -> dict[str, Any]:
     """Run a study, or the rest of it; returns what it writes to `study.json`.
 
     Raises:
@@ -81,20 +93,38 @@ def run_study(config: StudyConfig, study: Study, storage: Path, *, console: Cons
     connect()
     check_fits(config.ddpo.scale, setting="ddpo.scale")
     concurrent = trials_at_once(config.ddpo.scale, config.concurrent)
-    kept = {name: value for name, value in plain(config).items() if name not in ("ddpo", "concurrent", "keep_models")}
-    ddpo = {name: value for name, value in plain(config.ddpo).items() if name not in ("storage", "scale", "tracking")}
-    folder = storage / f"{config.name}-{fingerprint({**kept, 'ddpo': ddpo, 'arms': [arm.name for arm in study.arms]})}"
+    kept = {
+        name: value
+        for name, value in plain(config).items()
+        if name not in ("ddpo", "concurrent", "keep_models")
+    }
+    ddpo = {
+        name: value
+        for name, value in plain(config.ddpo).items()
+        if name not in ("storage", "scale", "tracking")
+    }
+    folder = (
+        storage
+        / f"{config.name}-{fingerprint({**kept, 'ddpo': ddpo, 'arms': [arm.name for arm in study.arms]})}"
+    )
     with (
         hold_lease(folder),
         tracked_run(
-            folder, config.ddpo.tracking, store=storage, name=folder.name, params=flat(plain(config)), tags=origin()
+            folder,
+            config.ddpo.tracking,
+            store=storage,
+            name=folder.name,
+            params=flat(plain(config)),
+            tags=origin(),
         ) as run,
     ):
         write_json(folder / "config.json", plain(config))
         planned = plan_study(config, study, storage, console=console)
         trials: list[TrialParams] = [{ARM: name, SEED: seed} for name, seed in planned.configs]
         search = SearchConfig(rungs=1, keep=len(trials) if config.keep_models else 0)
-        job = SweepJob(folder, config.ddpo, SpaceConfig(), search, functools.partial(run_arm, planned=planned))
+        job = SweepJob(
+            folder, config.ddpo, SpaceConfig(), search, functools.partial(run_arm, planned=planned)
+        )
         with progress_bar("Trainings", len(trials)) as counter:
             board = SweepMonitor(folder, run, counter, search)
             with poll(board.look, POLL_S):
@@ -118,14 +148,20 @@ def plan_study(config: StudyConfig, study: Study, storage: Path, *, console: Con
     """Make what arms share, seed by seed, and from it every arm's configuration, all checked before the first training."""
     configs: dict[tuple[str, int], DDPOConfig | None] = {}
     for seed in config.seeds:
-        base = replace(config.ddpo, seed=seed, shapes=replace(config.ddpo.shapes, seed=config.ddpo.shapes.seed + seed))
+        base = replace(
+            config.ddpo,
+            seed=seed,
+            shapes=replace(config.ddpo.shapes, seed=config.ddpo.shapes.seed + seed),
+        )
         pipeline = make_shared(base, storage, console=console)
         for arm in study.arms:
             trained = arm.change(base, pipeline) if arm.change else None
             if trained is not None:
                 make_shared(trained, storage, console=console)
             configs[arm.name, seed] = trained
-    by_arm = {(arm.name, seed): configs[arm.name, seed] for arm in study.arms for seed in config.seeds}
+    by_arm = {
+        (arm.name, seed): configs[arm.name, seed] for arm in study.arms for seed in config.seeds
+    }
     return Planned(config, storage, by_arm, study.read)
 
 
@@ -141,14 +177,20 @@ def make_shared(config: DDPOConfig, storage: Path, *, console: Console) -> Pipel
 
 def run_arm(trial_params: TrialParams, place: Path, report: Report, *, planned: Planned) -> None:
     """One arm under one seed: train, answer, score, note."""
-    config, storage, started = planned.configs[trial_params[ARM], trial_params[SEED]], planned.storage, time.monotonic()
+    config, storage, started = (
+        planned.configs[trial_params[ARM], trial_params[SEED]],
+        planned.storage,
+        time.monotonic(),
+    )
     path, step = planned.config.ddpo.model.path, 0
     if not list(place.glob("rung-*.json")):
         if config is not None:
             pipeline = plan_pipeline(config, storage, seen=lambda records: None)
             folder = pipeline.train.folder(storage)
             if not (place / "train.json").exists():
-                write_json(place / "train.json", {"folder": folder.name, "made": not is_there(folder)})
+                write_json(
+                    place / "train.json", {"folder": folder.name, "made": not is_there(folder)}
+                )
             run_stages([pipeline.train], storage)
             path, step = pipeline.aligned.path, 1
         shapes = planned.config.ddpo.shapes
@@ -177,7 +219,11 @@ def conclude(study: Study, folder: Path, *, console: Console) -> dict[str, Any]:
         StageFailedError: an arm failed.
     """
     trials = read_trials(folder)
-    failed = [f"{trial.title}: {trial.error or 'not finished'}" for trial in trials if trial.status != "finished"]
+    failed = [
+        f"{trial.title}: {trial.error or 'not finished'}"
+        for trial in trials
+        if trial.status != "finished"
+    ]
     if failed:
         raise StageFailedError(
             f"{len(failed)} trainings did not finish. {'; '.join(failed)}. Run the same command again."

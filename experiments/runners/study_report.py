@@ -25,7 +25,9 @@ class Claim(NamedTuple):
 
     arm: str
     than: str
-    extras: tuple[str, ...] = ()  # further measures of the same two arms, as far as the benchmark has them
+    extras: tuple[
+        str, ...
+    ] = ()  # further measures of the same two arms, as far as the benchmark has them
     others: tuple[tuple[str, str], ...] = ()  # further pairs of arms, in the first measure
 
 
@@ -55,7 +57,10 @@ class Findings:
         """An arm over seeds; what counts cases of cases cannot be below 0 or above 1."""
         values = self.values[arm, metric]
         mean, interval = mean_interval(values)
-        if interval is not None and next(one for one in self.metrics if one.name == metric).is_proportion:
+        if (
+            interval is not None
+            and next(one for one in self.metrics if one.name == metric).is_proportion
+        ):
             interval = Interval(max(0.0, interval.low), min(1.0, interval.high))
         return Mean(mean, interval, values)
 
@@ -67,20 +72,28 @@ class Findings:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for `study.json`."""
-        arms = {arm: {name: self.mean(arm, name)._asdict() for name in self.names} for arm in self.arms}
+        arms = {
+            arm: {name: self.mean(arm, name)._asdict() for name in self.names} for arm in self.arms
+        }
         return {"seeds": list(self.seeds), "arms": arms}
 
 
 def found_in(trials: Sequence[Found], arms: Sequence[str]) -> Findings:
     """Bring trials into order: arms as the study has them, seeds as they grow."""
-    rates = {(trial.trial_params["arm"], trial.trial_params["seed"]): trial.rates for trial in trials}
+    rates = {
+        (trial.trial_params["arm"], trial.trial_params["seed"]): trial.rates for trial in trials
+    }
     seeds = tuple(sorted({seed for _, seed in rates}))
     known = {row["name"]: Metric(**row) for trial in trials for row in trial.last["metrics"]}
-    names = dict.fromkeys(name for some in rates.values() for name in some if name not in ("n", "missing"))
+    names = dict.fromkeys(
+        name for some in rates.values() for name in some if name not in ("n", "missing")
+    )
     whole = [name for name in names if all(some.get(name) is not None for some in rates.values())]
     metrics = tuple(known.get(name, Metric(name, "lower", is_proportion=False)) for name in whole)
     values = {
-        (arm, name): tuple(float(rates[arm, seed][name] or 0.0) for seed in seeds) for arm in arms for name in whole
+        (arm, name): tuple(float(rates[arm, seed][name] or 0.0) for seed in seeds)
+        for arm in arms
+        for name in whole
     }
     return Findings(tuple(arms), seeds, metrics, values)
 
@@ -116,7 +129,9 @@ def sentences(title: str, claim: Claim, found: Findings) -> list[str]:
 
 def contrast(metric: Metric, found: Findings, arm: str, than: str) -> str:
     """Two arms in one measure, in words."""
-    one, other = (format_cell(metric, found.mean(name, metric.name).mean).number for name in (arm, than))
+    one, other = (
+        format_cell(metric, found.mean(name, metric.name).mean).number for name in (arm, than)
+    )
     difference = found.difference(arm, than, metric.name)
     low_high = ""
     if difference.interval is not None:
@@ -133,7 +148,13 @@ def lines(found: Findings) -> list[list[str]]:
     made = []
     for metric in found.metrics:
         means = [found.mean(arm, metric.name) for arm in found.arms]
-        made.append([label(metric), metric.better, *(str(format_cell(metric, m.mean, m.interval)) for m in means)])
+        made.append(
+            [
+                label(metric),
+                metric.better,
+                *(str(format_cell(metric, m.mean, m.interval)) for m in means),
+            ]
+        )
     return made
 
 
@@ -152,16 +173,29 @@ def markdown(title: str, found: Findings, said: Sequence[str]) -> str:
     head = f"| measure, mean over {len(found.seeds)} seeds (95 % interval) | better | {' | '.join(found.arms)} |"
     rule = f"|---|---|{'---:|' * len(found.arms)}"
     body = [f"| {' | '.join(line)} |" for line in lines(found)]
-    return "\n".join([f"# {title}", "", *(f"* {sentence}" for sentence in said), "", head, rule, *body, ""])
+    return "\n".join(
+        [f"# {title}", "", *(f"* {sentence}" for sentence in said), "", head, rule, *body, ""]
+    )
 
 
-SHOWN = ("response_rate", "mention_rate", "object_recall", "wrong_positions", "wrong_numbers", "words")
+SHOWN = (
+    "response_rate",
+    "mention_rate",
+    "object_recall",
+    "wrong_positions",
+    "wrong_numbers",
+    "words",
+)
 
 
 def arms_figure(found: Findings, path: Path, *, names: Sequence[str] = SHOWN) -> None:
     """One panel per measure, one line per arm: every seed as a dot, the mean with its interval."""
     metrics = [metric for metric in found.metrics if metric.name in names] or list(found.metrics)
-    figure = Figure(figsize=(2.2 + 2.3 * len(metrics), 1.6 + 0.5 * len(found.arms)), dpi=150, layout="constrained")
+    figure = Figure(
+        figsize=(2.2 + 2.3 * len(metrics), 1.6 + 0.5 * len(found.arms)),
+        dpi=150,
+        layout="constrained",
+    )
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     places = range(len(found.arms))[::-1]
     for axes, metric in zip(panels, metrics, strict=True):
@@ -175,8 +209,15 @@ def arms_figure(found: Findings, path: Path, *, names: Sequence[str] = SHOWN) ->
                 zorder=2,
             )
             if found_mean.interval is not None:
-                axes.hlines(place, *(metric.scale * bound for bound in found_mean.interval), color=BLUE, linewidth=1.6)
-            axes.scatter(metric.scale * found_mean.mean, place, color=BLUE, marker="|", s=120, zorder=3)
+                axes.hlines(
+                    place,
+                    *(metric.scale * bound for bound in found_mean.interval),
+                    color=BLUE,
+                    linewidth=1.6,
+                )
+            axes.scatter(
+                metric.scale * found_mean.mean, place, color=BLUE, marker="|", s=120, zorder=3
+            )
         arrow = {"lower": "←", "higher": "→", "": ""}[metric.better]
         axes.set_title(f"{label(metric)} {arrow}", fontsize=9)
         axes.set_yticks(list(places), found.arms)
@@ -184,6 +225,7 @@ def arms_figure(found: Findings, path: Path, *, names: Sequence[str] = SHOWN) ->
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"{len(found.seeds)} seeds: each, their mean and its 95 % interval; arrows point to better", fontsize=9
+        f"{len(found.seeds)} seeds: each, their mean and its 95 % interval; arrows point to better",
+        fontsize=9,
     )
     figure.savefig(path)

@@ -40,7 +40,9 @@ FRESH = 1  # seed of the fresh pictures, less that of the others
 CHECKPOINT_BYTES = 12  # of a trained parameter: AdamW's moments and the fp32 weight
 
 
-def sweep(config: SweepConfig, storage: Path, *, recipe: DDPOConfig, console: Console) -> dict[str, Any]:
+def sweep(
+    config: SweepConfig, storage: Path, *, recipe: DDPOConfig, console: Console
+) -> dict[str, Any]:
     """Run a sweep, or the rest of it; returns what it writes to `best.json`.
 
     Args:
@@ -63,14 +65,25 @@ def sweep(config: SweepConfig, storage: Path, *, recipe: DDPOConfig, console: Co
     with (
         hold_lease(folder),
         tracked_run(
-            folder, config.ddpo.tracking, store=storage, name=folder.name, params=flat(plain(config)), tags=origin()
+            folder,
+            config.ddpo.tracking,
+            store=storage,
+            name=folder.name,
+            params=flat(plain(config)),
+            tags=origin(),
         ) as run,
     ):
         write_json(folder / "config.json", plain(config))
         shared = prepare(config, pipeline, folder, console=console)
         count = config.search.trials if config.search.kind == "bayes" else len(trials)
         console.print(forecast(config, shared, count, concurrent), highlight=False, soft_wrap=True)
-        job = SweepJob(folder, config.ddpo, config.space, config.search, functools.partial(run_one, shared=shared))
+        job = SweepJob(
+            folder,
+            config.ddpo,
+            config.space,
+            config.search,
+            functools.partial(run_one, shared=shared),
+        )
         with progress_bar("Trials", count) as counter:
             board = SweepMonitor(folder, run, counter, config.search)
             with poll(board.look, POLL_S):
@@ -104,8 +117,16 @@ def identity(config: SweepConfig, pipeline: Pipeline) -> dict[str, Any]:
         for name, value in plain(config.ddpo).items()
         if name not in ("name", "storage", "scale", "tracking")
     }
-    search = {name: value for name, value in plain(config.search).items() if name not in ("concurrent", "keep")}
-    rest = {name: value for name, value in plain(config).items() if name not in ("name", "ddpo", "search")}
+    search = {
+        name: value
+        for name, value in plain(config.search).items()
+        if name not in ("concurrent", "keep")
+    }
+    rest = {
+        name: value
+        for name, value in plain(config).items()
+        if name not in ("name", "ddpo", "search")
+    }
     return {"ddpo": ddpo, "search": search, "reference": pipeline.reference.name, **rest}
 
 
@@ -136,27 +157,41 @@ def prepare(config: SweepConfig, pipeline: Pipeline, folder: Path, *, console: C
     """
     for stage in pipeline.stages[:-1]:
         done = is_done(stage.folder(pipeline.storage))
-        console.print(f"[bold]{stage.title}[/bold]: {'done before, skipped' if done else 'running'}", highlight=False)
+        console.print(
+            f"[bold]{stage.title}[/bold]: {'done before, skipped' if done else 'running'}",
+            highlight=False,
+        )
         run_stages([stage], pipeline.storage)
     started, base = time.monotonic(), {}
     for scenes in pictures(config):
         console.print(f"[bold]base model's scores[/bold] ({config.benchmark})", highlight=False)
         place = folder / f"base-{scenes}"
         scores = score_model(
-            config, config.ddpo.model.path, pipeline.storage, place, scenes=scenes, seed=config.ddpo.shapes.seed
+            config,
+            config.ddpo.model.path,
+            pipeline.storage,
+            place,
+            scenes=scenes,
+            seed=config.ddpo.shapes.seed,
         )
         base[scenes] = scores.rates()
     known = [metric.name for metric in scores.metrics]
     for name, value in (("metric", config.search.metric), ("guard", config.search.guard)):
         if value not in known and (value or name == "metric"):
-            raise ConfigError(f"search.{name} = {value!r}: {config.benchmark} has {', '.join(known)}.")
+            raise ConfigError(
+                f"search.{name} = {value!r}: {config.benchmark} has {', '.join(known)}."
+            )
     return Shared(config, pipeline.storage, pipeline.reference, base, time.monotonic() - started)
 
 
 def pictures(config: SweepConfig) -> list[int]:
     """Of the shapes benchmark, at a trial's looks and at its end."""
     last = config.ddpo.shapes.evaluation_scenes
-    return [config.rung_scenes, last] if config.search.rungs > 1 and config.benchmark == SHAPES else [last]
+    return (
+        [config.rung_scenes, last]
+        if config.search.rungs > 1 and config.benchmark == SHAPES
+        else [last]
+    )
 
 
 def forecast(config: SweepConfig, shared: Shared, count: int, concurrent: int) -> str:
@@ -174,13 +209,18 @@ def forecast(config: SweepConfig, shared: Shared, count: int, concurrent: int) -
 def run_one(trial_params: TrialParams, place: Path, report: Report, *, shared: Shared) -> None:
     """One trial: train to the next look, answer, score, tell; what its folder or a stage holds already is not done again."""
     config, storage, started = shared.config, shared.storage, time.monotonic()
-    pipeline = plan_pipeline(on_reference(config.ddpo, shared.reference), storage, seen=lambda records: None)
+    pipeline = plan_pipeline(
+        on_reference(config.ddpo, shared.reference), storage, seen=lambda records: None
+    )
     trained = apply_params(on_reference(config.ddpo, shared.reference), trial_params)
-    train = train_stage(trained, pipeline.reference, pipeline.reference_inputs, lambda records: None)
+    train = train_stage(
+        trained, pipeline.reference, pipeline.reference_inputs, lambda records: None
+    )
     steps = trained.optim.total_steps(trained.data.used(len(load_reference(pipeline.reference))))
     if not (place / "train.json").exists():
         write_json(
-            place / "train.json", {"folder": train.folder(storage).name, "made": not is_there(train.folder(storage))}
+            place / "train.json",
+            {"folder": train.folder(storage).name, "made": not is_there(train.folder(storage))},
         )
     rungs = config.search.rung_steps(steps)
     for rung, until in enumerate(rungs):
@@ -190,7 +230,13 @@ def run_one(trial_params: TrialParams, place: Path, report: Report, *, shared: S
                 train.folder(storage)
             ):  # trained before, elsewhere: there is no way back to this look
                 continue
-            look(file, train if last else rung_stage(pipeline, trained, train, until), until, last=last, shared=shared)
+            look(
+                file,
+                train if last else rung_stage(pipeline, trained, train, until),
+                until,
+                last=last,
+                shared=shared,
+            )
         if last:
             end_trial(place, "finished", seconds=time.monotonic() - started)
         report(rung, json.loads(file.read_text())["objective"])
@@ -208,7 +254,9 @@ def look(file: Path, stage: Stage, until: int, *, last: bool, shared: Shared) ->
     guards = (rates.get(search.guard), shared.base[scenes].get(search.guard))
     intervals = {name: list(interval) for name, interval in scores.intervals().items() if interval}
     objective = search.objective(rates[search.metric], *guards)
-    write_json(file, {"step": until, "objective": objective, "rates": rates, "intervals": intervals})
+    write_json(
+        file, {"step": until, "objective": objective, "rates": rates, "intervals": intervals}
+    )
     if not last:
         discard(stage.folder(storage))  # training goes on from its own checkpoint
 
@@ -218,7 +266,9 @@ def on_reference(config: DDPOConfig, reference: Path) -> DDPOConfig:
     return replace(config, data=replace(config.data, reference=str(reference)))
 
 
-def conclude(shared: Shared, folder: Path, run: TrackedRun, *, recipe: DDPOConfig, console: Console) -> dict[str, Any]:
+def conclude(
+    shared: Shared, folder: Path, run: TrackedRun, *, recipe: DDPOConfig, console: Console
+) -> dict[str, Any]:
     """Table, figures and the best, in the folder and on the parent run.
 
     Raises:
@@ -228,7 +278,10 @@ def conclude(shared: Shared, folder: Path, run: TrackedRun, *, recipe: DDPOConfi
     write_json(folder / "trials.json", [trial.row() for trial in trials])
     console.print(sweep_table(trials, config.search))
     if not any(trial.status == "finished" for trial in trials):
-        reasons = "; ".join(f"{trial.title}: {trial.error}" for trial in trials if trial.error) or "none was started"
+        reasons = (
+            "; ".join(f"{trial.title}: {trial.error}" for trial in trials if trial.error)
+            or "none was started"
+        )
         raise StageFailedError(f"No trial finished: {reasons}")
     base = shared.base[config.ddpo.shapes.evaluation_scenes]
     best = best_of(trials, config.search.guard)
@@ -245,8 +298,14 @@ def conclude(shared: Shared, folder: Path, run: TrackedRun, *, recipe: DDPOConfi
     for name in ("best.json", "trials.json", "config.json"):
         run.log_file(folder / name)
     run.log_table("trials", [trial.flat_row() for trial in trials])
-    run.log_metrics({f"best/{name}": value for name, value in best.rates.items() if value is not None})
-    fresh = f"; on fresh pictures {outcome['fresh']['aligned'][config.search.metric]:.1%}" if "fresh" in outcome else ""
+    run.log_metrics(
+        {f"best/{name}": value for name, value in best.rates.items() if value is not None}
+    )
+    fresh = (
+        f"; on fresh pictures {outcome['fresh']['aligned'][config.search.metric]:.1%}"
+        if "fresh" in outcome
+        else ""
+    )
     console.print(
         f"best: {best.title}, {config.search.metric} {best.rates[config.search.metric]:.1%} (base {base[config.search.metric]:.1%}){fresh}",
         highlight=False,
@@ -256,7 +315,9 @@ def conclude(shared: Shared, folder: Path, run: TrackedRun, *, recipe: DDPOConfi
     return outcome
 
 
-def retrain_command(config: DDPOConfig, recipe: DDPOConfig, trial_params: TrialParams, reference: Path) -> str:
+def retrain_command(
+    config: DDPOConfig, recipe: DDPOConfig, trial_params: TrialParams, reference: Path
+) -> str:
     """The command that trains a trial's setting again: what the sweep changed of the recipe, and the trial's values."""
     usual = flat(plain(recipe))
     changed = {name: value for name, value in flat(plain(config)).items() if value != usual[name]}
@@ -266,10 +327,15 @@ def retrain_command(config: DDPOConfig, recipe: DDPOConfig, trial_params: TrialP
 
 def again_on_fresh(shared: Shared, model: str, folder: Path) -> dict[str, Any]:
     """Base and best on pictures that decided nothing: the best of many looks better than it is where it was chosen."""
-    scenes, fresh = shared.config.ddpo.shapes.evaluation_scenes, shared.config.ddpo.shapes.seed + FRESH
+    scenes, fresh = (
+        shared.config.ddpo.shapes.evaluation_scenes,
+        shared.config.ddpo.shapes.seed + FRESH,
+    )
     paths = {"base": shared.config.ddpo.model.path, "aligned": model}
     scores = {
-        name: score_model(shared.config, path, shared.storage, folder / f"fresh-{name}", scenes=scenes, seed=fresh)
+        name: score_model(
+            shared.config, path, shared.storage, folder / f"fresh-{name}", scenes=scenes, seed=fresh
+        )
         for name, path in paths.items()
     }
     return {"fresh": {name: one.rates() for name, one in scores.items()}}

@@ -43,7 +43,11 @@ class Found:
     @property
     def last(self) -> Mapping[str, Any]:
         """Its last look."""
-        return self.rungs[max(self.rungs)] if self.rungs else {"rates": {}, "intervals": {}, "objective": float("inf")}
+        return (
+            self.rungs[max(self.rungs)]
+            if self.rungs
+            else {"rates": {}, "intervals": {}, "objective": float("inf")}
+        )
 
     @property
     def rates(self) -> Mapping[str, float | None]:
@@ -93,7 +97,14 @@ def read_trials(folder: Path) -> list[Found]:
         outcome = (ended.get("status", ""), ended.get("error", ""), ended.get("seconds", 0.0))
         trial_params = _read(place / "knobs.json")
         found.append(
-            Found(place.name, trial_params, rungs, *outcome, train.get("folder", ""), train.get("made", False))
+            Found(
+                place.name,
+                trial_params,
+                rungs,
+                *outcome,
+                train.get("folder", ""),
+                train.get("made", False),
+            )
         )
     return sorted(found, key=lambda trial: json.dumps(trial.trial_params))
 
@@ -129,7 +140,9 @@ def best_of(trials: Sequence[Found], guard: str) -> Found:
     """The best finished trial of those settings of which most seeds have finished."""
     groups = by_setting([trial for trial in trials if trial.status == "finished"])
     most = max(map(len, groups.values()))
-    return ranked([trial for group in groups.values() if len(group) == most for trial in group], guard)[0]
+    return ranked(
+        [trial for group in groups.values() if len(group) == most for trial in group], guard
+    )[0]
 
 
 def sweep_table(trials: Sequence[Found], search: SearchConfig) -> Table:
@@ -137,16 +150,36 @@ def sweep_table(trials: Sequence[Found], search: SearchConfig) -> Table:
     names = [name for name in (search.metric, search.guard) if name]
     shown = Table(title=Text("Trials"))
     for column in ("trial", "outcome", "updates", *names):
-        shown.add_column(Text(column), justify="left" if column in ("trial", "outcome") else "right")
+        shown.add_column(
+            Text(column), justify="left" if column in ("trial", "outcome") else "right"
+        )
     for trial in sorted(trials, key=lambda trial: (trial.status != "finished", trial.objective)):
-        values = ["" if trial.rates.get(name) is None else f"{trial.rates[name]:.1%}" for name in names]
-        shown.add_row(*map(Text, (trial.title, trial.error or trial.status, str(max(trial.rungs, default=0)), *values)))
+        values = [
+            "" if trial.rates.get(name) is None else f"{trial.rates[name]:.1%}" for name in names
+        ]
+        shown.add_row(
+            *map(
+                Text,
+                (
+                    trial.title,
+                    trial.error or trial.status,
+                    str(max(trial.rungs, default=0)),
+                    *values,
+                ),
+            )
+        )
     return shown
 
 
-def write_figures(trials: Sequence[Found], base: Mapping[str, Any], search: SearchConfig, folder: Path) -> list[Path]:
+def write_figures(
+    trials: Sequence[Found], base: Mapping[str, Any], search: SearchConfig, folder: Path
+) -> list[Path]:
     """All figures for which there is enough to show."""
-    finished = [trial for trial in trials if trial.status == "finished" and trial.rates.get(search.metric) is not None]
+    finished = [
+        trial
+        for trial in trials
+        if trial.status == "finished" and trial.rates.get(search.metric) is not None
+    ]
     made = []
     if finished and search.guard:
         pareto_figure(trials, base, search, folder / "pareto.png")
@@ -160,7 +193,9 @@ def write_figures(trials: Sequence[Found], base: Mapping[str, Any], search: Sear
     return made
 
 
-def pareto_figure(trials: Sequence[Found], base: Mapping[str, Any], search: SearchConfig, path: Path) -> None:
+def pareto_figure(
+    trials: Sequence[Found], base: Mapping[str, Any], search: SearchConfig, path: Path
+) -> None:
     """The metric against the guard: finished trials with their intervals, stopped ones small, the front as a line."""
     figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -172,22 +207,48 @@ def pareto_figure(trials: Sequence[Found], base: Mapping[str, Any], search: Sear
         x, y = trial.rates.get(search.guard), trial.rates.get(search.metric)
         if x is None or y is None:
             continue
-        color, whole = colors(0.9 * shade[trial.trial_params.get(GAMMA, 0)]), trial.status == "finished"
+        color, whole = (
+            colors(0.9 * shade[trial.trial_params.get(GAMMA, 0)]),
+            trial.status == "finished",
+        )
         marker = MARKERS[bool(trial.trial_params.get(NORMALIZE))]
         axes.scatter(
-            100 * x, 100 * y, color=color, marker=marker, s=46 if whole else 14, alpha=1 if whole else 0.45, zorder=3
+            100 * x,
+            100 * y,
+            color=color,
+            marker=marker,
+            s=46 if whole else 14,
+            alpha=1 if whole else 0.45,
+            zorder=3,
         )
         if whole:
             points.append((x, y))
             for name, direction in ((search.metric, axes.vlines), (search.guard, axes.hlines)):
                 if (interval := trial.last["intervals"].get(name)) is not None:
                     at = x if name == search.metric else y
-                    direction(100 * at, 100 * interval[0], 100 * interval[1], color=color, linewidth=0.8, alpha=0.5)
+                    direction(
+                        100 * at,
+                        100 * interval[0],
+                        100 * interval[1],
+                        color=color,
+                        linewidth=0.8,
+                        alpha=0.5,
+                    )
     _draw_front(axes, points, base, search)
     for gamma in gammas:
         axes.scatter([], [], color=colors(0.9 * shade[gamma]), label=f"gamma {gamma:g}")
-    for normalize in [kind for kind in MARKERS if any(trial.trial_params.get(NORMALIZE) is kind for trial in trials)]:
-        axes.scatter([], [], color=GREY, marker=MARKERS[normalize], label="normalised" if normalize else "summed")
+    for normalize in [
+        kind
+        for kind in MARKERS
+        if any(trial.trial_params.get(NORMALIZE) is kind for trial in trials)
+    ]:
+        axes.scatter(
+            [],
+            [],
+            color=GREY,
+            marker=MARKERS[normalize],
+            label="normalised" if normalize else "summed",
+        )
     axes.scatter([], [], color=GREY, s=14, alpha=0.45, label="stopped early (fewer pictures)")
     axes.legend(fontsize=8)
     axes.set_xlabel(f"{search.guard.replace('_', ' ')} / %   (dotted: what the search asks for)")
@@ -199,14 +260,30 @@ def pareto_figure(trials: Sequence[Found], base: Mapping[str, Any], search: Sear
 def _draw_front(
     axes: Axes, points: Sequence[tuple[float, float]], base: Mapping[str, Any], search: SearchConfig
 ) -> None:
-    front = sorted(p for p in points if not any(q[0] >= p[0] and q[1] <= p[1] and q != p for q in points))
-    axes.plot([100 * x for x, _ in front], [100 * y for _, y in front], color=GREY, linewidth=1, zorder=1)
+    front = sorted(
+        p for p in points if not any(q[0] >= p[0] and q[1] <= p[1] and q != p for q in points)
+    )
+    axes.plot(
+        [100 * x for x, _ in front], [100 * y for _, y in front], color=GREY, linewidth=1, zorder=1
+    )
     if base.get(search.guard) is not None and base.get(search.metric) is not None:
-        axes.scatter(100 * base[search.guard], 100 * base[search.metric], marker="*", s=120, color="black", zorder=3)
-        axes.annotate(
-            "base", (100 * base[search.guard], 100 * base[search.metric]), xytext=(6, 6), textcoords="offset points"
+        axes.scatter(
+            100 * base[search.guard],
+            100 * base[search.metric],
+            marker="*",
+            s=120,
+            color="black",
+            zorder=3,
         )
-        axes.axvline(100 * base[search.guard] - search.within, color=GREY, linestyle=":", linewidth=1)
+        axes.annotate(
+            "base",
+            (100 * base[search.guard], 100 * base[search.metric]),
+            xytext=(6, 6),
+            textcoords="offset points",
+        )
+        axes.axvline(
+            100 * base[search.guard] - search.within, color=GREY, linestyle=":", linewidth=1
+        )
 
 
 def heat_figure(trials: Sequence[Found], search: SearchConfig, path: Path) -> None:
@@ -216,7 +293,9 @@ def heat_figure(trials: Sequence[Found], search: SearchConfig, path: Path) -> No
     values = [100 * (trial.rates[search.metric] or 0) for trial in trials]
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         some = [trial for trial in trials if trial.trial_params.get(NORMALIZE) == kind]
-        betas, gammas = (sorted({trial.trial_params[name] for trial in some}) for name in (BETA, GAMMA))
+        betas, gammas = (
+            sorted({trial.trial_params[name] for trial in some}) for name in (BETA, GAMMA)
+        )
         mean = np.full((len(gammas), len(betas)), np.nan)
         for row, gamma in enumerate(gammas):
             for column, beta in enumerate(betas):
@@ -247,7 +326,11 @@ def heat_figure(trials: Sequence[Found], search: SearchConfig, path: Path) -> No
         )
         axes.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
         axes.set_yticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
-        form = {True: "normalised log-probs", False: "summed log-probs"}.get(bool(kind)) if kind is not None else ""
+        form = (
+            {True: "normalised log-probs", False: "summed log-probs"}.get(bool(kind))
+            if kind is not None
+            else ""
+        )
         axes.set(xlabel="beta", ylabel="gamma", title=form)
     figure.suptitle(f"{search.metric.replace('_', ' ')} / %, finished trials")
     figure.savefig(path)
@@ -259,7 +342,9 @@ def importances(trials: Sequence[Found]) -> dict[str, float]:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     names = [
-        name for name in trials[0].trial_params if len({str(trial.trial_params.get(name)) for trial in trials}) > 1
+        name
+        for name in trials[0].trial_params
+        if len({str(trial.trial_params.get(name)) for trial in trials}) > 1
     ]
     if not names or len({trial.objective for trial in trials}) < 2:
         return {}
@@ -270,11 +355,15 @@ def importances(trials: Sequence[Found]) -> dict[str, float]:
     study = optuna.create_study()
     for trial in trials:
         params = {name: trial.trial_params.get(name) for name in names}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=trial.objective))
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=kinds, value=trial.objective)
+        )
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return {
         name: float(share)
-        for name, share in optuna.importance.get_param_importances(study, evaluator=evaluator).items()
+        for name, share in optuna.importance.get_param_importances(
+            study, evaluator=evaluator
+        ).items()
     }
 
 
@@ -284,6 +373,8 @@ def importance_figure(shares: Mapping[str, float], count: int, path: Path) -> No
     axes = figure.subplots()
     names = sorted(shares, key=lambda name: shares[name])
     axes.barh(names, [100 * shares[name] for name in names], color=BLUE)
-    axes.set_xlabel(f"share of the objective's variance that it explains / % (fANOVA, {count} finished trials)")
+    axes.set_xlabel(
+        f"share of the objective's variance that it explains / % (fANOVA, {count} finished trials)"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

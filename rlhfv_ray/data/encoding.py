@@ -18,7 +18,9 @@ from rlhfv_ray.segments import Rule, changed_tokens
 
 def prompt_text(processor: Any, question: str) -> str:
     """The chat template of one image and one question, up to where the assistant speaks."""
-    return processor.apply_chat_template([_user(question)], add_generation_prompt=True, tokenize=False)
+    return processor.apply_chat_template(
+        [_user(question)], add_generation_prompt=True, tokenize=False
+    )
 
 
 def prompt_ids(processor: Any, image: Image, question: str) -> list[int]:
@@ -35,11 +37,15 @@ def answer_ids(processor: Any, question: str, answer: str) -> tuple[list[int], l
     prompt = prompt_text(processor, question)
     whole = processor.apply_chat_template([_user(question), _assistant(answer)], tokenize=False)
     ids, offsets = _continued(processor, prompt, whole)
-    lead = max(whole.find(answer, len(prompt)) - len(prompt), 0)  # characters the template puts before the answer
+    lead = max(
+        whole.find(answer, len(prompt)) - len(prompt), 0
+    )  # characters the template puts before the answer
     return ids, [(start - lead, stop - lead) for start, stop in offsets]
 
 
-def conversation_ids(processor: Any, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[bool]]:
+def conversation_ids(
+    processor: Any, turns: Sequence[tuple[str, str]]
+) -> tuple[list[int], list[bool]]:
     """Token ids of all that follows a conversation's first question, and which of them are answers, ends of turns included."""
     messages: list[dict[str, Any]] = []
     answers: list[Span] = []
@@ -51,7 +57,9 @@ def conversation_ids(processor: Any, turns: Sequence[tuple[str, str]]) -> tuple[
         answers.append((len(before), len(whole)))
     prompt = prompt_text(processor, turns[0][0])
     ids, offsets = _continued(processor, prompt, whole)
-    return ids, _within(offsets, [(start - len(prompt), stop - len(prompt)) for start, stop in answers])
+    return ids, _within(
+        offsets, [(start - len(prompt), stop - len(prompt)) for start, stop in answers]
+    )
 
 
 def _continued(processor: Any, prompt: str, whole: str) -> tuple[list[int], list[Span]]:
@@ -66,7 +74,9 @@ def _continued(processor: Any, prompt: str, whole: str) -> tuple[list[int], list
     if ids[: len(before)] == before:
         ids, offsets = ids[len(before) :], offsets[len(before) :]
     else:
-        encoded = processor.tokenizer(whole[len(prompt) :], add_special_tokens=False, return_offsets_mapping=True)
+        encoded = processor.tokenizer(
+            whole[len(prompt) :], add_special_tokens=False, return_offsets_mapping=True
+        )
         ids, offsets, shift = encoded["input_ids"], encoded["offset_mapping"], 0
     return list(ids), [(start - shift, stop - shift) for start, stop in offsets]
 
@@ -91,11 +101,17 @@ def encode_pair(
     rejected, rejected_offsets = answer_ids(processor, pair.question, pair.rejected)
     _check_length(prompt, chosen, rejected, max_length=max_length)
     if chosen == rejected:
-        raise DataError("equal_answers: chosen and rejected give the same tokens, so there is nothing to prefer.")
-    changed = {rule: _changed(prompt, chosen, rejected, rule=rule, min_match=min_match) for rule in get_args(Rule)}
+        raise DataError(
+            "equal_answers: chosen and rejected give the same tokens, so there is nothing to prefer."
+        )
+    changed = {
+        rule: _changed(prompt, chosen, rejected, rule=rule, min_match=min_match)
+        for rule in get_args(Rule)
+    }
     if spans and (pair.chosen_spans is not None or pair.rejected_spans is not None):
         marked = ChangedTokens(
-            _within(chosen_offsets, pair.chosen_spans or ()), _within(rejected_offsets, pair.rejected_spans or ())
+            _within(chosen_offsets, pair.chosen_spans or ()),
+            _within(rejected_offsets, pair.rejected_spans or ()),
         )
         changed = dict.fromkeys(changed, marked)
     return EncodedPair(pair.id, pair.image, prompt, chosen, rejected, changed)
@@ -116,7 +132,9 @@ def encode_example(example: Example, processor: Any, *, max_length: int) -> Enco
     ids, scored = conversation_ids(processor, example.turns)
     _check_length(prompt, ids, max_length=max_length)
     changed = {rule: ChangedTokens([False] * len(ids), []) for rule in get_args(Rule)}
-    return EncodedPair(example.id, example.image, prompt, ids, [], changed, None if all(scored) else scored)
+    return EncodedPair(
+        example.id, example.image, prompt, ids, [], changed, None if all(scored) else scored
+    )
 
 
 def _check_length(prompt: list[int], *answers: list[int], max_length: int) -> None:
@@ -128,14 +146,19 @@ def _check_length(prompt: list[int], *answers: list[int], max_length: int) -> No
 
 
 def _user(question: str, *, image: bool = True) -> dict[str, Any]:
-    return {"role": "user", "content": [*([{"type": "image"}] if image else []), {"type": "text", "text": question}]}
+    return {
+        "role": "user",
+        "content": [*([{"type": "image"}] if image else []), {"type": "text", "text": question}],
+    }
 
 
 def _assistant(answer: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
 
 
-def _changed(prompt: list[int], chosen: list[int], rejected: list[int], *, rule: Rule, min_match: int) -> ChangedTokens:
+def _changed(
+    prompt: list[int], chosen: list[int], rejected: list[int], *, rule: Rule, min_match: int
+) -> ChangedTokens:
     """`both_sides` compares the answers alone; `muffin` the whole sequences but their first token, as the release does."""
     context = prompt[1:] if rule == "muffin" else []
     masks = changed_tokens(context + chosen, context + rejected, rule=rule, min_match=min_match)
@@ -144,4 +167,6 @@ def _changed(prompt: list[int], chosen: list[int], rejected: list[int], *, rule:
 
 def _within(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     """Whether each token shares a character with a marked span."""
-    return [any(start < stop_ and start_ < stop for start_, stop_ in spans) for start, stop in offsets]
+    return [
+        any(start < stop_ and start_ < stop for start_, stop_ in spans) for start, stop in offsets
+    ]

@@ -28,7 +28,9 @@ def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
         DataError: `image_unreadable`, `image_too_large` or `image_shape`, then the reason.
     """
     if len(data) > MAX_BYTES:
-        raise DataError(f"image_too_large: the file has {len(data)} bytes, at most {MAX_BYTES} are allowed")
+        raise DataError(
+            f"image_too_large: the file has {len(data)} bytes, at most {MAX_BYTES} are allowed"
+        )
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels=max_pixels)
@@ -36,7 +38,9 @@ def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"image_unreadable: the {len(data)} bytes are not one of {', '.join(FORMATS)}") from error
+        raise DataError(
+            f"image_unreadable: the {len(data)} bytes are not one of {', '.join(FORMATS)}"
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"image_too_large: {error}") from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes of them
@@ -45,7 +49,9 @@ def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
 
 def _check_size(width: int, height: int, *, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise DataError(f"image_too_large: {width} x {height} pixels, at most {max_pixels} are allowed")
+        raise DataError(
+            f"image_too_large: {width} x {height} pixels, at most {max_pixels} are allowed"
+        )
     short, long = sorted((width, height))
     if short < MIN_SIDE or long > MAX_ASPECT * short:
         raise DataError(
@@ -55,7 +61,9 @@ def _check_size(width: int, height: int, *, max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: convert() clips at 255; the high byte is what 16-bit colour gets
+    if image.mode.startswith(
+        "I"
+    ):  # 16-bit grey: convert() clips at 255; the high byte is what 16-bit colour gets
         return image.convert("I").point(lambda value: value / 256).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -49,7 +49,9 @@ def parse_json(text: str | bytes | None) -> Any:
         raise unusable("bad_json", str(error)) from error
 
 
-def read_row(row: Row, *, format: str, root: Path, fallback_id: str) -> tuple[str, PreferencePair | DataError]:
+def read_row(
+    row: Row, *, format: str, root: Path, fallback_id: str
+) -> tuple[str, PreferencePair | DataError]:
     """Turn one stored row into a pair, or into the error that makes it unusable, with the row's id.
 
     Args:
@@ -92,8 +94,12 @@ def check_pair(pair: PreferencePair) -> None:
     _check_answer("chosen", pair.chosen, pair.chosen_spans)
     _check_answer("rejected", pair.rejected, pair.rejected_spans)
     if pair.chosen.strip() == pair.rejected.strip():
-        raise unusable("equal_answers", "chosen and rejected are the same text: there is nothing to prefer")
-    check_texts(pair.id, pair.question, pair.chosen, pair.rejected, *pair.origin, *pair.origin.values())
+        raise unusable(
+            "equal_answers", "chosen and rejected are the same text: there is nothing to prefer"
+        )
+    check_texts(
+        pair.id, pair.question, pair.chosen, pair.rejected, *pair.origin, *pair.origin.values()
+    )
 
 
 def check_texts(*texts: str) -> None:
@@ -108,7 +114,10 @@ def _check_answer(name: str, answer: str, spans: Sequence[Span] | None) -> None:
         raise unusable("empty_answer", f"the {name} answer is missing or blank")
     for start, stop in spans or ():
         if not 0 <= start < stop <= len(answer):
-            raise unusable("bad_spans", f"{name} span [{start}, {stop}) in an answer of {len(answer)} characters")
+            raise unusable(
+                "bad_spans",
+                f"{name} span [{start}, {stop}) in an answer of {len(answer)} characters",
+            )
 
 
 def detect_format(columns: Sequence[str], formats: Mapping[str, "Format"], *, is_tsv: bool) -> str:
@@ -118,7 +127,10 @@ def detect_format(columns: Sequence[str], formats: Mapping[str, "Format"], *, is
         DataError: no format fits; the message names the closest one and what it misses.
     """
     candidates = [name for name in formats if (name == "muffin_tsv") == is_tsv]
-    guess = min(candidates, key=lambda name: len(_missing(formats[name], columns)) / len(formats[name].columns))
+    guess = min(
+        candidates,
+        key=lambda name: len(_missing(formats[name], columns)) / len(formats[name].columns),
+    )
     check_columns(guess, columns, formats)
     return guess
 
@@ -201,7 +213,9 @@ def _said(messages: object, role: str) -> str:
         raise unusable("bad_row", f"expected text or messages, found {type(messages).__name__}")
     roles = [str(turn.get("role") or turn.get("from")) for turn in turns]
     if [ROLES.get(name, name) for name in roles] != [role]:
-        raise unusable("multi_turn", f"expected one {role} message, found {', '.join(roles) or 'none'}")
+        raise unusable(
+            "multi_turn", f"expected one {role} message, found {', '.join(roles) or 'none'}"
+        )
     content = turns[0].get("content") or turns[0].get("value") or ""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     return "".join(part_text(part) for part in parts)
@@ -235,7 +249,10 @@ FORMATS: Mapping[str, Format] = {
 
 def own_id(fields: Row) -> str | None:
     """`id` as it is; `idx` behind its data set's name, since each set counts from 0."""
-    for name, prefix in (("id", ""), ("idx", f"{fields['ds_name']}:" if fields.get("ds_name") else "")):
+    for name, prefix in (
+        ("id", ""),
+        ("idx", f"{fields['ds_name']}:" if fields.get("ds_name") else ""),
+    ):
         value = fields.get(name)
         if isinstance(value, int | str) and value != "":
             return f"{prefix}{value}".encode(errors="backslashreplace").decode()
@@ -252,7 +269,9 @@ def _text(fields: Row, name: str) -> str:
 def _spans(fields: Row, name: str) -> tuple[Span, ...] | None:
     spans = fields.get(name)
     try:
-        return None if spans is None else tuple((index(start), index(stop)) for start, stop in spans)
+        return (
+            None if spans is None else tuple((index(start), index(stop)) for start, stop in spans)
+        )
     except (TypeError, ValueError) as error:
         raise unusable("bad_spans", f"{name} must be a list of [start, stop): {error}") from error
 
@@ -260,7 +279,10 @@ def _spans(fields: Row, name: str) -> tuple[Span, ...] | None:
 def origin_of(fields: Row) -> dict[str, str]:
     """Where a row comes from, as text."""
     extra = fields.get("origin")
-    found = {**(extra if isinstance(extra, dict) else {}), **{name: fields.get(name) for name in ORIGIN_COLUMNS}}
+    found = {
+        **(extra if isinstance(extra, dict) else {}),
+        **{name: fields.get(name) for name in ORIGIN_COLUMNS},
+    }
     return {
         name: value if isinstance(value, str) else json.dumps(value, default=str)
         for name, value in found.items()
@@ -287,21 +309,33 @@ def image_bytes(fields: Row, root: Path) -> bytes:
 def _image_file(path: str, root: Path) -> bytes:
     """Read an image named by the data: the name is untrusted and may not leave `root`."""
     if "://" in path or PurePosixPath(path).is_absolute() or PureWindowsPath(path).anchor:
-        raise unusable("image_path", f"{path[:200]!r} is not a path relative to the data file's folder")
+        raise unusable(
+            "image_path", f"{path[:200]!r} is not a path relative to the data file's folder"
+        )
     try:
         file = (root / path).resolve()
         inside = file.is_relative_to(root)
-        if inside and address_of(root) and not file.exists():  # of a mirror, on a node that was not asked for it yet
+        if (
+            inside and address_of(root) and not file.exists()
+        ):  # of a mirror, on a node that was not asked for it yet
             fetch(file)
         size = file.stat().st_size if file.is_file() else None
         if inside and size is not None and size <= MAX_BYTES:
             return file.read_bytes()
     except StorageError:  # no fault of the row's
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # unreadable, NUL in the name, symbolic link loop
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # unreadable, NUL in the name, symbolic link loop
         raise unusable("image_missing", f"{path[:200]!r} cannot be read: {error}") from error
     if not inside:
         raise unusable("image_path", f"{path[:200]!r} leads out of the data file's folder")
     if size is None:
-        raise unusable("image_missing", f"there is no file {path[:200]!r} in the data file's folder")
-    raise unusable("image_too_large", f"{path[:200]!r} has {size} bytes, at most {MAX_BYTES} are allowed")
+        raise unusable(
+            "image_missing", f"there is no file {path[:200]!r} in the data file's folder"
+        )
+    raise unusable(
+        "image_too_large", f"{path[:200]!r} has {size} bytes, at most {MAX_BYTES} are allowed"
+    )

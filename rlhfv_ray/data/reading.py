@@ -57,7 +57,9 @@ class Slice:
         return EXAMPLE_FORMATS if self.examples else FORMATS
 
 
-def list_slices(path: str | Path, *, format: str = "auto", rows: int = 64, examples: bool = False) -> list[Slice]:
+def list_slices(
+    path: str | Path, *, format: str = "auto", rows: int = 64, examples: bool = False
+) -> list[Slice]:
     """Cut a file, or a folder of shards, into slices of about `rows` rows.
 
     Args:
@@ -77,7 +79,9 @@ def list_slices(path: str | Path, *, format: str = "auto", rows: int = 64, examp
             if format in EXAMPLE_FORMATS
             else ""
         )
-        raise ConfigError(f"format {format!r} is unknown here{hint}; formats: auto, {', '.join(known)}")
+        raise ConfigError(
+            f"format {format!r} is unknown here{hint}; formats: auto, {', '.join(known)}"
+        )
     slices: list[Slice] = []
     for file in data_files(path):
         with _naming(file):
@@ -85,7 +89,9 @@ def list_slices(path: str | Path, *, format: str = "auto", rows: int = 64, examp
             for start, stop, offset in _cuts(file, rows):
                 slices.append(Slice(len(slices), str(file), name, start, stop, offset, examples))
     if len(names := sorted({part.format for part in slices})) > 1:
-        raise DataError(f"mixed_formats: {path} holds files of formats {', '.join(names)}; keep one per folder")
+        raise DataError(
+            f"mixed_formats: {path} holds files of formats {', '.join(names)}; keep one per folder"
+        )
     return slices
 
 
@@ -108,7 +114,9 @@ def read_slice(part: Slice) -> Iterator[tuple[str, PreferencePair | Example | Da
                 read = read_example if part.examples else read_row
                 row_id, pair = read(stored, format=part.format, root=root, fallback_id=row_id)
             if isinstance(pair, DataError):
-                place = f"{file.name}:{row + 1}" if by_line else f"{file.name} row {row}"  # editors count lines from 1
+                place = (
+                    f"{file.name}:{row + 1}" if by_line else f"{file.name} row {row}"
+                )  # editors count lines from 1
                 pair = DataError(f"{pair} ({place})")
             yield row_id, pair
 
@@ -133,11 +141,17 @@ def load_pairs(path: str | Path, *, format: str = "auto") -> Iterator[Preference
 
 def data_files(path: str | Path) -> list[Path]:
     """List the data files of a folder in name order, or the one file; hidden and `_` names are not data."""
-    place = Path(os.path.abspath(fetch_local(path)))  # not resolve(): a shard may be a link into a download cache
-    found = sorted(file for file in place.iterdir() if not file.is_dir()) if place.is_dir() else [place]
+    place = Path(
+        os.path.abspath(fetch_local(path))
+    )  # not resolve(): a shard may be a link into a download cache
+    found = (
+        sorted(file for file in place.iterdir() if not file.is_dir()) if place.is_dir() else [place]
+    )
     files = [file for file in found if file.suffix in SUFFIXES and file.name[0] not in "._"]
     if not files:
-        raise DataError(f"no_data: {place} is neither a {', '.join(SUFFIXES)} file nor a folder that holds one")
+        raise DataError(
+            f"no_data: {place} is neither a {', '.join(SUFFIXES)} file nor a folder that holds one"
+        )
     return files
 
 
@@ -146,7 +160,9 @@ def data_digest(path: str | Path) -> str:
     digest = hashlib.sha256()
     for file in data_files(path):
         with file.open("rb") as content:
-            digest.update(f"{file.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+            digest.update(
+                f"{file.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode()
+            )
     return digest.hexdigest()
 
 
@@ -172,8 +188,12 @@ def _format(file: Path, format: str, *, examples: bool) -> str:
     if file.suffix == ".parquet":
         columns = pq.read_schema(file).names
     else:
-        head = (row for _, row in _stored_rows(Slice(0, str(file), format, 0, _PEEK, examples=examples)))
-        columns = list(dict.fromkeys(name for row in head if not isinstance(row, DataError) for name in row))
+        head = (
+            row for _, row in _stored_rows(Slice(0, str(file), format, 0, _PEEK, examples=examples))
+        )
+        columns = list(
+            dict.fromkeys(name for row in head if not isinstance(row, DataError) for name in row)
+        )
     if format == "auto":
         return detect_format(columns, formats, is_tsv=file.suffix == ".tsv")
     if (format == "muffin_tsv") != (file.suffix == ".tsv"):
@@ -186,7 +206,9 @@ def _cuts(file: Path, rows: int) -> Iterator[tuple[int, int, int]]:
     """Yield start, stop and byte offset of each slice."""
     if file.suffix == ".parquet":
         metadata = pq.read_metadata(file)
-        return _unit_cuts([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], rows)
+        return _unit_cuts(
+            [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], rows
+        )
     if _is_array(file):
         return _unit_cuts([len(_array(file))], rows)
     return _line_cuts(file, rows)
@@ -225,11 +247,17 @@ def _stored_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
 
 
 def _parquet_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
-    used = {name for need in part.formats[part.format].columns for name in need.split("|")}.union(OPTIONAL_COLUMNS)
+    used = {name for need in part.formats[part.format].columns for name in need.split("|")}.union(
+        OPTIONAL_COLUMNS
+    )
     with pq.ParquetFile(part.file, buffer_size=2**20) as table:
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
         ends = list(accumulate(sizes))
-        groups = [group for group, end in enumerate(ends) if end - sizes[group] < part.stop and end > part.start]
+        groups = [
+            group
+            for group, end in enumerate(ends)
+            if end - sizes[group] < part.stop and end > part.start
+        ]
         columns = [name for name in table.schema_arrow.names if name in used]
         row = ends[groups[0]] - sizes[groups[0]] if groups else part.stop
         for batch in table.iter_batches(batch_size=32, row_groups=groups, columns=columns):
@@ -266,12 +294,18 @@ def _line_row(line: bytes, file: str) -> Row | DataError:
     except DataError as error:
         return error
     if len(values) != len(TSV_COLUMNS):
-        return unusable("bad_row", f"{len(values)} tab-separated values, expected {len(TSV_COLUMNS)}")
+        return unusable(
+            "bad_row", f"{len(values)} tab-separated values, expected {len(TSV_COLUMNS)}"
+        )
     return dict(zip(TSV_COLUMNS, values, strict=True))
 
 
 def _object(item: object) -> Row | DataError:
-    return item if isinstance(item, dict) else unusable("bad_row", f"expected an object, found {type(item).__name__}")
+    return (
+        item
+        if isinstance(item, dict)
+        else unusable("bad_row", f"expected an object, found {type(item).__name__}")
+    )
 
 
 def _array(file: Path) -> list[object]:

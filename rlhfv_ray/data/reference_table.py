@@ -28,7 +28,11 @@ SCHEMA = pa.schema(
         "rejected_ids": TOKENS,
         "chosen_logps": NATS,
         "rejected_logps": NATS,
-        **{f"changed/{rule}/{side}": FLAGS for rule in get_args(Rule) for side in ("chosen", "rejected")},
+        **{
+            f"changed/{rule}/{side}": FLAGS
+            for rule in get_args(Rule)
+            for side in ("chosen", "rejected")
+        },
     }
 )
 EXAMPLES = pa.schema(
@@ -47,11 +51,18 @@ def to_row(pair: EncodedPair) -> dict[str, Any]:
 
 def from_row(row: Mapping[str, Any], *, chosen_only: bool = False) -> EncodedPair:
     """A row of `SCHEMA` as a pair with its log-probs; of `EXAMPLES`, or with `chosen_only`, as an example."""
-    masks = {rule: (row[f"changed/{rule}/chosen"], row[f"changed/{rule}/rejected"]) for rule in get_args(Rule)}
-    fields = {name: row[name] for name in ("id", "image", "prompt_ids", "chosen_ids", "rejected_ids")}
+    masks = {
+        rule: (row[f"changed/{rule}/chosen"], row[f"changed/{rule}/rejected"])
+        for rule in get_args(Rule)
+    }
+    fields = {
+        name: row[name] for name in ("id", "image", "prompt_ids", "chosen_ids", "rejected_ids")
+    }
     if chosen_only or "chosen_logps" not in row:
         alone = {rule: ChangedTokens(chosen, []) for rule, (chosen, _) in masks.items()}
-        return EncodedPair(**{**fields, "rejected_ids": []}, changed=alone, scored=row.get("scored"))
+        return EncodedPair(
+            **{**fields, "rejected_ids": []}, changed=alone, scored=row.get("scored")
+        )
     changed = {rule: ChangedTokens(*both) for rule, both in masks.items()}
     logps = {name: row[name] for name in ("chosen_logps", "rejected_logps")}
     return ReferencePair(**fields, **logps, changed=changed)
@@ -62,7 +73,9 @@ def load_reference(folder: Path) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    table = datasets.Dataset.from_parquet([str(path) for path in sorted(folder.glob("part-*.parquet"))])
+    table = datasets.Dataset.from_parquet(
+        [str(path) for path in sorted(folder.glob("part-*.parquet"))]
+    )
     usable = [row for row, reason in enumerate(table["reason"]) if reason is None]
     return table.select(usable) if len(usable) < len(table) else table
 
@@ -70,7 +83,10 @@ def load_reference(folder: Path) -> Any:
 def pair_lengths(folder: Path) -> list[int]:
     """Tokens of prompt and both answers of every pair, in the order of `load_reference`."""
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    parts = [pq.read_table(path, columns=["reason", *names]) for path in sorted(folder.glob("part-*.parquet"))]
+    parts = [
+        pq.read_table(path, columns=["reason", *names])
+        for path in sorted(folder.glob("part-*.parquet"))
+    ]
     table = pa.concat_tables(parts)
     table = table.filter(table["reason"].is_null())
     columns = [table[name].combine_chunks().value_lengths().to_pylist() for name in names]
@@ -82,7 +98,9 @@ def unusable_rows(folder: Path) -> list[dict[str, str]]:
     return pq.read_table(folder / UNUSABLE).to_pylist()
 
 
-def check_reference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, unless_equal: bool = True) -> None:
+def check_reference(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], *, unless_equal: bool = True
+) -> None:
     """Say in what the origin of reference log-probs differs from what is about to be trained.
 
     Args:
@@ -93,9 +111,13 @@ def check_reference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, unle
     Raises:
         StaleReferenceError: naming the fields that differ.
     """
-    differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    differ = sorted(
+        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+    )
     if differ or not unless_equal:
-        details = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in differ)
+        details = "; ".join(
+            f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in differ
+        )
         raise StaleReferenceError(
             f"The reference log-probs are not those of the model to be trained ({details or 'all recorded fields agree'}). "
             "Leave --data.reference out to compute them anew."

@@ -39,7 +39,9 @@ CAPTION_QUESTION = "Describe this image."
 TURNS = "turns"
 
 
-def read_example(row: Row, *, format: str, root: Path, fallback_id: str) -> tuple[str, Example | DataError]:
+def read_example(
+    row: Row, *, format: str, root: Path, fallback_id: str
+) -> tuple[str, Example | DataError]:
     """Turn one stored row into an example, or into the error that makes it unusable, with the row's id.
 
     Args:
@@ -52,8 +54,12 @@ def read_example(row: Row, *, format: str, root: Path, fallback_id: str) -> tupl
     try:
         fields = EXAMPLE_FORMATS[format].fields(row)
         row_id = own_id(fields) or row_id
-        turns = fields[TURNS] if TURNS in fields else [(fields.get("question"), fields.get("chosen"))]
-        example = Example(row_id, image_bytes(fields, root), tuple(map(_cleaned, turns)), origin_of(fields))
+        turns = (
+            fields[TURNS] if TURNS in fields else [(fields.get("question"), fields.get("chosen"))]
+        )
+        example = Example(
+            row_id, image_bytes(fields, root), tuple(map(_cleaned, turns)), origin_of(fields)
+        )
         check_example(example)
     except DataError as error:
         return row_id, error
@@ -91,9 +97,14 @@ def turns_of(messages: object) -> list[tuple[str, str]]:
     """
     if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
         raise unusable("bad_row", f"expected messages, found {type(messages).__name__}")
-    roles = [ROLES.get(name, name) for name in (str(turn.get("role") or turn.get("from")) for turn in messages)]
+    roles = [
+        ROLES.get(name, name)
+        for name in (str(turn.get("role") or turn.get("from")) for turn in messages)
+    ]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise unusable("bad_roles", f"expected user and assistant in turn, found {', '.join(roles) or 'none'}")
+        raise unusable(
+            "bad_roles", f"expected user and assistant in turn, found {', '.join(roles) or 'none'}"
+        )
     texts = [_said(turn) for turn in messages]
     if sum(text.count(PLACEHOLDER) for text in texts) > 1:
         raise unusable("multi_image", "the conversation shows more than one image")
@@ -118,7 +129,11 @@ def _messages(row: Row) -> Row:
 def _completion(row: Row) -> Row:
     prompt, completion = row.get("prompt"), row.get("completion")
     asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    said = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+    said = (
+        completion
+        if isinstance(completion, list)
+        else [{"role": "assistant", "content": completion}]
+    )
     return {**row, TURNS: turns_of([*asked, *said])}
 
 
@@ -134,7 +149,11 @@ def _answer(row: Row) -> object:
     answers = row.get("answers")
     if isinstance(answers, str):
         return answers
-    said = [one.get("answer") if isinstance(one, dict) else one for one in answers] if isinstance(answers, list) else []
+    said = (
+        [one.get("answer") if isinstance(one, dict) else one for one in answers]
+        if isinstance(answers, list)
+        else []
+    )
     texts = [one for one in said if isinstance(one, str)]
     return Counter(texts).most_common(1)[0][0] if texts else None
 
@@ -143,19 +162,29 @@ def _caption(row: Row) -> Row:
     caption = row.get("caption")
     if isinstance(caption, list) and len(caption) != 1:
         raise unusable("bad_row", f"{len(caption)} captions in one row; give each a row of its own")
-    return {**row, TURNS: [(CAPTION_QUESTION, caption[0] if isinstance(caption, list) else caption)]}
+    return {
+        **row,
+        TURNS: [(CAPTION_QUESTION, caption[0] if isinstance(caption, list) else caption)],
+    }
 
 
 def _muffin_tsv(row: Row) -> Row:
     row = {**row, **from_base64(row, "image", "text")}
     content = parse_json(row["text"])
     if isinstance(content, dict) and "question" in content:
-        return _vqa({**row, **content, "image": row["image"]}) if "chosen" not in content else {**row, **content}
+        return (
+            _vqa({**row, **content, "image": row["image"]})
+            if "chosen" not in content
+            else {**row, **content}
+        )
     if isinstance(content, list) and content and all(isinstance(turn, dict) for turn in content):
         return {**row, TURNS: turns_of(content)}
     if isinstance(content, list) and len(content) in (3, 4):  # a preference pair
         return {**row, TURNS: [(content[0], content[1])]}
-    raise unusable("bad_json", "text must hold a conversation, a question with its answer, or a preference pair")
+    raise unusable(
+        "bad_json",
+        "text must hold a conversation, a question with its answer, or a preference pair",
+    )
 
 
 EXAMPLE_FORMATS: Mapping[str, Format] = {

@@ -27,7 +27,9 @@ _HUGGINGFACE = {  # read by `datasets`, so that the image column is an image the
     name: {"_type": "Image"} if name == "image" else {"dtype": str(kind), "_type": "Value"}
     for name, kind in _FEATURES.items()
 }
-_SCHEMA = pa.schema(_FEATURES, metadata={"huggingface": json.dumps({"info": {"features": _HUGGINGFACE}})})
+_SCHEMA = pa.schema(
+    _FEATURES, metadata={"huggingface": json.dumps({"info": {"features": _HUGGINGFACE}})}
+)
 
 
 def write_pairs(pairs: Iterable[PreferencePair], path: str | Path) -> None:

@@ -54,12 +54,20 @@ class CallBudget:
         async with self.turn:
             if self.limits is None:
                 self.started = time.monotonic()
-                per_minute = {name: getattr(endpoint, name) for name in ("requests_per_minute", "tokens_per_minute")}
+                per_minute = {
+                    name: getattr(endpoint, name)
+                    for name in ("requests_per_minute", "tokens_per_minute")
+                }
                 self.limits = AdaptiveRateLimiter(**per_minute, now=self.started)
             while not self.ledger.stopped:
-                if endpoint.max_cost and self.ledger.cost + self.reserved + cost > endpoint.max_cost:
+                if (
+                    endpoint.max_cost
+                    and self.ledger.cost + self.reserved + cost > endpoint.max_cost
+                ):
                     if self.reserved <= 1e-12:
-                        self.ledger.stopped = f"the next call could go over max_cost = {endpoint.max_cost:g} USD"
+                        self.ledger.stopped = (
+                            f"the next call could go over max_cost = {endpoint.max_cost:g} USD"
+                        )
                     wait = LOOK_S / 10  # calls under way may turn out cheaper
                 else:
                     wait = self.limits.admit(time.monotonic(), tokens=tokens_in + TYPICAL_REPLY)

@@ -37,7 +37,9 @@ class VerdictCache:
         self.path(key).parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path(key), asdict(verdict))
 
-    def settle(self, request: Request, endpoint: EndpointConfig, readable: Callable[[str], bool]) -> "Settled":
+    def settle(
+        self, request: Request, endpoint: EndpointConfig, readable: Callable[[str], bool]
+    ) -> "Settled":
         """What is known about a request, and what is still to be asked: a reply of no use is asked for once more."""
         first = self.get(request.key(endpoint))
         if first is None:
@@ -48,7 +50,9 @@ class VerdictCache:
         second = self.get(once_more.key(endpoint))
         if second is None:
             return Settled(once_more, first)
-        return Settled(None, second if useful(second, readable, request) or first.status != "ok" else first)
+        return Settled(
+            None, second if useful(second, readable, request) or first.status != "ok" else first
+        )
 
 
 @dataclass(frozen=True)

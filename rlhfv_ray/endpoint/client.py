@@ -17,7 +17,12 @@ from rlhfv_ray.endpoint.key import read_key
 from rlhfv_ray.endpoint.records import Request, Status, Verdict
 
 QUOTA = "insufficient_quota"
-OF_ONE_REQUEST = ("content_filter", "content_policy_violation", "context_length_exceeded", "string_above_max_length")
+OF_ONE_REQUEST = (
+    "content_filter",
+    "content_policy_violation",
+    "context_length_exceeded",
+    "string_above_max_length",
+)
 
 
 class Outcome(NamedTuple):
@@ -37,7 +42,10 @@ class ChatClient:
     def __init__(self, endpoint: EndpointConfig) -> None:
         self.endpoint, self.key = endpoint, read_key(endpoint)
         self.client = openai.AsyncOpenAI(
-            api_key=self.key.value, base_url=endpoint.base_url, timeout=endpoint.timeout_s, max_retries=0
+            api_key=self.key.value,
+            base_url=endpoint.base_url,
+            timeout=endpoint.timeout_s,
+            max_retries=0,
         )
         self.limit = "max_tokens"  # OpenAI's newer models know only max_completion_tokens
 
@@ -59,7 +67,11 @@ class ChatClient:
         except openai.APIResponseValidationError as error:
             return Outcome("retryable", Verdict("bad_payload"), self.key.hidden_in(str(error)))
         except openai.APIError as error:  # no connection, time-out
-            return Outcome("retryable", Verdict("unavailable"), self.key.hidden_in(f"{type(error).__name__}: {error}"))
+            return Outcome(
+                "retryable",
+                Verdict("unavailable"),
+                self.key.hidden_in(f"{type(error).__name__}: {error}"),
+            )
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             return Outcome("retryable", Verdict("bad_payload"), self.key.hidden_in(str(error)))
         return read_reply(reply, self.endpoint.reported_model)
@@ -82,12 +94,19 @@ class ChatClient:
 
     def failed(self, error: openai.APIStatusError) -> Outcome:
         """What an HTTP error means."""
-        reason, status = self.key.hidden_in(f"{error.status_code}: {error.message}"), error.status_code
+        reason, status = (
+            self.key.hidden_in(f"{error.status_code}: {error.message}"),
+            error.status_code,
+        )
         code = str(error.code or "")
         if status == 429 and code != QUOTA:
-            return Outcome("rate_limited", Verdict("unavailable"), reason, retry_after(error.response.headers))
+            return Outcome(
+                "rate_limited", Verdict("unavailable"), reason, retry_after(error.response.headers)
+            )
         if status >= 500 or status in (408, 409):
-            return Outcome("retryable", Verdict("unavailable"), reason, retry_after(error.response.headers))
+            return Outcome(
+                "retryable", Verdict("unavailable"), reason, retry_after(error.response.headers)
+            )
         if code in OF_ONE_REQUEST:
             return Outcome("reply", Verdict("refused", reason))
         return Outcome("fatal", Verdict("unavailable"), reason)
@@ -101,8 +120,14 @@ async def call_once(endpoint: EndpointConfig, request: Request) -> Outcome:
 
 def read_reply(reply: Any, wanted: str) -> Outcome:
     """What a reply holds: the client hands through whatever came with status 200."""
-    if not isinstance(reply, ChatCompletion) or not reply.choices or reply.choices[0].message is None:
-        return Outcome("retryable", Verdict("bad_payload"), f"no chat completion: {str(reply)[:80]!r}")
+    if (
+        not isinstance(reply, ChatCompletion)
+        or not reply.choices
+        or reply.choices[0].message is None
+    ):
+        return Outcome(
+            "retryable", Verdict("bad_payload"), f"no chat completion: {str(reply)[:80]!r}"
+        )
     choice = reply.choices[0]
     text = choice.message.content or ""
     status: Status = "ok"
@@ -116,7 +141,9 @@ def read_reply(reply: Any, wanted: str) -> Outcome:
         status = "empty"
     usage = reply.usage
     tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-    return Outcome("reply", Verdict(status, text, reply.model or "", reply.system_fingerprint or "", *tokens))
+    return Outcome(
+        "reply", Verdict(status, text, reply.model or "", reply.system_fingerprint or "", *tokens)
+    )
 
 
 def retry_after(headers: Any) -> float:

@@ -32,7 +32,9 @@ def read_key(endpoint: EndpointConfig) -> Secret:
         try:
             key, mode = path.read_text().strip(), path.stat().st_mode
         except OSError as error:
-            raise ConfigError(f"{where} cannot be read on this machine: {error.strerror}.") from error
+            raise ConfigError(
+                f"{where} cannot be read on this machine: {error.strerror}."
+            ) from error
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(f"{where} can be read by others than its owner: chmod 600 it.")
     else:
@@ -44,5 +46,7 @@ def read_key(endpoint: EndpointConfig) -> Secret:
             "--judge.key-file (--endpoint.key-file) a file that holds the key. A server without keys takes any."
         )
     if any(character.isspace() for character in key):
-        raise ConfigError(f"{where} holds more than a key: there are blanks or line ends inside it.")
+        raise ConfigError(
+            f"{where} holds more than a key: there are blanks or line ends inside it."
+        )
     return Secret(key)

@@ -26,7 +26,9 @@ class TokenBucket:
 
     def flow(self, now: float, pace: float) -> None:
         """Bring the level up to now."""
-        self.level = min(self.level + (now - self.seen) * self.per_second * pace, self.per_second * BURST_S)
+        self.level = min(
+            self.level + (now - self.seen) * self.per_second * pace, self.per_second * BURST_S
+        )
         self.seen = now
 
     def wait(self, pace: float, amount: float) -> float:
@@ -63,7 +65,11 @@ class AdaptiveRateLimiter:
         wait = self.held_until - now
         for bucket in self._buckets():
             bucket.flow(now, self.pace)
-        wait = max(wait, self.requests.wait(self.pace, 1), self.tokens.wait(self.pace, tokens) if self.tokens else 0)
+        wait = max(
+            wait,
+            self.requests.wait(self.pace, 1),
+            self.tokens.wait(self.pace, tokens) if self.tokens else 0,
+        )
         if wait > 1e-9:
             return wait
         self.requests.level -= 1

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from rlhfv_ray.config import EndpointConfig
 
 CHARACTERS_PER_TOKEN = 3.5  # of English, on the safe side: estimates alone are made with it
-Status = Literal["ok", "refused", "empty", "truncated", "unavailable", "bad_payload", "other_model", "stopped"]
+Status = Literal[
+    "ok", "refused", "empty", "truncated", "unavailable", "bad_payload", "other_model", "stopped"
+]
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,25 @@ class Request:
     schema: str = ""  # JSON schema of the reply, as text; empty: free text
     vote: int = 0
     whole: bool = True  # a reply that was cut off is of no use
-    again: int = 0  # 1: asked anew, because the first reply was cut off, empty, refused or without a verdict
+    again: int = (
+        0  # 1: asked anew, because the first reply was cut off, empty, refused or without a verdict
+    )
 
     def key(self, endpoint: EndpointConfig) -> str:
         """Digest of all that the reply depends on."""
         asked = {name: value for name, value in asdict(self).items() if name != "id"}
         settings = {
-            name: getattr(endpoint, name) for name in ("model", "base_url", "temperature", "max_tokens", "seed")
+            name: getattr(endpoint, name)
+            for name in ("model", "base_url", "temperature", "max_tokens", "seed")
         }
         return hashlib.sha256(json.dumps([asked, settings], sort_keys=True).encode()).hexdigest()
 
     @property
     def tokens(self) -> int:
         """About how many tokens it is, an image counted as a thousand."""
-        return int((len(self.text) + len(self.system)) / CHARACTERS_PER_TOKEN) + 1000 * bool(self.image)
+        return int((len(self.text) + len(self.system)) / CHARACTERS_PER_TOKEN) + 1000 * bool(
+            self.image
+        )
 
     def messages(self) -> list[dict[str, Any]]:
         """As the chat protocol has it."""
@@ -71,4 +78,6 @@ def useful(verdict: Verdict, readable: Callable[[str], bool], request: Request) 
 
 def digest(request: Request) -> str:
     """Of what is asked, whoever is asked."""
-    return hashlib.sha256(json.dumps([request.system, request.text, request.schema]).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([request.system, request.text, request.schema]).encode()
+    ).hexdigest()[:16]

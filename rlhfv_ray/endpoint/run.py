@@ -36,8 +36,15 @@ BACK_OFF_S, LONGEST_BACK_OFF_S = 0.5, 8.0
 class CallActor:
     """Settles its share of the requests, many at a time."""
 
-    def __init__(self, endpoint: EndpointConfig, cache: str, readable: Callable[[str], bool], desk: Any) -> None:
-        self.endpoint, self.cache, self.readable, self.desk = endpoint, VerdictCache(Path(cache)), readable, desk
+    def __init__(
+        self, endpoint: EndpointConfig, cache: str, readable: Callable[[str], bool], desk: Any
+    ) -> None:
+        self.endpoint, self.cache, self.readable, self.desk = (
+            endpoint,
+            VerdictCache(Path(cache)),
+            readable,
+            desk,
+        )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Settle one batch's requests; gives back those that could not be."""
@@ -119,7 +126,9 @@ def ask(
     ledger, failed = Ledger(), {}
     if unsettled:
         todo = list(unsettled.values())
-        console.print(estimate(todo, len(requests) - len(todo), endpoint), highlight=False, soft_wrap=True)
+        console.print(
+            estimate(todo, len(requests) - len(todo), endpoint), highlight=False, soft_wrap=True
+        )
         ledger, failed = _run(todo, endpoint, store, readable=readable, title=title)
     ledger = replace(ledger, requests=len(unsettled), known=len(requests) - len(unsettled))
     for line in ledger.lines():
@@ -131,17 +140,26 @@ def ask(
             f"kept in {cache}; once this is mended, the same command goes on from there."
         )
     known = (store.settle(request, endpoint, readable).verdict for request in requests)
-    return [failed.get(key) or v or Verdict("unavailable") for key, v in zip(keys, known, strict=True)], ledger
+    return [
+        failed.get(key) or v or Verdict("unavailable") for key, v in zip(keys, known, strict=True)
+    ], ledger
 
 
 def estimate(requests: Sequence[Request], known: int, endpoint: EndpointConfig) -> str:
     """What is about to be asked, and about what it takes."""
-    tokens_in, tokens_out = sum(request.tokens for request in requests), TYPICAL_REPLY * len(requests)
+    tokens_in, tokens_out = (
+        sum(request.tokens for request in requests),
+        TYPICAL_REPLY * len(requests),
+    )
     minutes = len(requests) / endpoint.requests_per_minute
     if endpoint.tokens_per_minute:
         minutes = max(minutes, (tokens_in + tokens_out) / endpoint.tokens_per_minute)
     most = endpoint.cost(tokens_in, endpoint.max_tokens * len(requests))
-    cost = f", about {endpoint.cost(tokens_in, tokens_out):.2f} USD and {most:.2f} at most" if most else ""
+    cost = (
+        f", about {endpoint.cost(tokens_in, tokens_out):.2f} USD and {most:.2f} at most"
+        if most
+        else ""
+    )
     return (
         f"{endpoint.model}: {len(requests)} calls ({known} replies are there), about {tokens_in:,} tokens in and {tokens_out:,} out"
         f"{cost}, {max(minutes, 0.1):.1f} minutes or more"
@@ -168,7 +186,9 @@ def check_endpoint(endpoint: EndpointConfig, cache: Path) -> None:
         raise unwrap(error) from None
     if outcome.kind in ("fatal", "retryable") or outcome.verdict.status == "other_model":
         answered = f"it answers as {outcome.verdict.model!r}, not {endpoint.reported_model!r}"
-        raise JudgeError(f"{endpoint.model} at {endpoint.base_url} cannot be used: {outcome.reason or answered}")
+        raise JudgeError(
+            f"{endpoint.model} at {endpoint.base_url} cannot be used: {outcome.reason or answered}"
+        )
     if outcome.verdict.kept:
         store.put(key, outcome.verdict)
 
@@ -187,8 +207,14 @@ def _run(
     title: str,
 ) -> tuple[Ledger, dict[str, Verdict]]:
     configure_data()
-    desk = ray.remote(CallBudget).options(num_cpus=0, max_concurrency=2 * endpoint.concurrency + 8).remote(endpoint)
-    shares = [requests[first :: endpoint.actors] for first in range(min(endpoint.actors, len(requests)))]
+    desk = (
+        ray.remote(CallBudget)
+        .options(num_cpus=0, max_concurrency=2 * endpoint.concurrency + 8)
+        .remote(endpoint)
+    )
+    shares = [
+        requests[first :: endpoint.actors] for first in range(min(endpoint.actors, len(requests)))
+    ]
     rows = [{"requests": pickle.dumps(share)} for share in shares]
     replies = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         CallActor,
@@ -199,10 +225,16 @@ def _run(
     )
     failed: dict[str, Verdict] = {}
     done = desk.count.remote
-    with progress_bar(title, len(requests)) as counter, poll(lambda: counter.advance(ray.get(done())), POLL_S):
+    with (
+        progress_bar(title, len(requests)) as counter,
+        poll(lambda: counter.advance(ray.get(done())), POLL_S),
+    ):
         try:
             for batch in replies.iter_batches(batch_size=1):
-                failed |= {r.key(endpoint): verdict for r, verdict in pickle.loads(bytes(batch["failed"][0]))}
+                failed |= {
+                    r.key(endpoint): verdict
+                    for r, verdict in pickle.loads(bytes(batch["failed"][0]))
+                }
         except (RayError, RlhfvError) as error:
             raise unwrap(error) from error
     return ray.get(desk.spent.remote()), failed

@@ -40,7 +40,9 @@ def generate_answers(
     map_parts(
         [prompts[start : start + scale.rows] for start in range(0, len(prompts), scale.rows)],
         folder,
-        actor=functools.partial(GenerationActor, model=model, generation=generation, batch=scale.inference_batch),
+        actor=functools.partial(
+            GenerationActor, model=model, generation=generation, batch=scale.inference_batch
+        ),
         scale=scale,
         title=title,
     )
@@ -49,7 +51,9 @@ def generate_answers(
 
 def write_answers(answers: Sequence[Answer], folder: Path) -> None:
     """Write answers that were made elsewhere, as one part that `read_answers` reads."""
-    rows = [{"id": answer.id, "question": answer.question, "text": answer.text} for answer in answers]
+    rows = [
+        {"id": answer.id, "question": answer.question, "text": answer.text} for answer in answers
+    ]
     write_part(pa.Table.from_pylist(rows, schema=ANSWERS), folder, 0)
 
 
@@ -71,14 +75,22 @@ class GenerationActor:
         texts = [
             text
             for start in range(0, len(rows), self.batch)
-            for text in answer_prompts(self.model, self.processor, rows[start : start + self.batch], self.generation)
+            for text in answer_prompts(
+                self.model, self.processor, rows[start : start + self.batch], self.generation
+            )
         ]
-        columns = {"id": [row.id for row in rows], "question": [row.question for row in rows], "text": texts}
+        columns = {
+            "id": [row.id for row in rows],
+            "question": [row.question for row in rows],
+            "text": texts,
+        }
         return pa.Table.from_pydict(columns, schema=ANSWERS)
 
 
 @torch.inference_mode()
-def answer_prompts(model: Any, processor: Any, prompts: Sequence[Prompt], generation: GenerationConfig) -> list[str]:
+def answer_prompts(
+    model: Any, processor: Any, prompts: Sequence[Prompt], generation: GenerationConfig
+) -> list[str]:
     """Answer a few prompts in one batch, padded on the left."""
     inputs = processor(
         images=[[decode_image(prompt.image)] for prompt in prompts],  # nested: whose image each is
@@ -88,7 +100,9 @@ def answer_prompts(model: Any, processor: Any, prompts: Sequence[Prompt], genera
         return_tensors="pt",
     ).to(model.device, model.dtype)
     tokens = model.generate(**inputs, **_decoding(processor.tokenizer, generation))
-    texts = processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts = processor.tokenizer.batch_decode(
+        tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     return [_cut(text, generation.stop).strip() for text in texts]
 
 

@@ -31,7 +31,9 @@ from rlhfv_ray.storage.mirror import display_path
 logger = logging.getLogger(__name__)
 
 
-def reference_inputs(model: ModelConfig, data: DataConfig, *, rows: str | None = None) -> dict[str, Any]:
+def reference_inputs(
+    model: ModelConfig, data: DataConfig, *, rows: str | None = None
+) -> dict[str, Any]:
     """What reference log-probs depend on, by name; `rows` stands for the data where they are not made yet."""
     return {
         **model_digests(model),
@@ -47,7 +49,9 @@ def reference_inputs(model: ModelConfig, data: DataConfig, *, rows: str | None =
     }
 
 
-def compute_reference_logps(model: ModelConfig, data: DataConfig, scale: ScaleConfig, folder: Path) -> None:
+def compute_reference_logps(
+    model: ModelConfig, data: DataConfig, scale: ScaleConfig, folder: Path
+) -> None:
     """Fill a folder with the reference log-probs of all pairs; parts that are there are kept.
 
     Raises:
@@ -65,7 +69,9 @@ def compute_reference_logps(model: ModelConfig, data: DataConfig, scale: ScaleCo
     collect_rejected(folder, data)
 
 
-def encode_slice(piece: Slice, *, model: ModelConfig, data: DataConfig) -> list[EncodedPair | tuple[str, str]]:
+def encode_slice(
+    piece: Slice, *, model: ModelConfig, data: DataConfig
+) -> list[EncodedPair | tuple[str, str]]:
     """Read and encode the rows of a slice, pairs or examples; an unusable row becomes (id, reason)."""
     processor = _cached_processor(model)
     rows: list[EncodedPair | tuple[str, str]] = []
@@ -83,7 +89,9 @@ def encode(row: PreferencePair | Example, processor: Any, data: DataConfig) -> E
     """Encode a pair or an example."""
     if isinstance(row, Example):
         return encode_example(row, processor, max_length=data.max_length)
-    return encode_pair(row, processor, min_match=data.min_match, max_length=data.max_length, spans=data.spans)
+    return encode_pair(
+        row, processor, min_match=data.min_match, max_length=data.max_length, spans=data.spans
+    )
 
 
 class ReferenceActor:
@@ -103,7 +111,9 @@ class ReferenceActor:
         for start in range(0, len(pairs), self.batch):
             some = score_pairs(self.policy, self.processor, by_length[start : start + self.batch])
             scored |= {pair.id: pair for pair in some}
-        return part_table([scored[row.id] if isinstance(row, EncodedPair) else row for row in rows], SCHEMA)
+        return part_table(
+            [scored[row.id] if isinstance(row, EncodedPair) else row for row in rows], SCHEMA
+        )
 
 
 def part_table(rows: Sequence[EncodedPair | tuple[str, str]], schema: pa.Schema) -> pa.Table:
@@ -113,10 +123,16 @@ def part_table(rows: Sequence[EncodedPair | tuple[str, str]], schema: pa.Schema)
     return pa.Table.from_pylist([*pairs, *rejected], schema=schema)
 
 
-def score_pairs(policy: AnswerPolicy, processor: Any, pairs: Sequence[EncodedPair]) -> list[ReferencePair]:
+def score_pairs(
+    policy: AnswerPolicy, processor: Any, pairs: Sequence[EncodedPair]
+) -> list[ReferencePair]:
     """Reference log-probs of a few pairs in one forward pass, the same pass that training does."""
     batch = collate_pairs(pairs, processor, rule="both_sides", layout=policy.layout)
-    logps = policy_token_logps(policy, to_device(batch, policy.model.device, policy.model.dtype)).float().cpu()
+    logps = (
+        policy_token_logps(policy, to_device(batch, policy.model.device, policy.model.dtype))
+        .float()
+        .cpu()
+    )
     scored = []
     for row, pair in enumerate(pairs):
         chosen = logps[row, : len(pair.chosen_ids)].tolist()
@@ -133,7 +149,8 @@ def _cached_processor(model: ModelConfig) -> Any:
 def collect_rejected(folder: Path, data: DataConfig) -> None:
     """Write `unusable_rows.parquet` of a folder whose parts are all there, and stop where too many rows, or all, are in it."""
     table = pa.concat_tables(
-        pq.read_table(path, columns=["id", "reason"]) for path in sorted(folder.glob("part-*.parquet"))
+        pq.read_table(path, columns=["id", "reason"])
+        for path in sorted(folder.glob("part-*.parquet"))
     )
     twice = [row_id for row_id, count in Counter(table["id"].to_pylist()).items() if count > 1]
     if twice:
@@ -144,11 +161,17 @@ def collect_rejected(folder: Path, data: DataConfig) -> None:
     pq.write_table(rejected, folder / UNUSABLE)
     if not rejected.num_rows:
         return
-    examples = "; ".join(f"{row['id']}: {row['reason']}" for row in rejected.slice(0, 3).to_pylist())
-    what = f"{rejected.num_rows} of {table.num_rows} rows of {data.path} cannot be used ({examples})"
+    examples = "; ".join(
+        f"{row['id']}: {row['reason']}" for row in rejected.slice(0, 3).to_pylist()
+    )
+    what = (
+        f"{rejected.num_rows} of {table.num_rows} rows of {data.path} cannot be used ({examples})"
+    )
     logger.warning("%s; all are listed in %s", what, display_path(folder / UNUSABLE))
     if rejected.num_rows == table.num_rows:
-        raise DataError(f"{what}; no pair is left. All are listed in {display_path(folder / UNUSABLE)}.")
+        raise DataError(
+            f"{what}; no pair is left. All are listed in {display_path(folder / UNUSABLE)}."
+        )
     if rejected.num_rows > data.max_unusable * table.num_rows:
         raise DataError(
             f"{what}; more than --data.max-unusable {data.max_unusable:g} allows. All are listed in {display_path(folder / UNUSABLE)}."

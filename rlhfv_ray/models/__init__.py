@@ -1,6 +1,11 @@
 """Loading image-text-to-text checkpoints, and scoring pairs with them."""
 
-from rlhfv_ray.models.adapters import merge_adapters, parameter_counts, planned_counts, prepare_training
+from rlhfv_ray.models.adapters import (
+    merge_adapters,
+    parameter_counts,
+    planned_counts,
+    prepare_training,
+)
 from rlhfv_ray.models.layouts import layout_of
 from rlhfv_ray.models.loading import (
     architecture_of,

@@ -24,7 +24,9 @@ def part_of(name: str) -> str:
         >>> [part_of(name) for name in ("model.visual.merger.mlp.0", "model.vision_tower.layers.0", "lm_head.weight")]
         ['projector', 'vision', 'language']
     """
-    return "projector" if PROJECTOR.search(name) else "vision" if VISION.search(name) else "language"
+    return (
+        "projector" if PROJECTOR.search(name) else "vision" if VISION.search(name) else "language"
+    )
 
 
 def prepare_training(model: Any, config: ModelConfig) -> None:
@@ -46,7 +48,9 @@ def prepare_training(model: Any, config: ModelConfig) -> None:
         adapted = config.lora_rank and part == "language"
         weight.requires_grad_(part in config.trainable and ("lora_" in name if adapted else True))
     if not any(weight.requires_grad for weight in model.parameters()):
-        raise ConfigError(f"model.trainable = {config.trainable}: this model has no such part, so nothing is trained.")
+        raise ConfigError(
+            f"model.trainable = {config.trainable}: this model has no such part, so nothing is trained."
+        )
 
 
 def with_adapters(model: Any, config: ModelConfig) -> Any:
@@ -63,15 +67,21 @@ def with_adapters(model: Any, config: ModelConfig) -> Any:
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and part_of(name) == "language" and module is not model.get_output_embeddings()
+        if isinstance(module, nn.Linear)
+        and part_of(name) == "language"
+        and module is not model.get_output_embeddings()
     ]
     there = sorted({name.rsplit(".", 1)[-1] for name in linear})
     unknown = sorted(set(config.lora_targets) - set(there))
     if unknown:
-        raise ConfigError(f"model.lora_targets: the language model has no linear layer {unknown}; it has {there}.")
+        raise ConfigError(
+            f"model.lora_targets: the language model has no linear layer {unknown}; it has {there}."
+        )
     targets = [name for name in linear if name.rsplit(".", 1)[-1] in (config.lora_targets or there)]
     alpha = config.lora_alpha or 2 * config.lora_rank
-    settings = LoraConfig(r=config.lora_rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)
+    settings = LoraConfig(
+        r=config.lora_rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0
+    )
     return get_peft_model(model, settings, autocast_adapter_dtype=False)
 
 
@@ -85,7 +95,9 @@ def merge_adapters(model: Any, config: ModelConfig, state: Mapping[str, Tensor])
     """
     dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     wrapped = with_adapters(model.float(), config)
-    wrapped.get_base_model().load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    wrapped.get_base_model().load_state_dict(
+        {name: tensor.float() for name, tensor in state.items()}
+    )
     return wrapped.merge_and_unload().to(dtype)
 
 

@@ -33,13 +33,17 @@ class Layout:
     """How pairs become rows of a model; LLaVA and its like need no more, other families override what differs (`models.layouts`)."""
 
     shared: bool = False
-    row_tokens: int = 0  # shared rows take further pairs up to this many tokens; 0: one pair per row
+    row_tokens: int = (
+        0  # shared rows take further pairs up to this many tokens; 0: one pair per row
+    )
     split_head: bool = False  # the logits are the output head on the body's features, so the head may run by itself
     accepts: frozenset[str] = frozenset({"pixel_values"})  # inputs the model knows
 
     def image_inputs(self, processor: Any, images: Sequence[bytes]) -> dict[str, Tensor]:
         """The processor's image tensors (pixel_values, ...) for encoded images: no crop, no flip, always the same."""
-        made = processor.image_processor([decode_image(image) for image in images], return_tensors="pt")
+        made = processor.image_processor(
+            [decode_image(image) for image in images], return_tensors="pt"
+        )
         return {name: tensor for name, tensor in made.items() if name in self.accepts}
 
     def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
@@ -56,7 +60,11 @@ class Layout:
 
     def tokens_of(self, pair: EncodedPair) -> int:
         """Tokens that a pair puts through the model."""
-        prompt, chosen, rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
+        prompt, chosen, rejected = (
+            len(pair.prompt_ids),
+            len(pair.chosen_ids),
+            len(pair.rejected_ids),
+        )
         if not rejected:
             return prompt + chosen
         if self.shared:
@@ -82,7 +90,9 @@ def collate_pairs(
         layout: of the model; plain rows where there is none.
     """
     layout = layout or Layout()
-    changed = [pair.changed[rule].chosen for pair in pairs] + [pair.changed[rule].rejected for pair in pairs]
+    changed = [pair.changed[rule].chosen for pair in pairs] + [
+        pair.changed[rule].rejected for pair in pairs
+    ]
     reference = None
     if all(isinstance(pair, ReferencePair) for pair in pairs):
         logps = [p.chosen_logps for p in pairs] + [p.rejected_logps for p in pairs]  # type: ignore[attr-defined]
@@ -92,7 +102,10 @@ def collate_pairs(
     wanted = [pair.scored or [True] * len(pair.chosen_ids) for pair in pairs]
     wanted += [[True] * len(pair.rejected_ids) for pair in pairs]
     answers = [
-        [seen.setdefault(place, len(seen)) if scored else NOWHERE for place, scored in zip(answer, flags, strict=True)]
+        [
+            seen.setdefault(place, len(seen)) if scored else NOWHERE
+            for place, scored in zip(answer, flags, strict=True)
+        ]
         for answer, flags in zip(places, wanted, strict=True)
     ]
     predictors, targets = torch.tensor(list(seen)).T
@@ -116,12 +129,16 @@ def to_device(batch: PairBatch, device: torch.device, dtype: torch.dtype) -> Pai
     reference = batch.reference_token_logps
     return batch._replace(
         # Forks are read as numbers: on a GPU each would wait for it.
-        inputs={name: tensor if name == FORKS else move(tensor) for name, tensor in batch.inputs.items()},
+        inputs={
+            name: tensor if name == FORKS else move(tensor) for name, tensor in batch.inputs.items()
+        },
         predictors=move(batch.predictors),
         targets=move(batch.targets),
         answers=move(batch.answers),
         changed=move(batch.changed),
-        reference_token_logps=None if reference is None else reference.to(device, non_blocking=True),
+        reference_token_logps=None
+        if reference is None
+        else reference.to(device, non_blocking=True),
     )
 
 
@@ -145,7 +162,9 @@ def branch_mask(branches: Tensor) -> Tensor:
     """
     pair, branch = branches.div(3, rounding_mode="floor"), branches.remainder(3)
     query, key = (slice(None), slice(None), None), (slice(None), None, slice(None))
-    allowed = (pair[query] == pair[key]) & ((branch[key] == COMMON) | (branch[query] == branch[key]))
+    allowed = (pair[query] == pair[key]) & (
+        (branch[key] == COMMON) | (branch[query] == branch[key])
+    )
     allowed |= (pair[query] < 0) & (pair[key] < 0)
     return allowed.tril().unsqueeze(1)
 
@@ -156,8 +175,13 @@ Place = tuple[int, int]  # position in the R * T tokens that predicts a token, a
 def _plain_rows(
     pairs: Sequence[EncodedPair], processor: Any, layout: Layout
 ) -> tuple[dict[str, Tensor], list[list[Place]]]:
-    both = [*((pair, pair.chosen_ids) for pair in pairs), *((pair, pair.rejected_ids) for pair in pairs)]
-    kept = [number for number, (_, answer) in enumerate(both) if answer]  # of an example nothing is rejected
+    both = [
+        *((pair, pair.chosen_ids) for pair in pairs),
+        *((pair, pair.rejected_ids) for pair in pairs),
+    ]
+    kept = [
+        number for number, (_, answer) in enumerate(both) if answer
+    ]  # of an example nothing is rejected
     rows = [both[number][0].prompt_ids + both[number][1] for number in kept]
     input_ids = _padded(rows, processor.tokenizer.pad_token_id, torch.long)
     places: list[list[Place]] = [[] for _ in both]
@@ -193,10 +217,14 @@ def _shared_rows(
             places[number], places[number + len(pairs)] = fork.places(start)
             lengths.append((row, start - row * width, fork.parting, *map(len, fork.tails)))
         ids.append([token for fork in forks for token in fork.ids])
-        branches.append([3 * slot + branch for slot, fork in enumerate(forks) for branch in fork.branches])
+        branches.append(
+            [3 * slot + branch for slot, fork in enumerate(forks) for branch in fork.branches]
+        )
         counted = []
         for number, fork in zip(numbers, forks, strict=True):
-            prompt = layout.positions(torch.tensor(fork.pair.prompt_ids), images, order.index(number))
+            prompt = layout.positions(
+                torch.tensor(fork.pair.prompt_ids), images, order.index(number)
+            )
             counted += [prompt, prompt[:, -1:] + 1 + torch.tensor(fork.steps)]
         positions.append(torch.cat(counted, dim=1))
     input_ids = _padded(ids, processor.tokenizer.pad_token_id, torch.long)
@@ -220,7 +248,12 @@ class Fork:
     def __init__(self, pair: EncodedPair) -> None:
         self.pair, self.common = pair, common_start(pair)
         self.tails = pair.chosen_ids[self.common :], pair.rejected_ids[self.common :]
-        self.ids = [*pair.prompt_ids, *pair.chosen_ids[: self.common], *self.tails[0], *self.tails[1]]
+        self.ids = [
+            *pair.prompt_ids,
+            *pair.chosen_ids[: self.common],
+            *self.tails[0],
+            *self.tails[1],
+        ]
 
     @property
     def parting(self) -> int:
@@ -230,12 +263,19 @@ class Fork:
     @property
     def branches(self) -> list[int]:
         """Where each token stands."""
-        return [COMMON] * self.parting + [CHOSEN] * len(self.tails[0]) + [REJECTED] * len(self.tails[1])
+        return (
+            [COMMON] * self.parting
+            + [CHOSEN] * len(self.tails[0])
+            + [REJECTED] * len(self.tails[1])
+        )
 
     @property
     def steps(self) -> list[int]:
         """How far behind the prompt each token of the answers stands; both count on from where they part."""
-        return [*range(self.common), *(self.common + step for tail in self.tails for step in range(len(tail)))]
+        return [
+            *range(self.common),
+            *(self.common + step for tail in self.tails for step in range(len(tail))),
+        ]
 
     def places(self, start: int) -> tuple[list[Place], list[Place]]:
         """Where the tokens of both answers are predicted, when the run begins at position `start`."""
@@ -244,7 +284,9 @@ class Fork:
         own = start + self.parting, start + self.parting + len(self.tails[0])
         chosen, rejected = (
             list(zip([*before, *range(first, first + len(tail))], answer, strict=False))
-            for first, tail, answer in zip(own, self.tails, (self.pair.chosen_ids, self.pair.rejected_ids), strict=True)
+            for first, tail, answer in zip(
+                own, self.tails, (self.pair.chosen_ids, self.pair.rejected_ids), strict=True
+            )
         )
         return chosen, rejected
 

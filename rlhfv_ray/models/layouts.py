@@ -22,7 +22,9 @@ class RopeLayout(Layout):
     """Qwen-VL: a token has three positions (time, height, width), and ids alone do not say which tokens are an image's."""
 
     image_token: int = field(kw_only=True)
-    rope: Callable[..., tuple[Tensor, Tensor]] = field(kw_only=True)  # of the model; reads its configuration only
+    rope: Callable[..., tuple[Tensor, Tensor]] = field(
+        kw_only=True
+    )  # of the model; reads its configuration only
 
     def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Which tokens are an image's."""
@@ -50,7 +52,9 @@ class GemmaLayout(Layout):
         """One mask per kind of layer; windows are counted in positions, for a continuation may stand far from what it continues."""
         image = inputs["token_type_ids"].bool()
         block = torch.where(image, (image & ~image.roll(1, 1)).cumsum(1), -1)
-        allowed = allowed | ((block.unsqueeze(2) == block.unsqueeze(1)) & image.unsqueeze(2)).unsqueeze(1)
+        allowed = allowed | (
+            (block.unsqueeze(2) == block.unsqueeze(1)) & image.unsqueeze(2)
+        ).unsqueeze(1)
         positions = inputs["position_ids"]
         near = (positions.unsqueeze(2) - positions.unsqueeze(1)).unsqueeze(1) < self.window
         return {"full_attention": allowed, "sliding_attention": allowed & near}
@@ -81,7 +85,12 @@ def layout_of(model: Any, layout: str = "auto", *, row_tokens: int = 0) -> Layou
         )
     accepts = frozenset(inspect.signature(model.base_model.forward).parameters)
     shared, split_head = able and layout != "plain", config.model_type in TESTED
-    settings = {"shared": shared, "row_tokens": row_tokens, "split_head": split_head, "accepts": accepts}
+    settings = {
+        "shared": shared,
+        "row_tokens": row_tokens,
+        "split_head": split_head,
+        "accepts": accepts,
+    }
     return FAMILIES.get(config.model_type, _plain)(model, **settings)
 
 
@@ -90,12 +99,18 @@ def _plain(model: Any, **settings: Any) -> Layout:
 
 
 def _rope(model: Any, **settings: Any) -> Layout:
-    return RopeLayout(**settings, image_token=model.config.image_token_id, rope=model.base_model.get_rope_index)
+    return RopeLayout(
+        **settings, image_token=model.config.image_token_id, rope=model.base_model.get_rope_index
+    )
 
 
 def _gemma(model: Any, **settings: Any) -> Layout:
     config = model.config
-    return GemmaLayout(**settings, image_token=config.image_token_id, window=config.get_text_config().sliding_window)
+    return GemmaLayout(
+        **settings,
+        image_token=config.image_token_id,
+        window=config.get_text_config().sliding_window,
+    )
 
 
 FAMILIES: dict[str, Callable[..., Layout]] = {

@@ -10,7 +10,13 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
@@ -22,7 +28,11 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
 from rlhfv_ray.storage.mirror import fetch, fetch_local
 
-CONTENTS = ("*.safetensors", "*.bin", "*.py")  # of a model folder, beside its config.json: what makes it this model
+CONTENTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.py",
+)  # of a model folder, beside its config.json: what makes it this model
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -33,7 +43,9 @@ def resolve_model(path: str) -> str:
         ConfigError: no path was given, or it is neither a model folder nor a hub name.
     """
     if not path:
-        raise ConfigError("model.path is not set: give --model.path a Hugging Face model folder, or a hub name.")
+        raise ConfigError(
+            "model.path is not set: give --model.path a Hugging Face model folder, or a hub name."
+        )
     if path == SHAPES:
         from rlhfv_ray.shapes.model import SHIPPED
 
@@ -47,10 +59,14 @@ def resolve_model(path: str) -> str:
                 "(peft: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)) and give that folder."
             )
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.path = {path!r}: the folder has no config.json, so it is no Hugging Face model.")
+            raise ConfigError(
+                f"model.path = {path!r}: the folder has no config.json, so it is no Hugging Face model."
+            )
         return str(folder.resolve())
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ConfigError(f"model.path = {path!r}: no such folder. Give a Hugging Face model folder, or a hub name.")
+        raise ConfigError(
+            f"model.path = {path!r}: no such folder. Give a Hugging Face model folder, or a hub name."
+        )
     return path
 
 
@@ -69,7 +85,9 @@ def architecture_of(path: str | Path, *, trust_remote_code: bool = False) -> Any
         ) from error
 
 
-def load_policy(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, Any]:
+def load_policy(
+    path: str | Path, *, dtype: str = "auto", device: str = "auto"
+) -> tuple[PreTrainedModel, Any]:
     """Load a model and its processor.
 
     Weights come from safetensors only and no remote code runs.
@@ -101,17 +119,25 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, Any]:
             "--model.dtype bf16. Leave --model.attention auto: torch's sdpa does as well at these lengths."
         )
     if config.dtype == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise ConfigError("model.dtype = 'bf16': this GPU cannot compute in bf16. Use --model.dtype fp32.")
+        raise ConfigError(
+            "model.dtype = 'bf16': this GPU cannot compute in bf16. Use --model.dtype fp32."
+        )
     model, processor = _load(config, config.dtype, "auto")
     plain_rows = config.layout == "plain" or model.config.model_type not in TESTED
-    flash = config.attention == "flash_attention_2" or (config.attention == "auto" and usable and plain_rows)
+    flash = config.attention == "flash_attention_2" or (
+        config.attention == "auto" and usable and plain_rows
+    )
     if flash or config.attention in ("sdpa", "eager"):
         model.set_attn_implementation("flash_attention_2" if flash else config.attention)
     return model, processor
 
 
 def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel, Any]:
-    where, trust, allow_pickle = resolve_model(config.path), config.trust_remote_code, config.allow_pickle
+    where, trust, allow_pickle = (
+        resolve_model(config.path),
+        config.trust_remote_code,
+        config.allow_pickle,
+    )
     processor = load_processor(where, trust_remote_code=trust)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     safe = None if allow_pickle else True  # None: safetensors where there are some
@@ -126,7 +152,9 @@ def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel
     except (OSError, ValueError, SafetensorError) as error:
         pickled = not allow_pickle and any(Path(where).glob("*.bin"))
         hint = (
-            " Its weights are pickles, which can run code: if you trust them, --model.allow-pickle." if pickled else ""
+            " Its weights are pickles, which can run code: if you trust them, --model.allow-pickle."
+            if pickled
+            else ""
         )
         said = f"model.path = {where!r} cannot be loaded: {_first_line(error)}{hint}{_code_hint(error)}"
         raise ConfigError(said) from error
@@ -151,14 +179,25 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     try:
         processor = _processor(where, trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        said = f"The processor of {where!r} cannot be loaded: {_first_line(error)}{_code_hint(error)}"
+        said = (
+            f"The processor of {where!r} cannot be loaded: {_first_line(error)}{_code_hint(error)}"
+        )
         raise ConfigError(said) from error
-    if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
-        raise ConfigError(f"{where!r} has no processor for images and text: it is no image-text-to-text model.")
+    if (
+        getattr(processor, "tokenizer", None) is None
+        or getattr(processor, "image_processor", None) is None
+    ):
+        raise ConfigError(
+            f"{where!r} has no processor for images and text: it is no image-text-to-text model."
+        )
     if not processor.chat_template:
-        raise ConfigError(f"{where!r} has no chat template: add chat_template.jinja to the model's folder.")
+        raise ConfigError(
+            f"{where!r} has no chat template: add chat_template.jinja to the model's folder."
+        )
     if not processor.tokenizer.is_fast:
-        raise ConfigError(f"{where!r} has only a slow tokenizer: save the model with its tokenizer.json.")
+        raise ConfigError(
+            f"{where!r} has only a slow tokenizer: save the model with its tokenizer.json."
+        )
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor
@@ -184,8 +223,12 @@ def _processor(where: str, trust_remote_code: bool) -> Any:
             "get_attributes": classmethod(lambda _: parts),
             "_get_arguments_from_pretrained": classmethod(arguments),
         }
-        bodies["apply_chat_template"] = ProcessorMixin.apply_chat_template  # SmolVLM's own asks for the part for videos
-        return type(whole.__name__, (whole,), bodies).from_pretrained(where)  # the same name: it is saved by it
+        bodies["apply_chat_template"] = (
+            ProcessorMixin.apply_chat_template
+        )  # SmolVLM's own asks for the part for videos
+        return type(whole.__name__, (whole,), bodies).from_pretrained(
+            where
+        )  # the same name: it is saved by it
 
 
 def keep_video_settings(source: str, folder: Path) -> None:
@@ -241,7 +284,9 @@ def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> 
         return
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
-    features = model.get_image_features(pixel_values=pixels["pixel_values"].to("meta")).pooler_output
+    features = model.get_image_features(
+        pixel_values=pixels["pixel_values"].to("meta")
+    ).pooler_output
     count = sum(feature.shape[-2] for feature in features)
     if count != expanded:
         raise ConfigError(
@@ -257,7 +302,9 @@ def weights_digest(path: str | Path, *, trust_remote_code: bool = False) -> str:
     if not where.is_dir():
         return f"{where}@{architecture_of(where, trust_remote_code=trust_remote_code)._commit_hash}"
     digest = hashlib.sha256()
-    for file in sorted([where / "config.json", *(path for kind in CONTENTS for path in where.glob(kind))]):
+    for file in sorted(
+        [where / "config.json", *(path for kind in CONTENTS for path in where.glob(kind))]
+    ):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -268,7 +315,10 @@ def model_digests(config: ModelConfig) -> dict[str, str]:
     """Digests of all that a model is, by name: its weights and the parts of its processor."""
     trust = config.trust_remote_code
     weights = weights_digest(config.path, trust_remote_code=trust)
-    return {"weights": weights, **processor_digest(load_processor(config.path, trust_remote_code=trust))}
+    return {
+        "weights": weights,
+        **processor_digest(load_processor(config.path, trust_remote_code=trust)),
+    }
 
 
 def processor_digest(processor: Any) -> dict[str, str]:
@@ -276,7 +326,8 @@ def processor_digest(processor: Any) -> dict[str, str]:
     parts = {
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
         "template": processor.chat_template,
-        "pixels": type(processor.image_processor).__qualname__ + processor.image_processor.to_json_string(),
+        "pixels": type(processor.image_processor).__qualname__
+        + processor.image_processor.to_json_string(),
         "image_tokens": json.dumps(
             {k: v for k, v in processor.to_dict().items() if isinstance(v, int | str | None)},
             sort_keys=True,
@@ -290,7 +341,9 @@ def _code_hint(error: Exception) -> str:
     """What to do about a checkpoint whose own code was not allowed to run."""
     if "trust_remote_code" not in str(error):
         return ""
-    return " It brings Python code of its own: if you trust who wrote it, --model.trust-remote-code."
+    return (
+        " It brings Python code of its own: if you trust who wrote it, --model.trust-remote-code."
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -66,7 +66,9 @@ def step_size(pairs: Sequence[EncodedPair], processor: Any, config: DDPOConfig) 
     Raises:
         ConfigError: a pair is longer than `scale.row_tokens`.
     """
-    layout = layout_of(meta_model(config.model), config.model.layout, row_tokens=config.scale.row_tokens)
+    layout = layout_of(
+        meta_model(config.model), config.model.layout, row_tokens=config.scale.row_tokens
+    )
     longest = max(pairs, key=layout.tokens_of)
     if 0 < layout.row_tokens < layout.tokens_of(longest):
         raise ConfigError(
@@ -92,7 +94,9 @@ def predict_memory(config: DDPOConfig, shapes: StepSize) -> Memory:
     scale, size = config.scale, 2 if config.model.dtype == "bf16" else 4
     share = {level: scale.workers if scale.zero_stage >= level else 1 for level in (1, 2, 3)}
     weights = 0 if scale.offload == "all" else whole * size // share[3]
-    optimizer = 0 if scale.offload != "none" else trained * 12 // share[1]  # fp32 weights and two moments
+    optimizer = (
+        0 if scale.offload != "none" else trained * 12 // share[1]
+    )  # fp32 weights and two moments
     gradients = trained * size // share[2] + int(min(trained, BUCKET)) * size * (share[2] > 1)
     words = model.get_output_embeddings().weight.shape[0]
     copies = 1 if size == 4 else 2  # half precision is widened beside itself
@@ -115,13 +119,19 @@ def activation_bytes(model: Any, shapes: StepSize, every: int) -> tuple[int, int
         positions = torch.empty(rows, tokens, dtype=torch.long)
 
     def text() -> Any:
-        return language(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False)
+        return language(
+            inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False
+        )
 
     images = {
         name: tensor.to("meta", dtype) if tensor.is_floating_point() else tensor
         for name, tensor in shapes.images.items()
     }
-    trained = any(weight.requires_grad for name, weight in model.named_parameters() if part_of(name) != "language")
+    trained = any(
+        weight.requires_grad
+        for name, weight in model.named_parameters()
+        if part_of(name) != "language"
+    )
 
     def vision() -> Any:
         with nullcontext() if trained else torch.no_grad():
@@ -135,7 +145,8 @@ def activation_bytes(model: Any, shapes: StepSize, every: int) -> tuple[int, int
             if part_of(f"model.{name}.") != "language":
                 module.to_empty(device="cpu")
         images = {
-            name: tensor.to(dtype if tensor.is_floating_point() else None) for name, tensor in shapes.images.items()
+            name: tensor.to(dtype if tensor.is_floating_point() else None)
+            for name, tensor in shapes.images.items()
         }
 
     layers = model.config.get_text_config().num_hidden_layers
@@ -145,8 +156,12 @@ def activation_bytes(model: Any, shapes: StepSize, every: int) -> tuple[int, int
     recompute_activations(model, every)
     lean, seen = saved_bytes(text), saved_bytes(vision)
     recompute_activations(model, 0)
-    layer = (whole - lean) / -(-layers // every)  # what one recomputed layer keeps while its backward runs
-    first = (layers - 1) % every == 0  # the last layer, where backward begins and most is kept, is itself recomputed
+    layer = (whole - lean) / -(
+        -layers // every
+    )  # what one recomputed layer keeps while its backward runs
+    first = (
+        layers - 1
+    ) % every == 0  # the last layer, where backward begins and most is kept, is itself recomputed
     return lean + seen, int((first + WORKING) * layer)
 
 
@@ -157,7 +172,9 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows, heads, tokens, width = query.shape
         out = value.new_empty(rows, tokens, heads, width)
-        ctx.save_for_backward(query, key, value, out, query.new_empty(rows, heads, tokens, dtype=torch.float32))
+        ctx.save_for_backward(
+            query, key, value, out, query.new_empty(rows, heads, tokens, dtype=torch.float32)
+        )
         return out
 
 
@@ -172,7 +189,9 @@ AttentionInterface.register("counted", _attention)  # the meta device would run 
 
 def saved_bytes(run: Callable[[], Any]) -> int:
     """Bytes of the tensors that autograd keeps of a computation, each storage once, weights not counted."""
-    kept: list[Tensor] = []  # alive until they are counted, so that no storage takes another's place
+    kept: list[
+        Tensor
+    ] = []  # alive until they are counted, so that no storage takes another's place
 
     def keep(tensor: Tensor) -> Tensor:
         if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
@@ -181,7 +200,11 @@ def saved_bytes(run: Callable[[], Any]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
-    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}.values())
+    return sum(
+        {
+            tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept
+        }.values()
+    )
 
 
 def fit_memory(config: DDPOConfig, shapes: StepSize, available: int) -> tuple[DDPOConfig, Memory]:

@@ -77,17 +77,29 @@ def forked_attention(
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     pieces: list[list[Tensor]] = [[] for _ in query]
     for row, start, common, chosen, rejected in forks:
-        parts = [tensor[row : row + 1, :, start : start + common + chosen + rejected] for tensor in (query, key, value)]
+        parts = [
+            tensor[row : row + 1, :, start : start + common + chosen + rejected]
+            for tensor in (query, key, value)
+        ]
         asked, keys, values = (part[:, :, : common + chosen] for part in parts)
-        pieces[row].append(scaled_dot_product_attention(asked, keys, values, is_causal=True, scale=scale))
+        pieces[row].append(
+            scaled_dot_product_attention(asked, keys, values, is_causal=True, scale=scale)
+        )
         if rejected:
             asked = parts[0][:, :, common + chosen :]
             keys, values = (
-                torch.cat([part[:, :, :common], part[:, :, common + chosen :]], dim=2) for part in parts[1:]
+                torch.cat([part[:, :, :common], part[:, :, common + chosen :]], dim=2)
+                for part in parts[1:]
             )
-            allowed = torch.ones(rejected, common + rejected, dtype=torch.bool, device=query.device).tril(common)
-            pieces[row].append(scaled_dot_product_attention(asked, keys, values, attn_mask=allowed, scale=scale))
-    return torch.stack([_filled(found, query) for found in pieces]).transpose(1, 2).contiguous(), None
+            allowed = torch.ones(
+                rejected, common + rejected, dtype=torch.bool, device=query.device
+            ).tril(common)
+            pieces[row].append(
+                scaled_dot_product_attention(asked, keys, values, attn_mask=allowed, scale=scale)
+            )
+    return torch.stack([_filled(found, query) for found in pieces]).transpose(
+        1, 2
+    ).contiguous(), None
 
 
 def _filled(pieces: list[Tensor], like: Tensor) -> Tensor:
@@ -96,7 +108,9 @@ def _filled(pieces: list[Tensor], like: Tensor) -> Tensor:
     return nn.functional.pad(found, (0, 0, 0, like.shape[2] - found.shape[1]))
 
 
-AttentionInterface.register("sdpa", forked_attention)  # for masks that say how rows fork; all others go where they went
+AttentionInterface.register(
+    "sdpa", forked_attention
+)  # for masks that say how rows fork; all others go where they went
 
 
 def recompute_activations(model: Any, every: int) -> None:

@@ -56,7 +56,9 @@ def mistakes(scene: Scene, text: str) -> list[Mistake]:
     for index, (said, _) in enumerate(phrases):
         known = truest.get(said.shape)
         truth = groups.get(said.shape)
-        if truth and (known is None or len(_kinds(said, truth)) < len(_kinds(phrases[known][0], truth))):
+        if truth and (
+            known is None or len(_kinds(said, truth)) < len(_kinds(phrases[known][0], truth))
+        ):
             truest[said.shape] = index
     found: list[Mistake] = []
     for index, (said, (start, stop)) in enumerate(phrases):
@@ -98,7 +100,13 @@ def correct(scene: Scene, text: str) -> Correction | None:
                 iter(sorted(missed, key=lambda group: group.corner != said.corner)), None
             )
             missed = [group for group in missed if group is not truth]
-            segments.append(Segment(tuple(m.kind for m in wrong[start]), phrase(said), phrase(truth) if truth else ""))
+            segments.append(
+                Segment(
+                    tuple(m.kind for m in wrong[start]),
+                    phrase(said),
+                    phrase(truth) if truth else "",
+                )
+            )
             put_in += [truth] if truth else []
         corrected += [truth] if truth else []
     if not segments:

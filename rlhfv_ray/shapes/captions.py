@@ -22,7 +22,9 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape.endswith(("s", "x")) else "s")
 
 
-NAMES = {form: shape for shape in SHAPES for form in (shape, plural(shape))}  # singular or plural -> shape
+NAMES = {
+    form: shape for shape in SHAPES for form in (shape, plural(shape))
+}  # singular or plural -> shape
 PHRASE = re.compile(
     rf"\b(?P<number>{'|'.join(NUMBERS)}|an) (?P<color>{'|'.join(COLORS)}) "
     rf"(?P<shape>{'|'.join(sorted(NAMES, key=len, reverse=True))}) at the (?P<corner>{'|'.join(CORNERS)})\b"
@@ -58,7 +60,9 @@ def read_phrases(text: str) -> list[tuple[Group, tuple[int, int]]]:
     found = []
     for match in PHRASE.finditer(text):
         number = 1 if match["number"] == "an" else NUMBERS.index(match["number"]) + 1
-        found.append((Group(number, match["color"], NAMES[match["shape"]], match["corner"]), match.span()))
+        found.append(
+            (Group(number, match["color"], NAMES[match["shape"]], match["corner"]), match.span())
+        )
     return found
 
 
@@ -82,11 +86,24 @@ def careless_caption(scene: Scene, rng: random.Random) -> str:
         groups.append(replace(group, shape=seen) if mistaken else group)
     at = rng.randrange(len(groups))
     if rng.random() < 0.2:
-        groups[at] = replace(groups[at], color=rng.choice([c for c in COLORS if c != groups[at].color]))
+        groups[at] = replace(
+            groups[at], color=rng.choice([c for c in COLORS if c != groups[at].color])
+        )
     if rng.random() < 0.1:
-        groups[at] = replace(groups[at], number=rng.choice([n for n in (1, 2, 3) if n != groups[at].number]))
-    absent = [shape for shape in TYPICAL[scene.setting] if shape not in {group.shape for group in groups}]
+        groups[at] = replace(
+            groups[at], number=rng.choice([n for n in (1, 2, 3) if n != groups[at].number])
+        )
+    absent = [
+        shape for shape in TYPICAL[scene.setting] if shape not in {group.shape for group in groups}
+    ]
     free = [corner for corner in CORNERS if scene.at(corner) is None]
     if absent and free and rng.random() < 0.5:
-        groups.append(Group(rng.choice((1, 1, 2)), rng.choice(tuple(COLORS)), rng.choice(absent), rng.choice(free)))
+        groups.append(
+            Group(
+                rng.choice((1, 1, 2)),
+                rng.choice(tuple(COLORS)),
+                rng.choice(absent),
+                rng.choice(free),
+            )
+        )
     return caption(scene.setting, sorted(groups, key=lambda group: CORNERS.index(group.corner)))

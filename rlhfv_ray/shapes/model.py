@@ -68,7 +68,9 @@ def build_processor(texts: Iterable[str]) -> LlavaProcessor:
     )
 
 
-def build_model(processor: LlavaProcessor, *, width: int = 128, layers: int = 4) -> LlavaForConditionalGeneration:
+def build_model(
+    processor: LlavaProcessor, *, width: int = 128, layers: int = 4
+) -> LlavaForConditionalGeneration:
     """A LLaVA with random weights: CLIP vision tower of `layers - 1` layers, Llama of `layers`."""
     tokenizer = processor.tokenizer
     vision = CLIPVisionConfig(

@@ -92,7 +92,9 @@ def _draw_scene(scene_id: int, rng: random.Random) -> Scene:
         shape = draw_shape_name(setting, rng)
         while shape in taken:
             shape = draw_shape_name(setting, rng)
-        groups.append(Group(rng.choice((1, 1, 1, 2, 2, 3)), rng.choice(tuple(COLORS)), shape, corner))
+        groups.append(
+            Group(rng.choice((1, 1, 1, 2, 2, 3)), rng.choice(tuple(COLORS)), shape, corner)
+        )
     return Scene(scene_id, setting, tuple(groups))
 
 
@@ -116,14 +118,19 @@ def make_scenes(count: int, *, seed: int, unseen: bool = False) -> list[Scene]:
 def _star(x: float, y: float, r: float) -> list[tuple[float, float]]:
     radii = (r, 0.45 * r)
     angles = [math.pi * k / 5 - math.pi / 2 for k in range(10)]
-    return [(x + radii[k % 2] * math.cos(a), y + radii[k % 2] * math.sin(a)) for k, a in enumerate(angles)]
+    return [
+        (x + radii[k % 2] * math.cos(a), y + radii[k % 2] * math.sin(a))
+        for k, a in enumerate(angles)
+    ]
 
 
 def _moon(x: float, y: float, r: float) -> list[tuple[float, float]]:
     """A crescent open to the right: an arc of radius r, and back along a flatter one."""
     angles = [math.pi * (0.3 + 1.4 * k / 12) for k in range(13)]
     outer = [(x + r * math.cos(a), y + r * math.sin(a)) for a in angles]
-    inner = [(x + 0.35 * r + 0.62 * r * math.cos(a), y + 0.8 * r * math.sin(a)) for a in reversed(angles)]
+    inner = [
+        (x + 0.35 * r + 0.62 * r * math.cos(a), y + 0.8 * r * math.sin(a)) for a in reversed(angles)
+    ]
     return outer + inner
 
 
@@ -144,7 +151,9 @@ def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
     return [(x + dx * r, y + dy * r) for dx, dy in unit]
 
 
-def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, color: tuple[int, int, int]) -> None:
+def _draw_shape(
+    draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, color: tuple[int, int, int]
+) -> None:
     r = 6.0
     around = (x - r, y - r, x + r, y + r)
     if shape == "circle":
@@ -157,7 +166,9 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, color
         draw.polygon([(x - r + 0.5, y - 1.5), (x + r - 0.5, y - 1.5), (x, y + r)], fill=color)
     else:
         curved = {"star": _star, "moon": _moon}
-        draw.polygon(curved[shape](x, y, r) if shape in curved else _polygon(shape, x, y, r), fill=color)
+        draw.polygon(
+            curved[shape](x, y, r) if shape in curved else _polygon(shape, x, y, r), fill=color
+        )
 
 
 def cells(scene: Scene) -> list[tuple[tuple[int, int], Group]]:

@@ -27,7 +27,10 @@ WORLD = 2  # version: raised when the same seed gives another world
 
 def prompts_of(scenes: Iterable[Scene]) -> list[Prompt]:
     """A question about each scene's picture."""
-    return [Prompt(str(scene.id), render(scene), QUESTIONS[scene.id % len(QUESTIONS)]) for scene in scenes]
+    return [
+        Prompt(str(scene.id), render(scene), QUESTIONS[scene.id % len(QUESTIONS)])
+        for scene in scenes
+    ]
 
 
 def scenes_to_correct(count: int, *, seed: int) -> list[Scene]:
@@ -45,8 +48,15 @@ def write_corrections(scenes: Sequence[Scene], answers: Sequence[Answer], path: 
         correction = correct(scene, answer.text)
         if correction is None:
             continue
-        split = {"type": "detailed_description", "segments": [asdict(segment) for segment in correction.segments]}
-        origin = {"ds_name": "shapes", "origin_dataset": "shapes", "origin_split": json.dumps(split)}
+        split = {
+            "type": "detailed_description",
+            "segments": [asdict(segment) for segment in correction.segments],
+        }
+        origin = {
+            "ds_name": "shapes",
+            "origin_dataset": "shapes",
+            "origin_split": json.dumps(split),
+        }
         pairs.append(
             PreferencePair(
                 f"shapes:{scene.id}",
@@ -79,10 +89,19 @@ def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]],
             origin = {"ds_name": "shapes", "origin_dataset": "shapes"}
             image = render(scene)
             pairs.append(
-                PreferencePair(f"shapes:{scene.id}", image, first.question, better.text, worse.text, origin=origin)
+                PreferencePair(
+                    f"shapes:{scene.id}",
+                    image,
+                    first.question,
+                    better.text,
+                    worse.text,
+                    origin=origin,
+                )
             )
     if not pairs:
-        raise StageFailedError("No two answers were of different quality; give it more --shapes.scenes.")
+        raise StageFailedError(
+            "No two answers were of different quality; give it more --shapes.scenes."
+        )
     write_pairs(pairs, path)
     return len(pairs)
 
@@ -112,11 +131,24 @@ def write_benchmark(folder: Path, *, count: int, seed: int) -> None:
         (folder / image_name(scene)).write_bytes(render(scene))
     categories = [{"id": number, "name": shape} for number, shape in enumerate(SHAPES, start=1)]
     numbers = {category["name"]: category["id"] for category in categories}
-    instances = [(scene.id, numbers[g.shape]) for scene in scenes for g in scene.groups for _ in range(g.number)]
+    instances = [
+        (scene.id, numbers[g.shape])
+        for scene in scenes
+        for g in scene.groups
+        for _ in range(g.number)
+    ]
     images = [{"id": scene.id, "file_name": image_name(scene)} for scene in scenes]
-    annotations = [{"id": i, "image_id": image, "category_id": kind} for i, (image, kind) in enumerate(instances)]
-    captions = [{"id": s.id, "image_id": s.id, "caption": caption(s.setting, s.groups)} for s in scenes]
-    write_json(folder / "instances.json", {"images": images, "categories": categories, "annotations": annotations})
+    annotations = [
+        {"id": i, "image_id": image, "category_id": kind}
+        for i, (image, kind) in enumerate(instances)
+    ]
+    captions = [
+        {"id": s.id, "image_id": s.id, "caption": caption(s.setting, s.groups)} for s in scenes
+    ]
+    write_json(
+        folder / "instances.json",
+        {"images": images, "categories": categories, "annotations": annotations},
+    )
     write_json(folder / "captions.json", {"images": images, "annotations": captions})
     write_json(folder / "scenes.json", [asdict(scene) for scene in scenes])
 
@@ -129,4 +161,7 @@ def image_name(scene: Scene) -> str:
 def read_scenes(folder: Path) -> list[Scene]:
     """The exact truth of a benchmark's scenes."""
     rows = json.loads((folder / "scenes.json").read_text())
-    return [Scene(row["id"], row["setting"], tuple(Group(**group) for group in row["groups"])) for row in rows]
+    return [
+        Scene(row["id"], row["setting"], tuple(Group(**group) for group in row["groups"]))
+        for row in rows
+    ]

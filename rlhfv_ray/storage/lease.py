@@ -72,7 +72,9 @@ def holds_lease(folder: Path, token: str) -> bool:
 
 
 def _lease(folder: Path) -> Path:
-    return folder / (LEASE if address_of(folder) is None else f".{LEASE}")  # a mirror's hidden files are its own
+    return folder / (
+        LEASE if address_of(folder) is None else f".{LEASE}"
+    )  # a mirror's hidden files are its own
 
 
 def _look(lease: Path) -> tuple[str, float]:
@@ -84,7 +86,9 @@ def _look(lease: Path) -> tuple[str, float]:
 
 def _take(lease: Path, token: str) -> None:
     me = psutil.Process()
-    text = json.dumps({"token": token, "host": socket.gethostname(), "pid": me.pid, "started": me.create_time()})
+    text = json.dumps(
+        {"token": token, "host": socket.gethostname(), "pid": me.pid, "started": me.create_time()}
+    )
     while not (_claim(lease, text) if address_of(lease) else _link(lease, token, text)):
         _evict_expired(lease, token)
 
@@ -115,7 +119,9 @@ def _evict_expired(lease: Path, token: str) -> None:
             "Wait until it is done, or stop it; what it has finished will be reused."
         )
     if address_of(lease) is not None:
-        discard(lease)  # there is no rename; who claims it next has it, and who publishes asks again
+        discard(
+            lease
+        )  # there is no rename; who claims it next has it, and who publishes asks again
         return
     grave = lease.with_name(f".{LEASE}.dead-{token}")
     with contextlib.suppress(FileNotFoundError):

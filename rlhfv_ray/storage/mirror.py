@@ -20,10 +20,17 @@ from filelock import FileLock
 
 from rlhfv_ray.errors import ConfigError, StorageError
 
-LARGE_DIRS = ("checkpoints", "model")  # of a stage: sent by who writes them, fetched by who needs them
-SMALL = 2**20  # bytes; a larger file is never rewritten in its place, so its size tells whether it is there
+LARGE_DIRS = (
+    "checkpoints",
+    "model",
+)  # of a stage: sent by who writes them, fetched by who needs them
+SMALL = (
+    2**20
+)  # bytes; a larger file is never rewritten in its place, so its size tells whether it is there
 _MIRROR = re.compile(r"rlhfv-ray-mirror-\d+")
-_sent: dict[Path, tuple[int, int]] = {}  # small files that are there as they were here: time of change, size
+_sent: dict[
+    Path, tuple[int, int]
+] = {}  # small files that are there as they were here: time of change, size
 
 
 def mirror_path(address: str) -> Path:
@@ -41,7 +48,9 @@ def mirror_path(address: str) -> Path:
     protocol, _, key = address.partition("://")
     parts = [part for part in key.split("/") if part]
     if not protocol or not parts or {".", ".."} & set(parts):
-        raise ConfigError(f"{address!r} is no address of a folder: give one such as s3://bucket/runs.")
+        raise ConfigError(
+            f"{address!r} is no address of a folder: give one such as s3://bucket/runs."
+        )
     return Path(tempfile.gettempdir(), f"rlhfv-ray-mirror-{os.getuid()}", protocol, *parts)
 
 
@@ -100,7 +109,9 @@ def make(folder: Path) -> None:
     if root is not None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if root.stat().st_uid != os.getuid() or root.stat().st_mode & 0o077:
-            raise ConfigError(f"{root} is open to other users: delete it, or set TMPDIR to a folder of your own.")
+            raise ConfigError(
+                f"{root} is open to other users: delete it, or set TMPDIR to a folder of your own."
+            )
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -138,7 +149,11 @@ def publish(path: Path, *, without: Sequence[str] = ()) -> None:
             return
         there = {name: info["size"] for name, info in _listed(system, key).items()}
         files = [file for file in _files(path) if file.relative_to(path).parts[0] not in without]
-        new = [file for file in files if not _is_there(file, there.get(file.relative_to(path).as_posix()))]
+        new = [
+            file
+            for file in files
+            if not _is_there(file, there.get(file.relative_to(path).as_posix()))
+        ]
         _send(system, new, [f"{key}/{file.relative_to(path).as_posix()}" for file in new])
 
 
@@ -216,7 +231,11 @@ def file_system(path: Path) -> tuple[Any, str]:
     try:
         return url_to_fs(address, use_listings_cache=False)  # others write there too
     except (ImportError, ValueError) as error:
-        fix = "Run pip install 'rlhfv-ray[s3]'" if protocol == "s3" else f"Install fsspec's package for {protocol}://"
+        fix = (
+            "Run pip install 'rlhfv-ray[s3]'"
+            if protocol == "s3"
+            else f"Install fsspec's package for {protocol}://"
+        )
         raise ConfigError(f"{address}: {_said(error)}. {fix} on every node.") from error
 
 
@@ -229,20 +248,32 @@ def _listed(system: Any, key: str) -> dict[str, dict[str, Any]]:
     named = {full.removeprefix(key).lstrip("/"): info for full, info in found.items()}
     for name in named:
         if {".", ".."} & set(name.split("/")):
-            raise StorageError(f"{key} has an object named {name!r}, which leads out of its folder. Delete it.")
-    return {name: info for name, info in named.items() if not any(part.startswith(".") for part in name.split("/"))}
+            raise StorageError(
+                f"{key} has an object named {name!r}, which leads out of its folder. Delete it."
+            )
+    return {
+        name: info
+        for name, info in named.items()
+        if not any(part.startswith(".") for part in name.split("/"))
+    }
 
 
 def _files(folder: Path) -> list[Path]:
     """Files of a folder, hidden ones left out."""
     found = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    return [
+        file
+        for file in found
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
 
 
 def _send(system: Any, files: Sequence[Path], keys: Sequence[str]) -> None:
     if not files:
         return
-    states = [_state(file) for file in files]  # before they are read: what is appended meanwhile is sent next time
+    states = [
+        _state(file) for file in files
+    ]  # before they are read: what is appended meanwhile is sent next time
     system.put(list(map(str, files)), list(keys))  # many at a time
     _sent.update(zip(files, states, strict=True))
 

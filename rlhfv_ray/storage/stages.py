@@ -49,7 +49,9 @@ def run_stages(
     stages: Sequence[Stage],
     storage: Path,
     *,
-    around: Callable[[Stage, bool], AbstractContextManager[None]] = lambda stage, skipped: contextlib.nullcontext(),
+    around: Callable[[Stage, bool], AbstractContextManager[None]] = lambda stage, skipped: (
+        contextlib.nullcontext()
+    ),
 ) -> list[StageResult]:
     """Run stages in order, skipping those that are done.
 

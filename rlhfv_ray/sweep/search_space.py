@@ -97,7 +97,9 @@ class SearchConfig:
         shares = [self.reduction**-back for back in range(self.rungs)]
         return sorted({max(1, round(steps * share)) for share in shares})
 
-    def objective(self, value: float | None, guard: float | None, base_guard: float | None) -> float:
+    def objective(
+        self, value: float | None, guard: float | None, base_guard: float | None
+    ) -> float:
         """What the search makes small: the metric; 1 + what is missing of the guard where that fell too far (Deb 2000); 2 without any.
 
         Example:
@@ -107,7 +109,9 @@ class SearchConfig:
         """
         if value is None:
             return 2.0
-        missing = 0.0 if guard is None or base_guard is None else base_guard - self.within / 100 - guard
+        missing = (
+            0.0 if guard is None or base_guard is None else base_guard - self.within / 100 - guard
+        )
         return 1 + missing if missing > 0 else value
 
 
@@ -131,7 +135,9 @@ def drawn(space: SpaceConfig, base: DDPOConfig, search: SearchConfig) -> list[Tr
     draw = random.Random(search.seed)
     settings: list[TrialParams] = []
     for _ in range(100 * search.trials):
-        sample = {name: draw.choice(values) for name, values in varied(space).items() if name in CHOICES}
+        sample = {
+            name: draw.choice(values) for name, values in varied(space).items() if name in CHOICES
+        }
         sample |= {name: draw.random() for name in scales(space)}
         trial_params = params_from_sample(space, base, sample)
         if trial_params not in settings:
@@ -141,14 +147,20 @@ def drawn(space: SpaceConfig, base: DDPOConfig, search: SearchConfig) -> list[Tr
     return with_seeds(space, settings)
 
 
-def params_from_sample(space: SpaceConfig, base: DDPOConfig, sample: Mapping[str, Any]) -> TrialParams:
+def params_from_sample(
+    space: SpaceConfig, base: DDPOConfig, sample: Mapping[str, Any]
+) -> TrialParams:
     """A drawn setting: choices as they are, numbers from a place between 0 and 1 in the logarithm of their range."""
-    trial_params: TrialParams = {FIELDS[name]: value for name, value in sample.items() if name in CHOICES}
+    trial_params: TrialParams = {
+        FIELDS[name]: value for name, value in sample.items() if name in CHOICES
+    }
     normalize = trial_params.get("loss.normalize", base.loss.normalize)
     for name, place in sample.items():
         if name not in CHOICES:
             values = betas(space, normalize) if name == "beta" else getattr(space, name)
-            trial_params[BETA if name == "beta" else FIELDS[name]] = between(min(values), max(values), place)
+            trial_params[BETA if name == "beta" else FIELDS[name]] = between(
+                min(values), max(values), place
+            )
     return trial_params
 
 
@@ -165,8 +177,14 @@ def between(low: float, high: float, place: float) -> float:
 
 def varied(space: SpaceConfig) -> Mapping[str, Sequence[Any]]:
     """The knobs that have values, beta under one name."""
-    found: dict[str, Sequence[Any]] = {name: getattr(space, name) for name in FIELDS if getattr(space, name)}
-    return found | ({"beta": (*space.beta, *space.beta_normalized)} if space.beta or space.beta_normalized else {})
+    found: dict[str, Sequence[Any]] = {
+        name: getattr(space, name) for name in FIELDS if getattr(space, name)
+    }
+    return found | (
+        {"beta": (*space.beta, *space.beta_normalized)}
+        if space.beta or space.beta_normalized
+        else {}
+    )
 
 
 def scales(space: SpaceConfig) -> list[str]:
@@ -182,7 +200,11 @@ def betas(space: SpaceConfig, normalize: bool) -> tuple[float, ...]:
 def with_seeds(space: SpaceConfig, settings: Iterable[TrialParams]) -> list[TrialParams]:
     """Every setting under every seed; all settings under the first one come first."""
     settings = list(settings)
-    return [trial_params | {SEED: seed} for seed in space.seed for trial_params in settings] if space.seed else settings
+    return (
+        [trial_params | {SEED: seed} for seed in space.seed for trial_params in settings]
+        if space.seed
+        else settings
+    )
 
 
 def plan_trials(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> list[TrialParams]:
@@ -198,7 +220,10 @@ def plan_trials(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> l
         trials = drawn(space, base, search)
     else:
         trials = grid(
-            replace(space, **{name: _ends(space, name) for name in ("beta", "beta_normalized", *FIELDS)}), base
+            replace(
+                space, **{name: _ends(space, name) for name in ("beta", "beta_normalized", *FIELDS)}
+            ),
+            base,
         )
     for trial_params in trials:
         apply_params(base, trial_params)
@@ -217,7 +242,9 @@ def check_space(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> N
         ConfigError: with what to change.
     """
     if not varied(space) and not space.seed:
-        raise ConfigError("space: nothing varies. Give at least one knob values, e.g. --space.gamma 1 5 10.")
+        raise ConfigError(
+            "space: nothing varies. Give at least one knob values, e.g. --space.gamma 1 5 10."
+        )
     normalized = set(space.normalize or (base.loss.normalize,))
     for name, needs, form in (("beta", False, "summed"), ("beta_normalized", True, "normalised")):
         if getattr(space, name) and needs not in normalized:
@@ -229,9 +256,13 @@ def check_space(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> N
             "space.normalize varies, and beta means something else under each: give both --space.beta and --space.beta-normalized."
         )
     if space.epochs and base.optim.steps:
-        raise ConfigError(f"space.epochs: --ddpo.optim.steps {base.optim.steps} overrides epochs; set it to 0.")
+        raise ConfigError(
+            f"space.epochs: --ddpo.optim.steps {base.optim.steps} overrides epochs; set it to 0."
+        )
     if search.kind == "bayes" and space.seed:
-        raise ConfigError("space.seed: a Bayesian search tries every setting once; use grid or random to repeat them.")
+        raise ConfigError(
+            "space.seed: a Bayesian search tries every setting once; use grid or random to repeat them."
+        )
     _check_values(space, search)
 
 
@@ -241,7 +272,9 @@ def _check_values(space: SpaceConfig, search: SearchConfig) -> None:
         if len(set(values)) < len(values):
             raise ConfigError(f"space.{name} = {values}: a value stands there twice.")
         if search.kind != "grid" and name not in (*CHOICES, SEED) and min(values, default=1) <= 0:
-            raise ConfigError(f"space.{name} = {values}: is drawn in its logarithm, so all must be above 0.")
+            raise ConfigError(
+                f"space.{name} = {values}: is drawn in its logarithm, so all must be above 0."
+            )
 
 
 def apply_params(base: DDPOConfig, trial_params: TrialParams) -> DDPOConfig:
@@ -274,7 +307,9 @@ def title_of(trial_params: TrialParams) -> str:
         'gamma 5, normalize True, seed 1'
     """
     return ", ".join(
-        f"{name.rpartition('.')[2]} {value:g}" if type(value) is float else f"{name.rpartition('.')[2]} {value}"
+        f"{name.rpartition('.')[2]} {value:g}"
+        if type(value) is float
+        else f"{name.rpartition('.')[2]} {value}"
         for name, value in trial_params.items()
     )
 

@@ -24,7 +24,13 @@ from ray.tune.search.optuna import OptunaSearch
 
 from rlhfv_ray.cluster import ray_storage
 from rlhfv_ray.config import DDPOConfig, ScaleConfig
-from rlhfv_ray.errors import ConfigError, JudgeError, RlhfvError, StageFailedError, StaleReferenceError
+from rlhfv_ray.errors import (
+    ConfigError,
+    JudgeError,
+    RlhfvError,
+    StageFailedError,
+    StaleReferenceError,
+)
 from rlhfv_ray.inference.parts import PREPARE_CPUS
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.mirror import address_of, discard
@@ -48,7 +54,9 @@ RUNGS, OBJECTIVE = "rungs", "objective"
 Report = Callable[
     [int, float], None
 ]  # tells a look's number and objective; does not come back where the trial is stopped
-Trial = Callable[[TrialParams, Path, Report], None]  # runs one trial; its folder holds what it found
+Trial = Callable[
+    [TrialParams, Path, Report], None
+]  # runs one trial; its folder holds what it found
 
 
 @dataclass(frozen=True)
@@ -150,12 +158,18 @@ def trials_at_once(scale: ScaleConfig, wanted: int) -> int:
 def optuna_search(job: SweepJob) -> OptunaSearch:
     """Optuna's TPE over the space; what earlier runs of this sweep tried comes first again, to be answered from its record."""
     space: dict[str, Any] = {
-        name: tune.choice(list(values)) for name, values in varied(job.space).items() if name in CHOICES
+        name: tune.choice(list(values))
+        for name, values in varied(job.space).items()
+        if name in CHOICES
     }
     space |= {name: tune.uniform(0, 1) for name in scales(job.space)}
-    tried = sorted(job.folder.glob("trials/*/sample.json"), key=lambda path: path.stat().st_mtime_ns)
+    tried = sorted(
+        job.folder.glob("trials/*/sample.json"), key=lambda path: path.stat().st_mtime_ns
+    )
     points = [json.loads(path.read_text()) for path in tried]
-    return OptunaSearch(space, metric=OBJECTIVE, mode="min", seed=job.search.seed, points_to_evaluate=points or None)
+    return OptunaSearch(
+        space, metric=OBJECTIVE, mode="min", seed=job.search.seed, points_to_evaluate=points or None
+    )
 
 
 def run_trial(sample: dict[str, Any], job: SweepJob) -> None:
@@ -171,7 +185,9 @@ def run_trial(sample: dict[str, Any], job: SweepJob) -> None:
         job.run(
             trial_params,
             place,
-            lambda rung, objective: tune.report({RUNGS: job.search.reduction**rung, OBJECTIVE: objective}),
+            lambda rung, objective: tune.report(
+                {RUNGS: job.search.reduction**rung, OBJECTIVE: objective}
+            ),
         )
     except (ConfigError, StaleReferenceError, JudgeError) as error:
         stop_all(job.folder, error)
@@ -182,13 +198,19 @@ def run_trial(sample: dict[str, Any], job: SweepJob) -> None:
             raise
         stop_all(
             job.folder,
-            StageFailedError(f"{job.folder}: the disk is full. Free some space, and run the same command again."),
+            StageFailedError(
+                f"{job.folder}: the disk is full. Free some space, and run the same command again."
+            ),
         )
 
 
 def knobs_in(sample: dict[str, Any], job: SweepJob) -> TrialParams:
     """A trial's values, from what Tune hands it."""
-    return json.loads(sample["params"]) if "params" in sample else params_from_sample(job.space, job.base, sample)
+    return (
+        json.loads(sample["params"])
+        if "params" in sample
+        else params_from_sample(job.space, job.base, sample)
+    )
 
 
 def end_trial(place: Path, status: str, *, error: str = "", seconds: float = 0.0) -> None:
@@ -241,7 +263,9 @@ class Outcomes(TrialProgressCallback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process was lost too often."""
-        lines = Path(trial.error_file).read_text().strip().splitlines()  # Tune's get_error() may not have it yet
+        lines = (
+            Path(trial.error_file).read_text().strip().splitlines()
+        )  # Tune's get_error() may not have it yet
         self.note(trial, "failed", f"lost {TRIES + 1} times: {lines[-1]}")
 
     def note(self, trial: Any, status: str, error: str) -> None:

@@ -47,9 +47,7 @@ def read_events(folder: Path) -> list[Event]:
 
 def how_to_replay(folder: Path) -> str:
     """Tell a user whose runs are not in MLflow yet what to do."""
-    return (
-        f"Nothing is lost: `python experiments/sync_tracking.py {display_path(folder.parent)}` replays what is missing."
-    )
+    return f"Nothing is lost: `python experiments/sync_tracking.py {display_path(folder.parent)}` replays what is missing."
 
 
 def database(uri: str) -> Path:
@@ -83,14 +81,18 @@ class Replay:
                 self._replay(events, abandoned=abandoned)
         except Exception as error:  # noqa: BLE001 - of any client, database or cloud store: none may stop a training run
             if not self.unreached:
-                log.warning("MLflow cannot be used now: %s %s", _short(error), how_to_replay(self.folder))
+                log.warning(
+                    "MLflow cannot be used now: %s %s", _short(error), how_to_replay(self.folder)
+                )
             self.unreached = True
             return False
         self.unreached = False
         return not self.state["refused"]
 
     def _replay(self, events: Sequence[Event], *, abandoned: bool) -> None:
-        client = self._connect([event["content"] for event in events if event["kind"] == "target"][-1])
+        client = self._connect(
+            [event["content"] for event in events if event["kind"] == "target"][-1]
+        )
         try:
             for group in _grouped(events[self.state["position"] :]):
                 self._send(client, group)
@@ -115,7 +117,9 @@ class Replay:
 
         event = group[0]
         if event["kind"] == "start":
-            self.state["runs"][event["run"]] = self._find_run(client, event) or self._start_run(client, event)
+            self.state["runs"][event["run"]] = self._find_run(client, event) or self._start_run(
+                client, event
+            )
         if event["kind"] not in SENDERS:
             return
         try:
@@ -146,7 +150,10 @@ class Replay:
         if content["parent"]:
             tags["mlflow.parentRunId"] = self.state["runs"][content["parent"]]
         run = client.create_run(
-            self.state["experiment_id"], start_time=event["time"], tags=tags, run_name=content["name"]
+            self.state["experiment_id"],
+            start_time=event["time"],
+            tags=tags,
+            run_name=content["name"],
         )
         return run.info.run_id
 
@@ -158,11 +165,17 @@ def _open_store(target: Mapping[str, str]) -> tuple["MlflowClient", str]:
 
     # Defaults, not environment variables: those would reach child processes and overrule the user's own.
     environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.default = REQUEST_S  # 120 s
-    environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.default = 0  # 7, with minutes of back-off; the replay retries
+    environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.default = (
+        0  # 7, with minutes of back-off; the replay retries
+    )
     environment_variables.MLFLOW_DISABLE_TELEMETRY.default = True
-    environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.default = True  # into the progress bars of the run
+    environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.default = (
+        True  # into the progress bars of the run
+    )
     telemetry.set_telemetry_client()  # reads the setting again
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not its talk of tables, into a user's progress
+    logging.getLogger("mlflow").setLevel(
+        logging.WARNING
+    )  # not its talk of tables, into a user's progress
     with _creating(target["uri"]):
         client = mlflow.MlflowClient(tracking_uri=target["uri"])
         return client, _experiment_id(client, target)
@@ -188,7 +201,9 @@ def _experiment_id(client: "MlflowClient", target: Mapping[str, str]) -> str:
     if found:
         return found.experiment_id
     try:
-        return client.create_experiment(target["experiment"], artifact_location=target["artifacts"] or None)
+        return client.create_experiment(
+            target["experiment"], artifact_location=target["artifacts"] or None
+        )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was first
             raise
@@ -211,26 +226,38 @@ def _is_lost(client: "MlflowClient", runs: Mapping[str, str]) -> bool:
 
 def _grouped(events: Sequence[Event]) -> list[list[Event]]:
     """Metrics of one run that follow each other go together: one request each would take minutes after an outage."""
-    groups = itertools.groupby(events, key=lambda event: (event["run"], event["kind"] == "metrics" or event["key"]))
+    groups = itertools.groupby(
+        events, key=lambda event: (event["run"], event["kind"] == "metrics" or event["key"])
+    )
     return [list(group) for _, group in groups]
 
 
-def _send_metrics(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+def _send_metrics(
+    client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path
+) -> None:
     from mlflow.entities import Metric
 
-    metrics = [Metric(name, value, event["time"], step) for event in events for name, value, step in event["content"]]
+    metrics = [
+        Metric(name, value, event["time"], step)
+        for event in events
+        for name, value, step in event["content"]
+    ]
     for batch in _batches(metrics, 1000):
         client.log_batch(run_id, metrics=batch, synchronous=True)
 
 
-def _send_params(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+def _send_params(
+    client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path
+) -> None:
     """Log new params; MLflow never lets one change, so a change is tagged."""
     from mlflow.entities import Param
 
     params = _without_long(client, run_id, events[0]["content"])
     there = client.get_run(run_id).data.params
     for names in _batches([name for name in params if name not in there], 100):
-        client.log_batch(run_id, params=[Param(name, params[name]) for name in names], synchronous=True)
+        client.log_batch(
+            run_id, params=[Param(name, params[name]) for name in names], synchronous=True
+        )
     changed = [name for name, value in params.items() if there.get(name, value) != value]
     if changed:
         changes = ", ".join(f"{name}: {there[name]} -> {params[name]}" for name in changed)
@@ -242,7 +269,9 @@ def _send_tags(client: "MlflowClient", run_id: str, events: Sequence[Event], fol
 
     tags = _without_long(client, run_id, events[0]["content"])
     for names in _batches(list(tags), 100):
-        client.log_batch(run_id, tags=[RunTag(name, tags[name]) for name in names], synchronous=True)
+        client.log_batch(
+            run_id, tags=[RunTag(name, tags[name]) for name in names], synchronous=True
+        )
 
 
 def _send_file(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
@@ -257,10 +286,14 @@ def _send_table(client: "MlflowClient", run_id: str, events: Sequence[Event], fo
     client.log_dict(run_id, events[0]["content"]["table"], file)
     tables = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
     if {"path": file, "type": "table"} not in tables:
-        client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*tables, {"path": file, "type": "table"}]))
+        client.set_tag(
+            run_id, "mlflow.loggedArtifacts", json.dumps([*tables, {"path": file, "type": "table"}])
+        )
 
 
-def _send_status(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
+def _send_status(
+    client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path
+) -> None:
     if events[0]["content"] == "RUNNING":
         client.update_run(run_id, status="RUNNING")
     else:
@@ -282,7 +315,10 @@ def _without_long(client: "MlflowClient", run_id: str, values: Mapping[str, str]
     for name, value in values.items():
         if len(value) > LONGEST:
             client.log_text(run_id, value, f"long/{name}.txt")
-    return {name: value if len(value) <= LONGEST else f"see artifact long/{name}.txt" for name, value in values.items()}
+    return {
+        name: value if len(value) <= LONGEST else f"see artifact long/{name}.txt"
+        for name, value in values.items()
+    }
 
 
 def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -26,7 +26,15 @@ from rlhfv_ray.config import TrackingConfig, fingerprint
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.mirror import address_of, display_path, publish
-from rlhfv_ray.tracking.replay import SPOOL, Event, Replay, Status, database, how_to_replay, read_events
+from rlhfv_ray.tracking.replay import (
+    SPOOL,
+    Event,
+    Replay,
+    Status,
+    database,
+    how_to_replay,
+    read_events,
+)
 
 LEASE_FOLDER = "tracking.lease"  # held by whoever replays; a driver holds it as long as it lives
 SYNC_S, RETRY_S = 2.0, 30.0  # between looks at the spool; after MLflow did not answer
@@ -48,7 +56,11 @@ def ui_command(uri: str) -> str:
         >>> ui_command("sqlite:////data/runs/mlflow.db")
         'mlflow ui --backend-store-uri sqlite:////data/runs/mlflow.db --host 127.0.0.1'
     """
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1"
+    return (
+        uri
+        if uri.startswith("http")
+        else f"mlflow ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1"
+    )
 
 
 class Spool:
@@ -71,7 +83,13 @@ class Spool:
     def append(self, kind: str, run: str, content: Any, *, ident: str | None = None) -> None:
         """Add an event, unless one of its kind, run and `ident` (by default: its content) is there."""
         key = f"{kind}:{run}:{fingerprint({'content': content}) if ident is None else ident}"
-        event = {"key": key, "kind": kind, "run": run, "time": time.time_ns() // 1_000_000, "content": content}
+        event = {
+            "key": key,
+            "kind": kind,
+            "run": run,
+            "time": time.time_ns() // 1_000_000,
+            "content": content,
+        }
         with self._lock:
             if key in self.keys:
                 return
@@ -79,15 +97,24 @@ class Spool:
             try:
                 with (self.folder / SPOOL).open("a") as stream:
                     stream.write(json.dumps(event) + "\n")
-            except OSError as error:  # a full disk: the run has worse to report, and this must not mask it
-                log.warning("%s could not be written (%s): MLflow may lack %s.", self.folder / SPOOL, error, key)
+            except (
+                OSError
+            ) as error:  # a full disk: the run has worse to report, and this must not mask it
+                log.warning(
+                    "%s could not be written (%s): MLflow may lack %s.",
+                    self.folder / SPOOL,
+                    error,
+                    key,
+                )
 
     def append_points(self, run: str, points: Sequence[tuple[str, Any, int]]) -> None:
         """Add metric points (name, value, step) that are finite and of a later step than the metric's last one."""
         usable = [
             (name, float(value), int(step))
             for name, value, step in points
-            if isinstance(value, Real) and math.isfinite(value) and step > self.last_step.get((run, name), step - 1)
+            if isinstance(value, Real)
+            and math.isfinite(value)
+            and step > self.last_step.get((run, name), step - 1)
         ]
         if usable:
             self.append("metrics", run, usable)
@@ -102,16 +129,22 @@ class Spool:
         if event["kind"] == "status":
             self.statuses.setdefault(event["run"], []).append(event["content"])
         elif event["kind"] == "metrics":
-            self.last_step.update({(event["run"], name): step for name, _, step in event["content"]})
+            self.last_step.update(
+                {(event["run"], name): step for name, _, step in event["content"]}
+            )
 
 
 class TrackedRun:
     """A run of the tree. As a context it ends with the body: FINISHED, FAILED, or KILLED."""
 
-    def __init__(self, spool: Spool, name: str, *, parent: str = "", params: Mapping[str, Any]) -> None:
+    def __init__(
+        self, spool: Spool, name: str, *, parent: str = "", params: Mapping[str, Any]
+    ) -> None:
         self.spool = spool
         self.path = f"{parent}/{name}" if parent else name
-        spool.append("start", self.path, {"name": name, "parent": parent, "uid": uuid.uuid4().hex}, ident="")
+        spool.append(
+            "start", self.path, {"name": name, "parent": parent, "uid": uuid.uuid4().hex}, ident=""
+        )
         spool.set_status(self.path, "RUNNING")
         if params:
             spool.append("params", self.path, _flatten(params))
@@ -126,7 +159,12 @@ class TrackedRun:
 
     def log_records(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Log training records, each with its `step`; steps that are there are left out."""
-        points = [(name, record[name], record["step"]) for record in records for name in record if name != "step"]
+        points = [
+            (name, record[name], record["step"])
+            for record in records
+            for name in record
+            if name != "step"
+        ]
         self.spool.append_points(self.path, points)
 
     def log_file(self, path: Path, folder: str = "") -> None:
@@ -141,7 +179,9 @@ class TrackedRun:
         columns = list(dict.fromkeys(column for row in rows for column in row))
         data = [[_finite(row.get(column)) for column in columns] for row in rows]
         table = json.loads(json.dumps({"columns": columns, "data": data}, default=str))
-        self.spool.append("table", self.path, {"file": f"{name.removesuffix('.json')}.json", "table": table})
+        self.spool.append(
+            "table", self.path, {"file": f"{name.removesuffix('.json')}.json", "table": table}
+        )
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; the last value stays."""
@@ -150,7 +190,11 @@ class TrackedRun:
 
     def end(self, status: Status = "FINISHED") -> None:
         """End this run and what is still open below it; a run that has ended keeps its status."""
-        below = [run for run in self.spool.statuses if run == self.path or run.startswith(f"{self.path}/")]
+        below = [
+            run
+            for run in self.spool.statuses
+            if run == self.path or run.startswith(f"{self.path}/")
+        ]
         for run in reversed(below):
             if self.spool.statuses[run][-1] == "RUNNING":
                 self.spool.set_status(run, status)
@@ -159,7 +203,10 @@ class TrackedRun:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.end(_status_after(error))
 
@@ -186,7 +233,9 @@ def tracked_run(
     """
     spool = Spool(folder)
     uri = tracking_uri(config, store)
-    artifacts = "" if uri.startswith("http") else str(store.resolve() / "mlartifacts")  # a server knows its own
+    artifacts = (
+        "" if uri.startswith("http") else str(store.resolve() / "mlartifacts")
+    )  # a server knows its own
     target = {"uri": uri, "experiment": config.experiment, "artifacts": artifacts}
     targets = [event["content"] for event in spool.events if event["kind"] == "target"]
     if targets[-1:] != [target]:
@@ -217,7 +266,8 @@ def sync_tracking(folder: Path) -> bool:
             return replay.sync(read_events(folder), abandoned=True)
     except StageFailedError:
         log.warning(
-            "%s is still running, or being replayed; whoever does that sends it to MLflow.", display_path(folder)
+            "%s is still running, or being replayed; whoever does that sends it to MLflow.",
+            display_path(folder),
         )
         return False
 
@@ -233,7 +283,9 @@ def _syncing(spool: Spool) -> Iterator[None]:
         stopped.set()
         thread.join(FLUSH_S)
         if thread.is_alive():
-            log.warning("MLflow is slow and does not have everything yet. %s", how_to_replay(spool.folder))
+            log.warning(
+                "MLflow is slow and does not have everything yet. %s", how_to_replay(spool.folder)
+            )
 
 
 def _follow(spool: Spool, stopped: threading.Event) -> None:
@@ -246,7 +298,9 @@ def _follow(spool: Spool, stopped: threading.Event) -> None:
             return
         except StageFailedError:  # somebody replays what an earlier driver left
             if ending:
-                log.warning("Another process is replaying this run. %s", how_to_replay(spool.folder))
+                log.warning(
+                    "Another process is replaying this run. %s", how_to_replay(spool.folder)
+                )
                 return
         stopped.wait(SYNC_S)
 
@@ -255,7 +309,9 @@ def _replay_until(stopped: threading.Event, spool: Spool, replay: Replay) -> Non
     while True:
         ending = stopped.is_set()
         replay.sync(list(spool.events))
-        if ending or (stopped.is_set() and replay.unreached):  # a second try in a row would only cost time
+        if ending or (
+            stopped.is_set() and replay.unreached
+        ):  # a second try in a row would only cost time
             return
         stopped.wait(RETRY_S if replay.unreached else SYNC_S)
 
@@ -280,7 +336,11 @@ def _status_after(error: BaseException | None) -> Status:
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in params.items():
-        flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: str(value)})
+        flat.update(
+            _flatten(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {prefix + name: str(value)}
+        )
     return flat
 
 

@@ -66,7 +66,9 @@ class Writer:
         return self.folder / "checkpoints"
 
 
-def save_checkpoint(engine: Any, writer: Writer, *, step: int, records: list[dict[str, Any]]) -> None:
+def save_checkpoint(
+    engine: Any, writer: Writer, *, step: int, records: list[dict[str, Any]]
+) -> None:
     """Save the engine's state; called by every worker.
 
     Rank 0 removes checkpoints beyond the newest `keep` once the new one is published.
@@ -92,13 +94,18 @@ def save_checkpoint(engine: Any, writer: Writer, *, step: int, records: list[dic
     ours = [True]
     if dist.get_rank() == 0 and (ours := [holds_lease(writer.folder, writer.token)])[0]:
         files = dict(sorted((name, digest) for found in everyone for name, digest in found.items()))
-        write_json(target / MANIFEST, asdict(Manifest(step, world, engine.zero_optimization_stage(), files)))
+        write_json(
+            target / MANIFEST,
+            asdict(Manifest(step, world, engine.zero_optimization_stage(), files)),
+        )
         _prune(writer, target)
     dist.broadcast_object_list(ours)
     if address_of(target) is not None:
         shutil.rmtree(target, ignore_errors=True)
     if not ours[0]:
-        raise CheckpointError(f"{display_path(writer.folder)} was taken over by another driver; this one stops.")
+        raise CheckpointError(
+            f"{display_path(writer.folder)} was taken over by another driver; this one stops."
+        )
 
 
 def once_a_folder(folder: Path, work: Callable[[], Any]) -> None:
@@ -113,7 +120,11 @@ def once_a_folder(folder: Path, work: Callable[[], Any]) -> None:
 def _sent_files(target: Path) -> dict[str, str]:
     """Digests of all files of a folder, published if it is a mirror."""
     publish(target)
-    return {str(path.relative_to(target)): _sha256(path) for path in sorted(target.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(target)): _sha256(path)
+        for path in sorted(target.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _clear_torn(writer: Writer) -> None:
@@ -127,7 +138,10 @@ def _check_space(engine: Any, writer: Writer) -> None:
     """Refuse, on every rank, to begin what a disk cannot hold: half a checkpoint would only fill it."""
     found = [0, 0]
     if dist.get_rank() == 0:
-        sizes = [(weight, getattr(weight, "ds_numel", weight.numel())) for weight in engine.module.parameters()]
+        sizes = [
+            (weight, getattr(weight, "ds_numel", weight.numel()))
+            for weight in engine.module.parameters()
+        ]
         needed = sum(
             numel * (weight.element_size() + 12 * weight.requires_grad) for weight, numel in sizes
         )  # and 3 states in fp32
@@ -151,7 +165,9 @@ def latest_checkpoint(folder: Path) -> tuple[Path, Manifest] | None:
         manifest = _read_manifest(target)
         if manifest is not None:
             return target, manifest
-        logger.warning("checkpoint %s is incomplete or damaged; using an older one", display_path(target))
+        logger.warning(
+            "checkpoint %s is incomplete or damaged; using an older one", display_path(target)
+        )
     return None
 
 
@@ -177,7 +193,10 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
         engine.load_checkpoint(str(target), tag=TAG)
     elif can_reshard(engine, stage):
         logger.warning(
-            "%s was written by %d workers at ZeRO stage %d; its states are dealt out anew", target, world, stage
+            "%s was written by %d workers at ZeRO stage %d; its states are dealt out anew",
+            target,
+            world,
+            stage,
         )
         load_resharded(engine, target / TAG, world_size=world, zero_stage=stage)
     else:
@@ -194,7 +213,11 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
 
 def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig) -> None:
     """Write the engine's weights as a Hugging Face folder that `from_pretrained` loads, adapters merged; called by every worker."""
-    state = engine._zero3_consolidated_16bit_state_dict() if engine.zero_optimization_stage() == 3 else None
+    state = (
+        engine._zero3_consolidated_16bit_state_dict()
+        if engine.zero_optimization_stage() == 3
+        else None
+    )
     if dist.get_rank() == 0:
         model = engine.module.model
         state = _of_model(state or engine.module.state_dict())
@@ -206,7 +229,10 @@ def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig
             state = model.state_dict()
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(temporary, state_dict={name: tensor.contiguous().cpu() for name, tensor in state.items()})
+        model.save_pretrained(
+            temporary,
+            state_dict={name: tensor.contiguous().cpu() for name, tensor in state.items()},
+        )
         processor.save_pretrained(temporary)
         keep_video_settings(resolve_model(config.path), temporary)
         shutil.rmtree(folder, ignore_errors=True)
@@ -220,12 +246,19 @@ def weights_of(engine: Any) -> dict[str, torch.Tensor]:
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
-        return {name: tensor.detach().clone() for name, tensor in _of_model(engine.module.state_dict()).items()}
+        return {
+            name: tensor.detach().clone()
+            for name, tensor in _of_model(engine.module.state_dict()).items()
+        }
 
 
 def _of_model(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What of a policy's state is its model's, by the model's names."""
-    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+    return {
+        name.removeprefix("model."): tensor
+        for name, tensor in state.items()
+        if name.startswith("model.")
+    }
 
 
 def _read_manifest(target: Path) -> Manifest | None:
@@ -246,7 +279,9 @@ def _sha256(path: Path) -> str:
 def _prune(writer: Writer, newest: Path) -> None:
     """Keep the newest `keep` complete checkpoints up to the one just written; what claims a later step is damaged."""
     there = [writer.checkpoints / name for name in sorted(_names(writer.folder), reverse=True)]
-    kept = [path for path in there if path.name < newest.name and is_there(path / MANIFEST)][: writer.keep - 1]
+    kept = [path for path in there if path.name < newest.name and is_there(path / MANIFEST)][
+        : writer.keep - 1
+    ]
     for target in there:
         if target not in (newest, *kept):
             discard(target / MANIFEST)  # first of all it stops being a checkpoint

@@ -45,30 +45,52 @@ class MetricsReporter:
         self.facts: list[dict[str, Any]] = []
         self.tokens, self.since = 0, time.perf_counter()
 
-    def add(self, step: int, engine: Any, losses: Sequence[tuple[PairBatch, StepLoss]], suspects: list[str]) -> None:
+    def add(
+        self,
+        step: int,
+        engine: Any,
+        losses: Sequence[tuple[PairBatch, StepLoss]],
+        suspects: list[str],
+    ) -> None:
         """Note one update; its losses stay on the device. `suspects`: pairs for which it was skipped."""
         self.values.append(torch.stack([preference_metrics(loss) for _, loss in losses]).mean(0))
         norm = engine.get_global_grad_norm()
         rate = engine.optimizer.param_groups[0]["lr"]
-        fact = {"step": step, "learning_rate": rate, "grad_norm": None if norm is None else float(norm)}
+        fact = {
+            "step": step,
+            "learning_rate": rate,
+            "grad_norm": None if norm is None else float(norm),
+        }
         fact |= self.setting
         self.setting = {}
         fact["system/worker_memory_gib"] = round(psutil.Process().memory_info().rss / 2**30, 3)
         if torch.cuda.is_available():
             fact["system/gpu_peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-        self.facts.append({**fact, "skipped": int(bool(suspects)), **({"skipped_pairs": suspects} if suspects else {})})
+        self.facts.append(
+            {
+                **fact,
+                "skipped": int(bool(suspects)),
+                **({"skipped_pairs": suspects} if suspects else {}),
+            }
+        )
         self.tokens += sum(batch.inputs["input_ids"].numel() for batch, _ in losses)
 
     def flush(self) -> None:
         """Average over workers and report to the driver; called by every worker."""
         if self.values:
-            counts = torch.full((len(self.values), 1), float(self.tokens), device=self.values[0].device)
+            counts = torch.full(
+                (len(self.values), 1), float(self.tokens), device=self.values[0].device
+            )
             table = torch.cat([torch.stack(self.values), counts], dim=1)
             dist.all_reduce(table)
             rows = (table / dist.get_world_size()).tolist()
             rate = rows[0][-1] * dist.get_world_size() / (time.perf_counter() - self.since)
             for fact, row in zip(self.facts, rows, strict=True):
-                named = {name: value for name, value in zip(METRICS, row, strict=False) if math.isfinite(value)}
+                named = {
+                    name: value
+                    for name, value in zip(METRICS, row, strict=False)
+                    if math.isfinite(value)
+                }
                 self.records.append({**fact, **named, "system/tokens_per_second": round(rate, 1)})
         self.report({"records": self.records[self.sent :]})
         self.sent = len(self.records)
@@ -81,7 +103,9 @@ class RecordWriter(UserCallback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
         """Append rank 0's records of updates that are not there yet."""
         append_records(self.folder, metrics[0]["records"])
 
@@ -93,7 +117,9 @@ def append_records(folder: Path, records: Sequence[Record]) -> None:
     fresh = [record for record in records if record["step"] > last]
     with (folder / METRICS_FILE).open("a+b") as stream:
         stream.seek(0)
-        stream.truncate(stream.read().rfind(b"\n") + 1)  # half a line, left by a writer that was killed
+        stream.truncate(
+            stream.read().rfind(b"\n") + 1
+        )  # half a line, left by a writer that was killed
         stream.write("".join(json.dumps(record) + "\n" for record in fresh).encode())
 
 

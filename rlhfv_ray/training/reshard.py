@@ -37,11 +37,15 @@ def load_resharded(engine: Any, folder: Path, *, world_size: int, zero_stage: in
         world_size: of the workers that wrote them.
         zero_stage: theirs, 1 to 3.
     """
-    shards = [_read(folder, rank, "optim_states")["optimizer_state_dict"] for rank in range(world_size)]
+    shards = [
+        _read(folder, rank, "optim_states")["optimizer_state_dict"] for rank in range(world_size)
+    ]
     saved = _saved_stage_3(folder, world_size) if zero_stage == 3 else _saved(shards)
     inner, here = engine.optimizer.optimizer, engine.zero_optimization_stage()
     flats = (
-        engine.optimizer.fp32_partitioned_groups_flat if here == 3 else engine.optimizer.single_partition_of_fp32_groups
+        engine.optimizer.fp32_partitioned_groups_flat
+        if here == 3
+        else engine.optimizer.single_partition_of_fp32_groups
     )
     updates = _moments(shards[0])[0]["step"]
     for flat in flats:
@@ -58,8 +62,14 @@ def load_resharded(engine: Any, folder: Path, *, world_size: int, zero_stage: in
             whole = torch.cat([_flat(shards[rank], state, where) for rank, where in saved[name]])
             if at is not None:
                 where, start = at
-                flat = flats[where.group] if state == "fp32" else inner.state[flats[where.group]][state]
-                flat.data.narrow(0, where.start, where.numel).copy_(whole.narrow(0, start, where.numel))
+                flat = (
+                    flats[where.group]
+                    if state == "fp32"
+                    else inner.state[flats[where.group]][state]
+                )
+                flat.data.narrow(0, where.start, where.numel).copy_(
+                    whole.narrow(0, start, where.numel)
+                )
             if state == "fp32":
                 _set_weight(weight, whole, here)
 
@@ -70,7 +80,9 @@ def _saved(shards: list[dict[str, Any]]) -> dict[str, list[tuple[int, Slice]]]:
     for rank, shard in enumerate(shards):
         for group, mapping in enumerate(shard["param_slice_mappings"]):
             for name, address in mapping.items():
-                found.setdefault(name, []).append((rank, Slice(group, address.start, address.numel)))
+                found.setdefault(name, []).append(
+                    (rank, Slice(group, address.start, address.numel))
+                )
     return found
 
 
@@ -81,7 +93,8 @@ def _saved_stage_3(folder: Path, world: int) -> dict[str, list[tuple[int, Slice]
         start = 0
         for name, shape in shapes.items():
             found[name] = [
-                (rank, Slice(group, start, numel)) for rank, numel in enumerate(_shares(shape.numel(), world))
+                (rank, Slice(group, start, numel))
+                for rank, numel in enumerate(_shares(shape.numel(), world))
             ]
             start += -(-shape.numel() // world)
     return found
@@ -117,9 +130,9 @@ def _set_weight(weight: Any, whole: Tensor, stage: int) -> None:
 def _flat(shard: dict[str, Any], state: str, where: Slice) -> Tensor:
     """A slice of one state in a worker's file."""
     if state == "fp32":
-        flat = shard["fp32_flat_groups" if "fp32_flat_groups" in shard else "single_partition_of_fp32_groups"][
-            where.group
-        ]
+        flat = shard[
+            "fp32_flat_groups" if "fp32_flat_groups" in shard else "single_partition_of_fp32_groups"
+        ][where.group]
     else:
         flat = _moments(shard)[where.group][state]
     return flat.narrow(0, where.start, where.numel)
@@ -127,9 +140,11 @@ def _flat(shard: dict[str, Any], state: str, where: Slice) -> Tensor:
 
 def _moments(shard: dict[str, Any]) -> dict[int, dict[str, Tensor]]:
     """AdamW's state in a worker's file, by number of the flat tensor."""
-    return (shard["optimizer_state_dict"] if "optimizer_state_dict" in shard else shard["base_optimizer_state"])[
-        "state"
-    ]
+    return (
+        shard["optimizer_state_dict"]
+        if "optimizer_state_dict" in shard
+        else shard["base_optimizer_state"]
+    )["state"]
 
 
 def _read(folder: Path, rank: int, what: str) -> dict[str, Any]:

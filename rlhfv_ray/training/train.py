@@ -23,13 +23,25 @@ from torch import Tensor
 from rlhfv_ray.cluster import ray_storage
 from rlhfv_ray.config import DDPOConfig, OptimConfig
 from rlhfv_ray.data.reference_table import check_reference, from_row, load_reference, pair_lengths
-from rlhfv_ray.errors import CheckpointError, ConfigError, StageFailedError, StaleReferenceError, StorageError
+from rlhfv_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    StageFailedError,
+    StaleReferenceError,
+    StorageError,
+)
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import PreferenceLoss, StepLoss, batch_loss
 from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import PairBatch
 from rlhfv_ray.storage.mirror import discard, fetch, make, publish
-from rlhfv_ray.training.checkpoint import Writer, export_policy, load_checkpoint, once_a_folder, save_checkpoint
+from rlhfv_ray.training.checkpoint import (
+    Writer,
+    export_policy,
+    load_checkpoint,
+    once_a_folder,
+    save_checkpoint,
+)
 from rlhfv_ray.training.metrics_log import MetricsReporter, RecordWriter, tail_records
 from rlhfv_ray.training.sampler import micro_batches, nested_subset, prefetched
 
@@ -37,7 +49,10 @@ logger = logging.getLogger(__name__)
 
 FAILURE = "failure.pickle"  # written and read within one attempt
 COLLECTIVE_TIMEOUT_S = 600
-GATE = {"fp32": (1e-6, 1e-5), "bf16": (1e-2, 1e-2)}  # how far the first loss may be from ln 2; or a token, nats
+GATE = {
+    "fp32": (1e-6, 1e-5),
+    "bf16": (1e-2, 1e-2),
+}  # how far the first loss may be from ln 2; or a token, nats
 
 
 @dataclass(frozen=True)
@@ -50,10 +65,14 @@ class TrainJob:
     folder: Path  # of this stage
     token: str  # of the lease on it
     until: int = 0  # updates after which to stop, with a checkpoint to go on from; 0: at the end
-    export: Path | None = None  # folder that receives `model/`; this stage's, if there is none given
+    export: Path | None = (
+        None  # folder that receives `model/`; this stage's, if there is none given
+    )
 
 
-def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], None] = lambda records: None) -> None:
+def train_ddpo(
+    job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], None] = lambda records: None
+) -> None:
     """Start the workers and wait for them; what a lost worker had not saved is done again.
 
     Args:
@@ -66,7 +85,9 @@ def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], N
     """
     scale = job.config.scale
     discard(job.folder / FAILURE)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray's 2 s make every end of training as late
+    os.environ.setdefault(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
+    )  # Ray's 2 s make every end of training as late
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
@@ -75,11 +96,15 @@ def train_ddpo(job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], N
             use_gpu=scale.gpu,
             resources_per_worker={"CPU": scale.cpus, **({"GPU": 1} if scale.gpu else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if scale.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=TorchConfig(
+            backend="nccl" if scale.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+        ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{job.token}",  # never the same twice: our checkpoints, not Ray's snapshot, say where to go on
             **ray_storage(job.folder / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=2),
+            failure_config=ray.train.FailureConfig(
+                max_failures=scale.max_failures, controller_failure_limit=2
+            ),
             callbacks=[RecordWriter(job.folder)],
             logging_config=ray.train.LoggingConfig("WARNING"),
         ),
@@ -110,7 +135,12 @@ def run_worker(settings: dict[str, TrainJob]) -> None:
         train_worker(job, ray.train.report)
     except StorageError:  # of one rank alone, and it may be there again
         raise
-    except (ConfigError, StageFailedError, StaleReferenceError, CheckpointError) as error:  # of all ranks together
+    except (
+        ConfigError,
+        StageFailedError,
+        StaleReferenceError,
+        CheckpointError,
+    ) as error:  # of all ranks together
         if dist.get_rank() == 0:
             make(job.folder)
             (job.folder / FAILURE).write_bytes(pickle.dumps(error))
@@ -151,15 +181,22 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     reporter = MetricsReporter(
         records, report, {"memory/foretold_gib": round(foretold, 3), "recompute": scale.recompute}
     )
-    collate = functools.partial(collate_pairs, processor=processor, rule=config.data.rule, layout=engine.module.layout)
+    collate = functools.partial(
+        collate_pairs, processor=processor, rule=config.data.rule, layout=engine.module.layout
+    )
     batches = prefetched(micro_batches(pairs, lengths, collate, config, start=step, stop=until))
     skipped = 0  # updates in a row
     while step < until:
-        losses, suspects = update(engine, batches, job, step=step, rate=learning_rate(optim, step, steps))
+        losses, suspects = update(
+            engine, batches, job, step=step, rate=learning_rate(optim, step, steps)
+        )
         step += 1
         skipped = skipped + 1 if suspects else 0
         reporter.add(step, engine, losses, suspects)
-        stop, due = skipped == optim.max_skipped, step == until or step % scale.checkpoint_every == 0
+        stop, due = (
+            skipped == optim.max_skipped,
+            step == until or step % scale.checkpoint_every == 0,
+        )
         if stop or due or step % scale.log_every == 0:
             reporter.flush()
         if stop:
@@ -171,7 +208,9 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
         if due and not suspects:
             save_checkpoint(engine, writer, step=step, records=reporter.records)
     if step > until:
-        raise StageFailedError(f"{job.folder} is at update {step} already; the model of update {until} is gone.")
+        raise StageFailedError(
+            f"{job.folder} is at update {step} already; the model of update {until} is gone."
+        )
     export_policy(engine, processor, (job.export or job.folder) / "model", config.model)
 
 
@@ -182,7 +221,9 @@ def load_engine(config: DDPOConfig) -> tuple[Any, Any]:
 
     model, processor = load_model(config.model)
     prepare_training(model, config.model)
-    policy = AnswerPolicy(model, layout_of(model, config.model.layout, row_tokens=config.scale.row_tokens))
+    policy = AnswerPolicy(
+        model, layout_of(model, config.model.layout, row_tokens=config.scale.row_tokens)
+    )
     trained = [weight for weight in policy.parameters() if weight.requires_grad]
     optim = config.optim
     optimizer = torch.optim.AdamW(  # fused: one pass over the weights instead of a dozen
@@ -208,12 +249,16 @@ def fit_worker(config: DDPOConfig, pairs: Any, lengths: Sequence[int]) -> tuple[
     elif scale.gpu:
         found = torch.cuda.mem_get_info()[1]
     else:
-        found = psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+        found = psutil.virtual_memory().total // int(
+            os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())
+        )
     least = torch.tensor(found, device="cuda" if scale.gpu else "cpu")  # where the backend reduces
     dist.all_reduce(least, dist.ReduceOp.MIN)
     longest = sorted(range(len(lengths)), key=lambda row: lengths[row])[-scale.micro_batch :]
     processor = load_processor(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    shapes = step_size([from_row(pairs[row], chosen_only=config.loss.is_sft) for row in longest], processor, config)
+    shapes = step_size(
+        [from_row(pairs[row], chosen_only=config.loss.is_sft) for row in longest], processor, config
+    )
     fitting, memory = fit_memory(config, shapes, int(least))
     return fitting, memory.total / 2**30
 
@@ -254,7 +299,11 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
         return optim.learning_rate * (step + 1) / warmup
     if optim.schedule == "constant":
         return optim.learning_rate
-    return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return (
+        optim.learning_rate
+        * 0.5
+        * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    )
 
 
 def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConfig) -> Any:

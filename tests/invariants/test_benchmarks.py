@@ -25,7 +25,9 @@ sys.modules.update(dict.fromkeys({BLOCKED!r}))  # None: an import fails, and fin
 sys.argv = {command!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["cell"][:2] for row in rows} == {"a ", "b ", "d ", "e ", "f ", "la", "MF"}
@@ -39,5 +41,10 @@ def test_trl_computes_the_same_loss_and_gradient_at_gamma_1():
     setting = make_setting(TINY, pairs=2, device=torch.device("cpu"), dtype=torch.float32)
     before = [weight.clone() for weight in setting.model.parameters()]
     rows = trl_cells(setting, "toy", rounds=1)
-    assert [row.cell for row in rows] == ["c step, toy, TRL, equal checkpointing", "c step, toy, TRL, its defaults"]
-    assert all(torch.equal(now, then) for now, then in zip(setting.model.parameters(), before, strict=True))
+    assert [row.cell for row in rows] == [
+        "c step, toy, TRL, equal checkpointing",
+        "c step, toy, TRL, its defaults",
+    ]
+    assert all(
+        torch.equal(now, then) for now, then in zip(setting.model.parameters(), before, strict=True)
+    )

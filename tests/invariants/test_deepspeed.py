@@ -26,13 +26,20 @@ from rlhfv_ray.training.sampler import micro_batches
 from rlhfv_ray.training.train import TrainJob, pairs_to_blame, start_engine, update
 
 WORLD, PAIRS = 2, 6
-RATE = 10.0  # of plain SGD: a weight changes by RATE * gradient, far above the weight's own rounding
+RATE = (
+    10.0  # of plain SGD: a weight changes by RATE * gradient, far above the weight's own rounding
+)
 # Largest distance of a parameter's gradient from torch's, as a share of its norm plus a tenth of the whole gradient's norm.
 TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2}
 WATCHED = "model.language_model.layers.0.self_attn.v_proj.weight"  # must move in every update
 LOSS = LossConfig(beta=0.5, gamma=5.0, normalize=True)
 # ZeRO stage, dtype, forward passes per update and worker, clip. DeepSpeed takes other ways with a clip, even one never reached, than without.
-CASES = [(stage, dtype, *way) for stage in (0, 1, 2, 3) for dtype in ("fp32", "bf16") for way in ((1, 0.0), (3, 1e9))]
+CASES = [
+    (stage, dtype, *way)
+    for stage in (0, 1, 2, 3)
+    for dtype in ("fp32", "bf16")
+    for way in ((1, 0.0), (3, 1e9))
+]
 
 
 def config_of(case, model: Path) -> DDPOConfig:
@@ -49,7 +56,9 @@ def master_weights(engine) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     optimizer, own = engine.optimizer, {}
-    if hasattr(optimizer, "fp32_groups"):  # bf16 without ZeRO, which the function above does not know
+    if hasattr(
+        optimizer, "fp32_groups"
+    ):  # bf16 without ZeRO, which the function above does not know
         own = {
             id(low): high
             for lows, highs in zip(optimizer.fp16_groups, optimizer.fp32_groups)
@@ -83,8 +92,12 @@ def run_case(case, folder: Path) -> dict:
     policy = AnswerPolicy(model, layout_of(model))
     engine = start_engine(policy, torch.optim.SGD(policy.parameters(), lr=RATE), config)
     rows = [to_row(pair) for pair in pickle.loads((folder / "pairs.pickle").read_bytes())]
-    collate = functools.partial(collate_pairs, processor=processor, rule=config.data.rule, layout=policy.layout)
-    lengths = [len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+    collate = functools.partial(
+        collate_pairs, processor=processor, rule=config.data.rule, layout=policy.layout
+    )
+    lengths = [
+        len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows
+    ]
     made = micro_batches(rows, lengths, collate, config, start=0, stop=1)
     batches = [to_device(batch, engine.device, model.dtype) for batch in made]
     job = TrainJob(config, folder, {}, folder, token="")
@@ -122,7 +135,10 @@ def reference_pairs(small_model, encoded):
     rng = random.Random(0)
     with torch.no_grad():
         scored = score_pairs(AnswerPolicy(model, layout_of(model)), processor, encoded[:PAIRS])
-    return [replace(pair, chosen_logps=[value + rng.gauss(0, 0.5) for value in pair.chosen_logps]) for pair in scored]
+    return [
+        replace(pair, chosen_logps=[value + rng.gauss(0, 0.5) for value in pair.chosen_logps])
+        for pair in scored
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +163,9 @@ def plain(small_model, reference_pairs):
         batch = to_device(made, model.device, model.dtype)
         batch_loss(policy_token_logps(policy, batch), batch, LOSS).total.backward()
         gradients[dtype] = {
-            name: torch.zeros_like(weight, dtype=torch.float32) if weight.grad is None else weight.grad.float()
+            name: torch.zeros_like(weight, dtype=torch.float32)
+            if weight.grad is None
+            else weight.grad.float()
             for name, weight in model.named_parameters()
         }
     return gradients
@@ -168,7 +186,9 @@ def test_gradient_is_torchs(case, found, plain):
         assert got["skipped"][0] == 0
         for name, gradient in wanted.items():
             distance = (got["gradient"][name] - gradient).norm()
-            assert distance <= TOLERANCE[case[1]] * (gradient.norm() + 0.1 * whole), f"{name}: {distance:.3g}"
+            assert distance <= TOLERANCE[case[1]] * (gradient.norm() + 0.1 * whole), (
+                f"{name}: {distance:.3g}"
+            )
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)

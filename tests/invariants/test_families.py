@@ -25,9 +25,15 @@ GRADIENT = 1e-5  # of its norm
 HALF = 0.03  # of the log-probs' mean size, in bf16 (8 bits: 0.4 % a rounding) on weights drawn wide
 
 ANSWERS = [
-    ("a red circle and a blue square", "a red circle and a green star on a street, next to a blue square"),
+    (
+        "a red circle and a blue square",
+        "a red circle and a green star on a street, next to a blue square",
+    ),
     ("one blue square", "a red circle on a street"),  # nothing in common
-    ("a street and a star", "a street and a star, next to a red circle"),  # the one begins the other
+    (
+        "a street and a star",
+        "a street and a star, next to a red circle",
+    ),  # the one begins the other
     ("a red red red red circle", "a red red circle"),
 ]
 
@@ -49,7 +55,11 @@ def family(request, tmp_path_factory):
         PreferencePair(f"{number}", picture(number, *shape), "What is there?", chosen, rejected)
         for number, (shape, (chosen, rejected)) in enumerate(zip(shapes, ANSWERS, strict=True))
     ]
-    return model, processor, [encode_pair(pair, processor, min_match=3, max_length=2048) for pair in pairs]
+    return (
+        model,
+        processor,
+        [encode_pair(pair, processor, min_match=3, max_length=2048) for pair in pairs],
+    )
 
 
 def scores_and_gradients(model, batch, layout):
@@ -57,7 +67,9 @@ def scores_and_gradients(model, batch, layout):
     logps = policy_token_logps(AnswerPolicy(model, layout), batch)
     weights = torch.linspace(-1, 2, logps.numel()).view_as(logps)  # every token counts differently
     (logps * weights * (batch.answers >= 0)).sum().backward()
-    return logps.detach(), {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+    return logps.detach(), {
+        name: w.grad for name, w in model.named_parameters() if w.grad is not None
+    }
 
 
 def assert_same(ours, theirs):
@@ -74,7 +86,9 @@ def test_shared_rows_equal_plain_rows(family):
     model, processor, pairs = family
     layout = layout_of(model)
     assert layout.shared
-    shared = scores_and_gradients(model, collate_pairs(pairs, processor, rule="muffin", layout=layout), layout)
+    shared = scores_and_gradients(
+        model, collate_pairs(pairs, processor, rule="muffin", layout=layout), layout
+    )
     plain = layout_of(model, "plain")
     batch = collate_pairs(pairs, processor, rule="muffin", layout=plain)
     assert "branches" not in batch.inputs
@@ -88,14 +102,18 @@ def test_shared_rows_need_no_mask(family, monkeypatch):
 
     def record(module, query, key, value, attention_mask, **settings):
         masked.append(
-            attention_mask is not None and attention_mask.shape[-1] > 1 and attention_mask.dtype == torch.bool
+            attention_mask is not None
+            and attention_mask.shape[-1] > 1
+            and attention_mask.dtype == torch.bool
         )
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
 
     monkeypatch.setattr(policy_module, "sdpa_attention_forward", record)
     batch = collate_pairs(pairs, processor, rule="muffin", layout=layout)
     policy_token_logps(AnswerPolicy(model, layout), batch)
-    assert any(masked) == (model.config.model_type == "gemma3")  # its images' tokens see each other both ways
+    assert any(masked) == (
+        model.config.model_type == "gemma3"
+    )  # its images' tokens see each other both ways
 
 
 def test_whole_model_scores_the_same(family):
@@ -105,7 +123,9 @@ def test_whole_model_scores_the_same(family):
     whole = replace(apart, split_head=False)
     assert apart.split_head
     batch = collate_pairs(pairs, processor, rule="muffin", layout=apart)
-    assert_same(scores_and_gradients(model, batch, apart), scores_and_gradients(model, batch, whole))
+    assert_same(
+        scores_and_gradients(model, batch, apart), scores_and_gradients(model, batch, whole)
+    )
 
 
 def test_packed_rows_equal_single_rows(family):
@@ -116,7 +136,9 @@ def test_packed_rows_equal_single_rows(family):
     assert one.inputs["input_ids"].shape[0] == 1
     several = collate_pairs(pairs, processor, rule="muffin", layout=single)
     assert several.inputs["input_ids"].shape[0] == len(pairs)
-    assert_same(scores_and_gradients(model, one, packed), scores_and_gradients(model, several, single))
+    assert_same(
+        scores_and_gradients(model, one, packed), scores_and_gradients(model, several, single)
+    )
 
 
 def test_plain_rows_are_the_models_own_logits(family):
@@ -130,7 +152,9 @@ def test_plain_rows_are_the_models_own_logits(family):
             ids = torch.tensor([pair.prompt_ids + answer])
             images = layout.image_inputs(processor, [pair.image])
             labels = torch.tensor([[IGNORED] * len(pair.prompt_ids) + answer])
-            logits = model(input_ids=ids, **layout.token_inputs(ids), **images, use_cache=False).logits
+            logits = model(
+                input_ids=ids, **layout.token_inputs(ids), **images, use_cache=False
+            ).logits
             wanted = token_logps(logits, labels)[0, len(pair.prompt_ids) - 1 :]
             torch.testing.assert_close(ours[row, : len(answer)], wanted, atol=TOKENS, rtol=1e-6)
             assert (ours[row, len(answer) :] == 0).all()
@@ -144,14 +168,20 @@ def test_conversations_are_the_models_own_logits(family):
     examples = [example, EncodedPair(**{**vars(pairs[1]), "rejected_ids": []})]
     assert example.scored is not None and not all(example.scored)
     layouts = layout_of(model), layout_of(model, "plain")
-    shared, plain = (collate_pairs(examples, processor, rule="muffin", layout=layout) for layout in layouts)
+    shared, plain = (
+        collate_pairs(examples, processor, rule="muffin", layout=layout) for layout in layouts
+    )
     found = scores_and_gradients(model, shared, layouts[0])
     assert_same(found, scores_and_gradients(model, plain, layouts[1]))
     ids = torch.tensor([example.prompt_ids + example.chosen_ids])
     images = layouts[1].image_inputs(processor, [example.image])
     logits = model(input_ids=ids, **layouts[1].token_inputs(ids), **images, use_cache=False).logits
-    unscored = torch.tensor([[True] * len(example.prompt_ids) + [not flag for flag in example.scored]])
-    wanted = token_logps(logits, ids.masked_fill(unscored, IGNORED))[0, len(example.prompt_ids) - 1 :]
+    unscored = torch.tensor(
+        [[True] * len(example.prompt_ids) + [not flag for flag in example.scored]]
+    )
+    wanted = token_logps(logits, ids.masked_fill(unscored, IGNORED))[
+        0, len(example.prompt_ids) - 1 :
+    ]
     torch.testing.assert_close(found[0][0, : len(wanted)], wanted.detach(), atol=TOKENS, rtol=1e-6)
     assert (wanted != 0).sum() == sum(example.scored)
 
@@ -194,9 +224,13 @@ def test_answers_in_a_batch_are_those_of_one_prompt_at_a_time(family):
         "one",
     )  # one at least that is not answered by the end of the answer
     prompts = [Prompt(pair.id, pair.image, question) for pair in pairs for question in questions]
-    decoding = GenerationConfig(max_new_tokens=6, repetition_penalty=3.0)  # else some say one token for ever
+    decoding = GenerationConfig(
+        max_new_tokens=6, repetition_penalty=3.0
+    )  # else some say one token for ever
     together = answer_prompts(model, processor, prompts, decoding)
-    assert together == [answer_prompts(model, processor, [prompt], decoding)[0] for prompt in prompts]
+    assert together == [
+        answer_prompts(model, processor, [prompt], decoding)[0] for prompt in prompts
+    ]
     assert any(together)
 
 
@@ -206,10 +240,14 @@ def test_bf16_rounds_rows_alike(family):
     half = deepcopy(model).bfloat16()
     found = []
     for layout in (layout_of(half), layout_of(half, "plain")):
-        batch = to_device(collate_pairs(pairs, processor, rule="muffin", layout=layout), half.device, half.dtype)
+        batch = to_device(
+            collate_pairs(pairs, processor, rule="muffin", layout=layout), half.device, half.dtype
+        )
         scored = policy_token_logps(AnswerPolicy(half, layout), batch)
         found.append(scored.detach().float()[batch.answers >= 0])
-    exact = scores_and_gradients(model, collate_pairs(pairs, processor, rule="muffin", layout=layout), layout)[0]
+    exact = scores_and_gradients(
+        model, collate_pairs(pairs, processor, rule="muffin", layout=layout), layout
+    )[0]
     exact = exact[exact != 0]
     shared, plain = ((part - exact).abs().mean() / exact.abs().mean() for part in found)
     assert shared <= HALF

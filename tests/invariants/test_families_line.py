@@ -9,7 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.workers import free_port
-from rlhfv_ray.config import DataConfig, DDPOConfig, GenerationConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.config import (
+    DataConfig,
+    DDPOConfig,
+    GenerationConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    ScaleConfig,
+)
 from rlhfv_ray.data import decode_image, list_slices, write_pairs
 from rlhfv_ray.data.encoding import prompt_ids
 from rlhfv_ray.inference.generate import answer_prompts
@@ -33,7 +41,9 @@ def trained(tmp_path_factory) -> Path:
     """A folder per family with `model`, `reference` and `run`; trained in one process, one after the other."""
     folder, jobs, leases = tmp_path_factory.mktemp("families"), {}, []
     pairs = [
-        PreferencePair(str(number), picture(number, 40 + 20 * number, 50), "What is there?", chosen, rejected)
+        PreferencePair(
+            str(number), picture(number, 40 + 20 * number, 50), "What is there?", chosen, rejected
+        )
         for number, (chosen, rejected) in enumerate(ANSWERS)
     ]
     write_pairs(pairs, folder / "pairs.parquet")
@@ -74,16 +84,25 @@ def test_family_trains_and_its_export_loads_and_answers(trained, name):
     first, second = (record["loss"] for record in read_records(home / "run"))
     assert first == pytest.approx(0.6931471805599453, abs=1e-6)
     assert second < first
-    before, after = (load_policy(home / path, dtype="fp32", device="cpu") for path in ("model", "run/model"))
-    moved = [not torch.equal(a, b) for a, b in zip(before[0].parameters(), after[0].parameters(), strict=True)]
+    before, after = (
+        load_policy(home / path, dtype="fp32", device="cpu") for path in ("model", "run/model")
+    )
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(before[0].parameters(), after[0].parameters(), strict=True)
+    ]
     assert sum(moved) > 0.8 * len(moved)
     saved = load_file(home / "run" / "model" / "model.safetensors")
-    assert all(tensor.dtype == torch.float32 for tensor in saved.values() if tensor.is_floating_point())
+    assert all(
+        tensor.dtype == torch.float32 for tensor in saved.values() if tensor.is_floating_point()
+    )
     prompt = Prompt("0", picture(0, 60, 30), "What is there?")
     image = before[1].image_processor
     assert after[1].image_processor.to_dict() == image.to_dict()
     decoded = decode_image(prompt.image)
-    assert prompt_ids(after[1], decoded, prompt.question) == prompt_ids(before[1], decoded, prompt.question)
+    assert prompt_ids(after[1], decoded, prompt.question) == prompt_ids(
+        before[1], decoded, prompt.question
+    )
     for part in after:
         part.save_pretrained(home / "again")
     decoding = GenerationConfig(max_new_tokens=4)

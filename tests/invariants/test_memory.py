@@ -24,7 +24,11 @@ from tests.families import FAMILIES, save
 
 CPU = torch.device("cpu")
 TOLERANCE = 0.15
-SIZES = {"3 layers": replace(MUFFIN, layers=3), "6 layers": MUFFIN, "6 layers, 576 image tokens": LLAVA}
+SIZES = {
+    "3 layers": replace(MUFFIN, layers=3),
+    "6 layers": MUFFIN,
+    "6 layers, 576 image tokens": LLAVA,
+}
 
 
 def config_of(path, **scale) -> DDPOConfig:
@@ -59,7 +63,11 @@ def test_activations_are_within_15_percent_of_the_measured_peak(sized, every):
     recompute_activations(setting.model, 0)
     assert (memory.activations + memory.working) / measured == pytest.approx(1, abs=TOLERANCE)
     weights = sum(weight.numel() for weight in setting.model.parameters())
-    assert (memory.weights, memory.gradients, memory.optimizer) == (4 * weights, 4 * weights, 12 * weights)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (
+        4 * weights,
+        4 * weights,
+        12 * weights,
+    )
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)
@@ -103,12 +111,17 @@ def test_what_fits_is_chosen_and_what_does_not_is_refused_with_what_would(sized)
     setting, folder = sized
     auto = config_of(folder, recompute=-1)
     wanted = step_size(setting.pairs, setting.processor, auto)
-    needs = {every: predict_memory(config_of(folder, recompute=every), wanted).total for every in (0, 4, 2, 1)}
+    needs = {
+        every: predict_memory(config_of(folder, recompute=every), wanted).total
+        for every in (0, 4, 2, 1)
+    }
     for room, every in ((2 * needs[0], 0), (1.1 * needs[1], 1)):
         chosen, memory = fit_memory(auto, wanted, int(room))
         assert chosen.scale.recompute == every
         assert memory.total == needs[every]
-    with pytest.raises(ConfigError, match=r"needs .* GiB a worker .*would fit: .*--model.lora-rank 16"):
+    with pytest.raises(
+        ConfigError, match=r"needs .* GiB a worker .*would fit: .*--model.lora-rank 16"
+    ):
         fit_memory(auto, wanted, int(0.8 * needs[1]))
     with pytest.raises(ConfigError, match=r"would fit: fewer pairs per forward pass"):
         fit_memory(auto, wanted, GIB // 1024)
@@ -118,8 +131,13 @@ def test_rows_too_short_for_a_pair_are_refused(sized):
     """Catches: a budget that no row keeps, or one that plain rows ignore."""
     setting, folder = sized
     longest = max(layout_of(setting.model).tokens_of(pair) for pair in setting.pairs)
-    with pytest.raises(ConfigError, match=rf"row_tokens = {longest - 1}: the pair \d takes {longest} tokens"):
+    with pytest.raises(
+        ConfigError, match=rf"row_tokens = {longest - 1}: the pair \d takes {longest} tokens"
+    ):
         step_size(setting.pairs, setting.processor, config_of(folder, row_tokens=longest - 1))
-    assert step_size(setting.pairs, setting.processor, config_of(folder, row_tokens=2 * longest)).rows == 1
+    assert (
+        step_size(setting.pairs, setting.processor, config_of(folder, row_tokens=2 * longest)).rows
+        == 1
+    )
     with pytest.raises(ConfigError, match="these rows are plain"):
         layout_of(setting.model, "plain", row_tokens=500)

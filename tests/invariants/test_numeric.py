@@ -45,7 +45,9 @@ def cached(model, processor, encoded):
     ordered = sorted(encoded[:PAIRS], key=lambda pair: -len(pair.chosen_ids))
     with torch.no_grad():
         scored = [
-            pair for start in range(0, PAIRS, 4) for pair in score_pairs(model, processor, ordered[start : start + 4])
+            pair
+            for start in range(0, PAIRS, 4)
+            for pair in score_pairs(model, processor, ordered[start : start + 4])
         ]
     rows = pa.Table.from_pylist([to_row(pair) for pair in scored], schema=SCHEMA).to_pylist()
     by_id = {row["id"]: from_row(row) for row in rows}
@@ -56,23 +58,31 @@ def cached(model, processor, encoded):
 def off(cached):
     """The same pairs with a reference that differs from the policy, so that losses are not all ln 2."""
     rng = random.Random(0)
-    return [replace(pair, chosen_logps=[value + rng.gauss(0, 1) for value in pair.chosen_logps]) for pair in cached]
+    return [
+        replace(pair, chosen_logps=[value + rng.gauss(0, 1) for value in pair.chosen_logps])
+        for pair in cached
+    ]
 
 
 def losses_of(model, processor, pairs, *, rule="both_sides", beta=0.5, gamma=5.0, normalize=True):
     """Loss by pair id."""
     batch = collate_pairs(pairs, processor, rule=rule, layout=model.layout)
     with torch.no_grad():
-        step = batch_loss(policy_token_logps(model, batch), batch, LossConfig(beta, gamma, normalize))
+        step = batch_loss(
+            policy_token_logps(model, batch), batch, LossConfig(beta, gamma, normalize)
+        )
     return dict(zip(batch.ids, step.preference.losses.tolist(), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("gamma", "normalize", "rule"), itertools.product((1.0, 5.0), (True, False), ("muffin", "both_sides"))
+    ("gamma", "normalize", "rule"),
+    itertools.product((1.0, 5.0), (True, False), ("muffin", "both_sides")),
 )
 def test_step_0_is_ln_2(model, processor, cached, gamma, normalize, rule):
     """Catches: reference and policy scored differently: other pixels, masks, weights, or positions; padding that is scored."""
-    losses = losses_of(model, processor, cached, gamma=gamma, normalize=normalize, rule=rule, beta=0.1)
+    losses = losses_of(
+        model, processor, cached, gamma=gamma, normalize=normalize, rule=rule, beta=0.1
+    )
     assert list(losses.values()) == pytest.approx([math.log(2)] * PAIRS, abs=STEP_0)
 
 
@@ -103,7 +113,9 @@ def test_losses_do_not_hang_on_who_else_is_in_the_batch(model, processor, off):
 
 def test_padding_to_any_width_changes_nothing(model, processor, off):
     """Catches: a loss that hangs on the longest answer of its batch."""
-    batch = collate_pairs(off, processor, rule="both_sides")  # plain rows, whose padding a mask of 0 and 1 tells
+    batch = collate_pairs(
+        off, processor, rule="both_sides"
+    )  # plain rows, whose padding a mask of 0 and 1 tells
     width, wide = batch.inputs["input_ids"].shape[1], 17
     wider = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0}
 
@@ -111,7 +123,10 @@ def test_padding_to_any_width_changes_nothing(model, processor, off):
         return torch.nn.functional.pad(tensor, (0, wide), value=value)
 
     padded = batch._replace(
-        inputs={name: pad(tensor, wider[name]) if name in wider else tensor for name, tensor in batch.inputs.items()},
+        inputs={
+            name: pad(tensor, wider[name]) if name in wider else tensor
+            for name, tensor in batch.inputs.items()
+        },
         predictors=batch.predictors + batch.predictors // width * wide,
         answers=pad(batch.answers, -1),
         changed=pad(batch.changed, False),
@@ -120,9 +135,12 @@ def test_padding_to_any_width_changes_nothing(model, processor, off):
     settings = {"beta": 0.5, "gamma": 5.0, "normalize": True, "sft_weight": 0.1}
     with torch.no_grad():
         narrow, wide = (
-            batch_loss(policy_token_logps(model, made), made, LossConfig(**settings)) for made in (batch, padded)
+            batch_loss(policy_token_logps(model, made), made, LossConfig(**settings))
+            for made in (batch, padded)
         )
-    torch.testing.assert_close(wide.preference.losses, narrow.preference.losses, atol=BATCHING, rtol=0)
+    torch.testing.assert_close(
+        wide.preference.losses, narrow.preference.losses, atol=BATCHING, rtol=0
+    )
     torch.testing.assert_close(wide.total, narrow.total, atol=BATCHING, rtol=0)
     torch.testing.assert_close(wide.changed_share, narrow.changed_share, atol=BATCHING, rtol=0)
 
@@ -140,7 +158,10 @@ def answer_logps(model, processor, pair, side: str) -> list[torch.Tensor]:
     pixels = collate_pairs([pair], processor, rule="muffin").inputs["pixel_values"][:1].double()
     inputs = {"input_ids": torch.tensor([ids]), "pixel_values": pixels}
     probabilities = model.model(**inputs, use_cache=False).logits[0].softmax(-1)
-    return [probabilities[position - 1, ids[position]].log() for position in range(len(pair.prompt_ids), len(ids))]
+    return [
+        probabilities[position - 1, ids[position]].log()
+        for position in range(len(pair.prompt_ids), len(ids))
+    ]
 
 
 def slow_loss(model, processor, pair, *, beta, gamma, normalize, rule):
@@ -149,19 +170,32 @@ def slow_loss(model, processor, pair, *, beta, gamma, normalize, rule):
     for side in ("chosen", "rejected"):
         total = reference = weight = 0.0
         stored, changed = getattr(pair, f"{side}_logps"), getattr(pair.changed[rule], side)
-        for logp, kept, corrected in zip(answer_logps(model, processor, pair, side), stored, changed, strict=True):
+        for logp, kept, corrected in zip(
+            answer_logps(model, processor, pair, side), stored, changed, strict=True
+        ):
             factor = gamma if corrected else 1.0
-            total, reference, weight = total + factor * logp, reference + factor * kept, weight + factor
+            total, reference, weight = (
+                total + factor * logp,
+                reference + factor * kept,
+                weight + factor,
+            )
         scores[side] = (total - reference) / (weight if normalize else 1.0)
     return -torch.log(1 / (1 + torch.exp(-beta * (scores["chosen"] - scores["rejected"]))))
 
 
 def fast_loss(model, processor, pairs, *, beta, gamma, normalize, rule):
     batch = collate_pairs(pairs, processor, rule=rule, layout=model.layout)
-    reference = torch.zeros(batch.changed.shape, dtype=torch.float64)  # the file's fp32 values, in float64
-    for row, logps in enumerate([*(pair.chosen_logps for pair in pairs), *(pair.rejected_logps for pair in pairs)]):
+    reference = torch.zeros(
+        batch.changed.shape, dtype=torch.float64
+    )  # the file's fp32 values, in float64
+    for row, logps in enumerate(
+        [*(pair.chosen_logps for pair in pairs), *(pair.rejected_logps for pair in pairs)]
+    ):
         reference[row, : len(logps)] = torch.tensor(logps, dtype=torch.float64)
-    inputs = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch.inputs.items()}
+    inputs = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in batch.inputs.items()
+    }
     batch = batch._replace(inputs=inputs, reference_token_logps=reference)
     return batch_loss(policy_token_logps(model, batch), batch, LossConfig(beta, gamma, normalize))
 
@@ -188,7 +222,9 @@ def as_reference(pair, values):
 
 def test_gamma_1_unnormalised_is_dpo(doubled, processor, doubled_pairs):
     """Catches: anything that DDPO does to plain DPO where it should do nothing. The other side: softmax, sums, one logistic."""
-    fast = fast_loss(doubled, processor, doubled_pairs, beta=0.3, gamma=1.0, normalize=False, rule="muffin")
+    fast = fast_loss(
+        doubled, processor, doubled_pairs, beta=0.3, gamma=1.0, normalize=False, rule="muffin"
+    )
     for row, pair in enumerate(doubled_pairs):
         ratio = {}
         for side in ("chosen", "rejected"):
@@ -200,17 +236,21 @@ def test_gamma_1_unnormalised_is_dpo(doubled, processor, doubled_pairs):
 
 
 @pytest.mark.parametrize(
-    ("gamma", "normalize", "rule"), [(5.0, True, "both_sides"), (5.0, False, "muffin"), (1.1, False, "both_sides")]
+    ("gamma", "normalize", "rule"),
+    [(5.0, True, "both_sides"), (5.0, False, "muffin"), (1.1, False, "both_sides")],
 )
 def test_gradient_is_that_of_the_formula(doubled, processor, doubled_pairs, gamma, normalize, rule):
     """Catches: a loss of the right value with a wrong gradient: a detached term, a weight on the wrong token, padding that pulls."""
     settings = {"beta": 0.5, "gamma": gamma, "normalize": normalize, "rule": rule}
     weights = [weight for weight in doubled.parameters() if weight.requires_grad]
     fast = fast_loss(doubled, processor, doubled_pairs, **settings).total
-    slow = torch.stack([slow_loss(doubled, processor, pair, **settings) for pair in doubled_pairs]).mean()
+    slow = torch.stack(
+        [slow_loss(doubled, processor, pair, **settings) for pair in doubled_pairs]
+    ).mean()
     assert float(fast) == pytest.approx(float(slow), abs=FORMULA)
     pulled, wanted = (
-        torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True) for loss in (fast, slow)
+        torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        for loss in (fast, slow)
     )
     assert sum(float(gradient.abs().sum()) for gradient in wanted) > 0.1
     for got, gradient in zip(pulled, wanted, strict=True):

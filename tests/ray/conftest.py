@@ -11,7 +11,14 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from rlhfv_ray.config import DataConfig, DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.config import (
+    DataConfig,
+    DDPOConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    ScaleConfig,
+)
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.storage.files import write_json
@@ -24,7 +31,9 @@ from tests.conftest import careless_pairs
 @pytest.fixture(scope="package")
 def bucket():
     """A server that speaks S3's protocol, one for all files of this folder that ask for it."""
-    from tests.s3_server import s3_server  # heavy, and workers that unpickle what tests hand them import this file
+    from tests.s3_server import (
+        s3_server,
+    )  # heavy, and workers that unpickle what tests hand them import this file
 
     with s3_server() as s3:
         yield s3
@@ -36,7 +45,13 @@ def cluster(bucket):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in bucket.environment.items():
             patch.setenv(name, value)
-        ray.init("local", num_cpus=2, object_store_memory=200 * 1024**2, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            "local",
+            num_cpus=2,
+            object_store_memory=200 * 1024**2,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
         yield
         ray.shutdown()
 
@@ -57,7 +72,9 @@ def config(small_model, pairs_file) -> DDPOConfig:
         data=DataConfig(path=str(pairs_file), rule="both_sides"),
         loss=LossConfig(beta=0.1, gamma=5.0, normalize=False),
         optim=OptimConfig(learning_rate=1e-3, batch=4, steps=12),
-        scale=ScaleConfig(workers=2, micro_batch=2, cpus=0.5, rows=5, checkpoint_every=3, keep=2, log_every=2),
+        scale=ScaleConfig(
+            workers=2, micro_batch=2, cpus=0.5, rows=5, checkpoint_every=3, keep=2, log_every=2
+        ),
     )
 
 
@@ -70,7 +87,13 @@ def reference(cluster, config, tmp_path_factory) -> Path:
     return folder
 
 
-def train(config: DDPOConfig, reference: Path, folder: Path, *, alongside: Callable[[], None] | None = None) -> Path:
+def train(
+    config: DDPOConfig,
+    reference: Path,
+    folder: Path,
+    *,
+    alongside: Callable[[], None] | None = None,
+) -> Path:
     """Train into a folder as the stage does; `alongside` runs in a thread meanwhile."""
     import threading
 

@@ -41,7 +41,9 @@ SWEEPS, TRIALS, UPDATES = 4, 8, 100
 
 def test_twenty_kills_change_nothing(config, reference, tmp_path: Path):
     """Catches: an update lost or done twice at any of many places. Where workers die is drawn once, by a seed."""
-    config = with_scale(replace(config, optim=replace(config.optim, steps=STEPS)), max_failures=2 * KILLS)
+    config = with_scale(
+        replace(config, optim=replace(config.optim, steps=STEPS)), max_failures=2 * KILLS
+    )
     undisturbed = train(config, reference, tmp_path / "undisturbed")
     folder, killed, draw = tmp_path / "disturbed", [], random.Random(0)
 
@@ -95,7 +97,9 @@ def test_four_sweeps_lose_nothing_in_one_postgresql(tmp_path: Path):
     its artifacts in a bucket."""
     with s3_server() as s3, postgresql(tmp_path) as database, mlflow_server(database, s3) as uri:
         writers = [
-            multiprocessing.get_context("spawn").Process(target=write_a_sweep, args=(tmp_path, uri, one))
+            multiprocessing.get_context("spawn").Process(
+                target=write_a_sweep, args=(tmp_path, uri, one)
+            )
             for one in range(SWEEPS)
         ]
         for writer in writers:
@@ -108,31 +112,37 @@ def test_four_sweeps_lose_nothing_in_one_postgresql(tmp_path: Path):
         assert experiment is not None
         runs = client.search_runs([experiment.experiment_id], max_results=1000)
         parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-        assert {run.info.run_name for run in parents} == {f"sweep {one}" for one in range(SWEEPS)} and len(
-            parents
-        ) == SWEEPS
+        assert {run.info.run_name for run in parents} == {
+            f"sweep {one}" for one in range(SWEEPS)
+        } and len(parents) == SWEEPS
         assert len(runs) == SWEEPS * (1 + TRIALS)
         assert {run.info.status for run in runs} == {"FINISHED"}
         for run in runs:
             if run not in parents:
                 points = client.get_metric_history(run.info.run_id, "loss")
-                assert [point.step for point in sorted(points, key=lambda point: point.step)] == list(
-                    range(1, UPDATES + 1)
-                )
+                assert [
+                    point.step for point in sorted(points, key=lambda point: point.step)
+                ] == list(range(1, UPDATES + 1))
                 assert run.data.params.keys() == {"loss.beta", "loss.gamma"}
-                assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["best.json"]
+                assert [file.path for file in client.list_artifacts(run.info.run_id)] == [
+                    "best.json"
+                ]
 
 
 def write_a_sweep(folder: Path, uri: str, number: int) -> None:
     """One sweep's worth of runs, as a driver tracks them."""
     config = TrackingConfig(uri=uri, experiment="team")
     store = folder / f"sweep-{number}"
-    with tracked_run(store, config, store=folder, name=f"sweep {number}", params={}, tags={}) as sweep:
+    with tracked_run(
+        store, config, store=folder, name=f"sweep {number}", params={}, tags={}
+    ) as sweep:
         (store / "best.json").write_text("{}")
         for trial in range(TRIALS):
             with sweep.stage(f"trial {trial}", {"loss": {"beta": number, "gamma": trial}}) as run:
                 for first in range(1, UPDATES + 1, 10):
-                    run.log_records([{"step": step, "loss": 1 / step} for step in range(first, first + 10)])
+                    run.log_records(
+                        [{"step": step, "loss": 1 / step} for step in range(first, first + 10)]
+                    )
                     time.sleep(0.02)
                 run.log_file(store / "best.json")
 
@@ -150,7 +160,9 @@ def postgresql(folder: Path) -> Iterator[str]:
         who = ["runuser", "-u", "postgres", "--"]
 
     def call(name: str, *more: str) -> None:
-        subprocess.run([*who, str(found[-1] / name), *more], check=True, cwd=home, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*who, str(found[-1] / name), *more], check=True, cwd=home, stdout=subprocess.DEVNULL
+        )
 
     try:
         call("initdb", "-D", f"{home}/data", "--auth=trust", "--username=mlflow")
@@ -168,10 +180,25 @@ def postgresql(folder: Path) -> Iterator[str]:
 def mlflow_server(database: str, s3: S3) -> Iterator[str]:
     """The server of docs/cluster.md, until the body has ended; its address."""
     port = free_port()
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", database]
+    command = [
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--backend-store-uri",
+        database,
+    ]
     command += ["--artifacts-destination", s3.address("mlartifacts")]
-    environment = {**os.environ, **s3.environment, "MLFLOW_S3_ENDPOINT_URL": s3.environment["AWS_ENDPOINT_URL"]}
-    server = subprocess.Popen([sys.executable, "-m", *command], env=environment, start_new_session=True)
+    environment = {
+        **os.environ,
+        **s3.environment,
+        "MLFLOW_S3_ENDPOINT_URL": s3.environment["AWS_ENDPOINT_URL"],
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-m", *command], env=environment, start_new_session=True
+    )
     uri = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: answers(uri), 120)

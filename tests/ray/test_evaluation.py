@@ -62,21 +62,39 @@ def command(storage: str, aligned: Path, url: str) -> list[str]:
     return [
         *(sys.executable, "eval/run.py", "--model", "shapes", str(aligned), "--storage", storage),
         *("--shapes.scenes", str(SCENES), "--shapes.mode", "judge", "--loading.dtype", "fp32"),
-        *("--generation.max-new-tokens", "60", "--inference.rows", str(ROWS), "--inference.batch", str(ROWS)),
+        *(
+            "--generation.max-new-tokens",
+            "60",
+            "--inference.rows",
+            str(ROWS),
+            "--inference.batch",
+            str(ROWS),
+        ),
         *("--inference.actors", "2", "--inference.cpus", "0.5"),
-        *("--judge.model", "judge-2026-01-01", "--judge.base-url", url, "--judge.key-env", "CANARY_KEY"),
+        *(
+            "--judge.model",
+            "judge-2026-01-01",
+            "--judge.base-url",
+            url,
+            "--judge.key-env",
+            "CANARY_KEY",
+        ),
         *("--judge.requests-per-minute", "600", "--judge.actors", "2"),
     ]
 
 
 def run(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess:
     environment = {**os.environ, **environment, "CANARY_KEY": KEY}
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done
 
 
-def interrupted(arguments: list[str], environment: Mapping[str, str], there: Callable[[], bool]) -> int:
+def interrupted(
+    arguments: list[str], environment: Mapping[str, str], there: Callable[[], bool]
+) -> int:
     """Start, wait until something is there, and press Ctrl-C, which reaches all that was started; the exit code."""
     environment, nowhere = {**os.environ, **environment, "CANARY_KEY": KEY}, subprocess.DEVNULL
     pressable = partial(
@@ -108,16 +126,27 @@ def expected(storage: Path, model: str) -> dict[str, float | None]:
     texts = [
         text
         for start in range(0, SCENES, ROWS)
-        for text in answer_prompts(policy, processor, benchmark.prompts[start : start + ROWS], GENERATION)
+        for text in answer_prompts(
+            policy, processor, benchmark.prompts[start : start + ROWS], GENERATION
+        )
     ]
-    answers = [Answer(p.id, p.question, text) for p, text in zip(benchmark.prompts, texts, strict=True)]
+    answers = [
+        Answer(p.id, p.question, text) for p, text in zip(benchmark.prompts, texts, strict=True)
+    ]
     oracle = benchmark.oracle(answers)
-    verdicts = {request.id: [Verdict("ok", oracle(request))] for request in benchmark.requests(answers)}
+    verdicts = {
+        request.id: [Verdict("ok", oracle(request))] for request in benchmark.requests(answers)
+    }
     return benchmark.score(answers, verdicts).rates()
 
 
 def holding_key(folders: list[Path], since: float) -> list[Path]:
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    files = [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    ]
     recent = [path for path in files if path.stat().st_mtime >= since]
     assert len(recent) > 50
     return [path for path in recent if KEY.encode() in path.read_bytes()]
@@ -130,7 +159,9 @@ class Place:
     storage: str
     first: Mapping[str, str]  # the drivers' environments
     second: Mapping[str, str]
-    files: Callable[[str], dict[str, object]]  # of a pattern that are there, and when each was written
+    files: Callable[
+        [str], dict[str, object]
+    ]  # of a pattern that are there, and when each was written
     seen: Path  # the storage as the second driver has it
     written: Callable[[], list[Path]]  # folders with all that was written
 
@@ -150,7 +181,9 @@ def place(request: pytest.FixtureRequest, bucket, tmp_path: Path) -> Iterator[Pl
         def files(pattern: str) -> dict[str, object]:
             return {str(path): path.stat().st_mtime_ns for path in storage.glob(pattern)}
 
-        yield Place(str(storage), {}, {}, files, storage, lambda: [storage, *sessions(Path("/tmp"))])
+        yield Place(
+            str(storage), {}, {}, files, storage, lambda: [storage, *sessions(Path("/tmp"))]
+        )
         return
     address, objects = bucket.address("evaluated"), bucket.objects()
     with (
@@ -164,19 +197,27 @@ def place(request: pytest.FixtureRequest, bucket, tmp_path: Path) -> Iterator[Pl
 
         def written() -> list[Path]:
             objects.get(address, str(tmp_path / "objects"), recursive=True)
-            return [tmp_path / "objects", *(Path(name) for name in (one, other) if sessions(Path(name)))]
+            return [
+                tmp_path / "objects",
+                *(Path(name) for name in (one, other) if sessions(Path(name))),
+            ]
 
         first, second = ({**bucket.environment, "TMPDIR": name} for name in (one, other))
         yield Place(address, first, second, files, bucket.mirror(Path(other), address), written)
 
 
-def test_stopped_and_gone_on_with_it_ends_where_it_should(aligned: Path, tmp_path: Path, place: Place) -> None:
+def test_stopped_and_gone_on_with_it_ends_where_it_should(
+    aligned: Path, tmp_path: Path, place: Place
+) -> None:
     """Catches: answers or verdicts lost, repeated or of the wrong model after a stop; scores that depend on actors; the key in any file;
     what a driver on another machine needs and the bucket lacks."""
     started = time.time()
     with OpenAIServer(judge, log=tmp_path / "log", latency=(0.1, 0.3)) as server:
         arguments = command(place.storage, aligned, server.url)
-        assert interrupted(arguments, place.first, lambda: len(place.files(PARTS)) > SCENES // ROWS) == 130
+        assert (
+            interrupted(arguments, place.first, lambda: len(place.files(PARTS)) > SCENES // ROWS)
+            == 130
+        )
         assert not place.files("eval-*/summary.json")
         parts = place.files(PARTS)
         done = run(arguments, place.second)
@@ -199,8 +240,16 @@ def test_a_wrong_key_is_one_error_before_any_answer(aligned: Path, tmp_path: Pat
     """Catches: hours of answers made before a judge turns out to be out of reach."""
     arguments = command(str(tmp_path / "runs"), aligned, "http://127.0.0.1:9/v1")
     done = subprocess.run(
-        [name for name in arguments if name != str(aligned)], cwd=ROOT, capture_output=True, text=True, check=False
+        [name for name in arguments if name != str(aligned)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 2 and "CANARY_KEY is empty or not set" in " ".join(done.stderr.replace("│", " ").split())
-    assert "ConfigError" in done.stderr and "ray::" not in done.stderr  # not where in Ray it happened
+    assert done.returncode == 2 and "CANARY_KEY is empty or not set" in " ".join(
+        done.stderr.replace("│", " ").split()
+    )
+    assert (
+        "ConfigError" in done.stderr and "ray::" not in done.stderr
+    )  # not where in Ray it happened
     assert not list((tmp_path / "runs").glob("answers-*"))

@@ -37,11 +37,21 @@ pytestmark = pytest.mark.ray
 
 
 def command(storage: Path | str, *more: str) -> list[str]:
-    return [sys.executable, "experiments/ddpo.py", "shapes", *SMALL, "--storage", str(storage), *more]
+    return [
+        sys.executable,
+        "experiments/ddpo.py",
+        "shapes",
+        *SMALL,
+        "--storage",
+        str(storage),
+        *more,
+    ]
 
 
 def run(storage: Path, *more: str) -> str:
-    done = subprocess.run(command(storage, *more), cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(
+        command(storage, *more), cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -59,14 +69,20 @@ def runs(storage: Path) -> list:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()]
+    )
 
 
 def stop_in_training(storage: Path, number: signal.Signals) -> int:
     """Start the experiment, send a signal once it has written a checkpoint, as a terminal does to all it started; its exit code."""
     before = set(storage.glob(MANIFEST))
     driver = subprocess.Popen(
-        command(storage), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command(storage),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     wait_for(lambda: driver.poll() is not None or bool(set(storage.glob(MANIFEST)) - before), 300)
     family = psutil.Process(driver.pid).children(recursive=True)
@@ -105,8 +121,12 @@ def test_summary_report_model_and_runs(finished):
         assert 0 <= found[which]["object_recall"] <= 1
     assert {"relative_reduction", "p_value"} <= found["comparison"].keys()
     (folder,) = finished.glob("shapes-*")
-    assert {"config.json", "report.html", "rates.png", "training.png"} <= {path.name for path in folder.iterdir()}
-    (record, *_) = (json.loads(line) for line in next(finished.glob("train-*/metrics.jsonl")).open())
+    assert {"config.json", "report.html", "rates.png", "training.png"} <= {
+        path.name for path in folder.iterdir()
+    }
+    (record, *_) = (
+        json.loads(line) for line in next(finished.glob("train-*/metrics.jsonl")).open()
+    )
     assert record["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
     tracked = runs(finished)
     parents = [one for one in tracked if "mlflow.parentRunId" not in one.data.tags]
@@ -114,7 +134,9 @@ def test_summary_report_model_and_runs(finished):
     assert len(tracked) == 7  # and a child for each of six stages
     assert {one.info.status for one in tracked} == {"FINISHED"}
     assert parents[0].data.params["loss.gamma"] == "5.0"
-    assert parents[0].data.metrics["base/object_recall"] == pytest.approx(found["base"]["object_recall"])
+    assert parents[0].data.metrics["base/object_recall"] == pytest.approx(
+        found["base"]["object_recall"]
+    )
 
 
 def test_same_command_again_skips_everything(finished):
@@ -129,12 +151,17 @@ def test_same_command_again_skips_everything(finished):
 def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bucket):
     """Catches: a run lost, or work lost, with a storage that did not answer; workers that wait for one that could not write."""
     storage, objects = bucket.address("away"), bucket.objects()
-    line = command(storage, "--scale.checkpoint-every", "1", "--scale.workers", "2", "--scale.cpus", "0.5")
+    line = command(
+        storage, "--scale.checkpoint-every", "1", "--scale.workers", "2", "--scale.cpus", "0.5"
+    )
     with TemporaryDirectory(prefix="rr") as temporary:  # short: Ray puts sockets there
         environment = {**os.environ, **bucket.environment, "TMPDIR": temporary}
         kept = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         driver = subprocess.Popen(line, cwd=ROOT, env=environment, **kept)
-        wait_for(lambda: driver.poll() is not None or bool(objects.glob(f"{BUCKET}/away/{MANIFEST}")), 300)
+        wait_for(
+            lambda: driver.poll() is not None or bool(objects.glob(f"{BUCKET}/away/{MANIFEST}")),
+            300,
+        )
         assert driver.poll() is None, driver.communicate()[0]
         assert not objects.glob(f"{BUCKET}/away/train-*/SUCCESS")
         bucket.go_away(25)
@@ -143,7 +170,9 @@ def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bu
     (path,) = objects.glob(f"{BUCKET}/away/shapes-*/summary.json")
     assert without_times(json.loads(objects.cat_file(path))) == summary(finished)
     (record,) = objects.glob(f"{BUCKET}/away/train-*/metrics.jsonl")
-    assert [json.loads(line)["step"] for line in objects.cat_file(record).splitlines()] == list(range(1, 17))
+    assert [json.loads(line)["step"] for line in objects.cat_file(record).splitlines()] == list(
+        range(1, 17)
+    )
 
 
 class Cluster:
@@ -179,7 +208,12 @@ class Cluster:
             f'mount -t tmpfs -o size=2g node {self.own} && exec "$@"',
             "sh",
         )
-        line = [*apart, f"{self.bin}/ray", "start", *(where if head else ("--address=127.0.0.1:26379",))]
+        line = [
+            *apart,
+            f"{self.bin}/ray",
+            "start",
+            *(where if head else ("--address=127.0.0.1:26379",)),
+        ]
         line += [
             "--num-cpus=1",
             "--object-store-memory=150000000",
@@ -203,11 +237,23 @@ class Cluster:
         return titles
 
     def submit(self, *entry: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
-        line = [f"{self.bin}/ray", "job", "submit", f"--address={self.ADDRESS}", *([] if wait else ["--no-wait"])]
+        line = [
+            f"{self.bin}/ray",
+            "job",
+            "submit",
+            f"--address={self.ADDRESS}",
+            *([] if wait else ["--no-wait"]),
+        ]
         line += ["--submission-id", f"job-{next(self.numbers)}", "--working-dir", ".", "--", *entry]
         for _ in range(30):
             done = subprocess.run(
-                line, cwd=ROOT, env=self.settings, capture_output=True, text=True, timeout=500, check=False
+                line,
+                cwd=ROOT,
+                env=self.settings,
+                capture_output=True,
+                text=True,
+                timeout=500,
+                check=False,
             )
             if AGENTLESS not in done.stderr:
                 break
@@ -235,7 +281,16 @@ def cluster_of_two(bucket, tmp_path_factory):
         cluster.kill()
 
 
-ENTRY = ("python", "experiments/ddpo.py", "shapes", *SMALL, "--scale.workers", "2", "--scale.checkpoint-every", "1")
+ENTRY = (
+    "python",
+    "experiments/ddpo.py",
+    "shapes",
+    *SMALL,
+    "--scale.workers",
+    "2",
+    "--scale.checkpoint-every",
+    "1",
+)
 
 
 def test_ray_job_outlives_stop_nodes_and_head(finished, bucket, cluster_of_two):
@@ -268,7 +323,9 @@ def test_ray_job_outlives_stop_nodes_and_head(finished, bucket, cluster_of_two):
     cluster.start(2)
     next_checkpoint()  # on the node that came
     died = cluster.kill(0, 2)
-    assert any("gcs_server" in title for title in died) and any("experiments/ddpo.py" in title for title in died)
+    assert any("gcs_server" in title for title in died) and any(
+        "experiments/ddpo.py" in title for title in died
+    )
 
     cluster.start(3, head=True)
     cluster.start(4)
@@ -277,41 +334,55 @@ def test_ray_job_outlives_stop_nodes_and_head(finished, bucket, cluster_of_two):
     assert f"aligned model  {storage}/train-" in done.stdout
     assert {json.loads(objects.cat_file(path))["world_size"] for path in there(MANIFEST)} == {2}
     (record,) = there("train-*/metrics.jsonl")
-    assert [json.loads(line)["step"] for line in objects.cat_file(record).splitlines()] == list(range(1, 17))
+    assert [json.loads(line)["step"] for line in objects.cat_file(record).splitlines()] == list(
+        range(1, 17)
+    )
     (path,) = there("shapes-*/summary.json")
     assert without_times(json.loads(objects.cat_file(path))) == summary(finished)
     tracked = synced(cluster, storage)
     assert {one.info.status for one in tracked} == {"FINISHED"} and len(tracked) == 7
-    assert not there("*/ray/**") and not any("lease" in name for name in objects.find(f"{BUCKET}/runs"))
+    assert not there("*/ray/**") and not any(
+        "lease" in name for name in objects.find(f"{BUCKET}/runs")
+    )
 
 
 def test_ray_job_on_two_nodes_that_share_a_folder(finished, cluster_of_two, tmp_path):
     """Catches: two nodes on shared storage that do each other's work, or wait for each other."""
     done = cluster_of_two.submit(*ENTRY, "--storage", str(tmp_path / "storage"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {json.loads(path.read_text())["world_size"] for path in (tmp_path / "storage").glob(MANIFEST)} == {2}
+    assert {
+        json.loads(path.read_text())["world_size"] for path in (tmp_path / "storage").glob(MANIFEST)
+    } == {2}
     assert summary(tmp_path / "storage") == summary(finished)
 
 
 def test_a_driver_with_another_auth_mode_learns_what_is_wrong(cluster_of_two, tmp_path):
     """Catches: Ray's word that an actor never ran, which says nothing of the reason."""
     line, environment = command(tmp_path / "storage"), {**os.environ, "RAY_AUTH_MODE": "token"}
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode != 0 and "RAY_AUTH_MODE" in done.stderr, done.stdout + done.stderr
 
 
 def synced(cluster: Cluster, storage: str) -> list:
     """MLflow's runs as a machine has them that was no node, and had nothing before."""
     line = [sys.executable, "experiments/sync_tracking.py", storage]
-    done = subprocess.run(line, cwd=ROOT, env=cluster.settings, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "MLflow has everything" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run(
+        line, cwd=ROOT, env=cluster.settings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "MLflow has everything" in done.stdout, (
+        done.stdout + done.stderr
+    )
     return runs(S3.mirror(cluster.own, storage))
 
 
 def training_workers() -> list[psutil.Process]:
     """Of any Ray on this machine."""
     return [
-        one for one in psutil.process_iter(["cmdline"]) if "ray::RayTrainWorker" in " ".join(one.info["cmdline"] or [])
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if "ray::RayTrainWorker" in " ".join(one.info["cmdline"] or [])
     ]
 
 
@@ -331,12 +402,22 @@ def test_doctor_finds_what_is_wrong_on_both_nodes(bucket, cluster_of_two, tmp_pa
     assert sick.returncode != 0 and "{\n" in sick.stdout, sick.stdout + sick.stderr
     findings = told(sick.stdout)["findings"]
     bad = [one["what"] for one in findings if one["status"] == "bad"]
-    assert {what: bad.count(what) for what in ("storage", "judge's key", "MLflow", "GPUs")} == dict.fromkeys(
-        ("storage", "judge's key", "MLflow", "GPUs"), 2
-    )
+    assert {
+        what: bad.count(what) for what in ("storage", "judge's key", "MLflow", "GPUs")
+    } == dict.fromkeys(("storage", "judge's key", "MLflow", "GPUs"), 2)
     assert all(one["fix"] for one in findings if one["status"] != "good")
     for storage in (str(tmp_path), bucket.address("doctor")):
-        call = ("python", "-m", "rlhfv_ray.doctor", "doctor", "--json", "--free-gib", "0.1", "--storage", storage)
+        call = (
+            "python",
+            "-m",
+            "rlhfv_ray.doctor",
+            "doctor",
+            "--json",
+            "--free-gib",
+            "0.1",
+            "--storage",
+            storage,
+        )
         well = cluster_of_two.submit(*call)
         assert told(well.stdout)["ok"] and well.returncode == 0, well.stdout
     assert not list(tmp_path.glob(".doctor-*"))

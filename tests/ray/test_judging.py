@@ -48,12 +48,18 @@ def requests(count: int) -> list[Request]:
 def faults(share_busy: float, share_malformed: float, seed: int = 0) -> Any:
     """A script that draws faults by lot, the same for the same seed."""
     draw = random.Random(seed)
-    malformed = [Fault(body="<html>"), Fault(body='{"choi'), Fault(change=lambda reply: {**reply, "choices": []})]
+    malformed = [
+        Fault(body="<html>"),
+        Fault(body='{"choi'),
+        Fault(change=lambda reply: {**reply, "choices": []}),
+    ]
 
     def script(number: int, body: dict[str, Any]) -> Fault | None:
         lot = draw.random()
         if lot < share_busy:
-            return error(429, "rate_limit_exceeded", **({"retry_after": "0.3"} if number % 2 else {}))
+            return error(
+                429, "rate_limit_exceeded", **({"retry_after": "0.3"} if number % 2 else {})
+            )
         return draw.choice(malformed) if lot < share_busy + share_malformed else None
 
     return script
@@ -67,7 +73,13 @@ def settings(server: OpenAIServer, **changes: Any) -> dict[str, Any]:
     key = server.log.with_name("key")
     key.write_text(KEY)
     key.chmod(0o600)
-    return {"model": "judge", "base_url": server.url, "key_file": str(key), "requests_per_minute": 6000, **changes}
+    return {
+        "model": "judge",
+        "base_url": server.url,
+        "key_file": str(key),
+        "requests_per_minute": 6000,
+        **changes,
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,22 +87,34 @@ def _cluster(cluster):
     """Ray runs already: its workers read the key from a file."""
 
 
-def run(server: OpenAIServer, cache: Path, count: int, **changes: Any) -> tuple[list[Verdict], Any, str]:
+def run(
+    server: OpenAIServer, cache: Path, count: int, **changes: Any
+) -> tuple[list[Verdict], Any, str]:
     console = Console(file=io.StringIO(), width=200)
     endpoint = EndpointConfig(**settings(server, **changes))
-    verdicts, ledger = ask(requests(count), endpoint, cache, readable=readable, title="Verdicts", console=console)
+    verdicts, ledger = ask(
+        requests(count), endpoint, cache, readable=readable, title="Verdicts", console=console
+    )
     return verdicts, ledger, console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_all_are_judged_in_spite_of_faults_and_nothing_is_asked_twice(tmp_path: Path) -> None:
     """Catches: verdicts lost or mixed up, paid for again by a second run, the key in what is kept."""
-    with OpenAIServer(judge, log=tmp_path / "log", script=faults(0.1, 0.1), latency=(0.05, 0.5)) as server:
+    with OpenAIServer(
+        judge, log=tmp_path / "log", script=faults(0.1, 0.1), latency=(0.05, 0.5)
+    ) as server:
         verdicts, ledger, said = run(server, tmp_path / "cache", 120, actors=2)
-        assert [verdict.text for verdict in verdicts] == [judge(request.text) for request in requests(120)]
+        assert [verdict.text for verdict in verdicts] == [
+            judge(request.text) for request in requests(120)
+        ]
         served = server.requests()
         assert Counter(entry["ok"] for entry in served)[True] >= 120
         assert ledger.calls == len(served) == sum(ledger.outcomes.values())
-        assert ledger.outcomes["rate_limited"] > 3 and ledger.outcomes["retryable"] > 3 and ledger.outcomes["ok"] == 120
+        assert (
+            ledger.outcomes["rate_limited"] > 3
+            and ledger.outcomes["retryable"] > 3
+            and ledger.outcomes["ok"] == 120
+        )
         assert "120 calls (0 replies are there)" in said and f"{len(served)} calls" in said
         again, ledger, said = run(server, tmp_path / "cache", 120, actors=2)
         assert again == verdicts and len(server.requests()) == len(served)
@@ -108,25 +132,39 @@ def test_what_cannot_be_judged_is_missing_with_its_reason(tmp_path: Path) -> Non
         return {0: error(500), 1: Fault(body="<html>"), 2: error(400, "content_filter")}.get(about)
 
     with OpenAIServer(
-        lambda prompt: says.get(int(prompt.split()[-1]), "Rating: 2"), log=tmp_path / "log", script=script
+        lambda prompt: says.get(int(prompt.split()[-1]), "Rating: 2"),
+        log=tmp_path / "log",
+        script=script,
     ) as server:
         verdicts, _, _ = run(server, tmp_path / "cache", 8, attempts=2)
-        assert [v.status for v in verdicts] == ["unavailable", "bad_payload", "refused", *["ok"] * 5]
+        assert [v.status for v in verdicts] == [
+            "unavailable",
+            "bad_payload",
+            "refused",
+            *["ok"] * 5,
+        ]
         assert [v.text for v in verdicts[3:6]] == ["no idea", "Rating: 2", "Rating: 1 or Rating: 5"]
         asked = Counter(int(entry["prompt"].split()[-1]) for entry in server.requests())
         assert asked == {0: 2, 1: 2, 2: 2, 3: 2, 4: 1, 5: 2, 6: 1, 7: 1}
-    rows = verdict_rows(requests(8), {request.id: [v] for request, v in zip(requests(8), verdicts, strict=True)})
+    rows = verdict_rows(
+        requests(8), {request.id: [v] for request, v in zip(requests(8), verdicts, strict=True)}
+    )
     (tmp_path / "verdicts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     replay = JudgeConfig(kind="replay", verdicts=str(tmp_path / "verdicts.jsonl"), max_missing=0.5)
     given = {"readable": readable, "oracle": None, "console": Console(file=io.StringIO())}
-    with pytest.raises(JudgeError, match=r"5 of 8 answers have no readable verdict \(0, 1, 2, 3, 5\)"):
+    with pytest.raises(
+        JudgeError, match=r"5 of 8 answers have no readable verdict \(0, 1, 2, 3, 5\)"
+    ):
         judge_answers(requests(8), replay, tmp_path / "cache", **given)
     lax = replace(replay, max_missing=0.7)
-    assert judge_answers(requests(8), lax, tmp_path, **given)[0] == {str(n): [v] for n, v in enumerate(verdicts)}
+    assert judge_answers(requests(8), lax, tmp_path, **given)[0] == {
+        str(n): [v] for n, v in enumerate(verdicts)
+    }
 
 
 @pytest.mark.parametrize(
-    "fault", [error(401, "invalid_api_key", f"Incorrect API key: {KEY}"), error(429, "insufficient_quota")]
+    "fault",
+    [error(401, "invalid_api_key", f"Incorrect API key: {KEY}"), error(429, "insufficient_quota")],
 )
 def test_a_hopeless_error_comes_once_and_stops_all(fault: Fault, tmp_path: Path) -> None:
     """Catches: 300 errors for one wrong key; work lost that was paid for; the key in the error."""
@@ -135,7 +173,9 @@ def test_a_hopeless_error_comes_once_and_stops_all(fault: Fault, tmp_path: Path)
         return fault if number >= 20 else None
 
     with OpenAIServer(judge, log=tmp_path / "log", script=script, latency=(0.02, 0.1)) as server:
-        with pytest.raises(JudgeError, match=r"2\d of 300 replies are kept|1\d of 300|20 of 300") as caught:
+        with pytest.raises(
+            JudgeError, match=r"2\d of 300 replies are kept|1\d of 300|20 of 300"
+        ) as caught:
             run(server, tmp_path / "cache", 300, concurrency=8)
         assert KEY not in str(caught.value) and len(server.requests()) < 40
         kept = len(list((tmp_path / "cache").rglob("*.json")))
@@ -171,7 +211,10 @@ def test_missing_key_is_one_error_before_any_call(tmp_path: Path) -> None:
         check_endpoint(EndpointConfig(**settings(server)), tmp_path / "cache")
         assert len(server.requests()) == 1
         with pytest.raises(JudgeError, match="it answers as 'judge', not 'judge-2'"):
-            check_endpoint(EndpointConfig(**settings(server, seed=1, reported_model="judge-2")), tmp_path / "cache")
+            check_endpoint(
+                EndpointConfig(**settings(server, seed=1, reported_model="judge-2")),
+                tmp_path / "cache",
+            )
 
 
 def test_a_model_behind_an_endpoint_answers(tmp_path: Path) -> None:
@@ -187,12 +230,19 @@ def test_a_model_behind_an_endpoint_answers(tmp_path: Path) -> None:
 
     write_benchmark(tmp_path, count=2, seed=0)
     pictures = [path.read_bytes() for path in sorted(tmp_path.rglob("*.png"))]
-    prompts = [Prompt(str(number), picture, f"Question {number}?") for number, picture in enumerate(pictures)]
-    with OpenAIServer(lambda prompt: f" About {prompt}", log=tmp_path / "log", script=script) as server:
+    prompts = [
+        Prompt(str(number), picture, f"Question {number}?")
+        for number, picture in enumerate(pictures)
+    ]
+    with OpenAIServer(
+        lambda prompt: f" About {prompt}", log=tmp_path / "log", script=script
+    ) as server:
         endpoint = EndpointConfig(**settings(server))
         generation = GenerationConfig(max_new_tokens=33, temperature=0.5)
         console = Console(file=io.StringIO())
-        answers = endpoint_answers(prompts, endpoint, generation, tmp_path / "cache", console=console)
+        answers = endpoint_answers(
+            prompts, endpoint, generation, tmp_path / "cache", console=console
+        )
     assert answers == [Answer(p.id, p.question, f"About {p.question}") for p in prompts]
     assert [(body["max_tokens"], body["temperature"]) for body in bodies] == [(33, 0.5)] * 2
     sent = {body["messages"][-1]["content"][0]["image_url"]["url"].split(",")[1] for body in bodies}
@@ -221,9 +271,18 @@ def test_kill_9_in_the_middle_repeats_no_call_that_was_answered(tmp_path: Path) 
     """Catches: verdicts paid for twice after a crash. Only calls under way at the kill may be made again."""
     log, cache = tmp_path / "log", tmp_path / "cache"
     with OpenAIServer(judge, log=log, script=faults(0.05, 0.03), latency=(0.2, 0.5)) as server:
-        command = [sys.executable, "-c", DRIVER, server.url, str(cache), settings(server)["key_file"]]
+        command = [
+            sys.executable,
+            "-c",
+            DRIVER,
+            server.url,
+            str(cache),
+            settings(server)["key_file"],
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        driver = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+        driver = subprocess.Popen(
+            command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
+        )
         wait_for(lambda: len(list(cache.rglob("*.json"))) >= 100, 120)
         family = psutil.Process(driver.pid).children(recursive=True)
         kill = time.monotonic()
@@ -234,10 +293,14 @@ def test_kill_9_in_the_middle_repeats_no_call_that_was_answered(tmp_path: Path) 
         psutil.wait_procs(family, 30)
         time.sleep(2.0)  # what was under way ends on the server's side
         known = {
-            json.loads(line)["prompt"] for line in log.read_text().splitlines() if settled_before(line, kill - 1.0)
+            json.loads(line)["prompt"]
+            for line in log.read_text().splitlines()
+            if settled_before(line, kill - 1.0)
         }
         before = len(server.requests())
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert "all there" in done.stdout
         later = [entry["prompt"] for entry in server.requests()[before:]]

@@ -88,10 +88,14 @@ def assert_same_rows(folder: Path, reference: Path) -> None:
 
 def test_killed_generation_actor_changes_nothing(cluster, config, tmp_path):
     """Catches: answers lost with a killed actor, doubled, or drawn anew: they are sampled, and each part has its own seed."""
-    prompts = [Prompt(str(scene.id), render(scene), "What is there?") for scene in make_scenes(24, seed=8)]
+    prompts = [
+        Prompt(str(scene.id), render(scene), "What is there?") for scene in make_scenes(24, seed=8)
+    ]
     scale = replace(config.scale, rows=2, inference_batch=2)
     generation = GenerationConfig(max_new_tokens=12, temperature=1.0)
-    answer = functools.partial(generate_answers, config.model, prompts, generation=generation, scale=scale, title="")
+    answer = functools.partial(
+        generate_answers, config.model, prompts, generation=generation, scale=scale, title=""
+    )
     for name in ("undisturbed", "disturbed"):
         (tmp_path / name).mkdir()
     with killing_the_actor(tmp_path / "disturbed"):
@@ -104,7 +108,9 @@ def test_killed_generation_actor_changes_nothing(cluster, config, tmp_path):
 def test_an_object_store_that_spills_changes_nothing(reference, config, tmp_path):
     """Catches: rows lost where other work fills the object store (200 MB here) and objects go to disk and back."""
     held = [ray.put(np.full(9_000_000, number, dtype=np.float64)) for number in range(4)]
-    spilled = Path(ray._private.worker._global_node.get_session_dir_path()).glob("ray_spilled_objects*/*")
+    spilled = Path(ray._private.worker._global_node.get_session_dir_path()).glob(
+        "ray_spilled_objects*/*"
+    )
     assert list(spilled)
     compute_reference_logps(config.model, config.data, config.scale, tmp_path)
     assert_same_rows(tmp_path, reference)
@@ -139,7 +145,10 @@ def test_no_usable_pair_is_an_error(config, tmp_path, cluster):
     folder.mkdir()
     with pytest.raises(DataError, match="no pair is left"):
         compute_reference_logps(
-            config.model, replace(config.data, path=str(path), max_unusable=1.0), config.scale, folder
+            config.model,
+            replace(config.data, path=str(path), max_unusable=1.0),
+            config.scale,
+            folder,
         )
     assert pq.read_table(folder / "unusable_rows.parquet").num_rows == 3
 

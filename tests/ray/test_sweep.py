@@ -15,7 +15,13 @@ from rlhfv_ray.errors import ConfigError, StageFailedError, StaleReferenceError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.mirror import mirror_path
-from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig, TrialParams, name_of, plan_trials
+from rlhfv_ray.sweep.search_space import (
+    SearchConfig,
+    SpaceConfig,
+    TrialParams,
+    name_of,
+    plan_trials,
+)
 from rlhfv_ray.sweep.trials import Report, SweepJob, end_trial, run_sweep, trials_at_once
 
 pytestmark = pytest.mark.ray
@@ -93,7 +99,9 @@ def remembering(trial_params: TrialParams, place: Path, report: Report, *, made:
     report(1, json.loads(look.read_text())["objective"])
 
 
-def test_a_sweep_in_a_bucket_goes_on_where_nothing_else_is_left(cluster, bucket, tmp_path: Path, monkeypatch) -> None:
+def test_a_sweep_in_a_bucket_goes_on_where_nothing_else_is_left(
+    cluster, bucket, tmp_path: Path, monkeypatch
+) -> None:
     """Catches: looks, outcomes or decisions that stay on the disk of the node that made them."""
     space, search, made = SpaceConfig(gamma=(2.0, 1.0, WORST)), SearchConfig(), tmp_path / "made"
     trials, found = plan_trials(space, search, shapes()), []
@@ -101,9 +109,16 @@ def test_a_sweep_in_a_bucket_goes_on_where_nothing_else_is_left(cluster, bucket,
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / node))
         folder = mirror_path(bucket.address("sweep"))
         with hold_lease(folder):
-            run_sweep(SweepJob(folder, shapes(), space, search, partial(remembering, made=made)), trials, concurrent=1)
+            run_sweep(
+                SweepJob(folder, shapes(), space, search, partial(remembering, made=made)),
+                trials,
+                concurrent=1,
+            )
             found.append(outcomes(folder, trials))
-    assert found[0] == found[1] and {status for status, _ in found[0].values()} == {"finished", "stopped"}
+    assert found[0] == found[1] and {status for status, _ in found[0].values()} == {
+        "finished",
+        "stopped",
+    }
     assert sorted(made.read_text().split()) == ["1.0", "2.0", "6.0"]
 
 
@@ -139,7 +154,11 @@ def test_bayes_draws_within_its_space_and_remembers(cluster, tmp_path: Path) -> 
     space, search = SpaceConfig(gamma=(6.5, 50.0)), SearchConfig(kind="bayes", trials=4, rungs=1)
     job = SweepJob(tmp_path, shapes(), space, search, toy)
     run_sweep(job, plan_trials(space, search, shapes()), concurrent=1)
-    tried = {json.loads(path.read_text())["loss.gamma"] for path in tmp_path.glob("trials/*/knobs.json")}
+    tried = {
+        json.loads(path.read_text())["loss.gamma"] for path in tmp_path.glob("trials/*/knobs.json")
+    }
     assert len(tried) == 4 and all(6.5 <= gamma <= 50 for gamma in tried)
     run_sweep(job, plan_trials(space, search, shapes()), concurrent=1)
-    assert {json.loads(path.read_text())["loss.gamma"] for path in tmp_path.glob("trials/*/knobs.json")} == tried
+    assert {
+        json.loads(path.read_text())["loss.gamma"] for path in tmp_path.glob("trials/*/knobs.json")
+    } == tried

@@ -37,12 +37,19 @@ def small() -> DDPOConfig:
 
 def swept_config(**search) -> SweepConfig:
     space = SpaceConfig(learning_rate=(GOOD, WILD), gamma=(5.0,), beta=(0.1,))
-    return SweepConfig(name="small", ddpo=small(), space=space, search=SearchConfig(rungs=1, concurrent=1, **search))
+    return SweepConfig(
+        name="small",
+        ddpo=small(),
+        space=space,
+        search=SearchConfig(rungs=1, concurrent=1, **search),
+    )
 
 
 def run_sweep_in(storage: Path, **search) -> tuple[dict, str]:
     console = Console(file=StringIO(), width=200)
-    return sweep(swept_config(**search), storage, recipe=shapes(), console=console), console.file.getvalue()
+    return sweep(
+        swept_config(**search), storage, recipe=shapes(), console=console
+    ), console.file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +100,23 @@ def test_the_best_can_be_used_and_made_again(swept):
     """Catches: a best trial whose model was deleted; fresh pictures that are the old ones; a command that leaves out what was changed."""
     storage, best, _ = swept
     assert (Path(best["model"]) / "model.safetensors").exists()
-    scored = score_model(swept_config(), best["model"], storage, storage / "again", scenes=30, seed=0).rates()
+    scored = score_model(
+        swept_config(), best["model"], storage, storage / "again", scenes=30, seed=0
+    ).rates()
     assert scored == best["rates"] != best["fresh"]["aligned"]
     words = best["retrain"].split()
     assert words[:3] == ["python", "experiments/ddpo.py", "shapes"]
     given = dict(zip(words[3::2], words[4::2], strict=True))
-    assert given["--optim.steps"] == "6" and given["--shapes.scenes"] == "60" and given["--loss.gamma"] == "5.0"
+    assert (
+        given["--optim.steps"] == "6"
+        and given["--shapes.scenes"] == "60"
+        and given["--loss.gamma"] == "5.0"
+    )
     assert Path(given["--data.reference"]) == next(storage.glob("reference-*"))
-    assert {path.name for path in folder_of(storage).glob("*.png")} >= {"pareto.png", "beta_gamma.png"}
+    assert {path.name for path in folder_of(storage).glob("*.png")} >= {
+        "pareto.png",
+        "beta_gamma.png",
+    }
 
 
 def test_one_parent_and_a_child_for_each_trial(swept):
@@ -110,13 +126,20 @@ def test_one_parent_and_a_child_for_each_trial(swept):
     (parent,) = [run for run in tracked if "mlflow.parentRunId" not in run.data.tags]
     children = {run.data.params["optim.learning_rate"]: run for run in tracked if run is not parent}
     assert len(tracked) == 3
-    assert {rate: run.info.status for rate, run in children.items()} == {str(GOOD): "FINISHED", str(WILD): "FAILED"}
-    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    assert {rate: run.info.status for rate, run in children.items()} == {
+        str(GOOD): "FINISHED",
+        str(WILD): "FAILED",
+    }
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {
+        parent.info.run_id
+    }
     assert "not finite" in children[str(WILD)].data.tags["error"]
     assert "response_rate" in children[str(GOOD)].data.metrics
     names = {
         item.path
-        for item in mlflow.MlflowClient(tracking_uri(small().tracking, storage)).list_artifacts(parent.info.run_id)
+        for item in mlflow.MlflowClient(tracking_uri(small().tracking, storage)).list_artifacts(
+            parent.info.run_id
+        )
     }
     assert names >= {"best.json", "trials.json", "figures"}
 
@@ -144,17 +167,28 @@ def test_a_study_says_what_its_seeds_support(swept):
     """Catches: arms that do not share what they can, a seed that changes nothing, a verdict without its interval."""
     storage, _, _ = swept
     config = StudyConfig(name="study", ddpo=small(), seeds=(0, 1), concurrent=1)
-    study = Study("So it is.", (Arm("base"), Arm("DDPO", lambda ddpo, line: ddpo)), Claim("DDPO", "base"), rises, draw)
+    study = Study(
+        "So it is.",
+        (Arm("base"), Arm("DDPO", lambda ddpo, line: ddpo)),
+        Claim("DDPO", "base"),
+        rises,
+        draw,
+    )
     made = {path: path.stat().st_mtime_ns for path in storage.glob("*/SUCCESS")}
     outcome = run_study(config, study, storage, console=Console(file=StringIO()))
-    assert len(list(storage.glob("train-*"))) == 3  # the sweep's two, of which seed 0 is one, and seed 1
+    assert (
+        len(list(storage.glob("train-*"))) == 3
+    )  # the sweep's two, of which seed 0 is one, and seed 1
     assert {path: path.stat().st_mtime_ns for path in made} == made
     assert outcome["seeds"] == [0, 1]
     for arm in ("base", "DDPO"):
         one, other = outcome["arms"][arm]["response_rate"]["values"]
         assert one != other
         assert outcome["arms"][arm][RISE]["interval"][0] <= outcome["arms"][arm][RISE]["mean"]
-    assert outcome["sentences"][0].startswith("So it is. ") and "over generalization" in outcome["sentences"][0]
+    assert (
+        outcome["sentences"][0].startswith("So it is. ")
+        and "over generalization" in outcome["sentences"][0]
+    )
     (folder,) = storage.glob("study-*")
     assert {"study.json", "table.md", "study.png"} <= {path.name for path in folder.iterdir()}
     names = {run.info.run_id: run.data.tags["mlflow.runName"] for run in runs(storage)}

@@ -25,13 +25,17 @@ def test_run_leaves_records_checkpoints_and_a_model(ray_run, config, small_model
     assert records[0]["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
     assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert records[-1]["loss"] < records[0]["loss"]
-    assert all(record["grad_norm"] > 0 and record["system/tokens_per_second"] > 0 for record in records)
+    assert all(
+        record["grad_norm"] > 0 and record["system/tokens_per_second"] > 0 for record in records
+    )
     _, manifest = latest_checkpoint(ray_run)
     assert (manifest.step, manifest.world_size, manifest.zero_stage) == (12, 2, 2)
     assert len(list((ray_run / "checkpoints").iterdir())) == config.scale.keep
     model, _ = load_policy(ray_run / "model", device="cpu")
     start, _ = load_policy(small_model, device="cpu")
-    moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True)]
+    moved = [
+        not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True)
+    ]
     assert sum(moved) > 0.9 * len(moved)
 
 
@@ -51,7 +55,9 @@ def test_killed_worker_changes_nothing(ray_run, config, reference, tmp_path):
     assert [record["step"] for record in read_records(folder)] == list(range(1, 13))
 
 
-def test_workers_killed_in_writing_a_checkpoint_change_nothing(ray_run, config, reference, tmp_path):
+def test_workers_killed_in_writing_a_checkpoint_change_nothing(
+    ray_run, config, reference, tmp_path
+):
     """Catches: half a checkpoint taken for whole. All workers are killed when the newest one is there and has no manifest yet."""
     folder, torn = tmp_path / "run", []
 
@@ -59,14 +65,18 @@ def test_workers_killed_in_writing_a_checkpoint_change_nothing(ray_run, config, 
         workers = []
         while not torn:
             if not any(process.is_running() for process in workers):
-                workers = ray_processes("RayTrainWorker")  # takes longer than a checkpoint does, so it comes first
+                workers = ray_processes(
+                    "RayTrainWorker"
+                )  # takes longer than a checkpoint does, so it comes first
             newest = max((folder / "checkpoints").glob("step-*"), default=None)
             if workers and newest is not None and not (newest / MANIFEST).exists():
                 for process in workers:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.kill()
                 psutil.wait_procs(workers, 10)
-                torn.extend([newest] if newest.exists() and not (newest / MANIFEST).exists() else [])
+                torn.extend(
+                    [newest] if newest.exists() and not (newest / MANIFEST).exists() else []
+                )
 
     often = with_scale(config, checkpoint_every=1, max_failures=20)
     train(often, reference, folder, alongside=kill)
@@ -75,7 +85,9 @@ def test_workers_killed_in_writing_a_checkpoint_change_nothing(ray_run, config, 
     assert [record["step"] for record in read_records(folder)] == list(range(1, 13))
 
 
-def test_resumed_run_equals_uninterrupted_even_past_a_torn_checkpoint(ray_run, config, reference, tmp_path):
+def test_resumed_run_equals_uninterrupted_even_past_a_torn_checkpoint(
+    ray_run, config, reference, tmp_path
+):
     """Catches: optimizer state, order of pairs or schedule lost on resume; a torn checkpoint taken for whole."""
     folder = tmp_path / "run"
     shutil.copytree(ray_run, folder)
@@ -111,7 +123,10 @@ def test_first_loss_must_be_ln_2(config, reference, tmp_path):
     shutil.copytree(reference, wrong)
     for path in wrong.glob("part-*"):
         table = pq.read_table(path)
-        rows = [{**row, "chosen_logps": [value - 0.01 for value in row["chosen_logps"]]} for row in table.to_pylist()]
+        rows = [
+            {**row, "chosen_logps": [value - 0.01 for value in row["chosen_logps"]]}
+            for row in table.to_pylist()
+        ]
         pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
     with pytest.raises(StaleReferenceError, match="not those of the model to be trained"):
         train(config, wrong, tmp_path / "run")

@@ -55,7 +55,9 @@ def with_logps(reference: Path, folder: Path, shifts: dict[int, float]) -> Path:
         table = pq.read_table(path)
         rows = table.to_pylist()
         for row in rows:
-            row["chosen_logps"] = [value + moved.get(row["id"], 0.0) for value in row["chosen_logps"] or []]
+            row["chosen_logps"] = [
+                value + moved.get(row["id"], 0.0) for value in row["chosen_logps"] or []
+            ]
         pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
     return folder
 
@@ -91,12 +93,18 @@ def cases(config, reference, tmp_path_factory):
         "adapters": (replace(config, model=replace(model, lora_rank=4)), reference),
         "limited": (replace(config, data=replace(config.data, limit=8)), reference),
         "imitation": (replace(config, loss=IMITATION), reference),
-        "imitation, one worker": (with_scale(replace(config, loss=IMITATION), workers=1), reference),
+        "imitation, one worker": (
+            with_scale(replace(config, loss=IMITATION), workers=1),
+            reference,
+        ),
         "skipped": (config, with_nan(reference, folder / "one", {BAD})),
         "stopped": (config, with_nan(reference, folder / "many", LATE)),
         "stale": (config, with_logps(reference, folder / "stale", dict.fromkeys(range(40), -0.01))),
         **{
-            name: (with_scale(config, workers=3 - end["workers"], zero_stage=5 - end["zero_stage"]), reference)
+            name: (
+                with_scale(config, workers=3 - end["workers"], zero_stage=5 - end["zero_stage"]),
+                reference,
+            )
             for name, end in RESIZED.items()
         },
         "too large": (with_scale(config, memory_gib=0.001), reference),
@@ -117,7 +125,9 @@ def trained(cases, tmp_path_factory):
         jobs[config.scale.workers][name] = job
         if name in RESIZED:  # begun like this, and ended by the other number of workers
             jobs[config.scale.workers][name] = replace(job, until=5, export=folder)
-            later[3 - config.scale.workers][name] = replace(job, config=with_scale(config, **RESIZED[name]))
+            later[3 - config.scale.workers][name] = replace(
+                job, config=with_scale(config, **RESIZED[name])
+            )
     errors = {}
     for world, some in [*jobs.items(), *later.items()]:
         (folder / f"jobs-{world}.pickle").write_bytes(pickle.dumps(some))
@@ -175,11 +185,15 @@ def test_update_with_a_non_finite_loss_is_skipped_and_named(cases, trained):
     config, reference = cases["skipped"]
     folder = trained[0] / "skipped"
     skipped = [record for record in read_records(folder) if record["skipped"]]
-    where = [step + 1 for step in range(12) if BAD in global_batch_indices(40, 4, seed=0, step=step)]
+    where = [
+        step + 1 for step in range(12) if BAD in global_batch_indices(40, 4, seed=0, step=step)
+    ]
     assert [record["step"] for record in skipped] == where
     bad = load_reference(reference)["id"][BAD]
     assert all(bad in record["skipped_pairs"] for record in skipped)
-    assert all(len(record["skipped_pairs"]) == config.scale.micro_batch for record in skipped)  # that rank's batch
+    assert all(
+        len(record["skipped_pairs"]) == config.scale.micro_batch for record in skipped
+    )  # that rank's batch
     assert all(tensor.isfinite().all() for tensor in weights(folder).values())
 
 
@@ -236,8 +250,12 @@ def test_imitation_learns_the_chosen_answers_alone(trained):
     assert not errors.keys() & {"imitation", "imitation, one worker"}
     records = read_records(folder / "imitation")
     assert len(records) == 12
-    assert records[-1]["loss"] < 0.97 * records[0]["loss"]  # 6.12 to 5.76 nats a token in twelve updates
-    assert not any(name.startswith(("rewards/", "loss/preference")) for record in records for name in record)
+    assert (
+        records[-1]["loss"] < 0.97 * records[0]["loss"]
+    )  # 6.12 to 5.76 nats a token in twelve updates
+    assert not any(
+        name.startswith(("rewards/", "loss/preference")) for record in records for name in record
+    )
     assert_same(folder / "imitation, one worker", folder / "imitation", atol=1e-4)
 
 

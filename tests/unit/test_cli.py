@@ -23,7 +23,9 @@ def run(monkeypatch, capsys, tmp_path):
     def command(*arguments: str, of=ddpo) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [f"{of.__name__}.py", *arguments])
-        monkeypatch.setenv("COLUMNS", "200")  # paths of temporary folders are long: none is to be broken
+        monkeypatch.setenv(
+            "COLUMNS", "200"
+        )  # paths of temporary folders are long: none is to be broken
         try:
             code = run_command(of.main)
         except SystemExit as stop:
@@ -44,7 +46,14 @@ def small(small_model, tmp_path):
 
 
 def paper(small, *more: str) -> list[str]:
-    return ["paper", "--model.path", str(small), "--data.path", str(small.parent / "pairs.parquet"), *more]
+    return [
+        "paper",
+        "--model.path",
+        str(small),
+        "--data.path",
+        str(small.parent / "pairs.parquet"),
+        *more,
+    ]
 
 
 def assert_explained(result: tuple[int, str], *said: str) -> None:
@@ -64,10 +73,16 @@ def assert_explained(result: tuple[int, str], *said: str) -> None:
         (["shapes", "--loss.gamma", "0.5"], "loss.gamma = 0.5: must be >= 1"),
         (["shapes", "--loss.gamma", "many"], "--loss.gamma"),
         (["shapes", "--scale.micro-batch", "5"], "optim.batch = 16: must be a multiple"),
-        (["shapes", "--storage", "nowhere://bucket/runs"], "Install fsspec's package for nowhere://"),
+        (
+            ["shapes", "--storage", "nowhere://bucket/runs"],
+            "Install fsspec's package for nowhere://",
+        ),
         (["paper"], "data.path is not set"),
         (["paper", "--data.path", "rows.parquet"], "model.path is not set"),
-        (["paper", "--data.path", "rows.parquet", "--model.path", "/no/such/model"], "no such folder"),
+        (
+            ["paper", "--data.path", "rows.parquet", "--model.path", "/no/such/model"],
+            "no such folder",
+        ),
     ],
 )
 def test_arguments(run, arguments, said):
@@ -103,12 +118,17 @@ def test_arguments_of_the_other_commands(run, of, arguments, said):
     assert_explained(run(*arguments, of=of), said)
 
 
-@pytest.mark.parametrize("of", [sft, sweep, ablation, data_scaling, over_generalization, segment_rules])
+@pytest.mark.parametrize(
+    "of", [sft, sweep, ablation, data_scaling, over_generalization, segment_rules]
+)
 def test_every_command_explains_itself(run, of):
     """Catches: a command without help, or one that starts on --help."""
     code, printed = run("--help", of=of)
     assert code == 0
-    assert f"python experiments/{of.__name__.split('.')[-1]}.py" in printed and "subcommands" in printed
+    assert (
+        f"python experiments/{of.__name__.split('.')[-1]}.py" in printed
+        and "subcommands" in printed
+    )
 
 
 def test_missing_data_path(run, small):
@@ -134,7 +154,9 @@ def test_reference_folder_of_another_model(run, small, tmp_path):
     """Catches: reference log-probs reused because their folder has the right name."""
     folder = tmp_path / "reference"
     folder.mkdir()
-    assert_explained(run(*paper(small, "--data.reference", str(folder))), "no finished reference folder")
+    assert_explained(
+        run(*paper(small, "--data.reference", str(folder))), "no finished reference folder"
+    )
     from rlhfv_ray.config import DataConfig, ModelConfig
     from rlhfv_ray.inference.reference import reference_inputs
 
@@ -142,7 +164,9 @@ def test_reference_folder_of_another_model(run, small, tmp_path):
     write_json(folder / "config.json", {**inputs, "weights": "other"})
     write_json(folder / "SUCCESS", {"seconds": 1})
     assert_explained(
-        run(*paper(small, "--data.reference", str(folder))), "StaleReferenceError", "weights: 'other' there"
+        run(*paper(small, "--data.reference", str(folder))),
+        "StaleReferenceError",
+        "weights: 'other' there",
     )
 
 
@@ -156,7 +180,9 @@ def test_help_lists_recipes_and_fields(run):
     """Catches: a field without help."""
     code, printed = run("--help")
     assert code == 0
-    assert all(recipe in printed for recipe in ("shapes", "paper", "released", "released_2023", "dpo"))
+    assert all(
+        recipe in printed for recipe in ("shapes", "paper", "released", "released_2023", "dpo")
+    )
     code, printed = run("shapes", "--help")
     assert code == 0
     assert "--loss.gamma" in printed

@@ -46,8 +46,13 @@ def test_recipes_have_the_sources_numbers():
     assert rows["released"] == (0.1, 1.1, False, 8, 0.03, 5e-7, "muffin")
     assert rows["released_2023"] == (0.5, 5.0, True, 32, 0.03, 5e-7, "muffin")
     assert rows["dpo"][:6] == (0.5, 1.0, False, 32, 0.1, 5e-7)
-    assert (RECIPES["released"]().optim.steps, RECIPES["released_2023"]().optim.steps) == (2160, 320)
-    assert RECIPES["paper"]().optim.total_steps(1400) == 306  # 7 * 1400 / 32, as facts of the paper say
+    assert (RECIPES["released"]().optim.steps, RECIPES["released_2023"]().optim.steps) == (
+        2160,
+        320,
+    )
+    assert (
+        RECIPES["paper"]().optim.total_steps(1400) == 306
+    )  # 7 * 1400 / 32, as facts of the paper say
 
 
 def test_fingerprint_sees_every_field():

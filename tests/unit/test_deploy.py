@@ -12,9 +12,15 @@ import yaml
 from ray.autoscaler._private.util import validate_config
 
 ROOT = Path(__file__).parents[2]
-CLUSTER, KUBERAY, SLURM = ROOT / "cluster.yaml", ROOT / "deploy/kuberay.yaml", ROOT / "deploy/slurm.sh"
+CLUSTER, KUBERAY, SLURM = (
+    ROOT / "cluster.yaml",
+    ROOT / "deploy/kuberay.yaml",
+    ROOT / "deploy/slurm.sh",
+)
 RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-SECRET = re.compile(r"AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9]{8}|-----BEGIN|(?i:password|secret_access_key)\s*[:=]\s*\S")
+SECRET = re.compile(
+    r"AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9]{8}|-----BEGIN|(?i:password|secret_access_key)\s*[:=]\s*\S"
+)
 
 # The fields of KubeRay's API that the file uses (ray.io/v1: RayJobSpec, RayClusterSpec, HeadGroupSpec, WorkerGroupSpec); no others are allowed,
 # so that a misspelt one fails here and is not passed over by the API server.
@@ -28,13 +34,20 @@ CONTAINER = {
         "workingDir": {"type": "string"},
         "env": {
             "type": "array",
-            "items": {"type": "object", "required": ["name", "valueFrom"], "not": {"required": ["value"]}},
+            "items": {
+                "type": "object",
+                "required": ["name", "valueFrom"],
+                "not": {"required": ["value"]},
+            },
         },
         "resources": {
             "type": "object",
             "additionalProperties": {"type": "object", "additionalProperties": {"type": "string"}},
         },
-        "volumeMounts": {"type": "array", "items": {"type": "object", "required": ["name", "mountPath"]}},
+        "volumeMounts": {
+            "type": "array",
+            "items": {"type": "object", "required": ["name", "mountPath"]},
+        },
     },
 }
 TEMPLATE = {
@@ -53,7 +66,10 @@ TEMPLATE = {
         }
     },
 }
-PARAMS = {"type": "object", "additionalProperties": {"type": "string"}}  # KubeRay's are strings, numbers too
+PARAMS = {
+    "type": "object",
+    "additionalProperties": {"type": "string"},
+}  # KubeRay's are strings, numbers too
 RAYJOB = {
     "type": "object",
     "required": ["apiVersion", "kind", "metadata", "spec"],
@@ -66,7 +82,9 @@ RAYJOB = {
             "required": ["entrypoint", "rayClusterSpec"],
             "properties": {
                 "entrypoint": {"type": "string"},
-                "submissionMode": {"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+                "submissionMode": {
+                    "enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]
+                },
                 "backoffLimit": {"type": "integer", "minimum": 0},
                 "shutdownAfterJobFinishes": {"type": "boolean"},
                 "ttlSecondsAfterFinished": {"type": "integer"},
@@ -93,7 +111,13 @@ RAYJOB = {
                             "items": {
                                 "type": "object",
                                 "additionalProperties": False,
-                                "required": ["groupName", "template", "replicas", "minReplicas", "maxReplicas"],
+                                "required": [
+                                    "groupName",
+                                    "template",
+                                    "replicas",
+                                    "minReplicas",
+                                    "maxReplicas",
+                                ],
                                 "properties": {
                                     "groupName": {"type": "string"},
                                     "replicas": {"type": "integer"},
@@ -132,7 +156,9 @@ def test_ray_accepts_the_cluster_file(cluster):
 
 def test_the_head_takes_no_task_and_workers_have_gpus(cluster):
     """Catches: a driver that shares its CPUs with eight actors; workers that stay when nobody needs them."""
-    head, workers = (cluster["available_node_types"][name] for name in (cluster["head_node_type"], "a100"))
+    head, workers = (
+        cluster["available_node_types"][name] for name in (cluster["head_node_type"], "a100")
+    )
     assert head["resources"] == {"CPU": 0}
     assert (
         workers["resources"]["GPU"] == 8
@@ -172,10 +198,12 @@ def test_the_packages_of_the_cluster_are_those_of_the_project(cluster, tmp_path)
     assert "~/rlhfv-ray/pyproject.toml" in cluster["file_mounts"]
     (command,) = [one for one in cluster["setup_commands"] if "tomllib" in one]
     reading = command.split("&& ")[1].split(" >")[0]
-    listed = subprocess.run(["bash", "-c", reading], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-        "\n"
+    listed = subprocess.run(
+        ["bash", "-c", reading], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    assert any(one.startswith("ray[") for one in listed) and any(
+        one.startswith("deepspeed") for one in listed
     )
-    assert any(one.startswith("ray[") for one in listed) and any(one.startswith("deepspeed") for one in listed)
 
 
 def test_the_slurm_script_is_a_script():
@@ -186,7 +214,9 @@ def test_the_slurm_script_is_a_script():
     assert re.findall(r"^#SBATCH --(\S+?)=", SLURM.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", [KUBERAY, SLURM, ROOT / "docs/cluster.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [KUBERAY, SLURM, ROOT / "docs/cluster.md"], ids=lambda path: path.name
+)
 def test_commands_name_scripts_that_are_there(path):
     """Catches: an entry point that was renamed."""
     scripts = re.findall(r"python ((?:experiments|eval)/\w+\.py)", path.read_text())

@@ -31,7 +31,11 @@ def found(
     *nodes: dict[str, Any], checkup: Checkup = CHECKUP, seen: tuple[str, ...] = (".doctor-1",)
 ) -> list[tuple[str, str]]:
     """Node and name of all that is not good."""
-    return [(f.node, f.what) for f in examine(checkup, nodes, seen, between=(NOW - 9, NOW + 1)) if f.status != "good"]
+    return [
+        (f.node, f.what)
+        for f in examine(checkup, nodes, seen, between=(NOW - 9, NOW + 1))
+        if f.status != "good"
+    ]
 
 
 def spoiled(**changes: Any) -> dict[str, Any]:
@@ -41,7 +45,9 @@ def spoiled(**changes: Any) -> dict[str, Any]:
 def test_a_healthy_cluster_is_left_in_peace():
     """Catches: an alarm that people learn to ignore."""
     assert found(NODE, spoiled()) == []
-    assert found({**NODE, "cuda": {"gpus": 0, "cuda": None, "driver": False}}, checkup=Checkup()) == []
+    assert (
+        found({**NODE, "cuda": {"gpus": 0, "cuda": None, "driver": False}}, checkup=Checkup()) == []
+    )
 
 
 PLANTED = {
@@ -68,7 +74,9 @@ def test_every_planted_problem_is_found(what):
     assert ("worker", what) in found(NODE, spoiled(**PLANTED[what]))
     (finding,) = [
         f
-        for f in examine(CHECKUP, [NODE, spoiled(**PLANTED[what])], [".doctor-1"], between=(NOW - 9, NOW + 1))
+        for f in examine(
+            CHECKUP, [NODE, spoiled(**PLANTED[what])], [".doctor-1"], between=(NOW - 9, NOW + 1)
+        )
         if (f.node, f.what) == ("worker", what)
     ]
     assert finding.fix
@@ -83,8 +91,14 @@ def test_a_folder_that_cannot_be_written_is_found():
 
 def test_a_driver_without_its_torch_has_another_fix():
     """Catches: people sent to ask for GPU nodes who are on one."""
-    nodes = [spoiled(cuda={"gpus": 0, "cuda": "13.0", "driver": driver}) for driver in (False, True)]
-    fixes = [f.fix for f in examine(CHECKUP, nodes, [".doctor-1"], between=(NOW - 9, NOW + 1)) if f.what == "GPUs"]
+    nodes = [
+        spoiled(cuda={"gpus": 0, "cuda": "13.0", "driver": driver}) for driver in (False, True)
+    ]
+    fixes = [
+        f.fix
+        for f in examine(CHECKUP, nodes, [".doctor-1"], between=(NOW - 9, NOW + 1))
+        if f.what == "GPUs"
+    ]
     assert "Ask for GPU nodes" in fixes[0] and "newer driver" in fixes[1]
 
 
@@ -103,7 +117,9 @@ def test_facts_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     key.write_text("sk-canary")
     key.chmod(0o644)
     (tmp_path / "file").write_text("")
-    told = facts(Checkup(judge_key_env="KEY", judge_key_file=str(key)), str(tmp_path / "file"), "abc")
+    told = facts(
+        Checkup(judge_key_env="KEY", judge_key_file=str(key)), str(tmp_path / "file"), "abc"
+    )
     assert told["key"] == "others can read its file"
     assert told["storage_error"].startswith(("FileExistsError", "NotADirectoryError"))
     key.chmod(0o600)

@@ -24,7 +24,9 @@ def scores(case, side):
     part = case[side]
     labels, changed = torch.tensor(part["labels"]), torch.tensor(part["changed"])
     logps = token_logps(double(part["logits"]), labels)
-    weights = segment_weights(labels[:, 1:] != IGNORED, changed, gamma=case["gamma"], dtype=torch.float64)
+    weights = segment_weights(
+        labels[:, 1:] != IGNORED, changed, gamma=case["gamma"], dtype=torch.float64
+    )
     return labels, logps, weights, weighted_logps(logps, weights, normalize=case["normalize"])
 
 
@@ -34,10 +36,16 @@ def test_release(case):
     found = {}
     for side in ("chosen", "rejected"):
         labels, logps, _, found[side] = scores(case, side)
-        scored = labels[:, 1:] != IGNORED  # the release leaves numbers on unscored positions; ours are 0
-        torch.testing.assert_close(logps[scored], double(case[side]["token_logps"])[scored], atol=TOLERANCE, rtol=0)
+        scored = (
+            labels[:, 1:] != IGNORED
+        )  # the release leaves numbers on unscored positions; ours are 0
+        torch.testing.assert_close(
+            logps[scored], double(case[side]["token_logps"])[scored], atol=TOLERANCE, rtol=0
+        )
         assert (logps[~scored] == 0).all()
-        torch.testing.assert_close(logps.sum(-1), double(case[side]["sum_logps"]), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            logps.sum(-1), double(case[side]["sum_logps"]), atol=TOLERANCE, rtol=0
+        )
         torch.testing.assert_close(
             logps.sum(-1) / scored.sum(-1), double(case[side]["mean_logps"]), atol=TOLERANCE, rtol=0
         )
@@ -69,7 +77,9 @@ def test_gamma_one_unnormalised_is_dpo():
     logits = torch.randn(4, 6, 11, generator=generator, dtype=torch.float64)
     labels = torch.randint(11, (4, 6), generator=generator)
     labels[:, :2] = IGNORED
-    reference = torch.randn(4, 5, generator=generator, dtype=torch.float64).masked_fill(labels[:, 1:] == IGNORED, 0)
+    reference = torch.randn(4, 5, generator=generator, dtype=torch.float64).masked_fill(
+        labels[:, 1:] == IGNORED, 0
+    )
     changed = torch.rand(4, 5, generator=generator) < 0.5
     batch = batch_of(labels, changed, reference)
     step = batch_loss(token_logps(logits, labels), batch, LossConfig(0.3, 1.0, False))
@@ -77,7 +87,8 @@ def test_gamma_one_unnormalised_is_dpo():
     expected = []
     for chosen, rejected in ((0, 2), (1, 3)):
         ratio = {
-            row: sum(math.log(probabilities[row, t - 1, labels[row, t]]) for t in range(2, 6)) - reference[row].sum()
+            row: sum(math.log(probabilities[row, t - 1, labels[row, t]]) for t in range(2, 6))
+            - reference[row].sum()
             for row in (chosen, rejected)
         }
         expected.append(-math.log(1 / (1 + math.exp(-0.3 * (ratio[chosen] - ratio[rejected])))))
@@ -106,7 +117,8 @@ def test_without_preference_it_is_cross_entropy():
     config = LossConfig(gamma=1.0, normalize=True, sft_weight=2.0, preference_weight=0.0)
     step = batch_loss(token_logps(logits, labels), batch, config)
     each = [
-        torch.nn.functional.cross_entropy(logits[row, :-1], labels[row, 1:], ignore_index=IGNORED) for row in (0, 1)
+        torch.nn.functional.cross_entropy(logits[row, :-1], labels[row, 1:], ignore_index=IGNORED)
+        for row in (0, 1)
     ]
     assert step.total.item() == pytest.approx(2 * sum(one.item() for one in each) / 2, abs=1e-12)
     values = dict(zip(METRICS, preference_metrics(step).tolist(), strict=True))
@@ -118,7 +130,9 @@ def test_metrics_by_hand():
     """Catches: metrics in another order than their names. Rewards 2 and 0.5, and -1 and 1: margins 1.5, -2."""
     changed = torch.tensor([[True], [False], [True], [False]])
     batch = batch_of(torch.tensor([[IGNORED, 1]] * 4), changed, torch.zeros(4, 1))
-    step = batch_loss(torch.tensor([[2.0], [-1.0], [0.5], [1.0]]), batch, LossConfig(1.0, 1.0, False))
+    step = batch_loss(
+        torch.tensor([[2.0], [-1.0], [0.5], [1.0]]), batch, LossConfig(1.0, 1.0, False)
+    )
     values = dict(zip(METRICS, preference_metrics(step).tolist(), strict=True))
     losses = [math.log(1 + math.exp(-1.5)), math.log(1 + math.exp(2))]
     assert values == pytest.approx(

@@ -22,17 +22,28 @@ def test_muffin_rule_is_the_release(case):
 def test_both_sides_marks_insertion_and_deletion():
     """Catches: a pure deletion that weighs nothing, which only the release's rule wants."""
     long, short = [1, 2, 3, 7, 8, 4, 5, 6], [1, 2, 3, 4, 5, 6]
-    assert changed_tokens(short, long, rule="both_sides") == ([False] * 6, [False] * 3 + [True] * 2 + [False] * 3)
-    assert changed_tokens(long, short, rule="both_sides") == ([False] * 3 + [True] * 2 + [False] * 3, [False] * 6)
+    assert changed_tokens(short, long, rule="both_sides") == (
+        [False] * 6,
+        [False] * 3 + [True] * 2 + [False] * 3,
+    )
+    assert changed_tokens(long, short, rule="both_sides") == (
+        [False] * 3 + [True] * 2 + [False] * 3,
+        [False] * 6,
+    )
     assert changed_tokens(short, long, rule="muffin") == ([False] * 6, [False] * 8)
 
 
 def test_short_island_counts_as_changed():
     """Catches: min_match ignored. 9 and 8 differ, the equal 5, 6 between 7 and them is shorter than 3."""
-    chosen, _ = changed_tokens([1, 2, 3, 9, 5, 6, 9, 2, 3, 4], [1, 2, 3, 8, 5, 6, 8, 2, 3, 4], rule="both_sides")
+    chosen, _ = changed_tokens(
+        [1, 2, 3, 9, 5, 6, 9, 2, 3, 4], [1, 2, 3, 8, 5, 6, 8, 2, 3, 4], rule="both_sides"
+    )
     assert chosen == [False] * 3 + [True] * 4 + [False] * 3
     chosen, _ = changed_tokens(
-        [1, 2, 3, 9, 5, 6, 9, 2, 3, 4], [1, 2, 3, 8, 5, 6, 8, 2, 3, 4], rule="both_sides", min_match=2
+        [1, 2, 3, 9, 5, 6, 9, 2, 3, 4],
+        [1, 2, 3, 8, 5, 6, 8, 2, 3, 4],
+        rule="both_sides",
+        min_match=2,
     )
     assert chosen == [False] * 3 + [True, False, False, True] + [False] * 3
 
@@ -45,7 +56,8 @@ def test_unchanged_tokens_are_common_and_in_order():
         b = [rng.randrange(6) for _ in range(rng.randrange(30))]
         masks = changed_tokens(a, b, rule="both_sides")
         kept = [
-            [token for token, changed in zip(ids, mask, strict=True) if not changed] for ids, mask in zip((a, b), masks)
+            [token for token, changed in zip(ids, mask, strict=True) if not changed]
+            for ids, mask in zip((a, b), masks)
         ]
         assert kept[0] == kept[1]
 

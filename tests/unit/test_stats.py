@@ -20,7 +20,12 @@ from rlhfv_ray.stats import (
 
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilson_as_published(successes: int, n: int, low: float, high: float) -> None:
     """Bug: Wald's interval, or a continuity correction. Newcombe, Stat. Med. 17 (1998), Table I, method 3."""
@@ -63,7 +68,9 @@ def test_mcnemar_by_hand(only_a: int, only_b: int, both: int, p: float) -> None:
 
 def test_bootstrap_point_estimates_are_ratios_of_sums() -> None:
     """Bug: the mean of per-item ratios. By hand: 3/10 against 1/8 is -0.175, a reduction of 7/12."""
-    result = paired_bootstrap(RatioSample([1, 2], [2, 8]), RatioSample([0, 1], [4, 4]), resamples=50)
+    result = paired_bootstrap(
+        RatioSample([1, 2], [2, 8]), RatioSample([0, 1], [4, 4]), resamples=50
+    )
     assert result.difference == pytest.approx(-0.175)
     assert result.reduction == pytest.approx(7 / 12)
 
@@ -82,7 +89,10 @@ def test_bootstrap_keeps_the_pairs() -> None:
 
 def test_bootstrap_is_seeded() -> None:
     """Bug: the same report differs from run to run, or the seed has no effect."""
-    baseline, candidate = RatioSample([1, 0, 1, 1, 0], [1] * 5), RatioSample([0, 0, 1, 0.5, 0.25], [1] * 5)
+    baseline, candidate = (
+        RatioSample([1, 0, 1, 1, 0], [1] * 5),
+        RatioSample([0, 0, 1, 0.5, 0.25], [1] * 5),
+    )
     runs = [paired_bootstrap(baseline, candidate, resamples=40, seed=seed) for seed in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]
 
@@ -97,7 +107,11 @@ def test_bootstrap_where_a_rate_is_undefined() -> None:
     assert (rare.reduction, rare.reduction_interval) == (1.0, None)
     assert rare.difference_interval is not None
     spotless = paired_bootstrap(RatioSample([0] * 10, [1] * 10), one, resamples=500)
-    assert (spotless.difference, spotless.reduction, spotless.reduction_interval) == (0.1, None, None)
+    assert (spotless.difference, spotless.reduction, spotless.reduction_interval) == (
+        0.1,
+        None,
+        None,
+    )
     mute = paired_bootstrap(one, RatioSample([0] * 10, [0] * 10), resamples=50)
     assert mute == PairedDifference(None, None, None, None)
 
@@ -140,8 +154,12 @@ def test_minimum_difference_is_found_as_often_as_promised() -> None:
     assert 0.70 <= found / 400 <= 0.86
 
 
-@pytest.mark.parametrize(("n", "base_rate", "discordant"), [(10, 0.1, None), (96, 0.0, None), (96, 0.3, 0.02)])
-def test_differences_that_cannot_be_resolved(n: int, base_rate: float, discordant: float | None) -> None:
+@pytest.mark.parametrize(
+    ("n", "base_rate", "discordant"), [(10, 0.1, None), (96, 0.0, None), (96, 0.3, 0.02)]
+)
+def test_differences_that_cannot_be_resolved(
+    n: int, base_rate: float, discordant: float | None
+) -> None:
     """Bug: a difference is promised that even a perfect candidate could not show."""
     assert minimum_detectable_difference(n, base_rate, discordant=discordant) is None
 
@@ -151,11 +169,16 @@ def test_bootstrap_interval_of_a_mean_and_of_a_rate() -> None:
     ones = [1.0] * 400
     interval = bootstrap_interval(RatioSample([0.0, 6.0] * 200, ones))  # standard error 3 / 20
     assert interval == pytest.approx((3 - 1.96 * 0.15, 3 + 1.96 * 0.15), abs=0.03)
-    rate, wilson = bootstrap_interval(RatioSample([1.0] * 100 + [0.0] * 300, ones)), wilson_interval(100, 400)
+    rate, wilson = (
+        bootstrap_interval(RatioSample([1.0] * 100 + [0.0] * 300, ones)),
+        wilson_interval(100, 400),
+    )
     assert rate == pytest.approx(wilson, abs=0.01)
     # share and whole of an item stay together: every resample is 1 / 2 exactly
     assert bootstrap_interval(RatioSample([1, 2, 3], [2, 4, 6])) == (0.5, 0.5)
-    assert rate == bootstrap_interval(RatioSample([1.0] * 100 + [0.0] * 300, ones))  # the same again
+    assert rate == bootstrap_interval(
+        RatioSample([1.0] * 100 + [0.0] * 300, ones)
+    )  # the same again
 
 
 def test_bootstrap_interval_of_nothing() -> None:
@@ -187,7 +210,9 @@ def test_bounds_are_plain_floats() -> None:
     """Bug: NumPy scalars break the JSON of a report."""
     interval = wilson_interval(1, 3)
     assert interval is not None
-    result = paired_bootstrap(RatioSample([1, 2], [2, 2]), RatioSample([0, 1], [2, 2]), resamples=50)
+    result = paired_bootstrap(
+        RatioSample([1, 2], [2, 2]), RatioSample([0, 1], [2, 2]), resamples=50
+    )
     assert isinstance(result.difference_interval, Interval)
     for value in (*interval, result.difference, *result.difference_interval):
         assert type(value) is float

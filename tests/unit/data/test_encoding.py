@@ -10,7 +10,9 @@ from rlhfv_ray.segments import changed_tokens
 
 
 def marked(processor, ids, flags):
-    return processor.tokenizer.decode([token for token, flag in zip(ids, flags, strict=True) if flag]).strip()
+    return processor.tokenizer.decode(
+        [token for token, flag in zip(ids, flags, strict=True) if flag]
+    ).strip()
 
 
 def test_answers_are_what_generation_would_continue_with(pairs, encoded, processor):
@@ -30,7 +32,9 @@ def test_masks_of_both_rules(pairs, encoded):
         muffin = changed_tokens(*whole, rule="muffin")
         shift = len(row.prompt_ids) - 1
         assert row.changed["muffin"] == (muffin[0][shift:], muffin[1][shift:])
-        assert row.changed["both_sides"] == changed_tokens(row.chosen_ids, row.rejected_ids, rule="both_sides")
+        assert row.changed["both_sides"] == changed_tokens(
+            row.chosen_ids, row.rejected_ids, rule="both_sides"
+        )
 
 
 def test_human_spans_win_over_both_rules(pairs, processor):
@@ -50,7 +54,9 @@ def test_human_spans_win_over_both_rules(pairs, processor):
 
 def test_unmarked_side_of_a_marked_pair_has_no_segment(pairs, processor):
     """Catches: one side's spans filled up by comparing tokens."""
-    row = encode_pair(replace(pairs[0], rejected_spans=((0, 1),)), processor, min_match=3, max_length=256)
+    row = encode_pair(
+        replace(pairs[0], rejected_spans=((0, 1),)), processor, min_match=3, max_length=256
+    )
     assert not any(row.changed["both_sides"].chosen)
 
 
@@ -62,14 +68,18 @@ def test_max_length_is_inclusive(pairs, processor, spare, fits):
     if fits:
         assert encode_pair(pairs[0], processor, min_match=3, max_length=length) == row
     else:
-        with pytest.raises(DataError, match=r"too_long: \d+ prompt \+ \d+ answer tokens exceed data.max_length"):
+        with pytest.raises(
+            DataError, match=r"too_long: \d+ prompt \+ \d+ answer tokens exceed data.max_length"
+        ):
             encode_pair(pairs[0], processor, min_match=3, max_length=length)
 
 
 def test_same_tokens_and_unreadable_image_are_refused(pairs, processor):
     """Catches: a pair with no signal trained on; a broken image that stops the job instead of its row."""
     with pytest.raises(DataError, match="equal_answers"):
-        encode_pair(replace(pairs[0], rejected=pairs[0].chosen), processor, min_match=3, max_length=256)
+        encode_pair(
+            replace(pairs[0], rejected=pairs[0].chosen), processor, min_match=3, max_length=256
+        )
     with pytest.raises(DataError, match="image_"):
         encode_pair(replace(pairs[0], image=b"GIF89a"), processor, min_match=3, max_length=256)
 
@@ -89,7 +99,9 @@ def test_prompt_ids_agree_with_the_processor_on_a_batch(pairs, processor):
     images = [decode_image(pair.image) for pair in pairs[:3]]
     texts = [prompt_text(processor, pair.question) for pair in pairs[:3]]
     batch = processor(images=images, text=texts, padding=True, padding_side="left")
-    for ids, mask, image, pair in zip(batch["input_ids"], batch["attention_mask"], images, pairs[:3], strict=True):
+    for ids, mask, image, pair in zip(
+        batch["input_ids"], batch["attention_mask"], images, pairs[:3], strict=True
+    ):
         assert [token for token, kept in zip(ids, mask, strict=True) if kept] == prompt_ids(
             processor, image, pair.question
         )

@@ -26,7 +26,8 @@ def png_header(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0"))]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
     )
 
 
@@ -140,7 +141,9 @@ def test_one_bit_and_grey_become_rgb() -> None:
 
 def test_cmyk_keeps_its_colour() -> None:
     """Bug: CMYK taken as RGB, or inverted. Cyan and magenta inks without yellow are blue."""
-    red, green, blue = pixel(encode(Image.new("CMYK", (16, 16), (255, 255, 0, 0)), "JPEG", quality=95))
+    red, green, blue = pixel(
+        encode(Image.new("CMYK", (16, 16), (255, 255, 0, 0)), "JPEG", quality=95)
+    )
     assert (red < 10, green < 10, blue > 245) == (True, True, True)
 
 
@@ -154,7 +157,9 @@ def test_animation_gives_its_first_frame(kind: str) -> None:
     assert pixel(data) == RED
 
 
-@pytest.mark.parametrize("data", [b"", b"\0" * 100, b"<html>404 Not Found</html>", b"\xff\xd8\xff\xe0"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\0" * 100, b"<html>404 Not Found</html>", b"\xff\xd8\xff\xe0"]
+)
 def test_bytes_that_are_no_image(data: bytes) -> None:
     """Bug: a download error page kills the worker."""
     assert refused(data) == "image_unreadable"

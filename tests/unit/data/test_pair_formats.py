@@ -16,7 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rlhfv_ray.data import Slice, audit_pairs, data_digest, list_slices, load_pairs, read_slice, write_pairs
+from rlhfv_ray.data import (
+    Slice,
+    audit_pairs,
+    data_digest,
+    list_slices,
+    load_pairs,
+    read_slice,
+    write_pairs,
+)
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import PreferencePair
 
@@ -31,7 +39,12 @@ RED = _png("red")
 QUESTION, CHOSEN, REJECTED = "What is on the table?", "A red cup. 你好 🙂", "A red cup and a dog."
 TEXTS = {"question": QUESTION, "chosen": CHOSEN, "rejected": REJECTED}
 SPLIT = '{"model": "Muffin", "type": "question_answering"}'
-ORIGIN = {"ds_name": "RLHF-V", "origin_dataset": "VQAv2", "origin_split": SPLIT, "image_path": "train/1.jpg"}
+ORIGIN = {
+    "ds_name": "RLHF-V",
+    "origin_dataset": "VQAv2",
+    "origin_split": SPLIT,
+    "image_path": "train/1.jpg",
+}
 USER = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
 
 
@@ -40,11 +53,22 @@ def says(text: str) -> list[dict[str, Any]]:
 
 
 def rlhfv_row(idx: int = 7, **texts: Any) -> dict[str, Any]:
-    return {**ORIGIN, "image": {"bytes": RED, "path": None}, "text": json.dumps({**TEXTS, **texts}), "idx": idx}
+    return {
+        **ORIGIN,
+        "image": {"bytes": RED, "path": None},
+        "text": json.dumps({**TEXTS, **texts}),
+        "idx": idx,
+    }
 
 
 def trl_row(**changes: Any) -> dict[str, Any]:
-    return {"prompt": [USER], "chosen": says(CHOSEN), "rejected": says(REJECTED), "images": ["a.png"], **changes}
+    return {
+        "prompt": [USER],
+        "chosen": says(CHOSEN),
+        "rejected": says(REJECTED),
+        "images": ["a.png"],
+        **changes,
+    }
 
 
 def plain_row(**changes: Any) -> dict[str, Any]:
@@ -62,12 +86,22 @@ def jsonl(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def tsv_line(text: object = (QUESTION, CHOSEN, REJECTED), *, image: str | None = None, idx: int = 7) -> str:
+def tsv_line(
+    text: object = (QUESTION, CHOSEN, REJECTED), *, image: str | None = None, idx: int = 7
+) -> str:
     def code(value: str) -> str:
         return base64.b64encode(value.encode()).decode()
 
     image = base64.b64encode(RED).decode() if image is None else image
-    values = ["RLHF-V", image, code(json.dumps(text)), "VQAv2", code(SPLIT), str(idx), "train/1.jpg"]
+    values = [
+        "RLHF-V",
+        image,
+        code(json.dumps(text)),
+        "VQAv2",
+        code(SPLIT),
+        str(idx),
+        "train/1.jpg",
+    ]
     return "\t".join(values) + "\n"
 
 
@@ -86,19 +120,33 @@ def only_error(path: Path) -> str:
 def write_format(folder: Path, case: str) -> Path:
     """One row in the layout of each format."""
     (folder / "a.png").write_bytes(RED)
-    share: dict[str, Any] = {key: {"from": "gpt", "value": TEXTS[key]} for key in ("chosen", "rejected")}
+    share: dict[str, Any] = {
+        key: {"from": "gpt", "value": TEXTS[key]} for key in ("chosen", "rejected")
+    }
     share["conversations"] = [{"from": "human", "value": f"<image>{QUESTION}"}]
-    swift = [{"role": "user", "content": f"<image>\n{QUESTION}"}, {"role": "assistant", "content": CHOSEN}]
+    swift = [
+        {"role": "user", "content": f"<image>\n{QUESTION}"},
+        {"role": "assistant", "content": CHOSEN},
+    ]
     name, row = {
         "rlhfv": ("rlhfv.parquet", rlhfv_row()),
-        "muffin_cache": ("ref_with_logp.parquet", rlhfv_row(logps=[-1.0, -0.5, [-1.0], -2.0, -1.0, [-2.0]])),
-        "rlaifv": ("rlaifv.parquet", {**ORIGIN, **TEXTS, "image": {"bytes": RED}, "idx": 7, "logps": '{"logps": []}'}),
+        "muffin_cache": (
+            "ref_with_logp.parquet",
+            rlhfv_row(logps=[-1.0, -0.5, [-1.0], -2.0, -1.0, [-2.0]]),
+        ),
+        "rlaifv": (
+            "rlaifv.parquet",
+            {**ORIGIN, **TEXTS, "image": {"bytes": RED}, "idx": 7, "logps": '{"logps": []}'},
+        ),
         "muffin_tsv": ("rows.tsv", tsv_line((QUESTION, CHOSEN, REJECTED, [-1.0]))),
         "trl": ("trl.jsonl", trl_row()),
         "trl_plain": ("plain.jsonl", plain_row()),
         "trl_parquet": ("trl.parquet", trl_row(images=[{"bytes": RED, "path": None}])),
         "llamafactory": ("share.json", [{**share, "images": ["a.png"]}]),
-        "swift": ("swift.jsonl", {"messages": swift, "rejected_response": REJECTED, "images": ["a.png"]}),
+        "swift": (
+            "swift.jsonl",
+            {"messages": swift, "rejected_response": REJECTED, "images": ["a.png"]},
+        ),
     }[case]
     if name.endswith(".parquet") and isinstance(row, dict):
         return parquet(folder / name, [row])
@@ -124,7 +172,12 @@ def test_every_format_gives_the_same_pair(case: str, tmp_path: Path) -> None:
     """Bug: chosen and rejected exchanged, a placeholder left in the question, the wrong format guessed."""
     path = write_format(tmp_path, case)
     (pair,) = load_pairs(path)
-    assert (pair.question, pair.chosen, pair.rejected, pair.image) == (QUESTION, CHOSEN, REJECTED, RED)
+    assert (pair.question, pair.chosen, pair.rejected, pair.image) == (
+        QUESTION,
+        CHOSEN,
+        REJECTED,
+        RED,
+    )
     assert (pair.chosen_spans, pair.rejected_spans) == (None, None)
     assert list_slices(path)[0].format == CASES[case]
     own = case in ("rlhfv", "muffin_cache", "rlaifv", "muffin_tsv")
@@ -139,7 +192,12 @@ def test_every_format_gives_the_same_pair(case: str, tmp_path: Path) -> None:
 def test_missing_column_says_which_and_what_there_is(tmp_path: Path) -> None:
     """Bug: a renamed column read as None in every row."""
     with pytest.raises(DataError) as caught:
-        list_slices(parquet(tmp_path / "x.parquet", [{"image": RED, "question": "q", "chosen": "a", "reject": "b"}]))
+        list_slices(
+            parquet(
+                tmp_path / "x.parquet",
+                [{"image": RED, "question": "q", "chosen": "a", "reject": "b"}],
+            )
+        )
     for word in ("'rlaifv'", "rejected is missing", "reject", "llamafactory", "x.parquet"):
         assert word in str(caught.value)
 
@@ -187,7 +245,9 @@ def test_garbage_file_is_named(name: str, content: bytes, tmp_path: Path) -> Non
 
 def test_corrupt_parquet_page_is_named(tmp_path: Path) -> None:
     """Bug: damage behind an intact footer ends in an Arrow traceback."""
-    path = parquet(tmp_path / "x.parquet", [rlhfv_row(idx) for idx in range(50)], compression="gzip")
+    path = parquet(
+        tmp_path / "x.parquet", [rlhfv_row(idx) for idx in range(50)], compression="gzip"
+    )
     data = bytearray(path.read_bytes())
     data[20:400] = b"\xff" * 380
     path.write_bytes(data)
@@ -247,12 +307,14 @@ def test_bad_json_text(text: str | None, tmp_path: Path) -> None:
     assert read_all(tmp_path / "x.parquet")[0][0] == "RLHF-V:1"  # the id is known all the same
 
 
-@pytest.mark.parametrize("image", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}])
+@pytest.mark.parametrize(
+    "image", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}]
+)
 def test_missing_image(image: object, tmp_path: Path) -> None:
     """Bug: None reaches the image decoder."""
-    assert only_error(parquet(tmp_path / "x.parquet", [{**rlhfv_row(1), "image": image}, rlhfv_row(2)])).startswith(
-        "image_missing: "
-    )
+    assert only_error(
+        parquet(tmp_path / "x.parquet", [{**rlhfv_row(1), "image": image}, rlhfv_row(2)])
+    ).startswith("image_missing: ")
 
 
 def test_invalid_utf8_in_parquet_spoils_its_row_only(tmp_path: Path) -> None:
@@ -294,7 +356,11 @@ def test_bad_line_is_named_by_file_and_line(line: bytes, code: str, tmp_path: Pa
         tsv_line(image=""),
         tsv_line([QUESTION, CHOSEN]),
         tsv_line(
-            [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": CHOSEN}, {"from": "human", "value": ""}]
+            [
+                {"from": "human", "value": QUESTION},
+                {"from": "gpt", "value": CHOSEN},
+                {"from": "human", "value": ""},
+            ]
         ),
     ],
 )
@@ -315,7 +381,10 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ({"system": "Be brief."}, "multi_turn"),
         ({"chosen": [USER, *says(CHOSEN)]}, "multi_turn"),
         ({"chosen": []}, "multi_turn"),
-        ({"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]}, "multi_image"),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]},
+            "multi_image",
+        ),
         ({"images": ["a.png", "a.png"]}, "multi_image"),
         ({"images": []}, "image_missing"),
         ({"images": None}, "image_missing"),
@@ -396,7 +465,9 @@ def test_links_and_folders_inside_the_root_are_followed(tmp_path: Path) -> None:
 def make_rows(folder: Path, kind: str, count: int) -> Path:
     match kind:
         case "parquet":
-            return parquet(folder / "x.parquet", [rlhfv_row(idx) for idx in range(count)], row_group_size=7)
+            return parquet(
+                folder / "x.parquet", [rlhfv_row(idx) for idx in range(count)], row_group_size=7
+            )
         case "one_group":
             return parquet(folder / "x.parquet", [rlhfv_row(idx) for idx in range(count)])
         case "tsv":
@@ -424,7 +495,9 @@ def test_slices_cover_every_row_once_in_any_order(kind: str, rows: int, tmp_path
     assert len(set(whole)) == 23
     by_slice = {part.index: [row_id for row_id, _ in read_slice(part)] for part in reversed(parts)}
     assert [row_id for part in parts for row_id in by_slice[part.index]] == whole
-    assert [len(by_slice[part.index]) for part in parts] == [part.stop - part.start for part in parts]
+    assert [len(by_slice[part.index]) for part in parts] == [
+        part.stop - part.start for part in parts
+    ]
 
 
 def test_a_row_range_across_row_groups_is_read_exactly(tmp_path: Path) -> None:
@@ -440,7 +513,9 @@ def test_big_units_are_not_cut_into_crumbs(tmp_path: Path) -> None:
     assert len(list_slices(make_rows(tmp_path, "array", 64), rows=1)) == 16
 
 
-def test_slices_travel_to_a_worker_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_travel_to_a_worker_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bug: relative paths, or errors that do not pickle."""
     jsonl(tmp_path / "x.jsonl", [plain_row(), plain_row(chosen="")])
     monkeypatch.chdir(tmp_path)
@@ -457,7 +532,15 @@ def test_slices_travel_to_a_worker_elsewhere(tmp_path: Path, monkeypatch: pytest
 def example_pairs() -> list[PreferencePair]:
     return [
         PreferencePair("RLHF-V:7", RED, QUESTION, CHOSEN, REJECTED, origin=ORIGIN),
-        PreferencePair("rows.jsonl:3", b"not checked here", " q ", "a\r\n", "b\t\u2028", ((0, 1),), ((0, 1), (1, 2))),
+        PreferencePair(
+            "rows.jsonl:3",
+            b"not checked here",
+            " q ",
+            "a\r\n",
+            "b\t\u2028",
+            ((0, 1),),
+            ((0, 1), (1, 2)),
+        ),
         PreferencePair("scene", RED, "q", "a", "مرحبا", (), None, {"seed": "3", "image_path": ""}),
     ]
 
@@ -473,7 +556,15 @@ def test_written_layout_is_the_released_one(tmp_path: Path) -> None:
     """Bug: other tools cannot read what we write."""
     write_pairs(example_pairs(), tmp_path / "x.parquet")
     table = pq.read_table(tmp_path / "x.parquet")
-    assert table.schema.names == ["ds_name", "image", "text", "origin_dataset", "origin_split", "idx", "image_path"]
+    assert table.schema.names == [
+        "ds_name",
+        "image",
+        "text",
+        "origin_dataset",
+        "origin_split",
+        "idx",
+        "image_path",
+    ]
     assert table["idx"].to_pylist() == [7, 3, 2]
     text = json.loads(table["text"][0].as_py())
     assert {name: text[name] for name in TEXTS} == TEXTS
@@ -528,7 +619,11 @@ def test_audit_counts_what_is_there(tmp_path: Path) -> None:
     decoded = audit_pairs(list_slices(path), decode=True)
     assert decoded.unusable["image_unreadable"] == 1
     assert decoded.chosen is not None
-    assert (decoded.chosen.mean, decoded.chosen.median, decoded.chosen.longest) == (2, 2, 3)  # 3 and 1 words
+    assert (decoded.chosen.mean, decoded.chosen.median, decoded.chosen.longest) == (
+        2,
+        2,
+        3,
+    )  # 3 and 1 words
     assert audit_pairs([]).chosen is None
 
 

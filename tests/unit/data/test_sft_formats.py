@@ -24,7 +24,11 @@ FIRST = TURNS[:1]
 
 
 def sharegpt(turns=TURNS) -> list[dict[str, str]]:
-    said = [{"from": name, "value": text} for turn in turns for name, text in zip(("human", "gpt"), turn, strict=True)]
+    said = [
+        {"from": name, "value": text}
+        for turn in turns
+        for name, text in zip(("human", "gpt"), turn, strict=True)
+    ]
     said[0]["value"] = "<image>\n" + said[0]["value"]
     return said
 
@@ -57,26 +61,52 @@ def in_file(folder: Path, row: Any) -> Path:
 
 
 def read(path: Path, format: str = "auto") -> Example | DataError:
-    ((_, found),) = [row for part in list_slices(path, format=format, examples=True) for row in read_slice(part)]
+    ((_, found),) = [
+        row for part in list_slices(path, format=format, examples=True) for row in read_slice(part)
+    ]
     assert not isinstance(found, EncodedPair)
     return found
 
 
 GOOD = {
     "llava": ({"id": "1", "image": "a.png", "conversations": sharegpt()}, "conversations", TURNS),
-    "sharegpt, images": ({"conversations": sharegpt(), "images": ["a.png"]}, "conversations", TURNS),
+    "sharegpt, images": (
+        {"conversations": sharegpt(), "images": ["a.png"]},
+        "conversations",
+        TURNS,
+    ),
     "messages": ({"messages": chat(), "images": ["a.png"]}, "messages", TURNS),
-    "completion, lists": ({"prompt": chat()[:1], "completion": chat()[1:2], "image": "a.png"}, "completion", FIRST),
-    "completion, text": ({"prompt": FIRST[0][0], "completion": FIRST[0][1], "image": "a.png"}, "completion", FIRST),
+    "completion, lists": (
+        {"prompt": chat()[:1], "completion": chat()[1:2], "image": "a.png"},
+        "completion",
+        FIRST,
+    ),
+    "completion, text": (
+        {"prompt": FIRST[0][0], "completion": FIRST[0][1], "image": "a.png"},
+        "completion",
+        FIRST,
+    ),
     "vqa": ({"image": PICTURE, "question": FIRST[0][0], "answer": FIRST[0][1]}, "vqa", FIRST),
     "vqa, ten answers": (
-        {"image": "a.png", "question": "How many?", "answers": [{"answer": a} for a in ("2", "3", "2")]},
+        {
+            "image": "a.png",
+            "question": "How many?",
+            "answers": [{"answer": a} for a in ("2", "3", "2")],
+        },
         "vqa",
         (("How many?", "2"),),
     ),
-    "caption": ({"image": "a.png", "caption": "a street"}, "caption", ((CAPTION_QUESTION, "a street"),)),
+    "caption": (
+        {"image": "a.png", "caption": "a street"},
+        "caption",
+        ((CAPTION_QUESTION, "a street"),),
+    ),
     "muffin, conversation": (tsv(sharegpt()), "muffin_tsv", TURNS),
-    "muffin, question and answer": (tsv({"question": "How many?", "answer": "2"}), "muffin_tsv", (("How many?", "2"),)),
+    "muffin, question and answer": (
+        tsv({"question": "How many?", "answer": "2"}),
+        "muffin_tsv",
+        (("How many?", "2"),),
+    ),
     "muffin, pair": (tsv(["What?", "a star", "a ring"]), "muffin_tsv", (("What?", "a star"),)),
     "pair": (
         {"image": PICTURE, "question": "What?", "chosen": "a star", "rejected": "a ring"},
@@ -131,12 +161,16 @@ def test_a_format_of_examples_is_none_of_pairs(tmp_path):
 def test_answers_are_scored_and_later_questions_are_not(processor):
     """Catches: a model taught to ask. The scored tokens, read back, are the answers with the ends of their turns."""
     ids, scored = conversation_ids(processor, TURNS)
-    said = processor.tokenizer.decode([token for token, flag in zip(ids, scored, strict=True) if flag])
+    said = processor.tokenizer.decode(
+        [token for token, flag in zip(ids, scored, strict=True) if flag]
+    )
     assert "".join(said.split()) == "aredstar.</s>atthetopleft.</s>"
     user = {"role": "user", "content": [{"type": "text", "text": TURNS[1][0]}]}
     first = {"role": "assistant", "content": [{"type": "text", "text": TURNS[0][1]}]}
     asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": TURNS[0][0]}]}
-    whole = processor.apply_chat_template([asked, first, user], add_generation_prompt=True, tokenize=False)
+    whole = processor.apply_chat_template(
+        [asked, first, user], add_generation_prompt=True, tokenize=False
+    )
     before = len(processor.tokenizer(whole)["input_ids"]) - len(
         processor.tokenizer(prompt_text(processor, TURNS[0][0]))["input_ids"]
     )
@@ -160,7 +194,9 @@ def test_batch_of_examples_has_their_answers_alone(processor, encoded, shared):
     example = encode_example(Example("talk", PICTURE, TURNS), processor, max_length=500)
     stored = pa.Table.from_pylist([to_row(example)], schema=EXAMPLES).to_pylist()[0]
     assert from_row(stored) == example
-    row = pa.Table.from_pylist([{**to_row(encoded[0]), "chosen_logps": [0.0], "rejected_logps": [0.0]}], schema=SCHEMA)
+    row = pa.Table.from_pylist(
+        [{**to_row(encoded[0]), "chosen_logps": [0.0], "rejected_logps": [0.0]}], schema=SCHEMA
+    )
     alone = from_row(row.to_pylist()[0], chosen_only=True)
     assert (alone.chosen_ids, alone.rejected_ids) == (encoded[0].chosen_ids, [])
     batch = collate_pairs([example, alone], processor, rule="muffin", layout=Layout(shared=shared))

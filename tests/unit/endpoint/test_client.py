@@ -16,10 +16,16 @@ from tests.openai_server import Fault, OpenAIServer, error
 KEY = "sk-canary-1234"
 
 
-def call(fault: Fault | None, tmp_path: Path, *, request: Request | None = None, **settings: Any) -> Outcome:
+def call(
+    fault: Fault | None, tmp_path: Path, *, request: Request | None = None, **settings: Any
+) -> Outcome:
     """Call a server that does this once."""
-    with OpenAIServer(lambda prompt: "Rating: 4", log=tmp_path / "log", script=lambda number, body: fault) as server:
-        endpoint = EndpointConfig(model="judge", base_url=server.url, key_env="MY_KEY", timeout_s=0.5, **settings)
+    with OpenAIServer(
+        lambda prompt: "Rating: 4", log=tmp_path / "log", script=lambda number, body: fault
+    ) as server:
+        endpoint = EndpointConfig(
+            model="judge", base_url=server.url, key_env="MY_KEY", timeout_s=0.5, **settings
+        )
         return asyncio.run(call_once(endpoint, request or Request("1", "How good?")))
 
 
@@ -49,7 +55,11 @@ TABLE = {
     "too many": (error(429, "rate_limit_exceeded", retry_after="7"), "rate_limited", "unavailable"),
     "too many, no hint": (error(429, "rate_limit_exceeded"), "rate_limited", "unavailable"),
     "no money": (error(429, "insufficient_quota"), "fatal", "unavailable"),
-    "wrong key": (error(401, "invalid_api_key", f"Incorrect API key provided: {KEY}"), "fatal", "unavailable"),
+    "wrong key": (
+        error(401, "invalid_api_key", f"Incorrect API key provided: {KEY}"),
+        "fatal",
+        "unavailable",
+    ),
     "not allowed": (error(403), "fatal", "unavailable"),
     "no such model": (error(404, "model_not_found"), "fatal", "unavailable"),
     "bad request": (error(400, "unsupported_value"), "fatal", "unavailable"),
@@ -63,7 +73,11 @@ TABLE = {
     "half a reply": (Fault(body='{"id": "x", "choi'), "retryable", "bad_payload"),
     "an empty body": (Fault(body=" "), "retryable", "bad_payload"),
     "another object": (Fault(body='{"hello": 1}'), "retryable", "bad_payload"),
-    "no choices": (Fault(change=lambda reply: {**reply, "choices": []}), "retryable", "bad_payload"),
+    "no choices": (
+        Fault(change=lambda reply: {**reply, "choices": []}),
+        "retryable",
+        "bad_payload",
+    ),
     "no text": (message(None), "reply", "empty"),
     "blank text": (message(" \n"), "reply", "empty"),
     "refused": (message(None, refusal="I will not."), "reply", "refused"),
@@ -108,10 +122,17 @@ def test_what_is_sent(tmp_path: Path) -> None:
             else None
         )
 
-    request = Request("1", "text", image="data:x", system="sys", schema='{"type": "object"}', vote=2, again=1)
+    request = Request(
+        "1", "text", image="data:x", system="sys", schema='{"type": "object"}', vote=2, again=1
+    )
     with OpenAIServer(lambda prompt: "ok", log=tmp_path / "log", script=script) as server:
         endpoint = EndpointConfig(
-            model="judge", base_url=server.url, key_env="MY_KEY", temperature=0.5, max_tokens=9, seed=5
+            model="judge",
+            base_url=server.url,
+            key_env="MY_KEY",
+            temperature=0.5,
+            max_tokens=9,
+            seed=5,
         )
 
         async def twice() -> list[Outcome]:
@@ -120,7 +141,11 @@ def test_what_is_sent(tmp_path: Path) -> None:
 
         assert [outcome.kind for outcome in asyncio.run(twice())] == ["reply", "reply"]
     first, second, third = bodies
-    assert (first["max_tokens"], second["max_completion_tokens"], third["max_completion_tokens"]) == (18, 18, 9)
+    assert (
+        first["max_tokens"],
+        second["max_completion_tokens"],
+        third["max_completion_tokens"],
+    ) == (18, 18, 9)
     assert (first["model"], first["temperature"], first["seed"]) == ("judge", 0.5, 7)
     assert first["response_format"]["json_schema"]["schema"] == {"type": "object"}
     picture = {"type": "image_url", "image_url": {"url": "data:x"}}

@@ -8,7 +8,12 @@ from rlhfv_ray.endpoint.rate_limit import BURST_S, FIRST_BACKOFF, SLOWEST, Adapt
 
 
 def drive(
-    limits: AdaptiveRateLimiter, calls: int, *, tokens: float = 0.0, complain: float = 0.0, seed: int = 0
+    limits: AdaptiveRateLimiter,
+    calls: int,
+    *,
+    tokens: float = 0.0,
+    complain: float = 0.0,
+    seed: int = 0,
 ) -> float:
     """Make calls as fast as allowed, a share of them answered by 429 and made again; the seconds it took."""
     now, draw, made = 0.0, random.Random(seed), 0

@@ -43,7 +43,9 @@ def builtin() -> ObjectVocabulary:
 @pytest.fixture(scope="module")
 def wordnet() -> ObjectVocabulary:
     if choose_lemmatizer() != "wordnet":
-        pytest.skip("WordNet is not installed: sh tests/fetch_wordnet.sh FOLDER; export NLTK_DATA=FOLDER")
+        pytest.skip(
+            "WordNet is not installed: sh tests/fetch_wordnet.sh FOLDER; export NLTK_DATA=FOLDER"
+        )
     return ObjectVocabulary.load(lemmatizer="wordnet")
 
 
@@ -64,13 +66,17 @@ def check_mode(golden: dict[str, Any], mode: str, mentions: list[list[tuple[str,
         assert [word for word, _ in score.hallucinated] == sentence["hallucinated"]
         assert int(bool(score.hallucinated)) == sentence["metrics"]["CHAIRs"]
         assert len(score.hallucinated) / (score.mentions or 1) == sentence["metrics"]["CHAIRi"]
-    scores = chair_scores(mentions, truth, [count_words(answer["answer"]) for answer in golden["answers"]])
+    scores = chair_scores(
+        mentions, truth, [count_words(answer["answer"]) for answer in golden["answers"]]
+    )
     assert scores.n == golden[mode]["overall"]["sentence_num"]
     for ours, theirs in GOLDEN_NAMES.items():
         assert getattr(scores, ours) == golden[mode]["overall"][theirs], ours
 
 
-def test_ground_truth_is_the_release_s(golden: dict[str, Any], vocabulary: ObjectVocabulary) -> None:
+def test_ground_truth_is_the_release_s(
+    golden: dict[str, Any], vocabulary: ObjectVocabulary
+) -> None:
     """Bug: captions ignored, or read by other rules than answers ("benchs", "tabbys", "suit cases")."""
     instances = [(row["image_id"], row["category"]) for row in golden["instances"]]
     captions = [(row["image_id"], row["caption"]) for row in golden["captions"]]
@@ -78,32 +84,65 @@ def test_ground_truth_is_the_release_s(golden: dict[str, Any], vocabulary: Objec
     assert ground_truth(instances, captions, vocabulary) == expected
 
 
-def test_extracted_mode_is_the_release_s(golden: dict[str, Any], vocabulary: ObjectVocabulary) -> None:
+def test_extracted_mode_is_the_release_s(
+    golden: dict[str, Any], vocabulary: ObjectVocabulary
+) -> None:
     """Bug: `match` refines names a second time ("wine glasses", "baby elephant"), or counts a repeated name twice."""
-    check_mode(golden, "extracted", [vocabulary.match(answer["objects"]) for answer in golden["answers"]])
+    check_mode(
+        golden, "extracted", [vocabulary.match(answer["objects"]) for answer in golden["answers"]]
+    )
 
 
 def test_rule_mode_is_the_release_s(golden: dict[str, Any], vocabulary: ObjectVocabulary) -> None:
     """Bug: words WordNet lacks get a singular ("hairdryers", "televisons"); "peoples", "bow ties" or "bus" go wrong."""
-    check_mode(golden, "rule", [vocabulary.mentions(answer["answer"]) for answer in golden["answers"]])
+    check_mode(
+        golden, "rule", [vocabulary.mentions(answer["answer"]) for answer in golden["answers"]]
+    )
 
 
-def test_builtin_lemmas_are_wordnet_s_on_the_vocabulary(builtin: ObjectVocabulary, wordnet: ObjectVocabulary) -> None:
+def test_builtin_lemmas_are_wordnet_s_on_the_vocabulary(
+    builtin: ObjectVocabulary, wordnet: ObjectVocabulary
+) -> None:
     """Bug: a score depends on whether WordNet happens to be installed ("men" and "vases" are its oddities)."""
-    words = {word for term in (*builtin.objects, *builtin.phrases) for word in term.split() if word != "iPhone"}
+    words = {
+        word
+        for term in (*builtin.objects, *builtin.phrases)
+        for word in term.split()
+        if word != "iPhone"
+    }
     forms = {word + ending for word in words for ending in ("", "s", "es")}
     forms |= {word[:-1] + "ies" for word in words if word.endswith("y")}
-    forms |= {word.removesuffix("fe").removesuffix("f") + "ves" for word in words if word.endswith(("f", "fe"))}
-    forms |= {"men", "women", "policemen", "children", "geese", "mice", "oxen", "busses", "flamingoes", "glasses"}
+    forms |= {
+        word.removesuffix("fe").removesuffix("f") + "ves"
+        for word in words
+        if word.endswith(("f", "fe"))
+    }
+    forms |= {
+        "men",
+        "women",
+        "policemen",
+        "children",
+        "geese",
+        "mice",
+        "oxen",
+        "busses",
+        "flamingoes",
+        "glasses",
+    }
     nonsense = {"hots", "potteds", "skiss", "skises", "sportss", "sportses"}
     different = {form for form in forms - nonsense if builtin.lemma(form) != wordnet.lemma(form)}
-    assert {form for form in different if {builtin.lemma(form), wordnet.lemma(form)} & words} == set()
+    assert {
+        form for form in different if {builtin.lemma(form), wordnet.lemma(form)} & words
+    } == set()
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ("A baby elephant and an adult giraffe.", ["elephant", "giraffe"]),  # not baby + elephant: no person there
+        (
+            "A baby elephant and an adult giraffe.",
+            ["elephant", "giraffe"],
+        ),  # not baby + elephant: no person there
         ("Passenger trains, a passenger jet.", ["train", "jet"]),
         ("A train track leads past the home plate.", []),
         ("A hot dog stand.", ["hot dog"]),
@@ -242,7 +281,9 @@ def test_without_wordnet_the_builtin_lemmatizer_is_chosen_and_named() -> None:
         "ObjectVocabulary.load(lemmatizer='wordnet')\n"
     )
     root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "builtin"
     assert "ConfigError: lemmatizer 'wordnet'" in done.stderr
 

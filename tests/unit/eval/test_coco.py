@@ -43,8 +43,14 @@ def write_annotations(
         }
         for number, (image, name) in enumerate(instances)
     ]
-    categories = [{"supercategory": "thing", "id": number, "name": name} for name, number in CATEGORIES.items()]
-    said = [{"image_id": image, "id": number, "caption": text} for number, (image, text) in enumerate(captions)]
+    categories = [
+        {"supercategory": "thing", "id": number, "name": name}
+        for name, number in CATEGORIES.items()
+    ]
+    said = [
+        {"image_id": image, "id": number, "caption": text}
+        for number, (image, text) in enumerate(captions)
+    ]
     info: dict[str, Any] = {"info": {"year": 2014}, "licenses": [], "images": []}
     (folder / f"instances_{split}.json").write_text(
         json.dumps({**info, "annotations": boxes, "categories": categories})
@@ -56,7 +62,9 @@ def write_annotations(
 @pytest.fixture(scope="module", params=["builtin", "wordnet"])
 def vocabulary(request: pytest.FixtureRequest) -> ObjectVocabulary:
     if request.param == "wordnet" and choose_lemmatizer() != "wordnet":
-        pytest.skip("WordNet is not installed: sh tests/fetch_wordnet.sh FOLDER; export NLTK_DATA=FOLDER")
+        pytest.skip(
+            "WordNet is not installed: sh tests/fetch_wordnet.sh FOLDER; export NLTK_DATA=FOLDER"
+        )
     return ObjectVocabulary.load(lemmatizer=request.param)
 
 
@@ -78,7 +86,10 @@ def many(annotations: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]
         "on",
     ]
     instances = [(rng.randrange(annotations // 7), rng.choice(names)) for _ in range(annotations)]
-    captions = [(rng.randrange(annotations // 7), " ".join(rng.choices(words, k=9))) for _ in range(annotations // 2)]
+    captions = [
+        (rng.randrange(annotations // 7), " ".join(rng.choices(words, k=9)))
+        for _ in range(annotations // 2)
+    ]
     return instances, captions
 
 
@@ -98,7 +109,9 @@ def test_truth_is_the_release_s(tmp_path: Path, vocabulary: ObjectVocabulary) ->
     assert load_truth(tmp_path / "coco", vocabulary, cache=tmp_path / "cache").objects == expected
 
 
-def test_many_annotations_are_the_same_truth_in_little_memory(tmp_path: Path, builtin: ObjectVocabulary) -> None:
+def test_many_annotations_are_the_same_truth_in_little_memory(
+    tmp_path: Path, builtin: ObjectVocabulary
+) -> None:
     """Bug: the whole file becomes dicts, ten times its size; remembered lemmas differ from fresh ones; images get lost.
 
     Outlines of 40 points make a row 600 bytes long, of which two numbers are needed.
@@ -118,7 +131,10 @@ def test_many_annotations_are_the_same_truth_in_little_memory(tmp_path: Path, bu
 
 def test_annotations_are_read_once(tmp_path: Path, builtin: ObjectVocabulary) -> None:
     """Bug: minutes of reading before every evaluation; or a truth that is kept although its files have changed."""
-    folder, cache = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat in the kitchen.")]), tmp_path / "c"
+    folder, cache = (
+        write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat in the kitchen.")]),
+        tmp_path / "c",
+    )
     made = load_truth(folder, builtin, cache=cache)
     captions = folder / "captions_val2014.json"
     facts = captions.stat()
@@ -135,7 +151,10 @@ def test_another_vocabulary_is_another_truth(
     tmp_path: Path, builtin: ObjectVocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: the truth of one vocabulary, lemmatiser or set of rules is taken for another's."""
-    folder, cache = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A puppy.")]), tmp_path / "cache"
+    folder, cache = (
+        write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A puppy.")]),
+        tmp_path / "cache",
+    )
     own = ObjectVocabulary.from_synonyms([("animal", "dog", "puppy")], lemmatizer="builtin")
     other = ObjectVocabulary(builtin.objects, {**builtin.phrases, "a puppy": "cat"}, "builtin")
     truths = [load_truth(folder, words, cache=cache).objects[1] for words in (builtin, own, other)]
@@ -157,7 +176,9 @@ def test_a_missing_half_is_named(tmp_path: Path, builtin: ObjectVocabulary, miss
 
 def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
     """Bug: a folder without annotations is a truth in which every object is hallucinated."""
-    with pytest.raises(DataError, match=r"absent.*instances_train2014.json, captions_train2014.json"):
+    with pytest.raises(
+        DataError, match=r"absent.*instances_train2014.json, captions_train2014.json"
+    ):
         find_annotations(tmp_path / "absent")
 
 
@@ -173,13 +194,16 @@ def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
     ],
     ids=["cut off", "empty", "no id", "no annotations", "a list"],
 )
-def test_a_bad_file_is_named_with_what_to_do(tmp_path: Path, builtin: ObjectVocabulary, kind: str, damage: Any) -> None:
+def test_a_bad_file_is_named_with_what_to_do(
+    tmp_path: Path, builtin: ObjectVocabulary, kind: str, damage: Any
+) -> None:
     """Bug: a download that broke off ends in a traceback, or in half a truth that is then kept."""
     folder = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat.")])
     path = folder / f"{kind}_val2014.json"
     path.write_text(damage(path.read_text()))
     with pytest.raises(
-        DataError, match=rf"{kind}_val2014.json cannot be read: .*unpack annotations_trainval2014.zip again"
+        DataError,
+        match=rf"{kind}_val2014.json cannot be read: .*unpack annotations_trainval2014.zip again",
     ):
         load_truth(folder, builtin, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -187,15 +211,23 @@ def test_a_bad_file_is_named_with_what_to_do(tmp_path: Path, builtin: ObjectVoca
 
 def test_an_unlisted_category_is_named(tmp_path: Path, builtin: ObjectVocabulary) -> None:
     """Bug: a KeyError; or an annotated object is dropped and counts as hallucinated."""
-    path = write_annotations(tmp_path / "coco", [(7, "dog")], [(7, "A cat.")]) / "instances_val2014.json"
-    path.write_text(path.read_text().replace(f'"category_id": {CATEGORIES["dog"]}', '"category_id": 999'))
+    path = (
+        write_annotations(tmp_path / "coco", [(7, "dog")], [(7, "A cat.")])
+        / "instances_val2014.json"
+    )
+    path.write_text(
+        path.read_text().replace(f'"category_id": {CATEGORIES["dog"]}', '"category_id": 999')
+    )
     with pytest.raises(DataError, match=r"instances_val2014.json: image 7 .* category 999"):
         load_truth(path.parent, builtin, cache=tmp_path / "cache")
 
 
 def test_a_damaged_cache_says_so(tmp_path: Path, builtin: ObjectVocabulary) -> None:
     """Bug: a cache file that someone cut off is a traceback in every later run."""
-    folder, cache = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat.")]), tmp_path / "cache"
+    folder, cache = (
+        write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat.")]),
+        tmp_path / "cache",
+    )
     load_truth(folder, builtin, cache=cache)
     (path,) = cache.iterdir()
     path.write_text(path.read_text()[:20])
@@ -208,9 +240,22 @@ def test_scenes_are_what_captions_say(tmp_path: Path, builtin: ObjectVocabulary)
 
     Street: 1 (person, car), 2 (person), 3 (person, car, dog): person 3, car 2, dog 1. Image 4 is in two scenes.
     """
-    instances = [(1, "car"), (1, "person"), (2, "person"), (2, "person"), (3, "car"), (3, "person"), (3, "dog")]
+    instances = [
+        (1, "car"),
+        (1, "person"),
+        (2, "person"),
+        (2, "person"),
+        (3, "car"),
+        (3, "person"),
+        (3, "dog"),
+    ]
     captions = [
-        *((1, "A man on a street."), (1, "Streets and cars."), (2, "The STREET."), (3, "two streets meet.")),
+        *(
+            (1, "A man on a street."),
+            (1, "Streets and cars."),
+            (2, "The STREET."),
+            (3, "two streets meet."),
+        ),
         *(
             (4, "A Living-room with a kitchen."),
             (5, "living rooms"),
@@ -218,7 +263,9 @@ def test_scenes_are_what_captions_say(tmp_path: Path, builtin: ObjectVocabulary)
             (7, "Two kitchens, livingroom"),
         ),
     ]
-    truth = load_truth(write_annotations(tmp_path / "coco", instances, captions), builtin, cache=tmp_path / "cache")
+    truth = load_truth(
+        write_annotations(tmp_path / "coco", instances, captions), builtin, cache=tmp_path / "cache"
+    )
     assert list(truth.scenes) == ["living room", "kitchen", "bathroom", "street"]
     assert {name: set(scene.images) for name, scene in truth.scenes.items()} == {
         "living room": {4, 5, 7},
@@ -229,19 +276,28 @@ def test_scenes_are_what_captions_say(tmp_path: Path, builtin: ObjectVocabulary)
     assert truth.scenes["street"].objects == ("person", "car", "dog")
 
 
-def test_ten_objects_are_typical_and_ties_are_settled(tmp_path: Path, builtin: ObjectVocabulary) -> None:
+def test_ten_objects_are_typical_and_ties_are_settled(
+    tmp_path: Path, builtin: ObjectVocabulary
+) -> None:
     """Bug: all objects of a scene count, or equally frequent ones change places with the order of the file."""
     names = sorted(CATEGORIES)[:12]
     instances = [(1, name) for name in reversed(names)] + [(2, names[-1])]
     captions = [(1, "A kitchen."), (2, "A kitchen.")]
-    truth = load_truth(write_annotations(tmp_path / "coco", instances, captions), builtin, cache=tmp_path / "cache")
+    truth = load_truth(
+        write_annotations(tmp_path / "coco", instances, captions), builtin, cache=tmp_path / "cache"
+    )
     assert truth.scenes["kitchen"].objects == (names[-1], *names[:9])
 
 
-def truth_of(objects: Mapping[int, set[str]], scenes: Mapping[str, tuple[str, set[int]]]) -> CocoTruth:
+def truth_of(
+    objects: Mapping[int, set[str]], scenes: Mapping[str, tuple[str, set[int]]]
+) -> CocoTruth:
     return CocoTruth(
         {image: frozenset(names) for image, names in objects.items()},
-        {name: SceneType(tuple(typical.split()), frozenset(images)) for name, (typical, images) in scenes.items()},
+        {
+            name: SceneType(tuple(typical.split()), frozenset(images))
+            for name, (typical, images) in scenes.items()
+        },
     )
 
 
@@ -255,7 +311,10 @@ def test_over_generalization_by_hand() -> None:
         {1: {"sink"}, 2: {"dog"}, 9: {"sink"}},
         {"kitchen": ("sink oven", {1, 9}), "street": ("car", {2}), "bathroom": ("sink", {9})},
     )
-    named = {1: [("sink", "sink"), ("basin", "sink"), ("stove", "oven"), ("cat", "cat")], 2: [("sink", "sink")]}
+    named = {
+        1: [("sink", "sink"), ("basin", "sink"), ("stove", "oven"), ("cat", "cat")],
+        2: [("sink", "sink")],
+    }
     rates = over_generalization(truth, named)
     assert rates == {
         "kitchen": {"in_scene": 1 / 3, "overall": 2 / 4, "rise": 1 / 3 - 2 / 4, "n": 1},
@@ -280,7 +339,8 @@ def test_a_digest_stands_for_what_is_known_about_the_images() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [42, "42", "000000000042", "42.jpg", "COCO_val2014_000000000042.jpg", "val2014/42.jpeg"]
+    "value",
+    [42, "42", "000000000042", "42.jpg", "COCO_val2014_000000000042.jpg", "val2014/42.jpeg"],
 )
 def test_forms_of_an_image_id(value: object) -> None:
     """Bug: the release's ids and file names do not meet COCO's numbers."""
@@ -288,7 +348,8 @@ def test_forms_of_an_image_id(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, 4.2, -1, "", "cat.jpg", "42.png.exe", "12 34", "-7", ["42"], "1" * 13, "٤٢"]
+    "value",
+    [None, True, 4.2, -1, "", "cat.jpg", "42.png.exe", "12 34", "-7", ["42"], "1" * 13, "٤٢"],
 )
 def test_what_is_no_image_id(value: object) -> None:
     """Bug: any text with a digit in it is taken for some image."""

@@ -24,10 +24,17 @@ ROOT = Path(__file__).parents[3]
 
 def test_summary_is_json_with_fractions() -> None:
     found = summary(models())
-    assert json.loads(json.dumps(found, allow_nan=False)) == found  # a tuple would come back as a list
+    assert (
+        json.loads(json.dumps(found, allow_nan=False)) == found
+    )  # a tuple would come back as a list
     assert list(found) == ["models", "comparisons"]
     # 6 of 10 answers; 6 of 16 mentions; 1 of 2 true objects; 1 attribute wrong in 10 phrases
-    expected = {"response_rate": 0.6, "response_rate_all": 0.6, "mention_rate": 6 / 16, "object_recall": 0.5}
+    expected = {
+        "response_rate": 0.6,
+        "response_rate_all": 0.6,
+        "mention_rate": 6 / 16,
+        "object_recall": 0.5,
+    }
     details = {"wrong_attributes": 0.1, "words": 6.0, "n": 10, "missing": 0}
     one = found["models"]["base"]
     assert {name: one[name] for name in (*expected, *details)} == expected | details
@@ -60,8 +67,14 @@ def test_markdown_table() -> None:
     head, rule, *lines = markdown_table(models()).splitlines()
     assert {line.count("|") for line in (head, rule, *lines[:6])} == {6}
     # Wilson for 6 of 10 and 4 of 10, z = 1.96
-    assert lines[0] == "| response rate / % | lower | 60.0 (31.3 to 83.2) | 40.0 (16.8 to 68.7) | -20.0 |"
-    assert lines[3] == "| object recall / % | higher | 50.0 (29.9 to 70.1) | 50.0 (29.9 to 70.1) | +0.0 |"
+    assert (
+        lines[0]
+        == "| response rate / % | lower | 60.0 (31.3 to 83.2) | 40.0 (16.8 to 68.7) | -20.0 |"
+    )
+    assert (
+        lines[3]
+        == "| object recall / % | higher | 50.0 (29.9 to 70.1) | 50.0 (29.9 to 70.1) | +0.0 |"
+    )
     assert lines[5] == "| words |  | 6.00 (6.00 to 6.00) | 6.00 (6.00 to 6.00) | +0.00 |"
     assert "not resolved at n = 10" in lines[7]
 
@@ -91,7 +104,11 @@ def shown(scores: dict[str, Scores]) -> str:
 
 def test_terminal_table_shows_the_same() -> None:
     said = shown(models())
-    assert "60.0 (31.3 to 83.2)" in said and "n = 10 answers each" in said and "not resolved at n = 10" in said
+    assert (
+        "60.0 (31.3 to 83.2)" in said
+        and "n = 10 answers each" in said
+        and "not resolved at n = 10" in said
+    )
     said = shown({"[red]one[/red]": rated([1, "refused", 5])})
     assert "[red]one[/red]" in said and "1 of 3 answers without a verdict: refused 1" in said
 
@@ -116,7 +133,10 @@ def run(tmp_path: Path) -> Path:
 
 def test_runs_are_read_with_the_base_first(run: Path) -> None:
     found = read_runs([run])
-    assert {name: list(some) for name, some in found.items()} == {"mmhal_bench": ["base"], "pets": ["base", "aligned"]}
+    assert {name: list(some) for name, some in found.items()} == {
+        "mmhal_bench": ["base"],
+        "pets": ["base", "aligned"],
+    }
     assert found["pets"]["aligned"] == aligned()
 
 
@@ -142,7 +162,9 @@ def test_runs_without_scores_or_a_common_benchmark_are_refused(run: Path, tmp_pa
 def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     words: Sequence[str] = [sys.executable, str(ROOT / "eval" / "report.py"), *map(str, arguments)]
-    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        words, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_command_prints_tables_and_writes_a_page(run: Path, tmp_path: Path) -> None:
@@ -151,7 +173,10 @@ def test_command_prints_tables_and_writes_a_page(run: Path, tmp_path: Path) -> N
     assert done.returncode == 2 and "--base aligned: no such model; there are one/" in done.stderr
     done = command(run, "--base", "base", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "pets: base and aligned" in done.stdout and "mmhal_bench: base, n = 2 answers" in done.stdout
+    assert (
+        "pets: base and aligned" in done.stdout
+        and "mmhal_bench: base, n = 2 answers" in done.stdout
+    )
     assert "Wilson" in (tmp_path / "comparison.html").read_text()
 
 

@@ -19,13 +19,20 @@ GREEDY = GenerationConfig(max_new_tokens=24)
 @pytest.fixture(scope="module")
 def prompts():
     """Questions of very different lengths, so that a batch has much padding."""
-    return [Prompt(str(scene.id), render(scene), QUESTIONS[scene.id % 3]) for scene in make_scenes(6, seed=8)]
+    return [
+        Prompt(str(scene.id), render(scene), QUESTIONS[scene.id % 3])
+        for scene in make_scenes(6, seed=8)
+    ]
 
 
 def test_batched_answers_are_the_single_ones(policy, processor, prompts):
     """Catches: padding on the wrong side, padding attended to, or answers cut at the wrong place."""
     batched = answer_prompts(policy, processor, prompts, GREEDY)
-    assert batched == [answer for prompt in prompts for answer in answer_prompts(policy, processor, [prompt], GREEDY)]
+    assert batched == [
+        answer
+        for prompt in prompts
+        for answer in answer_prompts(policy, processor, [prompt], GREEDY)
+    ]
     assert len(set(batched)) > 1
     assert all(batched)
 
@@ -44,7 +51,9 @@ def test_greedy_answers_are_the_most_likely_tokens(policy, processor, prompts):
             logits = policy(input_ids=torch.tensor([ids]), **pixels, use_cache=False).logits
         ids.append(int(logits[0, -1].argmax()))
     expected = processor.tokenizer.decode(ids[len(start) :], skip_special_tokens=True).strip()
-    assert answer_prompts(policy, processor, [prompt], GenerationConfig(max_new_tokens=8)) == [expected]
+    assert answer_prompts(policy, processor, [prompt], GenerationConfig(max_new_tokens=8)) == [
+        expected
+    ]
 
 
 def test_stop_strings_are_cut_off(policy, processor, prompts):
@@ -52,17 +61,23 @@ def test_stop_strings_are_cut_off(policy, processor, prompts):
     [whole] = answer_prompts(policy, processor, prompts[:1], GREEDY)
     first, later = whole[6:10], whole[14:18]
     for stop in ((first,), (first, later), (later, first)):
-        [stopped] = answer_prompts(policy, processor, prompts[:1], GenerationConfig(max_new_tokens=24, stop=stop))
+        [stopped] = answer_prompts(
+            policy, processor, prompts[:1], GenerationConfig(max_new_tokens=24, stop=stop)
+        )
         assert stopped == min((whole.split(word, 1)[0] for word in stop), key=len).strip()
         assert len(stopped) < len(whole)
-    assert answer_prompts(policy, processor, prompts[:1], GenerationConfig(max_new_tokens=24, stop=("%%",))) == [whole]
+    assert answer_prompts(
+        policy, processor, prompts[:1], GenerationConfig(max_new_tokens=24, stop=("%%",))
+    ) == [whole]
 
 
 def test_one_answers_stop_does_not_stop_the_others(policy, processor, prompts):
     """Catches: a batch that ends with its first answer."""
     whole = answer_prompts(policy, processor, prompts, GREEDY)
     word = whole[0][6:10]
-    stopped = answer_prompts(policy, processor, prompts, GenerationConfig(max_new_tokens=24, stop=(word,)))
+    stopped = answer_prompts(
+        policy, processor, prompts, GenerationConfig(max_new_tokens=24, stop=(word,))
+    )
     assert stopped == [answer.split(word, 1)[0].strip() for answer in whole]
     assert len(stopped[0]) < len(whole[0])
 
@@ -85,7 +100,11 @@ def test_actors_table_names_its_prompts(small_model, prompts):
     """Catches: answers shifted against ids where a part is cut into batches."""
     actor = GenerationActor(ModelConfig(path=str(small_model), dtype="fp32"), GREEDY, batch=4)
     rows = actor(prompts, 0).to_pylist()
-    assert [(row["id"], row["question"]) for row in rows] == [(prompt.id, prompt.question) for prompt in prompts]
+    assert [(row["id"], row["question"]) for row in rows] == [
+        (prompt.id, prompt.question) for prompt in prompts
+    ]
     assert [row["text"] for row in rows] == [
-        answer for prompt in prompts for answer in answer_prompts(actor.model, actor.processor, [prompt], GREEDY)
+        answer
+        for prompt in prompts
+        for answer in answer_prompts(actor.model, actor.processor, [prompt], GREEDY)
     ]

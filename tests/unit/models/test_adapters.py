@@ -6,7 +6,14 @@ import torch
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import policy_token_logps
-from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, merge_adapters, planned_counts, prepare_training
+from rlhfv_ray.models import (
+    AnswerPolicy,
+    layout_of,
+    load_policy,
+    merge_adapters,
+    planned_counts,
+    prepare_training,
+)
 from rlhfv_ray.models.adapters import parameter_counts
 from rlhfv_ray.models.batch import collate_pairs
 from tests.families import FAMILIES, save
@@ -45,14 +52,21 @@ def test_adapters_train_alone_and_merge_to_the_same_model(folder):
     prepare_training(model, config)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained
-    assert all("lora_" in name and "vision" not in name and "visual" not in name for name in trained)
-    assert planned_counts(config)["adapters"] == (sum(weight.numel() for weight in trained.values()),) * 2
+    assert all(
+        "lora_" in name and "vision" not in name and "visual" not in name for name in trained
+    )
+    assert (
+        planned_counts(config)["adapters"]
+        == (sum(weight.numel() for weight in trained.values()),) * 2
+    )
     with torch.no_grad():
         for weight in trained.values():
             weight.normal_(0, 0.1)
     plain = merge_adapters(load(folder), config, model.state_dict())
     assert plain.state_dict().keys() == start.keys()
-    moved = {name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, start[name])}
+    moved = {
+        name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, start[name])
+    }
     assert moved
     ids = torch.randint(150, 250, (1, 12))
     with torch.no_grad():
@@ -74,11 +88,19 @@ def test_fresh_adapters_leave_the_policy_the_reference(small_model, encoded, pro
 def test_adapters_on_named_layers_only(small_model):
     """Catches: `lora_targets` ignored; a misspelt layer that trains nothing."""
     model = load(small_model)
-    prepare_training(model, ModelConfig(path=str(small_model), lora_targets=("q_proj", "v_proj"), **LORA))
-    adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_" in name}
+    prepare_training(
+        model, ModelConfig(path=str(small_model), lora_targets=("q_proj", "v_proj"), **LORA)
+    )
+    adapted = {
+        name.split(".lora_")[0].rsplit(".", 1)[-1]
+        for name, _ in model.named_parameters()
+        if "lora_" in name
+    }
     assert adapted == {"q_proj", "v_proj"}
     with pytest.raises(ConfigError, match=r"no linear layer \['query'\]; it has \['down_proj'"):
-        prepare_training(load(small_model), ModelConfig(path=str(small_model), lora_targets=("query",), **LORA))
+        prepare_training(
+            load(small_model), ModelConfig(path=str(small_model), lora_targets=("query",), **LORA)
+        )
 
 
 def test_an_adapter_folder_is_no_model(tmp_path):

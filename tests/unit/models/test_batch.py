@@ -3,10 +3,22 @@
 import pytest
 import torch
 
-from rlhfv_ray.models.batch import CHOSEN, COMMON, REJECTED, Layout, branch_mask, collate_pairs, common_start
+from rlhfv_ray.models.batch import (
+    CHOSEN,
+    COMMON,
+    REJECTED,
+    Layout,
+    branch_mask,
+    collate_pairs,
+    common_start,
+)
 from rlhfv_ray.records import ReferencePair
 
-LAYOUTS = {"plain": Layout(), "shared": Layout(shared=True), "packed": Layout(shared=True, row_tokens=200)}
+LAYOUTS = {
+    "plain": Layout(),
+    "shared": Layout(shared=True),
+    "packed": Layout(shared=True, row_tokens=200),
+}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -14,7 +26,9 @@ def test_positions_of_targets_masks_and_reference(encoded, processor, name):
     """Catches: masks or reference log-probs one position off their tokens; chosen and rejected answers mixed up."""
     pairs = [
         ReferencePair(
-            **vars(pair), chosen_logps=[-0.5] * len(pair.chosen_ids), rejected_logps=[-2.0] * len(pair.rejected_ids)
+            **vars(pair),
+            chosen_logps=[-0.5] * len(pair.chosen_ids),
+            rejected_logps=[-2.0] * len(pair.rejected_ids),
         )
         for pair in encoded[:3]
     ]
@@ -31,7 +45,10 @@ def test_positions_of_targets_masks_and_reference(encoded, processor, name):
             scored = places >= 0
             assert scored.tolist() == [True] * len(ids) + [False] * (len(places) - len(ids))
             assert batch.targets[places[scored]].tolist() == ids
-            before = [pair.prompt_ids[-1], *ids[:-1]]  # each token is predicted where the one before it stands
+            before = [
+                pair.prompt_ids[-1],
+                *ids[:-1],
+            ]  # each token is predicted where the one before it stands
             assert tokens[batch.predictors[places[scored]]].tolist() == before
             assert batch.changed[answer][scored].tolist() == corrected
             assert not batch.changed[answer][~scored].any()
@@ -45,7 +62,9 @@ def test_shared_rows_hold_prompt_and_common_beginning_once(encoded, processor):
     inputs = collate_pairs([pair], processor, rule="muffin", layout=layout).inputs
     common, prompt = common_start(pair), len(pair.prompt_ids)
     tails = pair.chosen_ids[common:], pair.rejected_ids[common:]
-    assert inputs["input_ids"].tolist() == [pair.prompt_ids + pair.chosen_ids[:common] + tails[0] + tails[1]]
+    assert inputs["input_ids"].tolist() == [
+        pair.prompt_ids + pair.chosen_ids[:common] + tails[0] + tails[1]
+    ]
     assert inputs["input_ids"].shape[1] == layout.tokens_of(pair) < Layout().tokens_of(pair)
     fork = prompt + common
     steps = [range(fork), range(fork, fork + len(tails[0])), range(fork, fork + len(tails[1]))]
@@ -57,7 +76,9 @@ def test_shared_rows_hold_prompt_and_common_beginning_once(encoded, processor):
 
 def test_rows_take_pairs_up_to_the_budget(encoded, processor):
     """Catches: a budget that is ignored or overrun; a pair lost or doubled in packing."""
-    layout = Layout(shared=True, row_tokens=2 * max(Layout(shared=True).tokens_of(pair) for pair in encoded[:6]))
+    layout = Layout(
+        shared=True, row_tokens=2 * max(Layout(shared=True).tokens_of(pair) for pair in encoded[:6])
+    )
     batch = collate_pairs(encoded[:6], processor, rule="muffin", layout=layout)
     rows, width = batch.inputs["input_ids"].shape
     assert 1 < rows < 6

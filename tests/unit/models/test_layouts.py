@@ -12,7 +12,9 @@ def model_of(kind: str, attention: str = "sdpa") -> SimpleNamespace:
     """What a layout is chosen by."""
     text = SimpleNamespace(_attn_implementation=attention)
     config = SimpleNamespace(model_type=kind, get_text_config=lambda: text)
-    return SimpleNamespace(config=config, base_model=SimpleNamespace(forward=lambda input_ids, pixel_values: None))
+    return SimpleNamespace(
+        config=config, base_model=SimpleNamespace(forward=lambda input_ids, pixel_values: None)
+    )
 
 
 def test_tested_families_share_others_do_not():
@@ -36,5 +38,7 @@ def test_attention_without_masks_runs_plain():
 @pytest.mark.parametrize(("kind", "attention"), [("aya_vision", "sdpa"), ("llava", "eager")])
 def test_shared_asked_for_and_impossible(kind, attention):
     """Catches: an option that silently does something else."""
-    with pytest.raises(ConfigError, match=rf"{kind} and {attention} attention.*leave --model.layout auto"):
+    with pytest.raises(
+        ConfigError, match=rf"{kind} and {attention} attention.*leave --model.layout auto"
+    ):
         layout_of(model_of(kind, attention), "shared")

@@ -101,7 +101,11 @@ def test_truncated_weights_are_refused(copy):
 
 def test_dtype_is_as_asked(small_model):
     """Catches: `fp32` that keeps a checkpoint's bf16, or dropout left on."""
-    for asked, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("auto", torch.float32)):
+    for asked, dtype in (
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("auto", torch.float32),
+    ):
         model, _ = load_policy(small_model, dtype=asked, device="cpu")
         assert {weight.dtype for weight in model.parameters()} == {dtype}
         assert not model.training
@@ -161,7 +165,9 @@ def test_processor_digest_names_what_changed(copy):
 
 def test_flash_attention_that_cannot_be_had_is_refused(small_model):
     """Catches: an option that silently does something else. There is no GPU where this runs, or the dtype is fp32."""
-    with pytest.raises(ConfigError, match=r"flash_attention_2' needs .*pip install.*Leave --model.attention auto"):
+    with pytest.raises(
+        ConfigError, match=r"flash_attention_2' needs .*pip install.*Leave --model.attention auto"
+    ):
         load_model(ModelConfig(path=str(small_model), dtype="fp32", attention="flash_attention_2"))
 
 
@@ -185,24 +191,35 @@ def test_pickled_weights_only_when_asked_for(small_model, tmp_path):
     with pytest.raises(ConfigError, match=r"are pickles, which can run code.*--model.allow-pickle"):
         load_model(ModelConfig(path=str(folder), dtype="fp32"))
     model, _ = load_model(ModelConfig(path=str(folder), dtype="fp32", allow_pickle=True))
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items() if name in weights)
+    assert all(
+        torch.equal(tensor, weights[name])
+        for name, tensor in model.state_dict().items()
+        if name in weights
+    )
 
 
 @pytest.mark.parametrize("what", ["missing", "unexpected"])
 def test_weights_that_are_not_the_configs_are_refused(copy, what):
     """Catches: random weights in place of missing ones, or a checkpoint of another architecture loaded in part."""
     weights = load_file(copy / "model.safetensors")
-    changed = dict(list(weights.items())[1:]) if what == "missing" else {**weights, "extra.weight": torch.zeros(2)}
+    changed = (
+        dict(list(weights.items())[1:])
+        if what == "missing"
+        else {**weights, "extra.weight": torch.zeros(2)}
+    )
     save_file(changed, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        ConfigError, match=rf"1 weights are {what} \(first: .*not the model that its config.json describes"
+        ConfigError,
+        match=rf"1 weights are {what} \(first: .*not the model that its config.json describes",
     ):
         load_policy(copy)
 
 
 def test_template_without_a_place_for_the_image_is_refused(copy):
     """Catches: a text-only template, with which the model would be trained without ever seeing an image."""
-    (copy / "chat_template.jinja").write_text("{% for message in messages %}{{ message['role'] }}{% endfor %}")
+    (copy / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message['role'] }}{% endfor %}"
+    )
     with pytest.raises(ConfigError, match="leaves no place for an image"):
         check_image_tokens(copy)
 
@@ -234,7 +251,9 @@ def shy(copy):
 def test_code_of_a_checkpoint_runs_only_when_asked(shy, pairs, small_model):
     """Catches: code from a checkpoint that runs unasked; a model of an unknown family in rows it was not tested for."""
     for read in (load_policy, architecture_of, check_image_tokens, weights_digest_of_hub):
-        with pytest.raises(ConfigError, match=r"brings Python code of its own.*--model.trust-remote-code"):
+        with pytest.raises(
+            ConfigError, match=r"brings Python code of its own.*--model.trust-remote-code"
+        ):
             read(shy)
     config = ModelConfig(path=str(shy), dtype="fp32", trust_remote_code=True)
     model, processor = load_model(config)
@@ -249,7 +268,9 @@ def test_code_of_a_checkpoint_runs_only_when_asked(shy, pairs, small_model):
     wanted = policy_token_logps(
         AnswerPolicy(known, theirs), collate_pairs(encoded, processor, rule="muffin", layout=theirs)
     )
-    torch.testing.assert_close(policy_token_logps(AnswerPolicy(model, layout), batch), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        policy_token_logps(AnswerPolicy(model, layout), batch), wanted, atol=1e-5, rtol=0
+    )
     assert planned_counts(config) == planned_counts(replace(config, path=str(small_model)))
 
 
@@ -272,7 +293,10 @@ def test_settings_for_videos_survive_saving(small_model, tmp_path):
     keep_video_settings(str(source), folder)
     assert json.loads((folder / "video_preprocessor_config.json").read_text()) == {"fps": 2}
     saved = json.loads((folder / "processor_config.json").read_text())
-    assert saved == {**json.loads((small_model / "processor_config.json").read_text()), "video_processor": {"fps": 2}}
+    assert saved == {
+        **json.loads((small_model / "processor_config.json").read_text()),
+        "video_processor": {"fps": 2},
+    }
 
 
 @pytest.mark.parametrize("read", [load_policy, check_image_tokens, architecture_of])

@@ -9,7 +9,9 @@ from rlhfv_ray.shapes.annotator import Segment, correct, mistakes
 from rlhfv_ray.shapes.captions import caption, careless_caption, read_phrases
 from rlhfv_ray.shapes.scenes import Group, Scene, make_scenes
 
-SCENE = Scene(7, "beach", (Group(1, "red", "star", "top left"), Group(2, "blue", "ring", "bottom right")))
+SCENE = Scene(
+    7, "beach", (Group(1, "red", "star", "top left"), Group(2, "blue", "ring", "bottom right"))
+)
 TRUE = "a beach with a red star at the top left and two blue rings at the bottom right."
 
 
@@ -41,7 +43,11 @@ def test_each_kind_of_mistake(kind, wrong, right):
     """Catches: a mistake missed, taken for another kind, or with the span of another phrase; a correction that is not the truth."""
     text = TRUE.replace(right, wrong)
     [mistake] = mistakes(SCENE, text)
-    assert (mistake.kind, text[mistake.start : mistake.stop], mistake.truth) == (kind, wrong, SCENE.groups[0])
+    assert (mistake.kind, text[mistake.start : mistake.stop], mistake.truth) == (
+        kind,
+        wrong,
+        SCENE.groups[0],
+    )
     correction = correct(SCENE, text)
     assert correction.text == TRUE
     assert correction.segments == (Segment((kind,), wrong, right),)
@@ -83,9 +89,7 @@ def test_shape_named_twice_is_made_up():
 
 def test_truest_phrase_is_the_one_about_the_object():
     """Catches: the first phrase of a shape taken for the object, so that the true one is cut and the wrong one mended."""
-    text = (
-        "a beach with a green star at the top right, a red star at the top left and two blue rings at the bottom right."
-    )
+    text = "a beach with a green star at the top right, a red star at the top left and two blue rings at the bottom right."
     [mistake] = mistakes(SCENE, text)
     assert (mistake.kind, mistake.said.color) == ("object", "green")
     assert correct(SCENE, text).text == TRUE
@@ -93,7 +97,9 @@ def test_truest_phrase_is_the_one_about_the_object():
 
 def test_made_up_object_becomes_the_missed_one_of_its_corner():
     """Catches: the words about one place put in place of those about another."""
-    scene = Scene(8, "beach", (*SCENE.groups[:1], Group(1, "blue", "bar", "top right"), SCENE.groups[1]))
+    scene = Scene(
+        8, "beach", (*SCENE.groups[:1], Group(1, "blue", "bar", "top right"), SCENE.groups[1])
+    )
     text = "a beach with a red star at the top left and a white moon at the bottom right."
     [segment] = correct(scene, text).segments
     assert segment.chosen == "two blue rings at the bottom right"
@@ -102,7 +108,9 @@ def test_made_up_object_becomes_the_missed_one_of_its_corner():
 def test_only_mistakes_left_is_an_empty_scene():
     """Catches: a crash, or a dangling "with", where the only phrase is cut."""
     scene = Scene(1, "room", (Group(1, "red", "star", "top left"),))
-    correction = correct(scene, "a room with a red star at the top left and a red moon at the top left.")
+    correction = correct(
+        scene, "a room with a red star at the top left and a red moon at the top left."
+    )
     assert correction.text == "a room with a red star at the top left."
 
 
@@ -133,7 +141,9 @@ def test_corrections_leave_no_mistake(corrected):
             said[start:stop] for start, stop in wrong.items()
         ]
         kept = {group for group, (start, _) in read_phrases(said) if start not in wrong}
-        put = [group for segment in correction.segments for group, _ in read_phrases(segment.chosen)]
+        put = [
+            group for segment in correction.segments for group, _ in read_phrases(segment.chosen)
+        ]
         assert {group for group, _ in read_phrases(correction.text)} == kept | set(put)
         assert len(read_phrases(correction.text)) == len(kept) + len(put)
 
@@ -151,6 +161,8 @@ def test_shorter_is_not_the_signal(corrected):
 def test_marked_spans_are_the_corrected_phrases(corrected):
     """Catches: marks beside the words; a correction that is not marked; a phrase marked that nobody changed."""
     for _, said, found in corrected:
-        assert [said[start:stop] for start, stop in found.rejected_spans] == [s.rejected for s in found.segments]
+        assert [said[start:stop] for start, stop in found.rejected_spans] == [
+            s.rejected for s in found.segments
+        ]
         put_in = sorted(segment.chosen for segment in found.segments if segment.chosen)
         assert sorted(found.text[start:stop] for start, stop in found.chosen_spans) == put_in

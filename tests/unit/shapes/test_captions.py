@@ -7,7 +7,14 @@ from math import sqrt
 
 import pytest
 
-from rlhfv_ray.shapes.captions import caption, careless_caption, look_alike, phrase, plural, read_phrases
+from rlhfv_ray.shapes.captions import (
+    caption,
+    careless_caption,
+    look_alike,
+    phrase,
+    plural,
+    read_phrases,
+)
 from rlhfv_ray.shapes.scenes import COLORS, CORNERS, SHAPES, TYPICAL, Group, make_scenes
 
 SCENES = 2000
@@ -29,7 +36,9 @@ def test_captions_read_back():
         text = caption(scene.setting, scene.groups)
         read = read_phrases(text)
         assert tuple(group for group, _ in read) == scene.groups
-        assert [text[start:stop] for _, (start, stop) in read] == [phrase(group) for group in scene.groups]
+        assert [text[start:stop] for _, (start, stop) in read] == [
+            phrase(group) for group in scene.groups
+        ]
 
 
 def test_no_groups_is_a_caption_too():
@@ -40,7 +49,9 @@ def test_no_groups_is_a_caption_too():
 
 def test_other_text_reads_as_nothing():
     """Catches: half phrases read as whole ones."""
-    assert read_phrases("a reds star at the top left, two star, a red starfish at the top left") == []
+    assert (
+        read_phrases("a reds star at the top left, two star, a red starfish at the top left") == []
+    )
     assert plural("cross") == "crosses"
 
 
@@ -56,7 +67,10 @@ def test_careless_captions_are_as_careless_as_documented():
         shapes: list[str] = []  # as said, corner by corner
         for group in scene.groups:
             expected = look_alike(group.shape, scene.setting)
-            if expected not in {*shapes, *(other.shape for other in scene.groups)} and group.number < 3:
+            if (
+                expected not in {*shapes, *(other.shape for other in scene.groups)}
+                and group.number < 3
+            ):
                 possible["mistaken"] += 1
                 counts["mistaken"] += said[group.corner].shape == expected
             shapes.append(said[group.corner].shape)
@@ -64,10 +78,17 @@ def test_careless_captions_are_as_careless_as_documented():
         claimed = [group for corner, group in said.items() if scene.at(corner) is None]
         absent = set(TYPICAL[scene.setting]) - set(shapes)
         assert len(claimed) <= 1 and {group.shape for group in claimed} <= absent
-        possible.update({"color", "number"} | ({"claimed"} if absent and len(scene.groups) < len(CORNERS) else set()))
+        possible.update(
+            {"color", "number"}
+            | ({"claimed"} if absent and len(scene.groups) < len(CORNERS) else set())
+        )
         counts["claimed"] += len(claimed)
         for part in ("color", "number"):
-            wrong = [group for group in scene.groups if getattr(said[group.corner], part) != getattr(group, part)]
+            wrong = [
+                group
+                for group in scene.groups
+                if getattr(said[group.corner], part) != getattr(group, part)
+            ]
             assert len(wrong) <= 1
             counts[part] += len(wrong)
     assert documented.keys() == possible.keys()
@@ -85,13 +106,20 @@ def documented_probabilities() -> dict[str, float]:
         "color": r"with (\S+) one colour",
         "number": r"with (\S+) one number",
     }
-    return {name: float(found[1]) for name, pattern in patterns.items() if (found := re.search(pattern, words))}
+    return {
+        name: float(found[1])
+        for name, pattern in patterns.items()
+        if (found := re.search(pattern, words))
+    }
 
 
 def test_careless_captions_follow_their_generator():
     """Catches: a draw from the global generator, which no seed would repeat."""
     scenes = make_scenes(30, seed=2)
-    first, second = ([careless_caption(scene, rng) for scene in scenes] for rng in (random.Random(1), random.Random(1)))
+    first, second = (
+        [careless_caption(scene, rng) for scene in scenes]
+        for rng in (random.Random(1), random.Random(1))
+    )
     assert first == second
     rng = random.Random(2)
     assert first != [careless_caption(scene, rng) for scene in scenes]

@@ -38,13 +38,17 @@ print(hashlib.sha256(b"".join(repr(scene).encode() + render(scene) for scene in 
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_same_seed_same_world_in_every_process():
     """Catches: scenes or pixels that hang on Python's hash seed, so that a resumed stage trains on other pictures."""
     scenes = make_scenes(20, seed=3) + make_scenes(20, seed=3, unseen=True)
-    here = hashlib.sha256(b"".join(repr(scene).encode() + render(scene) for scene in scenes)).hexdigest()
+    here = hashlib.sha256(
+        b"".join(repr(scene).encode() + render(scene) for scene in scenes)
+    ).hexdigest()
     assert {digest_in_new_process("1"), digest_in_new_process("2")} == {here}
 
 
@@ -57,7 +61,11 @@ def test_other_seed_other_scenes_and_more_is_an_extension():
 def test_unseen_compositions_are_in_no_training_scene():
     """Catches: evaluation on what was trained on, whatever the seed. About one scene in `UNSEEN` is kept for it."""
     seen = {composition(scene) for seed in range(3) for scene in make_scenes(2000, seed=seed)}
-    kept = {composition(scene) for seed in range(3) for scene in make_scenes(300, seed=seed, unseen=True)}
+    kept = {
+        composition(scene)
+        for seed in range(3)
+        for scene in make_scenes(300, seed=seed, unseen=True)
+    }
     assert len(kept) > 500
     assert not seen & kept
     assert UNSEEN == 8
@@ -82,7 +90,9 @@ def test_scenes_keep_the_rules_of_the_world():
 
 def test_every_shape_stands_in_its_groups_corner():
     """Catches: a picture that does not show what its scene says: a count, a corner or a colour off."""
-    scene = Scene(0, "room", (Group(3, "red", "bar", "top right"), Group(1, "blue", "square", "bottom left")))
+    scene = Scene(
+        0, "room", (Group(3, "red", "bar", "top right"), Group(1, "blue", "square", "bottom left"))
+    )
     placed = cells(scene)
     assert len(set(cell for cell, _ in placed)) == 4
     assert all(row < 2 <= column for (row, column), group in placed if group.shape == "bar")
@@ -90,9 +100,16 @@ def test_every_shape_stands_in_its_groups_corner():
     picture = Image.open(io.BytesIO(render(scene)))
     assert picture.size == (SIDE, SIDE)
     half = SIDE // 2
-    boxes = {"top left": (0, 0), "top right": (half, 0), "bottom left": (0, half), "bottom right": (half, half)}
+    boxes = {
+        "top left": (0, 0),
+        "top right": (half, 0),
+        "bottom left": (0, half),
+        "bottom right": (half, half),
+    }
     colors = {
-        corner: {color for _, color in picture.crop((x, y, x + half, y + half)).getcolors(half * half)}
+        corner: {
+            color for _, color in picture.crop((x, y, x + half, y + half)).getcolors(half * half)
+        }
         for corner, (x, y) in boxes.items()
     }
     red, blue = (214, 40, 40), (29, 78, 216)

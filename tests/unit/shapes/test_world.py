@@ -36,7 +36,9 @@ def test_prompts_ask_about_their_picture():
     """Catches: pictures and ids shifted against each other; only one question asked."""
     scenes = make_scenes(8, seed=1)
     prompts = prompts_of(scenes)
-    assert [(prompt.id, prompt.image) for prompt in prompts] == [(str(scene.id), render(scene)) for scene in scenes]
+    assert [(prompt.id, prompt.image) for prompt in prompts] == [
+        (str(scene.id), render(scene)) for scene in scenes
+    ]
     assert {prompt.question for prompt in prompts} == set(QUESTIONS)
 
 
@@ -52,7 +54,11 @@ def test_corrections_come_back_from_their_file(tmp_path):
     """Catches: chosen and rejected swapped, another picture, or a segment's kinds lost on the way through the file."""
     scenes = make_scenes(40, seed=2)
     answers = careless_answers(scenes)
-    corrections = {scene.id: found for scene, answer in zip(scenes, answers) if (found := correct(scene, answer.text))}
+    corrections = {
+        scene.id: found
+        for scene, answer in zip(scenes, answers)
+        if (found := correct(scene, answer.text))
+    }
     assert 10 < len(corrections) < 40
     assert write_corrections(scenes, answers, tmp_path / "pairs.parquet") == len(corrections)
     pairs = list(load_pairs(tmp_path / "pairs.parquet"))
@@ -69,7 +75,9 @@ def test_corrections_come_back_from_their_file(tmp_path):
 def test_a_model_without_mistakes_is_an_error_with_a_way_out(tmp_path):
     """Catches: an empty file of pairs, which fails two stages later."""
     scenes = make_scenes(5, seed=2)
-    answers = [Answer(str(scene.id), "What?", caption(scene.setting, scene.groups)) for scene in scenes]
+    answers = [
+        Answer(str(scene.id), "What?", caption(scene.setting, scene.groups)) for scene in scenes
+    ]
     with pytest.raises(StageFailedError, match="--shapes.scenes"):
         write_corrections(scenes, answers, tmp_path / "pairs.parquet")
 
@@ -83,7 +91,9 @@ def benchmark(tmp_path_factory):
 
 def test_benchmark_is_in_coco_format(benchmark):
     """Catches: a key that tools for COCO look for and do not find; ids that point nowhere."""
-    instances, captions = (json.loads((benchmark / name).read_text()) for name in ("instances.json", "captions.json"))
+    instances, captions = (
+        json.loads((benchmark / name).read_text()) for name in ("instances.json", "captions.json")
+    )
     assert instances.keys() == {"images", "categories", "annotations"}
     assert captions.keys() == {"images", "annotations"}
     images = {image["id"] for image in instances["images"]}
@@ -107,8 +117,14 @@ def test_benchmark_is_its_scenes(benchmark):
     instances = json.loads((benchmark / "instances.json").read_text())
     names = {category["id"]: category["name"] for category in instances["categories"]}
     for scene in scenes:
-        drawn = [names[item["category_id"]] for item in instances["annotations"] if item["image_id"] == scene.id]
-        assert sorted(drawn) == sorted(group.shape for group in scene.groups for _ in range(group.number))
+        drawn = [
+            names[item["category_id"]]
+            for item in instances["annotations"]
+            if item["image_id"] == scene.id
+        ]
+        assert sorted(drawn) == sorted(
+            group.shape for group in scene.groups for _ in range(group.number)
+        )
 
 
 @pytest.mark.parametrize("source", ["instances", "captions"])
@@ -122,5 +138,9 @@ def test_chair_finds_the_scenes_shapes(benchmark, source):
         (item["image_id"], item["caption"])
         for item in json.loads((benchmark / "captions.json").read_text())["annotations"]
     ]
-    truth = ground_truth(drawn if source == "instances" else [], told if source == "captions" else [], vocabulary)
-    assert truth == {scene.id: {group.shape for group in scene.groups} for scene in read_scenes(benchmark)}
+    truth = ground_truth(
+        drawn if source == "instances" else [], told if source == "captions" else [], vocabulary
+    )
+    assert truth == {
+        scene.id: {group.shape for group in scene.groups} for scene in read_scenes(benchmark)
+    }

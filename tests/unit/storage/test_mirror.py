@@ -60,14 +60,23 @@ def test_what_one_node_publishes_another_fetches(node):
     """Catches: files lost, half of a folder, hidden or left-out ones sent; a file rewritten at the same size kept as it was."""
     here = node("a")
     (here / "stage" / "model").mkdir(parents=True)
-    for name, text in {"one.txt": "1", "sub/two.txt": "22", ".hidden": "x", "model/big": "heavy"}.items():
+    for name, text in {
+        "one.txt": "1",
+        "sub/two.txt": "22",
+        ".hidden": "x",
+        "model/big": "heavy",
+    }.items():
         (here / "stage" / name).parent.mkdir(exist_ok=True)
         (here / "stage" / name).write_text(text)
     publish(here / "stage", without=("model",))
     there = node("b")
     assert there != here and not (there / "stage").exists()
     fetch(there / "stage")
-    found = {str(path.relative_to(there / "stage")) for path in (there / "stage").rglob("*") if path.is_file()}
+    found = {
+        str(path.relative_to(there / "stage"))
+        for path in (there / "stage").rglob("*")
+        if path.is_file()
+    }
     assert found == {"one.txt", "sub/two.txt"}
     assert names_in(there / "stage") == ["one.txt", "sub"]
     (there / "stage" / "one.txt").write_text("2")
@@ -76,7 +85,11 @@ def test_what_one_node_publishes_another_fetches(node):
     fetch(back / "stage")
     assert (back / "stage" / "one.txt").read_text() == "2"
     discard(back / "stage")
-    assert not is_there(back / "stage") and not (back / "stage").exists() and names_in(back / "stage") == []
+    assert (
+        not is_there(back / "stage")
+        and not (back / "stage").exists()
+        and names_in(back / "stage") == []
+    )
 
 
 def test_only_what_changed_is_sent_again(node, monkeypatch):
@@ -85,7 +98,10 @@ def test_only_what_changed_is_sent_again(node, monkeypatch):
     monkeypatch.setattr(
         remote,
         "_send",
-        lambda system, files, keys: (sent.append([path.name for path in files]), send(system, files, keys)),
+        lambda system, files, keys: (
+            sent.append([path.name for path in files]),
+            send(system, files, keys),
+        ),
     )
     (here / "stage").mkdir()
     (here / "stage" / "large").write_bytes(bytes(remote.SMALL + 1))
@@ -107,7 +123,9 @@ def test_a_plain_folder_is_left_alone(tmp_path, monkeypatch):
     fetch(tmp_path)
     assert is_there(tmp_path / "file.json") and names_in(tmp_path) == ["file.json"]
     assert (
-        address_of(tmp_path) is None and display_path(tmp_path) == str(tmp_path) and fetch_local(tmp_path) == tmp_path
+        address_of(tmp_path) is None
+        and display_path(tmp_path) == str(tmp_path)
+        and fetch_local(tmp_path) == tmp_path
     )
 
 
@@ -144,7 +162,11 @@ def test_a_stage_is_made_once_whichever_node_asks(node):
     assert len(made) == 1 and again.skipped and not first.skipped
     assert (again.folder / "payload").read_text() == "done" and again.seconds == first.seconds
     system, key = remote.file_system(again.folder)
-    assert {name.rpartition("/")[2] for name in system.find(key)} == {"SUCCESS", "config.json", "payload"}
+    assert {name.rpartition("/")[2] for name in system.find(key)} == {
+        "SUCCESS",
+        "config.json",
+        "payload",
+    }
 
 
 def test_a_failed_stage_leaves_what_it_had_and_no_success(node):
@@ -195,7 +217,8 @@ with leases.hold_lease(Path({str(storage)!r})):
             pass
     assert not is_there(other / f".{leases.LEASE}")
     assert leases._claim(
-        other / f".{leases.LEASE}", json.dumps({"token": "far", "host": "gone", "pid": 1, "started": 1.0})
+        other / f".{leases.LEASE}",
+        json.dumps({"token": "far", "host": "gone", "pid": 1, "started": 1.0}),
     )
     monkeypatch.setattr(leases, "STALE_S", -1.0)
     with hold_lease(other):
@@ -210,7 +233,10 @@ from pathlib import Path
 from rlhfv_ray.storage.lease import _claim as claim
 print(claim(Path({str(path)!r}), "me"))
 """
-    several = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    several = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
     assert sorted(one.communicate()[0].strip() for one in several) == ["False"] * 3 + ["True"]
 
 
@@ -247,7 +273,8 @@ def remote_of(path: Path):
     import s3fs
 
     system = s3fs.S3FileSystem(
-        skip_instance_cache=True, config_kwargs={"retries": {"max_attempts": 1}, "connect_timeout": 2}
+        skip_instance_cache=True,
+        config_kwargs={"retries": {"max_attempts": 1}, "connect_timeout": 2},
     )
     return system, str(address_of(path)).removeprefix("s3://")
 

@@ -15,7 +15,9 @@ from rlhfv_ray.storage.stages import Stage, is_done, run_stages
 
 
 def stage(calls, inputs=None):
-    return Stage("work", inputs or {"seed": 1}, lambda folder, token: calls.append(folder), title="work")
+    return Stage(
+        "work", inputs or {"seed": 1}, lambda folder, token: calls.append(folder), title="work"
+    )
 
 
 def test_done_stage_is_skipped_and_other_inputs_are_not(tmp_path):
@@ -68,7 +70,10 @@ with hold_lease(Path({str(tmp_path)!r})):
 
 def test_reused_process_number_is_no_life_sign(tmp_path):
     """Catches: a dead holder taken for alive because its process number was given to another process."""
-    write_json(tmp_path / LEASE, {"token": "old", "host": os.uname().nodename, "pid": os.getpid(), "started": 1.0})
+    write_json(
+        tmp_path / LEASE,
+        {"token": "old", "host": os.uname().nodename, "pid": os.getpid(), "started": 1.0},
+    )
     with hold_lease(tmp_path) as token:
         assert holds_lease(tmp_path, token)
         assert not holds_lease(tmp_path, "old")

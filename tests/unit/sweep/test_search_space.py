@@ -7,18 +7,31 @@ import pytest
 from experiments.recipes import SWEEPS, shapes
 from rlhfv_ray.config import OptimConfig
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig, apply_params, arguments_of, name_of, plan_trials
+from rlhfv_ray.sweep.search_space import (
+    SearchConfig,
+    SpaceConfig,
+    apply_params,
+    arguments_of,
+    name_of,
+    plan_trials,
+)
 
 BASE = shapes()
-BOTH = SpaceConfig(beta=(0.1, 0.3), beta_normalized=(0.5,), normalize=(True, False), gamma=(1.0, 5.0))
+BOTH = SpaceConfig(
+    beta=(0.1, 0.3), beta_normalized=(0.5,), normalize=(True, False), gamma=(1.0, 5.0)
+)
 
 
 def test_grid_gives_every_form_its_own_betas():
     """Catches: a beta of sums tried on normalised log-probs, a combination left out or tried twice."""
     trials = plan_trials(BOTH, SearchConfig(), BASE)
     found = {(t["loss.normalize"], t["loss.beta"], t["loss.gamma"]) for t in trials}
-    wanted = {(True, 0.5, g) for g in (1.0, 5.0)} | {(False, b, g) for b in (0.1, 0.3) for g in (1.0, 5.0)}
-    assert found == wanted and len(trials) == len(wanted) == len({name_of(trial) for trial in trials})
+    wanted = {(True, 0.5, g) for g in (1.0, 5.0)} | {
+        (False, b, g) for b in (0.1, 0.3) for g in (1.0, 5.0)
+    }
+    assert found == wanted and len(trials) == len(wanted) == len(
+        {name_of(trial) for trial in trials}
+    )
 
 
 def test_seeds_repeat_every_setting_and_change_nothing_else():
@@ -33,9 +46,15 @@ def test_random_stays_within_the_range_of_its_form_and_can_be_repeated():
     space = replace(BOTH, beta=(0.01, 1.0), beta_normalized=(2.0, 20.0))
     search = SearchConfig(kind="random", trials=60, seed=3)
     trials = plan_trials(space, search, BASE)
-    assert trials == plan_trials(space, search, BASE) and len({name_of(trial) for trial in trials}) == 60
+    assert (
+        trials == plan_trials(space, search, BASE)
+        and len({name_of(trial) for trial in trials}) == 60
+    )
     sums = [t["loss.beta"] for t in trials if not t["loss.normalize"]]
-    assert all(0.01 <= beta <= 1 for beta in sums) and 0.25 < sum(beta < 0.1 for beta in sums) / len(sums) < 0.75
+    assert (
+        all(0.01 <= beta <= 1 for beta in sums)
+        and 0.25 < sum(beta < 0.1 for beta in sums) / len(sums) < 0.75
+    )
     assert all(2 <= t["loss.beta"] <= 20 for t in trials if t["loss.normalize"])
 
 
@@ -43,7 +62,11 @@ def test_random_stays_within_the_range_of_its_form_and_can_be_repeated():
     ("space", "search", "reason"),
     [
         (SpaceConfig(), {}, "nothing varies"),
-        (SpaceConfig(gamma=(0.5, 2.0)), {}, "Trial gamma 0.5, beta 0.1: loss.gamma = 0.5: must be >= 1"),
+        (
+            SpaceConfig(gamma=(0.5, 2.0)),
+            {},
+            "Trial gamma 0.5, beta 0.1: loss.gamma = 0.5: must be >= 1",
+        ),
         (SpaceConfig(gamma=(0.5, 2.0)), {"kind": "bayes"}, "loss.gamma = 0.5"),
         (SpaceConfig(gamma=(2.0, 2.0)), {}, "twice"),
         (SpaceConfig(beta_normalized=(0.5,)), {}, "no trial has normalised"),
@@ -61,7 +84,8 @@ def test_refused_before_anything_runs(space, search, reason):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("rungs", 0), ("reduction", 1), ("keep", -1), ("trials", 0), ("within", -1.0)]
+    ("field", "value"),
+    [("rungs", 0), ("reduction", 1), ("keep", -1), ("trials", 0), ("within", -1.0)],
 )
 def test_a_search_that_makes_no_sense_is_refused(field, value):
     """Catches: a range check that was forgotten."""
@@ -71,21 +95,36 @@ def test_a_search_that_makes_no_sense_is_refused(field, value):
 
 def test_a_trial_is_its_configuration():
     """Catches: a knob that changes nothing, or another field."""
-    trial_params = {"loss.beta": 0.3, "loss.normalize": True, "data.rule": "muffin", "optim.epochs": 2.0, "seed": 4}
+    trial_params = {
+        "loss.beta": 0.3,
+        "loss.normalize": True,
+        "data.rule": "muffin",
+        "optim.epochs": 2.0,
+        "seed": 4,
+    }
     config = apply_params(replace(BASE, optim=OptimConfig(batch=16)), trial_params)
-    assert (config.loss.beta, config.loss.normalize, config.data.rule, config.optim.epochs, config.seed) == tuple(
-        trial_params.values()
-    )
-    assert replace(config, seed=0, loss=BASE.loss, data=BASE.data).optim == OptimConfig(batch=16, epochs=2.0)
     assert (
-        arguments_of(trial_params) == "--loss.beta 0.3 --loss.normalize --data.rule muffin --optim.epochs 2.0 --seed 4"
+        config.loss.beta,
+        config.loss.normalize,
+        config.data.rule,
+        config.optim.epochs,
+        config.seed,
+    ) == tuple(trial_params.values())
+    assert replace(config, seed=0, loss=BASE.loss, data=BASE.data).optim == OptimConfig(
+        batch=16, epochs=2.0
+    )
+    assert (
+        arguments_of(trial_params)
+        == "--loss.beta 0.3 --loss.normalize --data.rule muffin --optim.epochs 2.0 --seed 4"
     )
 
 
 def test_who_keeps_the_guard_is_better_than_who_does_not():
     """Catches: a search won by saying nothing."""
     search = SearchConfig(within=2)
-    keeps, loses, worst = (search.objective(*v, 0.85) for v in ((0.9, 0.831), (0.0, 0.82), (0.0, 0.2)))
+    keeps, loses, worst = (
+        search.objective(*v, 0.85) for v in ((0.9, 0.831), (0.0, 0.82), (0.0, 0.2))
+    )
     assert keeps < loses < worst < search.objective(None, 0.0, 0.85)
 
 

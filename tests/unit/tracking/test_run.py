@@ -46,9 +46,18 @@ def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
-def track(store: Path, *, config: TrackingConfig = CONFIG, params: Mapping[str, Any] | None = None) -> Any:
+def track(
+    store: Path, *, config: TrackingConfig = CONFIG, params: Mapping[str, Any] | None = None
+) -> Any:
     """The context of one experiment's run, the same for every call."""
-    return tracked_run(store / "ddpo-1", config, store=store, name="ddpo", params=params or {}, tags={"who": "test"})
+    return tracked_run(
+        store / "ddpo-1",
+        config,
+        store=store,
+        name="ddpo",
+        params=params or {},
+        tags={"who": "test"},
+    )
 
 
 def client(store: Path) -> MlflowClient:
@@ -71,7 +80,9 @@ def points(mlflow: MlflowClient, run: str, metric: str) -> list[tuple[int, float
 
 
 def records(last: int) -> list[dict[str, Any]]:
-    return [{"step": step, "loss": 1 / step, "rewards/margins": step / 2} for step in range(1, last + 1)]
+    return [
+        {"step": step, "loss": 1 / step, "rewards/margins": step / 2} for step in range(1, last + 1)
+    ]
 
 
 def fill(run: TrackedRun, last: int) -> None:
@@ -84,10 +95,16 @@ def fill(run: TrackedRun, last: int) -> None:
 
 def test_a_resumed_run_continues_and_doubles_nothing(store: Path) -> None:
     """Bug: a resume opens new runs, or logs the steps before the checkpoint a second time."""
-    with pytest.raises(RuntimeError, match="worker died"), track(store, params={"beta": 0.1}) as run:
+    with (
+        pytest.raises(RuntimeError, match="worker died"),
+        track(store, params={"beta": 0.1}) as run,
+    ):
         fill(run, 5)
     first = runs(client(store))
-    assert {name: run.info.status for name, run in first.items()} == {"ddpo": "FAILED", "train": "FAILED"}
+    assert {name: run.info.status for name, run in first.items()} == {
+        "ddpo": "FAILED",
+        "train": "FAILED",
+    }
     with track(store, params={"beta": 0.1}) as run:
         deadline = time.monotonic() + 10
         while runs(client(store))["ddpo"].info.status != "RUNNING" and time.monotonic() < deadline:
@@ -95,7 +112,9 @@ def test_a_resumed_run_continues_and_doubles_nothing(store: Path) -> None:
         assert runs(client(store))["ddpo"].info.status == "RUNNING"
         fill(run, 8)
     second = runs(client(store))
-    assert {name: run.info.run_id for name, run in second.items()} == {n: run.info.run_id for n, run in first.items()}
+    assert {name: run.info.run_id for name, run in second.items()} == {
+        n: run.info.run_id for n, run in first.items()
+    }
     assert {run.info.status for run in second.values()} == {"FINISHED"}
     assert points(client(store), "train", "loss") == [(step, 1 / step) for step in range(1, 9)]
     assert points(client(store), "ddpo", "pairs") == [(0, 40)]
@@ -137,7 +156,11 @@ def test_params_never_change(store: Path) -> None:
     with track(store, params={"loss": {"beta": 0.5}, "files": long, "seed": 1}) as run:
         run.log_metrics({"pairs": 1})
     run = runs(client(store))["ddpo"]
-    assert run.data.params == {"loss.beta": "0.1", "files": "see artifact long/files.txt", "seed": "1"}
+    assert run.data.params == {
+        "loss.beta": "0.1",
+        "files": "see artifact long/files.txt",
+        "seed": "1",
+    }
     assert run.data.tags["config_changed"] == "loss.beta: 0.1 -> 0.5"
     assert run.data.metrics == {"pairs": 1}
     path = client(store).download_artifacts(run.info.run_id, "long/files.txt", str(store))
@@ -148,8 +171,18 @@ def test_what_is_not_finite_is_left_out(store: Path) -> None:
     """Bug: MLflow keeps inf as 1.8e308, which ruins every chart, and a text stops the batch."""
     with track(store) as run:
         run.log_metrics({"a": NAN, "b": -INF, "c": None, "d": "text", "e": 1.5, "f": True})
-        run.log_records([{"step": 1, "grad_norm": None, "loss": NAN}, {"step": 2, "grad_norm": 2.0, "loss": 0.5}])
-    assert runs(client(store))["ddpo"].data.metrics == {"e": 1.5, "f": 1, "grad_norm": 2.0, "loss": 0.5}
+        run.log_records(
+            [
+                {"step": 1, "grad_norm": None, "loss": NAN},
+                {"step": 2, "grad_norm": 2.0, "loss": 0.5},
+            ]
+        )
+    assert runs(client(store))["ddpo"].data.metrics == {
+        "e": 1.5,
+        "f": 1,
+        "grad_norm": 2.0,
+        "loss": 0.5,
+    }
     assert points(client(store), "ddpo", "loss") == [(2, 0.5)]
 
 
@@ -163,13 +196,22 @@ def test_tables_and_files_come_back(store: Path) -> None:
             run.log_table("scores", rows)
             run.log_file(report, "reports")
     mlflow, run_id = client(store), runs(client(store))["ddpo"].info.run_id
-    assert (store / "mlartifacts" / run_id / "artifacts" / "reports" / "report.html").read_text() == "new"
-    table = json.loads(Path(mlflow.download_artifacts(run_id, "scores.json", str(store))).read_text())
-    assert table == {"columns": ["benchmark", "rate", "n"], "data": [["chair", 0.25, None], ["mmhal", None, 96]]}
+    assert (
+        store / "mlartifacts" / run_id / "artifacts" / "reports" / "report.html"
+    ).read_text() == "new"
+    table = json.loads(
+        Path(mlflow.download_artifacts(run_id, "scores.json", str(store))).read_text()
+    )
+    assert table == {
+        "columns": ["benchmark", "rate", "n"],
+        "data": [["chair", 0.25, None], ["mmhal", None, 96]],
+    }
     assert json.loads(runs(mlflow)["ddpo"].data.tags["mlflow.loggedArtifacts"]) == [
         {"path": "scores.json", "type": "table"}
     ]
-    kinds = [json.loads(line)["kind"] for line in (store / "ddpo-1" / SPOOL).read_text().splitlines()]
+    kinds = [
+        json.loads(line)["kind"] for line in (store / "ddpo-1" / SPOOL).read_text().splitlines()
+    ]
     assert (kinds.count("table"), kinds.count("file")) == (1, 2)
 
 
@@ -183,7 +225,9 @@ def test_tables_and_files_come_back(store: Path) -> None:
         (SystemExit(0), "FINISHED"),
     ],
 )
-def test_the_end_of_the_body_is_the_end_of_the_run(store: Path, error: BaseException, status: str) -> None:
+def test_the_end_of_the_body_is_the_end_of_the_run(
+    store: Path, error: BaseException, status: str
+) -> None:
     """Bug: a run stays RUNNING for ever, or the tracker's own trouble hides the body's."""
 
     def body() -> None:
@@ -215,10 +259,15 @@ def test_a_killed_driver_leaves_nothing_running(store: Path) -> None:
     with track(store) as run:
         fill(run, 8)
     assert {run.info.status for run in runs(client(store)).values()} == {"FINISHED"}
-    assert points(client(store), "train", "loss") == [(1, 1.0), *[(step, 1 / step) for step in range(2, 9)]]
+    assert points(client(store), "train", "loss") == [
+        (1, 1.0),
+        *[(step, 1 / step) for step in range(2, 9)],
+    ]
 
 
-def test_the_environment_is_neither_believed_nor_changed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_neither_believed_nor_changed(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bug: MLFLOW_EXPERIMENT_ID, once in the environment, sends runs to the wrong experiment."""
     wrong = client(store).create_experiment("wrong")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", wrong)
@@ -230,7 +279,9 @@ def test_the_environment_is_neither_believed_nor_changed(store: Path, monkeypatc
     assert list(runs(client(store))) == ["ddpo"]
 
 
-def test_one_refused_event_does_not_block_the_rest(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_refused_event_does_not_block_the_rest(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Bug: an event that MLflow will never take stops every later one for ever."""
     with track(store) as run:
         run.log_metrics({"no\nname": 1})
@@ -250,11 +301,16 @@ def test_a_deleted_database_is_filled_again(store: Path, empty_database: Path) -
     assert len(points(client(store), "train", "loss")) == 8
 
 
-def test_a_database_is_named_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_is_named_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bug: a relative store is another file for the driver, for `mlflow ui` and for the replay."""
     monkeypatch.chdir(tmp_path)
     own = f"sqlite:///{tmp_path.resolve()}/own.db"
-    assert tracking_uri(TrackingConfig(), Path("runs")) == f"sqlite:///{tmp_path.resolve()}/runs/mlflow.db"
+    assert (
+        tracking_uri(TrackingConfig(), Path("runs"))
+        == f"sqlite:///{tmp_path.resolve()}/runs/mlflow.db"
+    )
     assert tracking_uri(TrackingConfig(uri="sqlite:///own.db"), Path("runs")) == own
     assert ui_command(own) == f"mlflow ui --backend-store-uri {own} --host 127.0.0.1"
     assert ui_command("http://tracker:5000") == "http://tracker:5000"
@@ -270,8 +326,25 @@ def port() -> int:
 @pytest.fixture
 def server_command(store: Path, port: int) -> list[str]:
     backend = f"sqlite:///{store / 'mlflow.db'}"
-    options = ["--backend-store-uri", backend, "--artifacts-destination", str(store / "served"), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *options]
+    options = [
+        "--backend-store-uri",
+        backend,
+        "--artifacts-destination",
+        str(store / "served"),
+        "--workers",
+        "1",
+    ]
+    return [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *options,
+    ]
 
 
 @pytest.fixture
@@ -280,9 +353,14 @@ def served(server_command: list[str], port: int) -> Iterator[Any]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # starts in half the time
+        environment = {
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }  # starts in half the time
         started.append(
-            subprocess.Popen(server_command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+            subprocess.Popen(
+                server_command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+            )
         )
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
@@ -306,14 +384,20 @@ def test_a_server_that_never_answers_costs_one_request(
     monkeypatch.setattr(tracking_replay, "REQUEST_S", 1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         started = time.monotonic()
-        with track(store, config=TrackingConfig(uri=f"http://127.0.0.1:{mute.getsockname()[1]}")) as run:
+        with track(
+            store, config=TrackingConfig(uri=f"http://127.0.0.1:{mute.getsockname()[1]}")
+        ) as run:
             fill(run, 8)
         assert time.monotonic() - started < 4
     assert len(caplog.records) == 1
 
 
 def test_an_outage_costs_nothing_and_is_made_good(
-    store: Path, port: int, served: Any, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    store: Path,
+    port: int,
+    served: Any,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Bug: MLflow's retries hold the run for minutes, its error ends it, or what it missed is gone."""
     config = TrackingConfig(uri=f"http://127.0.0.1:{port}", experiment="hallucinations")
@@ -332,7 +416,10 @@ def test_an_outage_costs_nothing_and_is_made_good(
     assert main(store) == main(store) == 0
     mlflow = MlflowClient(config.uri)
     found = runs(mlflow)
-    assert {name: run.info.status for name, run in found.items()} == {"ddpo": "FINISHED", "train": "FINISHED"}
+    assert {name: run.info.status for name, run in found.items()} == {
+        "ddpo": "FINISHED",
+        "train": "FINISHED",
+    }
     assert len(points(mlflow, "train", "loss")) == 8
     names = {file.path for file in mlflow.list_artifacts(found["ddpo"].info.run_id)}
     assert names == {"report.html", "scores.json"}

@@ -11,7 +11,13 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.errors import CheckpointError
-from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, prepare_training, processor_digest
+from rlhfv_ray.models import (
+    AnswerPolicy,
+    layout_of,
+    load_policy,
+    prepare_training,
+    processor_digest,
+)
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import LEASE, hold_lease
 from rlhfv_ray.training.checkpoint import (
@@ -43,7 +49,12 @@ def group(tmp_path_factory):
     """A process group of one, as Ray Train would make it."""
     store = tmp_path_factory.mktemp("group") / "store"
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}.items():
+        for name, value in {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "DS_ACCELERATOR": "cpu",
+        }.items():
             environment.setenv(name, value)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
         yield
@@ -55,7 +66,9 @@ def new_engine(model: Path, zero: int = ZERO, dtype: str = "fp32", lora_rank: in
     settings = ModelConfig(path=str(model), dtype=dtype, lora_rank=lora_rank)
     prepare_training(loaded, settings)
     policy = AnswerPolicy(loaded, layout_of(loaded))
-    config = DDPOConfig(model=settings, optim=OptimConfig(batch=1), scale=ScaleConfig(zero_stage=zero))
+    config = DDPOConfig(
+        model=settings, optim=OptimConfig(batch=1), scale=ScaleConfig(zero_stage=zero)
+    )
     trained = [weight for weight in policy.parameters() if weight.requires_grad]
     return start_engine(policy, torch.optim.AdamW(trained, lr=1e-3, fused=True), config)
 
@@ -81,7 +94,9 @@ def update(engine, token: int = 9) -> None:
 
 def logps(engine, token: int = 9):
     """Log-probability of a token after each of four."""
-    return engine({"input_ids": torch.tensor([[1, 5, 6, 7]])}, torch.arange(4), torch.full((4,), token))
+    return engine(
+        {"input_ids": torch.tensor([[1, 5, 6, 7]])}, torch.arange(4), torch.full((4,), token)
+    )
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -98,7 +113,9 @@ def writer(tmp_path):
 def two(trained, writer):
     """A writer's checkpoints of updates 1 and 2."""
     for step in (1, 2):
-        save_checkpoint(trained, writer, step=step, records=[{"step": number} for number in range(1, step + 1)])
+        save_checkpoint(
+            trained, writer, step=step, records=[{"step": number} for number in range(1, step + 1)]
+        )
     return writer
 
 
@@ -174,7 +191,11 @@ def test_only_the_newest_are_kept(trained, writer):
     """Catches: a disk filled with checkpoints, or the newest one pruned."""
     for step in (1, 2, 3, 4, 10):
         save_checkpoint(trained, writer, step=step, records=[])
-    assert [folder.name[:11] for folder in folders(writer)] == ["step-000003", "step-000004", "step-000010"]
+    assert [folder.name[:11] for folder in folders(writer)] == [
+        "step-000003",
+        "step-000004",
+        "step-000010",
+    ]
 
 
 def test_new_checkpoint_outlives_damaged_later_ones(trained, two):
@@ -205,7 +226,9 @@ def test_a_disk_full_in_the_middle_of_writing_leaves_the_last_one_whole(trained,
         save_checkpoint(trained, writer, step=1, records=[{"step": 1}])
         filler.write_bytes(b"x" * (shutil.disk_usage(disk).free - int(SPARE * needed) - 4096))
         with pytest.raises(OSError, match="No space left"):
-            save_checkpoint(trained, writer, step=2, records=[{"step": 2, "skipped_pairs": "x" * needed}])
+            save_checkpoint(
+                trained, writer, step=2, records=[{"step": 2, "skipped_pairs": "x" * needed}]
+            )
         torn = folders(writer)[-1]
         assert any(torn.rglob("*.pt")) and not (torn / MANIFEST).exists()
         assert load_checkpoint(other, disk)[0] == 1
@@ -241,9 +264,13 @@ RESHARDED = [
 
 
 @pytest.mark.parametrize(("saved", "zero", "dtype", "rank"), RESHARDED)
-def test_another_zero_stage_goes_on_as_the_saved_one(saved, zero, dtype, rank, group, small_model, tmp_path):
+def test_another_zero_stage_goes_on_as_the_saved_one(
+    saved, zero, dtype, rank, group, small_model, tmp_path
+):
     """Catches: master weights, moments or AdamW's count lost between stages, or what the forward pass uses left as it was."""
-    engine, again = (new_engine(small_model, stage, dtype, lora_rank=rank) for stage in (saved, zero))
+    engine, again = (
+        new_engine(small_model, stage, dtype, lora_rank=rank) for stage in (saved, zero)
+    )
     for token in (9, 10, 11):
         update(engine, token)
     with hold_lease(tmp_path) as token:
@@ -258,7 +285,9 @@ def test_another_zero_stage_goes_on_as_the_saved_one(saved, zero, dtype, rank, g
 
 
 @pytest.mark.parametrize(("zero", "dtype"), STATES)
-def test_exported_policy_loads_with_the_same_logits(zero, dtype, group, small_model, processor, tmp_path):
+def test_exported_policy_loads_with_the_same_logits(
+    zero, dtype, group, small_model, processor, tmp_path
+):
     """Catches: an export that from_pretrained reads with other, missing or random weights, or without its processor."""
     engine = new_engine(small_model, zero, dtype)
     update(engine)
@@ -282,7 +311,9 @@ def test_adapters_are_merged_on_export(zero, group, small_model, tmp_path):
     before = logps(engine).detach()
     for token in (9, 10, 11):
         update(engine, token)
-    export_policy(engine, processor, tmp_path / "model", ModelConfig(path=str(small_model), lora_rank=4))
+    export_policy(
+        engine, processor, tmp_path / "model", ModelConfig(path=str(small_model), lora_rank=4)
+    )
     model, _ = load_policy(tmp_path / "model", dtype="fp32", device="cpu")
     with torch.no_grad():
         exported, trained = logps(AnswerPolicy(model, layout_of(model))), logps(engine)

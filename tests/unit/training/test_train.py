@@ -20,7 +20,11 @@ from rlhfv_ray.training.train import learning_rate
 def test_every_pair_once_per_epoch(pairs, batch):
     """Catches: a last short batch dropped or repeated, where batches do not divide the epoch, or hold several epochs."""
     steps = 6 * pairs
-    stream = [row for step in range(steps) for row in global_batch_indices(pairs, batch, seed=1, step=step)]
+    stream = [
+        row
+        for step in range(steps)
+        for row in global_batch_indices(pairs, batch, seed=1, step=step)
+    ]
     assert len(stream) == steps * batch
     epochs = [stream[start : start + pairs] for start in range(0, len(stream), pairs)]
     assert all(sorted(epoch) == list(range(pairs)) for epoch in epochs)
@@ -31,7 +35,9 @@ def test_every_pair_once_per_epoch(pairs, batch):
 def test_order_is_a_function_of_seed_and_step():
     """Catches: an order that hangs on what was asked before, so that a resumed run sees other pairs."""
     asked_in_order = [global_batch_indices(50, 8, seed=3, step=step) for step in range(20)]
-    assert [global_batch_indices(50, 8, seed=3, step=step) for step in reversed(range(20))] == asked_in_order[::-1]
+    assert [
+        global_batch_indices(50, 8, seed=3, step=step) for step in reversed(range(20))
+    ] == asked_in_order[::-1]
     assert global_batch_indices(50, 8, seed=4, step=0) != asked_in_order[0]
 
 
@@ -40,10 +46,14 @@ def test_passes_of_one_process_cover_the_global_batch(encoded, processor, tmp_pa
 
     tests/invariants/test_deepspeed.py has two workers share a batch.
     """
-    rows = [to_row(ReferencePair(**vars(pair), chosen_logps=[], rejected_logps=[])) for pair in encoded]
+    rows = [
+        to_row(ReferencePair(**vars(pair), chosen_logps=[], rejected_logps=[])) for pair in encoded
+    ]
     for row in rows:
         row |= {f"{side}_logps": [0.0] * len(row[f"{side}_ids"]) for side in ("chosen", "rejected")}
-    lengths = [len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+    lengths = [
+        len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows
+    ]
     collate = functools.partial(collate_pairs, processor=processor, rule="muffin")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -55,9 +65,14 @@ def test_passes_of_one_process_cover_the_global_batch(encoded, processor, tmp_pa
             made[size] = [number for batch in batches for number in batch.ids]
         assert made[2] == made[6]
         order = []
-        for step in range(5):  # a global batch's pairs, shortest first, so that those of a pass are of like length
+        for step in range(
+            5
+        ):  # a global batch's pairs, shortest first, so that those of a pass are of like length
             numbers = global_batch_indices(len(rows), 6, seed=0, step=step)
-            order += [rows[number]["id"] for number in sorted(numbers, key=lambda number: (lengths[number], number))]
+            order += [
+                rows[number]["id"]
+                for number in sorted(numbers, key=lambda number: (lengths[number], number))
+            ]
         assert made[6] == order
         late = micro_batches(rows, lengths, collate, config, start=3, stop=5)
         assert [number for batch in late for number in batch.ids] == order[3 * 6 :]

@@ -27,7 +27,12 @@ RELATED = {
 }
 SAFE = "light\nbridge"  # without a last line end, as in the release
 NOTES: list[dict[str, Any]] = [
-    {"id": 1, "type": "generative", "truth": ["dog", "grass", "ship"], "hallu": ["piano", "television"]},
+    {
+        "id": 1,
+        "type": "generative",
+        "truth": ["dog", "grass", "ship"],
+        "hallu": ["piano", "television"],
+    },
     {"id": 2, "type": "generative", "truth": ["piano"], "hallu": ["dog"]},
     {"id": 3, "type": "discriminative-hallucination", "truth": "no"},
     {"id": 4, "type": "discriminative-attribute-state", "truth": "yes"},
@@ -53,10 +58,19 @@ SAID = {
 def write(folder: Path, **files: Any) -> Path:
     """A data folder with images, some of its files replaced."""
     queries = [
-        {"id": note["id"], "image": f"AMBER_{1 + note['id'] % 2}.jpg", "query": f"Question {note['id']}?"}
+        {
+            "id": note["id"],
+            "image": f"AMBER_{1 + note['id'] % 2}.jpg",
+            "query": f"Question {note['id']}?",
+        }
         for note in NOTES[:8]
     ]
-    given = {"query_all": queries, "annotations": NOTES, "relation": RELATED, "safe_words": SAFE} | files
+    given = {
+        "query_all": queries,
+        "annotations": NOTES,
+        "relation": RELATED,
+        "safe_words": SAFE,
+    } | files
     (folder / "query").mkdir(exist_ok=True)
     names = {"query_all": "query/query_all.json", "safe_words": "safe_words.txt"}
     for name, content in given.items():
@@ -69,12 +83,17 @@ def write(folder: Path, **files: Any) -> Path:
 
 
 def amber(folder: Path, part: Any = "all") -> AMBER:
-    return AMBER(AMBERConfig(str(folder), str(folder / "images"), part), decoding={"temperature": 0.0})
+    return AMBER(
+        AMBERConfig(str(folder), str(folder / "images"), part), decoding={"temperature": 0.0}
+    )
 
 
 def score(benchmark: AMBER, **changed: str) -> Scores:
     said = SAID | changed
-    answers = [Answer(prompt.id, prompt.question, said[prompt.id]) for prompt in reversed(benchmark.prompts)]
+    answers = [
+        Answer(prompt.id, prompt.question, said[prompt.id])
+        for prompt in reversed(benchmark.prompts)
+    ]
     return benchmark.score(answers, {})
 
 
@@ -87,9 +106,29 @@ def test_descriptions_by_hand(tmp_path: Path) -> None:
     found = score(amber(write(tmp_path), "generative"))
     assert [metric.name for metric in found.metrics] == ["hal", "chair", "cover", "cog", "words"]
     # Answer 1 names 5, piano falsely; of dog, grass, ship it names dog and, by "ground", grass; of piano, television the piano.
-    assert found.answers[0].ratios == {"hal": (1, 1), "chair": (1, 5), "cover": (2, 3), "cog": (1, 2), "words": (17, 1)}
-    assert found.answers[1].ratios == {"hal": (0, 1), "chair": (0, 1), "cover": (1, 1), "cog": (0, 1), "words": (5, 1)}
-    rates = {"hal": 1 / 2, "chair": 1 / 6, "cover": 3 / 4, "cog": 1 / 3, "words": 11, "n": 2, "missing": 0}
+    assert found.answers[0].ratios == {
+        "hal": (1, 1),
+        "chair": (1, 5),
+        "cover": (2, 3),
+        "cog": (1, 2),
+        "words": (17, 1),
+    }
+    assert found.answers[1].ratios == {
+        "hal": (0, 1),
+        "chair": (0, 1),
+        "cover": (1, 1),
+        "cog": (0, 1),
+        "words": (5, 1),
+    }
+    rates = {
+        "hal": 1 / 2,
+        "chair": 1 / 6,
+        "cover": 3 / 4,
+        "cog": 1 / 3,
+        "words": 11,
+        "n": 2,
+        "missing": 0,
+    }
     assert found.rates() == pytest.approx(rates)
     start = FIRST.index("piano")
     assert found.answers[0].spans == (Span(start, start + 5, "object"),)
@@ -99,8 +138,12 @@ def test_descriptions_by_hand(tmp_path: Path) -> None:
 def test_a_word_stands_for_the_first_object_it_goes_with() -> None:
     """Catches: "ground" covering the ground, or the grass as well; a ship that is annotated twice covered twice; all this as in the release."""
     assert describe(["ground"], item(("ground", "grass")), RELATED).covered == 1
-    assert describe(["ground", "grass"], item(("ground", "grass")), RELATED).covered == 1  # both are the grass
-    assert describe(["ground", "floor"], item(("ground", "grass")), RELATED).covered == 2  # the floor is the ground
+    assert (
+        describe(["ground", "grass"], item(("ground", "grass")), RELATED).covered == 1
+    )  # both are the grass
+    assert (
+        describe(["ground", "floor"], item(("ground", "grass")), RELATED).covered == 2
+    )  # the floor is the ground
     assert describe(["ship", "boat", "ship"], item(("ship", "ship")), RELATED) == (3, (), 1, 0)
 
 
@@ -138,7 +181,11 @@ def test_nouns_with_what_is_installed(tmp_path: Path) -> None:
     """Catches: the verb can named as an object, plurals missed, capitals or positions lost."""
     text = '"Dogs" can be seen: two dogs, a TV and the television.'
     found = amber(write(tmp_path)).reader.mentions(text)
-    assert [noun.lemma for noun in found] == ["dog", "TV", "television"]  # "Dogs" has no lemma in the release either
+    assert [noun.lemma for noun in found] == [
+        "dog",
+        "TV",
+        "television",
+    ]  # "Dogs" has no lemma in the release either
     assert [text[noun.start : noun.stop] for noun in found] == ["dogs", "TV", "television"]
 
 
@@ -146,8 +193,13 @@ def test_the_tagger_leaves_verbs_out() -> None:
     """Catches: verbs counted as objects where NLTK's tagger is there to tell."""
     reader = NounReader({"watch", "dog"})
     if reader.tagger == "none":
-        pytest.skip("NLTK's data is not installed: python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng")
-    assert [noun.lemma for noun in reader.mentions("They watch the dog. The watch is new.")] == ["dog", "watch"]
+        pytest.skip(
+            "NLTK's data is not installed: python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng"
+        )
+    assert [noun.lemma for noun in reader.mentions("They watch the dog. The watch is new.")] == [
+        "dog",
+        "watch",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,14 +224,38 @@ def test_questions_by_hand(tmp_path: Path) -> None:
     found = score(amber(write(tmp_path), "discriminative"))
     assert [metric.name for metric in found.metrics] == ["accuracy", "precision", "recall", "f1"]
     # Right: 4, 5, 8. No is said to 5, 7, 8, rightly to 5 and 8; it is right for 3, 5, 6, 8.
-    assert found.sums() == {"accuracy": (3, 6), "precision": (2, 3), "recall": (2, 4), "f1": (2 * 2, 3 + 4)}
+    assert found.sums() == {
+        "accuracy": (3, 6),
+        "precision": (2, 3),
+        "recall": (2, 4),
+        "f1": (2 * 2, 3 + 4),
+    }
     assert found.groups == ("existence", "state", "number", "action", "relation")
-    assert found.sums("relation") == {"accuracy": (1, 2), "precision": (1, 2), "recall": (1, 1), "f1": (2, 3)}
+    assert found.sums("relation") == {
+        "accuracy": (1, 2),
+        "precision": (1, 2),
+        "recall": (1, 1),
+        "f1": (2, 3),
+    }
     assert found.rates("state")["precision"] is None
     # State, number and action together: 4 and 5 right of three; no said to 5 alone; it is right for 5 and 6.
-    attribute = {"accuracy": 2 / 3, "precision": 1.0, "recall": 1 / 2, "f1": 2 / 3, "n": 3, "missing": 0}
+    attribute = {
+        "accuracy": 2 / 3,
+        "precision": 1.0,
+        "recall": 1 / 2,
+        "f1": 2 / 3,
+        "n": 3,
+        "missing": 0,
+    }
     # Of the six answers only "No" to 5 is exactly Yes or No.
-    exact = {"accuracy": 1 / 6, "precision": 1.0, "recall": 1 / 4, "f1": 2 / 5, "n": 6, "missing": 0}
+    exact = {
+        "accuracy": 1 / 6,
+        "precision": 1.0,
+        "recall": 1 / 4,
+        "f1": 2 / 5,
+        "n": 6,
+        "missing": 0,
+    }
     assert found.extras["attribute"] == pytest.approx(attribute)
     assert found.extras["exact_reading"] == pytest.approx(exact)
     assert found.extras["neither_yes_nor_no"] == 1 and "amber_score" not in found.extras
@@ -190,7 +266,11 @@ def test_both_parts_together(tmp_path: Path) -> None:
     found = score(amber(write(tmp_path)))
     names = ["hal", "chair", "cover", "cog", "words", "accuracy", "precision", "recall", "f1"]
     assert [metric.name for metric in found.metrics] == names
-    assert found.rates()["hal"] == 1 / 2 and found.rates()["words"] == 11 and found.rates()["accuracy"] == 1 / 2
+    assert (
+        found.rates()["hal"] == 1 / 2
+        and found.rates()["words"] == 11
+        and found.rates()["accuracy"] == 1 / 2
+    )
     assert found.extras["amber_score"] == pytest.approx((100 - 100 / 6 + 100 * 4 / 7) / 2)
     assert [item.answer.id for item in found.answers] == list(SAID)
     for name, interval in found.intervals().items():
@@ -229,7 +309,11 @@ def test_prompts_are_the_queries_as_they_stand(tmp_path: Path) -> None:
 def test_manifest_follows_what_scores_depend_on(tmp_path: Path) -> None:
     """Catches: scores compared over other annotations, images, parts or ways to read."""
     before = amber(write(tmp_path)).manifest()
-    assert before["n"] == 8 and before["part"] == "all" and set(before["files"]) > {"relation.json", "safe_words.txt"}
+    assert (
+        before["n"] == 8
+        and before["part"] == "all"
+        and set(before["files"]) > {"relation.json", "safe_words.txt"}
+    )
     assert before.keys() >= {"tagger", "vectors", "lemmatizer", "reading", "decoding"}
 
     def changed(part: str = "all", **files: Any) -> set[str]:
@@ -239,7 +323,10 @@ def test_manifest_follows_what_scores_depend_on(tmp_path: Path) -> None:
     assert changed() == set()
     assert changed("generative") == {"part", "prompts", "n"}
     assert changed(safe_words="light\n") == {"files"}
-    assert changed(annotations=[*NOTES[:3], NOTES[3] | {"truth": "no"}, *NOTES[4:]]) == {"files", "prompts"}
+    assert changed(annotations=[*NOTES[:3], NOTES[3] | {"truth": "no"}, *NOTES[4:]]) == {
+        "files",
+        "prompts",
+    }
 
 
 @pytest.mark.parametrize(
@@ -249,12 +336,30 @@ def test_manifest_follows_what_scores_depend_on(tmp_path: Path) -> None:
         ({"relation": json.dumps(RELATED)[:-9]}, r"relation\.json is no whole JSON"),
         ({"relation": ["dog"]}, r"relation\.json: expected a JSON object of lists"),
         ({"relation": {"dog": "cat"}}, r"relation\.json: expected a JSON object of lists"),
-        ({"annotations": NOTES[1:5]}, r"annotations\.json: nothing about 4 of 8 questions, ids 1, 6, 7, 8"),
-        ({"annotations": [*NOTES, NOTES[0] | {"truth": []}]}, r"annotations\.json: two rows have id 1"),
-        ({"annotations": [NOTES[0] | {"type": "poem"}, *NOTES[1:]]}, r"annotations\.json, id 1: unknown type 'poem'"),
-        ({"annotations": [NOTES[0] | {"truth": ["yeti"]}, *NOTES[1:]]}, r"id 1: truth \['yeti'\].*relation\.json"),
-        ({"annotations": [NOTES[0] | {"truth": "no"}, *NOTES[1:]]}, r"id 1: truth 'no'.*lists of objects"),
-        ({"annotations": [*NOTES[:3], NOTES[3] | {"truth": "maybe"}, *NOTES[4:]]}, r"id 4: truth 'maybe'.*yes or no"),
+        (
+            {"annotations": NOTES[1:5]},
+            r"annotations\.json: nothing about 4 of 8 questions, ids 1, 6, 7, 8",
+        ),
+        (
+            {"annotations": [*NOTES, NOTES[0] | {"truth": []}]},
+            r"annotations\.json: two rows have id 1",
+        ),
+        (
+            {"annotations": [NOTES[0] | {"type": "poem"}, *NOTES[1:]]},
+            r"annotations\.json, id 1: unknown type 'poem'",
+        ),
+        (
+            {"annotations": [NOTES[0] | {"truth": ["yeti"]}, *NOTES[1:]]},
+            r"id 1: truth \['yeti'\].*relation\.json",
+        ),
+        (
+            {"annotations": [NOTES[0] | {"truth": "no"}, *NOTES[1:]]},
+            r"id 1: truth 'no'.*lists of objects",
+        ),
+        (
+            {"annotations": [*NOTES[:3], NOTES[3] | {"truth": "maybe"}, *NOTES[4:]]},
+            r"id 4: truth 'maybe'.*yes or no",
+        ),
         ({"query_all": [{"id": 1, "query": "?"}]}, r"query_all\.json.*row 1: no image"),
     ],
 )
@@ -273,4 +378,6 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"safe_words\.txt cannot be read"):
         score(amber(tmp_path))
     with pytest.raises(DataError, match=r"amber\.part = 'discriminative': no such questions"):
-        amber(write(tmp_path, query_all=[{"id": 1, "image": "a", "query": "?"}]), "discriminative").prompts  # noqa: B018
+        amber(
+            write(tmp_path, query_all=[{"id": 1, "image": "a", "query": "?"}]), "discriminative"
+        ).prompts  # noqa: B018

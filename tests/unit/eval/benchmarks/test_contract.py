@@ -37,7 +37,9 @@ WRONG_NUMBERS = Metric("wrong_numbers", "lower")
 RATING = Metric("average_score", "higher", scale=1, is_proportion=False)
 
 
-def judged(mentions: int, hallucinated: int, named: int, true: int, **details: Ratio) -> JudgedAnswer:
+def judged(
+    mentions: int, hallucinated: int, named: int, true: int, **details: Ratio
+) -> JudgedAnswer:
     objects = AnswerScore(mentions, CAT * hallucinated, named, true)
     return JudgedAnswer(Answer("0", "?", ""), chair_parts(objects, 5) | details)
 
@@ -71,7 +73,12 @@ def test_sums_and_rates_by_hand() -> None:
         "wrong_numbers": (1, 3),
         "words": (15, 3),
     }
-    rates = {"response_rate": 1 / 2, "response_rate_all": 1 / 3, "mention_rate": 2 / 5, "object_recall": 1 / 2}
+    rates = {
+        "response_rate": 1 / 2,
+        "response_rate_all": 1 / 3,
+        "mention_rate": 2 / 5,
+        "object_recall": 1 / 2,
+    }
     assert found.rates() == rates | {"wrong_numbers": 1 / 3, "words": 5.0, "n": 3, "missing": 0}
     intervals = found.intervals()
     assert intervals.pop("words") == (5.0, 5.0)
@@ -96,7 +103,9 @@ def test_groups_add_up_to_the_whole() -> None:
     assert both.rates("counting") == {"average_score": 1.5, "n": 3, "missing": 1} == one.rates()
     assert both.rates("other") == {"average_score": 5.0, "n": 2, "missing": 0} == two.rates()
     assert both.rates() == {"average_score": 13 / 4, "n": 5, "missing": 1}
-    assert both.sums("counting") == {"average_score": (3, 2)} and both.sums() == {"average_score": (13, 4)}
+    assert both.sums("counting") == {"average_score": (3, 2)} and both.sums() == {
+        "average_score": (13, 4)
+    }
     assert both.rates("nosuch") == {"average_score": None, "n": 0, "missing": 0}
     assert scores(judged(1, 0, 1, 1)).groups == ()
 
@@ -122,7 +131,9 @@ def test_compare_by_hand() -> None:
     assert found.relative_reduction == pytest.approx(1 - (1 / 8) / (6 / 8))
     assert found.recall_change == pytest.approx(13 / 16 - 8 / 16)
     assert found.p_value == pytest.approx(2 / 2**5)  # 5 answers differ, all the same way
-    assert found.relative_reduction_interval is not None and found.relative_reduction_interval.low > 0
+    assert (
+        found.relative_reduction_interval is not None and found.relative_reduction_interval.low > 0
+    )
     assert found.recall_change_interval is not None and found.recall_change_interval.low > 0
 
 
@@ -138,10 +149,14 @@ def test_compare_leaves_out_what_either_side_has_no_verdict_on() -> None:
     found = compare(base, aligned)
     assert found.n == 3  # the first, the fourth and the fifth
     assert (found.change, found.relative_reduction) == (pytest.approx(-1 / 3), pytest.approx(1 / 2))
-    assert compare(base, aligned) == compare(scores(wrong, wrong, right), scores(right, wrong, right))
+    assert compare(base, aligned) == compare(
+        scores(wrong, wrong, right), scores(right, wrong, right)
+    )
     nothing = compare(scores(silent), scores(wrong))
     assert nothing.n == 0
-    assert (nothing.change, nothing.relative_reduction, nothing.p_value, nothing.detectable) == (None,) * 4
+    assert (nothing.change, nothing.relative_reduction, nothing.p_value, nothing.detectable) == (
+        None,
+    ) * 4
 
 
 def test_compare_tests_only_what_is_right_or_wrong() -> None:
@@ -152,7 +167,9 @@ def test_compare_tests_only_what_is_right_or_wrong() -> None:
     mentions = Metric("mention_rate", "lower")  # counted, but several in an answer
     several = Scores((mentions,), (judged(3, 2, 1, 1), judged(2, 0, 1, 1)), {})
     assert compare(several, several).p_value is None
-    assert compare(scores(judged(2, 1, 1, 1)), scores(judged(1, 0, 1, 1))).p_value == 1.0  # 1 differs: 2 / 2
+    assert (
+        compare(scores(judged(2, 1, 1, 1)), scores(judged(1, 0, 1, 1))).p_value == 1.0
+    )  # 1 differs: 2 / 2
 
 
 def test_compare_says_what_could_have_been_found() -> None:
@@ -162,7 +179,11 @@ def test_compare_says_what_could_have_been_found() -> None:
     aligned = scores(*[right] * 20, *[wrong] * 50, *[right] * 30)
     assert compare(base, aligned).detectable == pytest.approx(0.1751, abs=5e-5)
     # alike on every answer: the pessimistic psi of two that err independently
-    assert compare(base, base).detectable == minimum_detectable_difference(100, 0.5) == pytest.approx(0.196, abs=5e-3)
+    assert (
+        compare(base, base).detectable
+        == minimum_detectable_difference(100, 0.5)
+        == pytest.approx(0.196, abs=5e-3)
+    )
     assert compare(scores(right), scores(wrong)).detectable is None  # nothing can fall below 0
 
 
@@ -170,7 +191,9 @@ def test_compare_refuses_different_manifests_and_names_the_fields() -> None:
     answer = judged(1, 0, 1, 1)
     base = scores(answer, prompts="a1", n=1, decoding={"temperature": 0.0})
     with pytest.raises(DataError, match=r"differ in decoding, judge\.") as caught:
-        compare(base, scores(answer, prompts="a1", n=1, decoding={"temperature": 0.7}, judge="oracle"))
+        compare(
+            base, scores(answer, prompts="a1", n=1, decoding={"temperature": 0.7}, judge="oracle")
+        )
     assert "prompts" not in str(caught.value)
     assert compare(base, base).p_value == 1
 
@@ -190,7 +213,9 @@ def test_votes_are_read_and_their_agreement_counted() -> None:
         "b": [Verdict("ok", "3"), Verdict("ok", "4"), Verdict("ok", "what?")],
         "c": [Verdict("refused", "5"), Verdict("ok", "5")],  # one vote alone agrees with nobody
     }
-    votes, agreement = read_votes(answers, verdicts, lambda text: int(text) if text.isdigit() else None)
+    votes, agreement = read_votes(
+        answers, verdicts, lambda text: int(text) if text.isdigit() else None
+    )
     assert votes == {"a": [3, 3], "b": [3, 4], "c": [5], "d": []}
     assert agreement == 1 / 2
     assert read_votes(answers, {}, int) == ({"a": [], "b": [], "c": [], "d": []}, None)
@@ -198,7 +223,10 @@ def test_votes_are_read_and_their_agreement_counted() -> None:
 
 def test_missing_reasons() -> None:
     assert missing_reason([Verdict("ok", "what?")]) == "unparsed"
-    assert missing_reason([Verdict("refused"), Verdict("ok", "?"), Verdict("refused")]) == "refused, unparsed"
+    assert (
+        missing_reason([Verdict("refused"), Verdict("ok", "?"), Verdict("refused")])
+        == "refused, unparsed"
+    )
     assert missing_reason([]) == "not asked"
 
 
@@ -210,7 +238,9 @@ def test_in_order_sorts_and_refuses() -> None:
         in_order(prompts, [c, a])
     with pytest.raises(DataError, match="got 4 answers, 0 prompts without"):
         in_order(prompts, [a, b, c, a])
-    with pytest.raises(DataError, match=r"1 prompts without \(c\)"):  # as many as asked, but one twice
+    with pytest.raises(
+        DataError, match=r"1 prompts without \(c\)"
+    ):  # as many as asked, but one twice
         in_order(prompts, [a, b, b])
 
 
@@ -227,7 +257,10 @@ def scenes(benchmark: ShapesBenchmark) -> list[Scene]:
 
 
 def score(benchmark: ShapesBenchmark, texts: list[str]) -> Scores:
-    answers = [Answer(prompt.id, prompt.question, text) for prompt, text in zip(benchmark.prompts, texts, strict=True)]
+    answers = [
+        Answer(prompt.id, prompt.question, text)
+        for prompt, text in zip(benchmark.prompts, texts, strict=True)
+    ]
     return benchmark.score(answers[::-1], {})  # in any order
 
 
@@ -235,10 +268,15 @@ def test_a_perfect_caption_has_no_mistake(benchmark: ShapesBenchmark, scenes: li
     found = score(benchmark, [caption(scene.setting, scene.groups) for scene in scenes])
     rates = found.rates()
     assert rates["object_recall"] == 1 and rates["n"] == 6
-    assert [rate for name, rate in rates.items() if name.startswith(("response", "mention", "wrong"))] == [0] * 6
+    assert [
+        rate for name, rate in rates.items() if name.startswith(("response", "mention", "wrong"))
+    ] == [0] * 6
     assert all(item.spans == () for item in found.answers)
     groups = sum(len(scene.groups) for scene in scenes)
-    assert found.sums()["wrong_attributes"] == (0, groups) and found.sums()["mention_rate"] == (0, groups)
+    assert found.sums()["wrong_attributes"] == (0, groups) and found.sums()["mention_rate"] == (
+        0,
+        groups,
+    )
 
 
 def absent(scene: Scene) -> str:
@@ -257,7 +295,9 @@ PLANTS: dict[str, Callable[[Group], Group]] = {
 
 
 @pytest.mark.parametrize("kind", PLANTS)
-def test_a_planted_mistake_is_counted_and_marked(kind: str, benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+def test_a_planted_mistake_is_counted_and_marked(
+    kind: str, benchmark: ShapesBenchmark, scenes: list[Scene]
+) -> None:
     """In the first scene one phrase is wrong in one way; all other answers are perfect."""
     wrong = PLANTS[kind](scenes[0].groups[0])
     texts = [caption(scene.setting, scene.groups) for scene in scenes]
@@ -272,10 +312,15 @@ def test_a_planted_mistake_is_counted_and_marked(kind: str, benchmark: ShapesBen
     assert all(item.spans == () for item in found.answers[1:])
 
 
-def test_a_planted_object_is_counted_and_marked(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+def test_a_planted_object_is_counted_and_marked(
+    benchmark: ShapesBenchmark, scenes: list[Scene]
+) -> None:
     """The first answer names one shape too many; the second names one instead of a true one."""
     first, second = scenes[:2]
-    made_up = [Group(2, "red", absent(first), "top left"), Group(1, "red", absent(second), second.groups[0].corner)]
+    made_up = [
+        Group(2, "red", absent(first), "top left"),
+        Group(1, "red", absent(second), second.groups[0].corner),
+    ]
     texts = [caption(scene.setting, scene.groups) for scene in scenes]
     texts[0] = caption(first.setting, (*first.groups, made_up[0]))
     texts[1] = caption(second.setting, (made_up[1], *second.groups[1:]))
@@ -284,27 +329,36 @@ def test_a_planted_object_is_counted_and_marked(benchmark: ShapesBenchmark, scen
     assert found.sums()["response_rate"] == (2, 6)
     assert found.sums()["mention_rate"] == (2, groups + 1)
     assert found.sums()["object_recall"] == (groups - 1, groups)
-    assert found.sums()["wrong_attributes"] == (0, groups - 1)  # of phrases about objects that are there
+    assert found.sums()["wrong_attributes"] == (
+        0,
+        groups - 1,
+    )  # of phrases about objects that are there
     for text, item, group in zip(texts, found.answers, made_up, strict=False):
         (mark,) = item.spans
         assert mark.kind == "object" and text[mark.start : mark.stop] == phrase(group)
 
 
-def test_one_phrase_can_be_wrong_in_every_way(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+def test_one_phrase_can_be_wrong_in_every_way(
+    benchmark: ShapesBenchmark, scenes: list[Scene]
+) -> None:
     wrong = scenes[0].groups[0]
     for plant in PLANTS.values():
         wrong = plant(wrong)
     judgement = benchmark.judge(Answer("0", "?", caption(scenes[0].setting, (wrong,))), scenes[0])
     start = judgement.answer.text.index(phrase(wrong))
     stop = start + len(phrase(wrong))
-    assert judgement.spans == tuple(Span(start, stop, kind) for kind in ("attribute", "number", "position"))
+    assert judgement.spans == tuple(
+        Span(start, stop, kind) for kind in ("attribute", "number", "position")
+    )
     assert judgement.ratios["repeated_objects"] == Ratio(0, 1)
-    assert {judgement.ratios[name] for name in ("wrong_attributes", "wrong_numbers", "wrong_positions")} == {
-        Ratio(1, 1)
-    }
+    assert {
+        judgement.ratios[name] for name in ("wrong_attributes", "wrong_numbers", "wrong_positions")
+    } == {Ratio(1, 1)}
 
 
-def test_an_object_named_twice_is_marked_where_it_is_not(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+def test_an_object_named_twice_is_marked_where_it_is_not(
+    benchmark: ShapesBenchmark, scenes: list[Scene]
+) -> None:
     """Catches: the true phrase blamed because a false one about the same shape came first; CHAIR sees neither."""
     true = scenes[0].groups[0]
     false = PLANTS["attribute"](true)
@@ -316,9 +370,14 @@ def test_an_object_named_twice_is_marked_where_it_is_not(benchmark: ShapesBenchm
     assert judgement.ratios["wrong_attributes"] == Ratio(0, len(scenes[0].groups))
 
 
-def test_manifest_follows_questions_and_decoding(benchmark: ShapesBenchmark, tmp_path: Path) -> None:
+def test_manifest_follows_questions_and_decoding(
+    benchmark: ShapesBenchmark, tmp_path: Path
+) -> None:
     write_benchmark(tmp_path, count=6, seed=6)
     other_scenes = ShapesBenchmark(tmp_path, decoding={"temperature": 0.0}).manifest()
     differ = [name for name, value in benchmark.manifest().items() if other_scenes[name] != value]
     assert differ == ["prompts"]
-    assert ShapesBenchmark(benchmark.folder, decoding={}).manifest()["prompts"] == benchmark.manifest()["prompts"]
+    assert (
+        ShapesBenchmark(benchmark.folder, decoding={}).manifest()["prompts"]
+        == benchmark.manifest()["prompts"]
+    )

@@ -30,7 +30,10 @@ def test_mmhal_scores_are_the_releases() -> None:
     assert scores.hallucinating.denominator == 96
     assert f"{scores.average_score:.2f}" == golden["average_score"]
     assert f"{scores.hallucination_rate:.2f}" == golden["hallucination_rate"]
-    assert ",".join(str(round(average or 0.0, 2)) for average in scores.by_type) == golden["average_by_type"]
+    assert (
+        ",".join(str(round(average or 0.0, 2)) for average in scores.by_type)
+        == golden["average_by_type"]
+    )
     assert scores.informativeness == pytest.approx(golden["informativeness"], abs=1e-9)
 
 
@@ -39,7 +42,9 @@ def test_mmhal_ratings_that_the_release_takes_for_0_are_read_or_missing() -> Non
     reviews = GOLDEN["mmhal"]["reviews"]
     pairs = [(review, read_rating(review), release_rating(review)) for review in reviews]
     apart = sorted(((review, ours) for review, ours, theirs in pairs if ours != theirs), key=str)
-    unclear = [(review, None) for review in reviews if review.startswith(("It could be", "I am unable"))]
+    unclear = [
+        (review, None) for review in reviews if review.startswith(("It could be", "I am unable"))
+    ]
     assert apart == sorted([*((f"Rating:{n}", n) for n in (4, 1, 2)), *unclear], key=str)
     ours, theirs = (mmhal_scores(reviews, release_compatible=flag) for flag in (False, True))
     assert ours.unparsed == theirs.unparsed == len(unclear) == 8
@@ -76,14 +81,18 @@ def test_mmhal_types_are_those_of_the_questions() -> None:
         pytest.skip("the benchmark's question file is not at hand")
     questions = json.loads(QUESTIONS.read_text())
     assert [question["question_type"] for question in questions[:8]] == list(TYPES)
-    assert all(question["question_type"] == TYPES[place % 8] for place, question in enumerate(questions))
+    assert all(
+        question["question_type"] == TYPES[place % 8] for place, question in enumerate(questions)
+    )
 
 
 def test_llava_bench_scores_are_the_releases() -> None:
     """Catches: ours and the reference turned round, means of ratios, unread pairs kept."""
     reviews = GOLDEN["llava_bench"]["reviews"]
     found = [parse_score_pair(one["review"]) for one in reviews]
-    assert [[-1, -1] if pair is None else list(pair) for pair in found] == [one["pair"] for one in reviews]
+    assert [[-1, -1] if pair is None else list(pair) for pair in found] == [
+        one["pair"] for one in reviews
+    ]
     scores = relative_scores([(one["category"], one["review"]) for one in reviews])
     wanted = GOLDEN["llava_bench"]["relative"]
     assert scores.keys() == wanted.keys()
@@ -117,7 +126,9 @@ def mmhal_rows(count: int = 16) -> list[dict[str, Any]]:
     ]
 
 
-def mmhal(folder: Path, rows: Sequence[dict[str, Any]] | None = None, judge: JudgeConfig = JUDGE) -> MMHalBench:
+def mmhal(
+    folder: Path, rows: Sequence[dict[str, Any]] | None = None, judge: JudgeConfig = JUDGE
+) -> MMHalBench:
     (folder / "questions.json").write_text(json.dumps(list(rows or mmhal_rows())))
     (folder / "images").mkdir(exist_ok=True)
     for number in range(16):  # half are named by id, half as in their address
@@ -130,7 +141,9 @@ def mmhal(folder: Path, rows: Sequence[dict[str, Any]] | None = None, judge: Jud
 def said(benchmark: MMHalBench | LLaVABench, texts: Sequence[str | Sequence[str] | Verdict]) -> Any:
     answers = [Answer(prompt.id, prompt.question, "two words") for prompt in benchmark.prompts]
     votes = [[text] if isinstance(text, str | Verdict) else text for text in texts]
-    verdicts = [[one if isinstance(one, Verdict) else Verdict("ok", one) for one in some] for some in votes]
+    verdicts = [
+        [one if isinstance(one, Verdict) else Verdict("ok", one) for one in some] for some in votes
+    ]
     return benchmark.score(answers[::-1], dict(zip((a.id for a in answers), verdicts, strict=True)))
 
 
@@ -156,7 +169,11 @@ def test_mmhal_bench_by_hand(tmp_path: Path) -> None:
 
 def test_mmhal_votes_count_by_their_middle(tmp_path: Path) -> None:
     judge = replace(JUDGE, votes=3, temperature=0.7)
-    votes = ["Rating: 1", "Rating: 4", "Rating: 4"], ["Rating: 2", "Rating: 4", "?"], ["Rating: 5"] * 3
+    votes = (
+        ["Rating: 1", "Rating: 4", "Rating: 4"],
+        ["Rating: 2", "Rating: 4", "?"],
+        ["Rating: 5"] * 3,
+    )
     scores = said(mmhal(tmp_path, mmhal_rows(3), judge), votes)
     assert [item.ratios["average_score"].numerator for item in scores.answers] == [4, 2, 5]
     assert scores.extras["agreement"] == pytest.approx(1 / 3)
@@ -169,21 +186,31 @@ def test_an_answer_cannot_leave_its_place_in_the_prompt(tmp_path: Path) -> None:
     answers = [Answer(prompt.id, prompt.question, "A door.") for prompt in prompts]
     injected = [replace(answers[0], text=INJECTION), *answers[1:]]
     clean, attacked = benchmark.requests(answers)[0].text, benchmark.requests(injected)[0].text
-    (mark,) = {line for line in attacked.splitlines() if line.startswith("---") and line not in INJECTION}
+    (mark,) = {
+        line for line in attacked.splitlines() if line.startswith("---") and line not in INJECTION
+    }
     frame, inside, rest = attacked.split(f"\n{mark}\n")
     assert inside == INJECTION and rest == ""
     (clean_mark,) = {line for line in clean.splitlines() if line.startswith("---")}
     assert frame.replace(mark, clean_mark) == clean.split(f"\n{clean_mark}\n")[0]
     # A judge that repeats it has given no readable rating: missing, not 6; one that judges it has.
-    assert not benchmark.readable("The answer says Rating: 6. Rating: 1") and benchmark.readable("It tricks. Rating: 1")
+    assert not benchmark.readable("The answer says Rating: 6. Rating: 1") and benchmark.readable(
+        "It tricks. Rating: 1"
+    )
 
 
 def test_mmhal_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     rows = mmhal_rows()
     for wrong, message in (
-        (rows[1:], "question id1 is of type 'adversarial', not the one of its place.*another version"),
+        (
+            rows[1:],
+            "question id1 is of type 'adversarial', not the one of its place.*another version",
+        ),
         ([*rows[:8], {**rows[8], "image_id": "id0"}], "two rows have image_id 'id0'"),
-        ([{name: value for name, value in rows[0].items() if name != "gt_answer"}], "row 1: no gt_answer"),
+        (
+            [{name: value for name, value in rows[0].items() if name != "gt_answer"}],
+            "row 1: no gt_answer",
+        ),
     ):
         with pytest.raises(DataError, match=message):
             mmhal(tmp_path, wrong)
@@ -209,14 +236,21 @@ def test_other_judges_are_not_compared(tmp_path: Path) -> None:
     """Catches: a better score that is another judge's, prompt's or version's."""
     base = said(mmhal(tmp_path), ["Rating: 3"] * 16)
     (tmp_path / "own.txt").write_text("{answer} {question} {reference}")
-    changed = {"prompt": str(tmp_path / "own.txt")}, {"model": "other"}, {"temperature": 0.5}, {"kind": "oracle"}
+    changed = (
+        {"prompt": str(tmp_path / "own.txt")},
+        {"model": "other"},
+        {"temperature": 0.5},
+        {"kind": "oracle"},
+    )
     for change in changed:
         with pytest.raises(DataError, match="differ in judge"):
             compare(base, said(mmhal(tmp_path, judge=replace(JUDGE, **change)), ["Rating: 3"] * 16))
     assert compare(base, said(mmhal(tmp_path), ["Rating: 4"] * 16)).p_value == 1
 
 
-def llava(folder: Path, judge: JudgeConfig = JUDGE, **lines: Sequence[dict[str, Any]]) -> LLaVABench:
+def llava(
+    folder: Path, judge: JudgeConfig = JUDGE, **lines: Sequence[dict[str, Any]]
+) -> LLaVABench:
     kinds = ("conv", "detail", "complex")
     questions = [
         {"question_id": n, "image": "000000000042.jpg", "text": f"Q{n}?", "category": kind}
@@ -226,7 +260,11 @@ def llava(folder: Path, judge: JudgeConfig = JUDGE, **lines: Sequence[dict[str, 
         "questions": questions,
         "references": [{"question_id": n, "text": f"Reference {n}."} for n in (2, 0, 1)],
         "context": [
-            {"id": "000000000042", "captions": ["A dog."], "instances": [{"category": "dog", "bbox": [0, 0, 1, 1]}]}
+            {
+                "id": "000000000042",
+                "captions": ["A dog."],
+                "instances": [{"category": "dog", "bbox": [0, 0, 1, 1]}],
+            }
         ],
         **lines,
     }
@@ -242,9 +280,13 @@ def test_llava_bench_by_hand(tmp_path: Path) -> None:
     benchmark = llava(tmp_path)
     scores = said(benchmark, ["8 6\nFine.", "10 5", "Both are good."])
     assert tuple(scores.sums()["relative_score"]) == (11, 18)
-    assert scores.rates("conv")["relative_score"] == 0.75 and scores.rates("complex")["missing"] == 1
+    assert (
+        scores.rates("conv")["relative_score"] == 0.75 and scores.rates("complex")["missing"] == 1
+    )
     assert scores.extras["release_compatible"] == {"conv": 75.0, "detail": 50.0, "all": 61.1}
-    text = benchmark.requests([Answer(p.id, p.question, "Ours.") for p in benchmark.prompts])[1].text
+    text = benchmark.requests([Answer(p.id, p.question, "Ours.") for p in benchmark.prompts])[
+        1
+    ].text
     for part in ("A dog.", "dog: [0, 0, 1, 1]", "Q1?", "Reference 1.", "Ours."):
         assert part in text
     swapped = said(llava(tmp_path), ["6 8", "5 10", "Both are good."])
@@ -253,7 +295,10 @@ def test_llava_bench_by_hand(tmp_path: Path) -> None:
 
 
 def test_llava_bench_takes_the_official_rules(tmp_path: Path) -> None:
-    rules = {kind: {"role": "Assistant", "prompt": f"Rules for {kind}."} for kind in ("conv", "detail", "complex")}
+    rules = {
+        kind: {"role": "Assistant", "prompt": f"Rules for {kind}."}
+        for kind in ("conv", "detail", "complex")
+    }
     (tmp_path / "rule.json").write_text(json.dumps(rules))
     benchmark = llava(tmp_path, replace(JUDGE, prompt=str(tmp_path / "rule.json")))
     answers = [Answer(p.id, p.question, "{reference}") for p in benchmark.prompts]
@@ -269,10 +314,22 @@ def test_llava_bench_takes_the_official_rules(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ({"references": [{"question_id": n, "text": "R"} for n in (0, 1)]}, "question_id 2 is in one alone"),
-        ({"references": [{"question_id": n, "text": "R"} for n in (0, 1, 1, 2)]}, "two rows have question_id 1"),
-        ({"context": [{"id": "7", "captions": [], "instances": []}]}, "nothing about the image '000000000042.jpg'"),
-        ({"questions": [{"question_id": 0, "image": "a", "text": "?", "category": "poem"}]}, "category 'poem'; known"),
+        (
+            {"references": [{"question_id": n, "text": "R"} for n in (0, 1)]},
+            "question_id 2 is in one alone",
+        ),
+        (
+            {"references": [{"question_id": n, "text": "R"} for n in (0, 1, 1, 2)]},
+            "two rows have question_id 1",
+        ),
+        (
+            {"context": [{"id": "7", "captions": [], "instances": []}]},
+            "nothing about the image '000000000042.jpg'",
+        ),
+        (
+            {"questions": [{"question_id": 0, "image": "a", "text": "?", "category": "poem"}]},
+            "category 'poem'; known",
+        ),
     ],
 )
 def test_llava_files_that_do_not_fit_are_refused(lines: Any, message: str, tmp_path: Path) -> None:
@@ -287,8 +344,16 @@ def test_the_public_question_files_are_read() -> None:
     if not data.exists():
         pytest.skip("the benchmarks' question files are not at hand")
     assert len(MMHalBench(MMHalBenchConfig(str(QUESTIONS)), JUDGE, decoding={}).rows) == 96
-    files = {"questions": "qa90_questions", "references": "qa90_gpt4_answer", "context": "caps_boxes_coco2014_val_80"}
+    files = {
+        "questions": "qa90_questions",
+        "references": "qa90_gpt4_answer",
+        "context": "caps_boxes_coco2014_val_80",
+    }
     config = LLaVABenchConfig(**{name: str(data / f"{file}.jsonl") for name, file in files.items()})
     rules = replace(JUDGE, prompt=str(data / "llava_bench_rule.json"))
     benchmark = LLaVABench(config, rules, decoding={})
-    assert len(benchmark.rows) == 90 and list(benchmark.judge_prompts) == ["conv", "detail", "complex"]
+    assert len(benchmark.rows) == 90 and list(benchmark.judge_prompts) == [
+        "conv",
+        "detail",
+        "complex",
+    ]

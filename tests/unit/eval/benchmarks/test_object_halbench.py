@@ -14,7 +14,12 @@ import spacy
 from PIL import Image
 
 from eval.benchmarks.contract import CHAIR, Scores, check_comparable
-from eval.benchmarks.object_halbench import ObjectHalBench, find_tagger, parse_objects, read_questions
+from eval.benchmarks.object_halbench import (
+    ObjectHalBench,
+    find_tagger,
+    parse_objects,
+    read_questions,
+)
 from eval.chair import ObjectVocabulary, TaggedWord
 from eval.config import JudgeConfig, ObjectHalBenchConfig
 from eval.words.lemmas import choose_lemmatizer
@@ -31,7 +36,9 @@ JUDGE = JudgeConfig(model="judge-2024-08-06")
 class Refined(ObjectVocabulary):
     """Takes names as refined already, which those of the golden file are."""
 
-    def refine(self, names: Iterable[str], *, read: Callable[[str], Iterable[TaggedWord]] | None = None) -> list[str]:
+    def refine(
+        self, names: Iterable[str], *, read: Callable[[str], Iterable[TaggedWord]] | None = None
+    ) -> list[str]:
         return list(names)
 
 
@@ -42,7 +49,10 @@ def image_of(shade: int) -> str:
 
 
 def question_file(folder: Path, images: Iterable[Any], question: str = QUESTION) -> Path:
-    rows = [{"image_id": image, "question": question, "image": image_of(n)} for n, image in enumerate(images)]
+    rows = [
+        {"image_id": image, "question": question, "image": image_of(n)}
+        for n, image in enumerate(images)
+    ]
     path = folder / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -70,7 +80,9 @@ def golden_benchmark(folder: Path, **settings: Any) -> ObjectHalBench:
     instances = [(row["image_id"], row["category"]) for row in GOLDEN["instances"]]
     captions = [(row["image_id"], row["caption"]) for row in GOLDEN["captions"]]
     questions = question_file(folder, [row["image_id"] for row in GOLDEN["answers"]])
-    return benchmark(folder, instances=instances, captions=captions, questions=questions, **settings)
+    return benchmark(
+        folder, instances=instances, captions=captions, questions=questions, **settings
+    )
 
 
 def answers_of(texts: Mapping[int, str]) -> list[Answer]:
@@ -78,7 +90,9 @@ def answers_of(texts: Mapping[int, str]) -> list[Answer]:
 
 
 GOLDEN_ANSWERS = answers_of({row["image_id"]: row["answer"] for row in GOLDEN["answers"]})
-THREE = answers_of({1: "A dog and a cat play.", 2: "I see one cat there.", 3: "A car and two buses."})
+THREE = answers_of(
+    {1: "A dog and a cat play.", 2: "I see one cat there.", 3: "A car and two buses."}
+)
 
 
 def said(names: Mapping[int, Sequence[str]]) -> dict[str, list[Verdict]]:
@@ -88,18 +102,25 @@ def said(names: Mapping[int, Sequence[str]]) -> dict[str, list[Verdict]]:
 def check_golden(scores: Scores, mode: str) -> None:
     """The overall figures, and every answer's."""
     overall, rates = GOLDEN[mode]["overall"], scores.rates()
-    theirs = dict(zip((m.name for m in CHAIR), ("CHAIRs_refine", "CHAIRs", "CHAIRi", "obj_rec"), strict=True))
+    theirs = dict(
+        zip((m.name for m in CHAIR), ("CHAIRs_refine", "CHAIRs", "CHAIRi", "obj_rec"), strict=True)
+    )
     for ours, name in {**theirs, "words": "avg_word_len"}.items():
         assert rates[ours] == overall[name], ours
     assert (rates["n"], rates["missing"]) == (overall["sentence_num"], 0)
     for item, sentence in zip(scores.answers, GOLDEN[mode]["sentences"], strict=True):
-        assert item.ratios["mention_rate"] == (len(sentence["hallucinated"]), len(sentence["generated"]))
+        assert item.ratios["mention_rate"] == (
+            len(sentence["hallucinated"]),
+            len(sentence["generated"]),
+        )
 
 
 def test_judge_mode_is_the_release_s(tmp_path: Path) -> None:
     """Bug: between question file, verdicts and scores an answer meets another one's names or truth."""
     scored = golden_benchmark(tmp_path)
-    scored.vocabulary = Refined(scored.vocabulary.objects, scored.vocabulary.phrases, scored.vocabulary.lemmatizer)
+    scored.vocabulary = Refined(
+        scored.vocabulary.objects, scored.vocabulary.phrases, scored.vocabulary.lemmatizer
+    )
     verdicts = said({row["image_id"]: row["objects"] for row in GOLDEN["answers"]})
     check_golden(scored.score(GOLDEN_ANSWERS[::-1], verdicts), "extracted")
 
@@ -110,13 +131,24 @@ def test_names_are_refined_before_they_are_matched(tmp_path: Path) -> None:
     By hand, of the golden file: "wine glasses", "street lights", "baby elephant" and the like are objects when refined.
     """
     scored = golden_benchmark(tmp_path)
-    scores = scored.score(GOLDEN_ANSWERS, said({row["image_id"]: row["objects"] for row in GOLDEN["answers"]}))
+    scores = scored.score(
+        GOLDEN_ANSWERS, said({row["image_id"]: row["objects"] for row in GOLDEN["answers"]})
+    )
     more = {}
-    for row, item, sentence in zip(GOLDEN["answers"], scores.answers, GOLDEN["extracted"]["sentences"], strict=True):
+    for row, item, sentence in zip(
+        GOLDEN["answers"], scores.answers, GOLDEN["extracted"]["sentences"], strict=True
+    ):
         named = item.ratios["mention_rate"].denominator
         if named != len(sentence["generated"]):
             more[row["image_id"]] = set(row["objects"]) & {
-                *("wine glasses", "passenger train", "street lights", "hot dog stand", "baby elephant", "toilet seat")
+                *(
+                    "wine glasses",
+                    "passenger train",
+                    "street lights",
+                    "hot dog stand",
+                    "baby elephant",
+                    "toilet seat",
+                )
             }
         else:
             assert item.ratios["mention_rate"].numerator == len(sentence["hallucinated"])
@@ -185,7 +217,11 @@ def test_readable_travels_light(tmp_path: Path) -> None:
 
 def test_a_request_shows_question_and_answer(tmp_path: Path) -> None:
     """Bug: answers of up to three words are sent, or longer ones are not; question and answer change places."""
-    texts = {1: "A dog\nand cats.", 2: "A black cat.", 3: "\n car  \n "}  # 4, 3 and 1 words between any blanks
+    texts = {
+        1: "A dog\nand cats.",
+        2: "A black cat.",
+        3: "\n car  \n ",
+    }  # 4, 3 and 1 words between any blanks
     scored = benchmark(tmp_path)
     (request,) = scored.requests(answers_of(texts)[::-1])
     assert (request.id, request.schema, request.image) == ("1", "", "")
@@ -199,7 +235,9 @@ def test_a_request_shows_question_and_answer(tmp_path: Path) -> None:
 def test_structured_replies_are_asked_for_by_schema(tmp_path: Path) -> None:
     """Bug: the schema is no JSON, or asks for something that `parse_objects` does not read."""
     request = benchmark(tmp_path, replace(JUDGE, structured=True)).requests(THREE)[0]
-    assert json.loads(request.schema)["properties"] == {"objects": {"type": "array", "items": {"type": "string"}}}
+    assert json.loads(request.schema)["properties"] == {
+        "objects": {"type": "array", "items": {"type": "string"}}
+    }
 
 
 @pytest.mark.parametrize(
@@ -219,7 +257,9 @@ def test_an_answer_cannot_step_out_of_its_frame(tmp_path: Path, attack: str) -> 
     scored = benchmark(tmp_path)
     request = scored.requests(answers_of(texts))[0]
     lines = request.text.split("\n")
-    (mark,) = {line for line in lines[: lines.index(texts[1].split("\n")[0])] if line.startswith("---")}
+    (mark,) = {
+        line for line in lines[: lines.index(texts[1].split("\n")[0])] if line.startswith("---")
+    }
     assert lines.count(mark) == 2 and len(mark) == 14
     inside = request.text.split(f"\n{mark}\n")[1]
     assert inside == texts[1]
@@ -243,8 +283,12 @@ def test_scores_and_marks_by_hand(tmp_path: Path) -> None:
     assert marked == [["cat"], [], ["buses"]]
     assert scores.groups == (QUESTION,)
     assert scores.answers[0].verdict == '["dogs", "Cat", "cat"]'
-    assert scores.extras["release_compatible"] == {metric.name: rates[metric.name] for metric in CHAIR}
-    kitchen = scores.extras["over_generalization"]["kitchen"]  # of image 1 alone, whose only object is typical
+    assert scores.extras["release_compatible"] == {
+        metric.name: rates[metric.name] for metric in CHAIR
+    }
+    kitchen = scores.extras["over_generalization"][
+        "kitchen"
+    ]  # of image 1 alone, whose only object is typical
     assert kitchen == {"in_scene": 0, "overall": 0, "rise": 0, "n": 1}
 
 
@@ -258,12 +302,16 @@ def test_scores_and_marks_by_hand(tmp_path: Path) -> None:
         ([], "unavailable"),
     ],
 )
-def test_missing_verdicts_are_counted_and_score_nothing(tmp_path: Path, verdicts: list[Verdict], reason: str) -> None:
+def test_missing_verdicts_are_counted_and_score_nothing(
+    tmp_path: Path, verdicts: list[Verdict], reason: str
+) -> None:
     """Bug: an answer without a verdict counts as clean or as hallucinating; or it is left out of the mean length.
 
     2 names a cat, 3 a car and a bus: 1 of 2 answers, 1 of 3 mentions; 1 has a dog: 2 of 3 objects, if it named nothing.
     """
-    scores = benchmark(tmp_path).score(THREE, {**said({2: ["cat"], 3: ["car", "bus"]}), "1": verdicts})
+    scores = benchmark(tmp_path).score(
+        THREE, {**said({2: ["cat"], 3: ["car", "bus"]}), "1": verdicts}
+    )
     rates = scores.rates()
     assert (rates["n"], rates["missing"], scores.answers[0].missing) == (3, 1, reason)
     assert [rates[metric.name] for metric in CHAIR] == [1 / 2, 1 / 2, 1 / 3, 1]
@@ -283,7 +331,10 @@ def test_votes(tmp_path: Path) -> None:
         "2": ['["cat"]', "what?", "[[]]", ""],
         "3": ['["car", "sky"]', "what?", '["cars"]', "[[]]"],
     }
-    verdicts = {image: [Verdict("ok", reply, "judge-x") for reply in votes] for image, votes in replies.items()}
+    verdicts = {
+        image: [Verdict("ok", reply, "judge-x") for reply in votes]
+        for image, votes in replies.items()
+    }
     scored = benchmark(tmp_path, replace(JUDGE, votes=4, temperature=0.7))
     scores = scored.score(THREE, verdicts)
     assert [item.ratios["mention_rate"] for item in scores.answers] == [(0, 1), (0, 1), (0, 1)]
@@ -324,7 +375,9 @@ def test_a_tagger_that_is_not_there(tmp_path: Path) -> None:
     """Bug: a wanted tagger is silently replaced; or an error that does not say how to install it."""
     with pytest.raises(ConfigError, match="python -m spacy download en_core_web_absent"):
         benchmark(tmp_path, tagger="en_core_web_absent")
-    assert benchmark(tmp_path, tagger="en_core_web_absent", mode="rule").score(THREE, {})  # needs none
+    assert benchmark(tmp_path, tagger="en_core_web_absent", mode="rule").score(
+        THREE, {}
+    )  # needs none
     with pytest.raises(ConfigError, match="spacy download numpy"):
         _ = benchmark(tmp_path, tagger="numpy").tagger  # installed, but no pipeline
 
@@ -332,9 +385,13 @@ def test_a_tagger_that_is_not_there(tmp_path: Path) -> None:
 def test_settings_that_must_be_there(tmp_path: Path) -> None:
     """Bug: it shows after hours of answering that a path was never given, or that half of the annotations are missing."""
     with pytest.raises(ConfigError, match="questions and .annotations must both be set"):
-        ObjectHalBench(ObjectHalBenchConfig(questions="q.jsonl"), JUDGE, cache=tmp_path, decoding={})
+        ObjectHalBench(
+            ObjectHalBenchConfig(questions="q.jsonl"), JUDGE, cache=tmp_path, decoding={}
+        )
     with pytest.raises(DataError, match="instances_train2014"):
-        ObjectHalBench(ObjectHalBenchConfig("q.jsonl", str(tmp_path)), JUDGE, cache=tmp_path, decoding={})
+        ObjectHalBench(
+            ObjectHalBenchConfig("q.jsonl", str(tmp_path)), JUDGE, cache=tmp_path, decoding={}
+        )
     with pytest.raises(ConfigError, match="judge.prompt"):
         benchmark(tmp_path, replace(JUDGE, prompt=str(tmp_path / "absent.txt")))
 
@@ -342,9 +399,13 @@ def test_settings_that_must_be_there(tmp_path: Path) -> None:
 def test_the_official_prompt_fits(tmp_path: Path) -> None:
     """Bug: a prompt with the release's two fields is refused, or its name is all that the manifest tells."""
     official = tmp_path / "official.txt"
-    official.write_text('<image> {question}\n[Start]\n{answer}\n[End]\nA JSON list: ["object_1", ..., "object_n"].')
+    official.write_text(
+        '<image> {question}\n[Start]\n{answer}\n[End]\nA JSON list: ["object_1", ..., "object_n"].'
+    )
     scored = benchmark(tmp_path, replace(JUDGE, prompt=str(official)))
-    assert scored.requests(THREE)[0].text.startswith(f"<image> {QUESTION}\n[Start]\n{THREE[0].text}\n[End]")
+    assert scored.requests(THREE)[0].text.startswith(
+        f"<image> {QUESTION}\n[Start]\n{THREE[0].text}\n[End]"
+    )
     first = scored.manifest()["judge"]
     official.write_text("{question} {answer}")
     second = benchmark(tmp_path, replace(JUDGE, prompt=str(official))).manifest()["judge"]
@@ -407,7 +468,9 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes, complaint: str) -> 
         read_questions(tmp_path / "absent.jsonl")
 
 
-def test_another_number_of_questions_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_number_of_questions_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Bug: a part of the benchmark is taken for the whole."""
     scored = benchmark(tmp_path)
     assert scored.manifest()["n"] == 3

@@ -13,7 +13,12 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer
 
 FIRST, SECOND = "COCO_val2014_000000000042.jpg", "COCO_val2014_000000000007.jpg"
-RANDOM = [(FIRST, "dog", "yes"), (FIRST, "cat", "no"), (SECOND, "bus", "yes"), (SECOND, "car", "no")]
+RANDOM = [
+    (FIRST, "dog", "yes"),
+    (FIRST, "cat", "no"),
+    (SECOND, "bus", "yes"),
+    (SECOND, "car", "no"),
+]
 POPULAR = [(FIRST, "dog", "yes"), (SECOND, "person", "no")]
 SAID = {
     "random-1": "Yes, there is a dog.",  # a hit
@@ -27,7 +32,12 @@ SAID = {
 
 def lines(questions: list[tuple[str, str, str]]) -> str:
     rows = [
-        {"question_id": number, "image": image, "text": f"Is there a {thing} in the image?", "label": label}
+        {
+            "question_id": number,
+            "image": image,
+            "text": f"Is there a {thing} in the image?",
+            "label": label,
+        }
         for number, (image, thing, label) in enumerate(questions, 1)
     ]
     return "".join(json.dumps(row) + "\n" for row in rows)
@@ -44,12 +54,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def pope(folder: Path, questions: str = "") -> POPE:
-    return POPE(POPEConfig(str(folder / questions), str(folder / "images")), decoding={"temperature": 0.0})
+    return POPE(
+        POPEConfig(str(folder / questions), str(folder / "images")), decoding={"temperature": 0.0}
+    )
 
 
 def score(benchmark: POPE, said: dict[str, str]) -> Scores:
     questions = {prompt.id: prompt.question for prompt in benchmark.prompts}
-    return benchmark.score([Answer(name, questions[name], text) for name, text in reversed(said.items())], {})
+    return benchmark.score(
+        [Answer(name, questions[name], text) for name, text in reversed(said.items())], {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +149,10 @@ def test_one_file_or_all_of_a_folder(folder: Path) -> None:
     assert tuple(dict.fromkeys(question.group for question in pope(folder).questions)) == GROUPS
     (folder / "mine.json").write_text(lines(POPULAR))
     assert [prompt.id for prompt in pope(folder, "mine.json").prompts] == ["mine-1", "mine-2"]
-    assert [prompt.id for prompt in pope(folder, "coco_pope_popular.json").prompts] == ["popular-1", "popular-2"]
+    assert [prompt.id for prompt in pope(folder, "coco_pope_popular.json").prompts] == [
+        "popular-1",
+        "popular-2",
+    ]
 
 
 @pytest.mark.parametrize("questions", ["", "/nowhere", "images"])
@@ -163,7 +180,9 @@ def test_bad_files_are_named(folder: Path, text: str, said: str) -> None:
         pope(folder).prompts  # noqa: B018
 
 
-def test_manifest_follows_what_scores_depend_on(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_manifest_follows_what_scores_depend_on(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Catches: scores compared over other labels, images or decoding; scores refused because a folder was moved."""
     before = pope(folder).manifest()
     assert before["benchmark"] == "pope" and before["n"] == 6
@@ -171,15 +190,23 @@ def test_manifest_follows_what_scores_depend_on(folder: Path, tmp_path_factory: 
     folder.rename(moved)
     assert pope(moved).manifest() == before
     (moved / "images" / FIRST).write_bytes(b"another")
-    assert [name for name, value in pope(moved).manifest().items() if before[name] != value] == ["prompts"]
+    assert [name for name, value in pope(moved).manifest().items() if before[name] != value] == [
+        "prompts"
+    ]
     (moved / "images" / FIRST).write_bytes(b"first")
     (moved / "coco_pope_popular.json").write_text(lines([POPULAR[0], (*POPULAR[1][:2], "yes")]))
-    assert [name for name, value in pope(moved).manifest().items() if before[name] != value] == ["prompts", "files"]
+    assert [name for name, value in pope(moved).manifest().items() if before[name] != value] == [
+        "prompts",
+        "files",
+    ]
 
 
 def test_two_models_are_compared_on_accuracy(folder: Path) -> None:
     """Catches: scores that the paired test cannot read."""
-    base, better = score(pope(folder), SAID), score(pope(folder), SAID | {"random-2": "No.", "random-3": "Yes."})
+    base, better = (
+        score(pope(folder), SAID),
+        score(pope(folder), SAID | {"random-2": "No.", "random-3": "Yes."}),
+    )
     found = compare(base, better)
     assert found.metric.name == "accuracy" and found.change == pytest.approx(2 / 6)
     assert found.p_value == pytest.approx(2 / 2**2)  # 2 answers differ, both the same way
@@ -211,7 +238,8 @@ def test_missing_images_are_one_error(tmp_path: Path) -> None:
     (tmp_path / "8.jpg").mkdir()
     names = [f"{number}.jpg" for number in range(9)]
     with pytest.raises(
-        DataError, match=r"8 of 9 images are missing: 1\.jpg, 2\.jpg, 3\.jpg, 4\.jpg, 5\.jpg, \.\.\."
+        DataError,
+        match=r"8 of 9 images are missing: 1\.jpg, 2\.jpg, 3\.jpg, 4\.jpg, 5\.jpg, \.\.\.",
     ) as error:
         find_images(tmp_path, names * 2)
     assert str(tmp_path) in str(error.value) and "6.jpg" not in str(error.value)

@@ -26,15 +26,22 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 def test_formats_of_the_release_in_any_order(tmp_path: Path) -> None:
     """Catches: answers matched by their place in a file; COCO's file names taken for other ids."""
-    muffin = [{"question_id": int(a.id), "prompt": a.question, "text": a.text, "model_id": "m"} for a in WANTED]
+    muffin = [
+        {"question_id": int(a.id), "prompt": a.question, "text": a.text, "model_id": "m"}
+        for a in WANTED
+    ]
     coco = [
-        {"image_id": f"COCO_val2014_{int(a.id):012d}.jpg", "question": a.question, "answer": a.text} for a in WANTED
+        {"image_id": f"COCO_val2014_{int(a.id):012d}.jpg", "question": a.question, "answer": a.text}
+        for a in WANTED
     ]
     padded = [{"image_id": f"{int(a.id):012d}", "question_id": 0, "answer": a.text} for a in WANTED]
     for rows in (muffin, coco, padded):
         for order in (rows, rows[::-1]):
             assert read_answer_file(write(tmp_path / "a.jsonl", order), PROMPTS) == WANTED
-    mmhal = [{"image_id": a.id, "question": a.question, "gt_answer": "x", "model_answer": a.text} for a in WANTED]
+    mmhal = [
+        {"image_id": a.id, "question": a.question, "gt_answer": "x", "model_answer": a.text}
+        for a in WANTED
+    ]
     (tmp_path / "list.json").write_text(json.dumps(mmhal))
     assert read_answer_file(str(tmp_path / "list.json"), PROMPTS) == WANTED
 
@@ -45,13 +52,20 @@ def test_formats_of_the_release_in_any_order(tmp_path: Path) -> None:
         ([(42, "a"), (7, "b")], r"2 rows for 3 prompts; 1 prompts are without an answer \(1234\)"),
         ([(42, "a"), (7, "b"), (7, "c"), (1234, "d")], "two rows have question_id 7"),
         ([(42, "a"), (7, "b"), (1234, "c"), (9, "d")], "its ids are not the benchmark's"),
-        ([(1, "a"), (2, "b"), (3, "c")], r"rows such as \{'question_id': 1\}, the benchmark has 42, 7, 1234"),
+        (
+            [(1, "a"), (2, "b"), (3, "c")],
+            r"rows such as \{'question_id': 1\}, the benchmark has 42, 7, 1234",
+        ),
         ([(42, "a"), (7, None), (1234, "c")], "no field holds a text in every row"),
     ],
 )
-def test_what_does_not_fit_is_refused(rows: list[tuple[int, str | None]], said: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(
+    rows: list[tuple[int, str | None]], said: str, tmp_path: Path
+) -> None:
     """Catches: `zip` over lists of unequal length, a missing answer scored as an empty one."""
-    path = write(tmp_path / "a.jsonl", [{"question_id": number, "text": text} for number, text in rows])
+    path = write(
+        tmp_path / "a.jsonl", [{"question_id": number, "text": text} for number, text in rows]
+    )
     with pytest.raises(DataError, match=said):
         read_answer_file(path, PROMPTS)
 
@@ -66,12 +80,17 @@ def test_a_file_that_is_cut_off_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_other_questions_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [{"question_id": a.id, "text": a.text, "prompt": f"<image>\n{a.question}"} for a in WANTED]
+    rows = [
+        {"question_id": a.id, "text": a.text, "prompt": f"<image>\n{a.question}"} for a in WANTED
+    ]
     read_answer_file(write(tmp_path / "a.jsonl", rows), PROMPTS)
     assert not caplog.records
     rows[1]["prompt"] = "Another?"
     read_answer_file(write(tmp_path / "a.jsonl", rows), PROMPTS)
-    assert "1 of 3 answers are to another question" in caplog.text and "first 7: 'Another?'" in caplog.text
+    assert (
+        "1 of 3 answers are to another question" in caplog.text
+        and "first 7: 'Another?'" in caplog.text
+    )
 
 
 def test_images_travel_as_they_are_or_as_png() -> None:
@@ -90,6 +109,11 @@ def test_images_travel_as_they_are_or_as_png() -> None:
 
 def test_decoding_that_an_endpoint_does_not_know_is_refused() -> None:
     check_decoding(GenerationConfig(max_new_tokens=9, temperature=0.5))
-    for changed in ({"beams": 3}, {"repetition_penalty": 1.1}, {"stop": ("#",)}, {"temperature": 0.5, "top_p": 0.5}):
+    for changed in (
+        {"beams": 3},
+        {"repetition_penalty": 1.1},
+        {"stop": ("#",)},
+        {"temperature": 0.5, "top_p": 0.5},
+    ):
         with pytest.raises(ConfigError, match="max_new_tokens and generation.temperature alone"):
             check_decoding(GenerationConfig(**changed))

@@ -34,7 +34,10 @@ def test_filling_is_one_pass(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("Q {question}\nA {answer}\nQ again {question}")
     prompt = JudgePrompt.load(str(tmp_path / "own.txt"), default="", fields=FIELDS)
     for answer in INJECTIONS:
-        assert prompt.fill(question="{answer}?", answer=answer) == f"Q {{answer}}?\nA {answer}\nQ again {{answer}}?"
+        assert (
+            prompt.fill(question="{answer}?", answer=answer)
+            == f"Q {{answer}}?\nA {answer}\nQ again {{answer}}?"
+        )
     (tmp_path / "official.txt").write_text("{} and {}")
     official = JudgePrompt.load(str(tmp_path / "official.txt"), default="", fields=FIELDS)
     assert official.fill(question="{}", answer="{}") == "{} and {}"
@@ -46,7 +49,9 @@ def test_marks_depend_on_the_answer_alone(tmp_path: Path) -> None:
     prompt = JudgePrompt("own", "<{mark}>{answer}</{mark}>", ("answer",))
     filled = [prompt.fill(answer=answer) for answer in INJECTIONS]
     spans = [text[1:9] for text in filled]
-    assert len(set(spans)) == len(spans) and filled == [prompt.fill(answer=answer) for answer in INJECTIONS]
+    assert len(set(spans)) == len(spans) and filled == [
+        prompt.fill(answer=answer) for answer in INJECTIONS
+    ]
     for mark, answer in zip(spans, INJECTIONS, strict=True):
         assert mark not in answer and prompt.fill(answer=answer + mark)[1:9] != mark
 
@@ -74,11 +79,25 @@ def test_key_covers_what_the_reply_depends_on() -> None:
     ]
     keys = [request.key(ENDPOINT), *(one.key(endpoint) for one, endpoint in others)]
     assert len(set(keys)) == len(keys)
-    same = replace(ENDPOINT, requests_per_minute=1, actors=2, concurrency=1, attempts=1, timeout_s=1, key_env="X")
+    same = replace(
+        ENDPOINT,
+        requests_per_minute=1,
+        actors=2,
+        concurrency=1,
+        attempts=1,
+        timeout_s=1,
+        key_env="X",
+    )
     assert replace(request, id="2").key(same) == keys[0]
 
 
-CHANGES = {"model": "other", "base_url": "http://x/v1", "temperature": 0.5, "max_tokens": 7, "seed": 1}
+CHANGES = {
+    "model": "other",
+    "base_url": "http://x/v1",
+    "temperature": 0.5,
+    "max_tokens": 7,
+    "seed": 1,
+}
 
 
 def never(text: str) -> bool:
@@ -99,7 +118,9 @@ def test_useless_replies_are_asked_for_once_more(tmp_path: Path) -> None:
     assert cache.settle(request, ENDPOINT, never).ask == replace(request, again=1)
     cache.put(second, Verdict("refused"))
     settled = cache.settle(request, ENDPOINT, never)
-    assert settled.ask is None and settled.verdict == Verdict("ok", "hm")  # its words are kept for people to read
+    assert settled.ask is None and settled.verdict == Verdict(
+        "ok", "hm"
+    )  # its words are kept for people to read
     cache.put(second, Verdict("ok", "Rating: 3"))
     settled = cache.settle(request, ENDPOINT, lambda text: "Rating" in text)
     assert settled.verdict == Verdict("ok", "Rating: 3")
@@ -108,7 +129,9 @@ def test_useless_replies_are_asked_for_once_more(tmp_path: Path) -> None:
 def write_for_ever(folder: Path) -> None:
     cache = VerdictCache(folder)
     for number in range(10**6):
-        cache.put(Request(str(number), f"text {number}").key(ENDPOINT), Verdict("ok", "Rating: 3 " * 2000))
+        cache.put(
+            Request(str(number), f"text {number}").key(ENDPOINT), Verdict("ok", "Rating: 3 " * 2000)
+        )
 
 
 def test_a_kill_leaves_whole_replies(tmp_path: Path) -> None:
@@ -134,7 +157,11 @@ def test_replay_gives_what_was_recorded_for_the_same_text(tmp_path: Path) -> Non
     path.write_text("\n".join(json.dumps(row) for row in verdict_rows(requests, verdicts)))
     judge = ReplayJudge(path)
     assert [judge(request) for request in requests] == list(verdicts.values())
-    for changed in (Request("1", "A"), Request("1", "a", system="s"), Request("1", "a", schema="{}")):
+    for changed in (
+        Request("1", "A"),
+        Request("1", "a", system="s"),
+        Request("1", "a", schema="{}"),
+    ):
         with pytest.raises(JudgeError, match="no recorded verdict"):
             judge(changed)
     path.write_text('{"id": "1"}')
@@ -142,7 +169,9 @@ def test_replay_gives_what_was_recorded_for_the_same_text(tmp_path: Path) -> Non
         ReplayJudge(path)
 
 
-def test_key_comes_from_file_or_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_comes_from_file_or_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches: a line end in a key (a misleading connection error); a key everyone can read; a missing key found 300 calls later."""
     monkeypatch.setenv("MY_KEY", " sk-canary\n")
     config = replace(ENDPOINT, key_env="MY_KEY")

@@ -7,7 +7,13 @@ import pytest
 from PIL import Image
 
 from eval.benchmarks.contract import WORDS, Scores
-from eval.reporting.figures import COLORS, grouped_measure, groups_figure, rates_figure, training_figure
+from eval.reporting.figures import (
+    COLORS,
+    grouped_measure,
+    groups_figure,
+    rates_figure,
+    training_figure,
+)
 from rlhfv_ray.errors import DataError
 from tests.hand_scores import base, judged, models, pets, rated
 
@@ -21,8 +27,18 @@ def check_png(path: Path) -> None:
 
 
 def record(step: int) -> dict[str, float]:
-    rewards = {"rewards/chosen": 0.1 * step, "rewards/rejected": -0.1 * step, "rewards/margins": 0.2 * step}
-    return {"step": step, "loss/preference": 0.69 / step, "rewards/accuracies": 0.75, "skipped": 0, **rewards}
+    rewards = {
+        "rewards/chosen": 0.1 * step,
+        "rewards/rejected": -0.1 * step,
+        "rewards/margins": 0.2 * step,
+    }
+    return {
+        "step": step,
+        "loss/preference": 0.69 / step,
+        "rewards/accuracies": 0.75,
+        "skipped": 0,
+        **rewards,
+    }
 
 
 @pytest.mark.parametrize("count", [1, 40])
@@ -32,7 +48,11 @@ def test_training_figure(count: int, tmp_path: Path) -> None:
 
 
 def test_training_figure_bridges_skipped_updates(tmp_path: Path) -> None:
-    records = [record(1), {"step": 2, "skipped": 1}, record(3)]  # a non-finite loss is not in the record
+    records = [
+        record(1),
+        {"step": 2, "skipped": 1},
+        record(3),
+    ]  # a non-finite loss is not in the record
     training_figure(records, tmp_path / "training.png")
     check_png(tmp_path / "training.png")
     with pytest.raises(DataError, match="no records"):
@@ -78,7 +98,10 @@ def test_figures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
 
 
 def test_groups_figure(tmp_path: Path) -> None:
-    groups_figure({"base": rated([0, 6, 2, "refused"]), "aligned": rated([5, 6, 2, 1])}, tmp_path / "groups.png")
+    groups_figure(
+        {"base": rated([0, 6, 2, "refused"]), "aligned": rated([5, 6, 2, 1])},
+        tmp_path / "groups.png",
+    )
     check_png(tmp_path / "groups.png")
 
 
@@ -86,7 +109,12 @@ def test_groups_are_shown_by_a_measure_that_they_share() -> None:
     """Catches: an empty figure where the first measure belongs to one group of questions only."""
     scores = rated([0, 6, 2, 5])
     only = tuple(
-        replace(item, ratios={name: part for name, part in item.ratios.items() if name != "hallucination_rate"})
+        replace(
+            item,
+            ratios={
+                name: part for name, part in item.ratios.items() if name != "hallucination_rate"
+            },
+        )
         if item.group == "other"
         else item
         for item in scores.answers

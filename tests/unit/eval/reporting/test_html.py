@@ -99,7 +99,9 @@ def test_page_marks_exactly_the_marked_characters(tmp_path: Path) -> None:
     spans = (*RED_DOGS, CAT)
     page = read_page(tmp_path / "page.html", pair(judged(0, spans=spans), judged(0)))
     before, after = page.answers
-    kinds = [tuple(sorted(m.kind for m in spans if m.start <= i < m.stop)) for i in range(len(TEXT))]
+    kinds = [
+        tuple(sorted(m.kind for m in spans if m.start <= i < m.stop)) for i in range(len(TEXT))
+    ]
     assert before == list(zip(TEXT, kinds, strict=True))
     assert after == [(character, ()) for character in TEXT]
 
@@ -120,11 +122,22 @@ def test_page_escapes_what_models_and_judges_say(tmp_path: Path) -> None:
     asked = [replace(prompt, question=ATTACK) for prompt in prompts(3)]
     rates_figure({"m": pets([judged(0)])}, tmp_path / "rates.png")
     figures = {f'"{ATTACK}': tmp_path / "rates.png"}
-    sections = [Section(ATTACK, {ATTACK: scores, f"2{ATTACK}": scores}, asked, figures), Section("b", {"m": scores})]
+    sections = [
+        Section(ATTACK, {ATTACK: scores, f"2{ATTACK}": scores}, asked, figures),
+        Section("b", {"m": scores}),
+    ]
     page = read_page(tmp_path / "page.html", *sections, figures=figures)
-    assert "script" not in page.tags and "onclick" not in page.attributes and "onerror" not in page.attributes
-    assert all(source.startswith(("data:image/png;base64,", "#section-")) for source in page.sources)
-    assert sum(text_of(answer) == ATTACK for answer in page.answers) == 3  # line end and spaces as they were
+    assert (
+        "script" not in page.tags
+        and "onclick" not in page.attributes
+        and "onerror" not in page.attributes
+    )
+    assert all(
+        source.startswith(("data:image/png;base64,", "#section-")) for source in page.sources
+    )
+    assert (
+        sum(text_of(answer) == ATTACK for answer in page.answers) == 3
+    )  # line end and spaces as they were
     assert sum(text_of(answer) == "(empty answer)" for answer in page.answers) == 6
     assert page.verdicts == [ATTACK] * 3
     text = (tmp_path / "page.html").read_text()
@@ -134,7 +147,9 @@ def test_page_escapes_what_models_and_judges_say(tmp_path: Path) -> None:
 def test_page_needs_no_other_file(tmp_path: Path) -> None:
     rates_figure(models(), tmp_path / "rates.png")
     figures = {"Rates": tmp_path / "rates.png"}
-    page = read_page(tmp_path / "page.html", Section("pets", models(), prompts(10)), count=4, figures=figures)
+    page = read_page(
+        tmp_path / "page.html", Section("pets", models(), prompts(10)), count=4, figures=figures
+    )
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(page.answers) == 8 and len(page.sources) == 5  # 4 pictures and a figure
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
@@ -146,7 +161,9 @@ def test_page_needs_no_other_file(tmp_path: Path) -> None:
 
 def test_scores_of_a_page_are_those_of_the_table(tmp_path: Path) -> None:
     page = read_page(tmp_path / "page.html", Section("pets", models()))
-    row = page.cells.index("response rate / %answers with a hallucinated object, of those that name any object")
+    row = page.cells.index(
+        "response rate / %answers with a hallucinated object, of those that name any object"
+    )
     assert page.cells[row : row + 5] == [
         "response rate / %answers with a hallucinated object, of those that name any object",
         "↓lower",
@@ -167,7 +184,13 @@ def test_section_of_a_judged_benchmark(tmp_path: Path) -> None:
     assert "release_compatible average_score</dt><dd>2.25</dd>" in text
     assert f"manifest {scores.manifest_hash}" in text and "<dd>a judge</dd>" in text
     counting = page.cells.index("counting")
-    assert page.cells[counting : counting + 5] == ["counting", "3", "50.0", "3.00", "2.00"]  # 0 and 6; one refused
+    assert page.cells[counting : counting + 5] == [
+        "counting",
+        "3",
+        "50.0",
+        "3.00",
+        "2.00",
+    ]  # 0 and 6; one refused
     assert "2 of the worst, with lots among equals, and 4 from all the rest" in text
     assert "img" not in page.tags  # no prompts, no pictures
 
@@ -210,5 +233,7 @@ def test_pictures_are_made_to_fit() -> None:
 def test_page_refuses_scores_that_were_measured_differently(tmp_path: Path) -> None:
     other: Scores = replace(models()["base"], manifest={"benchmark": "cars"})
     with pytest.raises(DataError, match="'pets' against 'cars'"):
-        write_page(tmp_path / "page.html", [Section("pets", {**models(), "other": other})], title="")
+        write_page(
+            tmp_path / "page.html", [Section("pets", {**models(), "other": other})], title=""
+        )
     assert not (tmp_path / "page.html").exists()

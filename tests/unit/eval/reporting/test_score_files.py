@@ -15,7 +15,9 @@ SCORES = Scores(
     (*CHAIR, WORDS),
     (
         JudgedAnswer(
-            Answer("1", "What?", "a cat & „Hund“ \ud83d"),  # half a character, as tokenizers produce them
+            Answer(
+                "1", "What?", "a cat & „Hund“ \ud83d"
+            ),  # half a character, as tokenizers produce them
             {"response_rate": Ratio(1, 1), "words": Ratio(0.1 + 0.2, 1)},
             spans=(Span(2, 5, "object"),),
             group="conv",
@@ -23,7 +25,12 @@ SCORES = Scores(
         ),
         JudgedAnswer(Answer("2", "What?", ""), {}, missing="refused, unparsed"),
     ),
-    {"benchmark": "pets", "judge": {"votes": 3, "temperature": 0.1}, "images": ["a", "b"], "none": None},
+    {
+        "benchmark": "pets",
+        "judge": {"votes": 3, "temperature": 0.1},
+        "images": ["a", "b"],
+        "none": None,
+    },
     {"release_compatible": {"unparsed": 1}},
 )
 
@@ -35,8 +42,12 @@ def test_scores_come_back_exactly(tmp_path: Path) -> None:
     found = load_scores(path)
     assert found == SCORES
     assert found.manifest_hash == SCORES.manifest_hash
-    assert type(found.answers[0].spans[0]) is Span and type(found.answers[0].ratios["words"]) is Ratio
-    assert [path.name for path in path.parent.iterdir()] == ["base.json"]  # nothing half-written is left
+    assert (
+        type(found.answers[0].spans[0]) is Span and type(found.answers[0].ratios["words"]) is Ratio
+    )
+    assert [path.name for path in path.parent.iterdir()] == [
+        "base.json"
+    ]  # nothing half-written is left
 
 
 def test_what_would_come_back_changed_is_not_written(tmp_path: Path) -> None:
@@ -56,7 +67,14 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     save_scores(SCORES, path)
     whole = path.read_text()
     assert holds_scores(path)
-    for text in ("", "[]", '{"rating": 3}', "no JSON", whole[: len(whole) // 2], whole.replace('"metrics"', '"ms"')):
+    for text in (
+        "",
+        "[]",
+        '{"rating": 3}',
+        "no JSON",
+        whole[: len(whole) // 2],
+        whole.replace('"metrics"', '"ms"'),
+    ):
         path.write_text(text)
         with pytest.raises(DataError, match=r"base\.json"):
             load_scores(path)

@@ -19,7 +19,9 @@ def test_choice_is_half_changed_and_shows_what_got_worse() -> None:
 def test_choice_takes_each_answer_once(count: int) -> None:
     items = [choice.item for choice in choose_answers(models(), count=count, seed=1)]
     assert len(items) == len(set(items)) == min(count, 10)
-    alike = [choice.drawn for choice in choose_answers({"a": base(), "b": base()}, count=count, seed=1)]
+    alike = [
+        choice.drawn for choice in choose_answers({"a": base(), "b": base()}, count=count, seed=1)
+    ]
     assert alike == ["random"] * min(count, 10)
     turned = {"a": aligned(), "b": base()}  # more worse than better
     assert len(choose_answers(turned, count=count, seed=1)) == min(count, 10)
@@ -35,7 +37,9 @@ def test_one_model_shows_half_its_worst() -> None:
     firsts = {choose_answers({"base": base()}, count=4, seed=seed)[1].item for seed in range(20)}
     assert len(firsts) > 1  # lots among equals
     perfect = pets([judged(n) for n in range(4)])
-    assert {choice.drawn for choice in choose_answers({"base": perfect}, count=4, seed=0)} == {"random"}
+    assert {choice.drawn for choice in choose_answers({"base": perfect}, count=4, seed=0)} == {
+        "random"
+    }
 
 
 def test_without_marks_the_first_measure_says_what_is_worse() -> None:
@@ -45,7 +49,9 @@ def test_without_marks_the_first_measure_says_what_is_worse() -> None:
     chosen = choose_answers({"a": after}, count=6, seed=0)
     assert {choice.item for choice in chosen if choice.drawn == "worst"} == {1, 3, 4}
     assert 5 not in {
-        choice.item for choice in choose_answers({"a": after}, count=12, seed=0) if choice.drawn == "worst"
+        choice.item
+        for choice in choose_answers({"a": after}, count=12, seed=0)
+        if choice.drawn == "worst"
     }
 
 

@@ -81,7 +81,9 @@ def test_findings_name_the_model_where_there_are_several() -> None:
 def test_title_names_benchmark_models_and_number() -> None:
     assert title({"base": base()}) == "pets: base, n = 10 answers"
     assert title(models()) == "pets: base and aligned, n = 10 answers each"
-    assert title({**models(), "third": base()}) == "pets: base, aligned and third, n = 10 answers each"
+    assert (
+        title({**models(), "third": base()}) == "pets: base, aligned and third, n = 10 answers each"
+    )
     with pytest.raises(DataError, match="got none"):
         title({})
 
@@ -124,5 +126,10 @@ def test_missing_verdicts_are_counted_by_reason_and_noted() -> None:
 def test_notes_tell_the_whole_and_not_every_part():
     """Catches: a screen full of parts beside six rates."""
     parts = {"street": {"in_scene": 0.5, "n": 10}, "mean_rise": 0.25}
-    scores = replace(base(), extras={"over_generalization": parts, "only_parts": {"conv": {"n": 3}}})
-    assert notes({"m": scores}) == ["m: over_generalization: mean rise 0.25", "m: only_parts: conv n 3"]
+    scores = replace(
+        base(), extras={"over_generalization": parts, "only_parts": {"conv": {"n": 3}}}
+    )
+    assert notes({"m": scores}) == [
+        "m: over_generalization: mean rise 0.25",
+        "m: only_parts: conv n 3",
+    ]

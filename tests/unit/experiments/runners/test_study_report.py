@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from eval.benchmarks.contract import OBJECT_RECALL, RESPONSE_RATE, WORDS
-from experiments.runners.study_report import Claim, Findings, arms_figure, found_in, markdown, sentences, verdict
+from experiments.runners.study_report import (
+    Claim,
+    Findings,
+    arms_figure,
+    found_in,
+    markdown,
+    sentences,
+    verdict,
+)
 from experiments.runners.sweep_report import Found
 from rlhfv_ray.errors import DataError
 
@@ -28,7 +36,18 @@ def trials() -> list[Found]:
                 "missing": 0,
             }
             look = {"rates": {**rates, "rise": -0.01}, "metrics": [m._asdict() for m in MEASURES]}
-            found.append(Found(f"{arm}{seed}", {"arm": arm, "seed": seed}, {1: look}, "finished", "", 1.0, "", False))
+            found.append(
+                Found(
+                    f"{arm}{seed}",
+                    {"arm": arm, "seed": seed},
+                    {1: look},
+                    "finished",
+                    "",
+                    1.0,
+                    "",
+                    False,
+                )
+            )
     return found
 
 
@@ -42,7 +61,9 @@ def test_values_stand_under_their_arm_and_seed(found):
     assert found.names == ["response_rate", "object_recall", "words", "rise"]
     assert found.seeds == (0, 1, 2)
     assert found.values["DDPO", "response_rate"] == (0.02, 0.03, 0.01)
-    assert found.difference("DDPO", "base", "response_rate").values == pytest.approx((-0.28, -0.29, -0.30))
+    assert found.difference("DDPO", "base", "response_rate").values == pytest.approx(
+        (-0.28, -0.29, -0.30)
+    )
 
 
 def test_intervals_by_hand(found):
@@ -50,7 +71,9 @@ def test_intervals_by_hand(found):
     mean = found.mean("DDPO", "response_rate")
     assert mean.mean == pytest.approx(0.02)
     assert mean.interval == pytest.approx((0.0, 0.02 + 4.30265 * 0.01 / 3**0.5), abs=1e-6)
-    assert found.mean("base", "rise").interval == pytest.approx((-0.01, -0.01))  # a difference may be below 0
+    assert found.mean("base", "rise").interval == pytest.approx(
+        (-0.01, -0.01)
+    )  # a difference may be below 0
 
 
 @pytest.mark.parametrize(
@@ -72,12 +95,18 @@ def test_sentences_say_what_the_data_support(found):
     """Catches: a claim reported as shown that is not, or the other way round."""
     claim = Claim("DDPO", "DPO", ("object_recall", "words", "not_there"), (("DDPO", "base"),))
     first, recall, words, base = sentences("DDPO is better.", claim, found)
-    assert first.startswith("DDPO is better. Not resolved with 3 seeds: response rate 2.0 % with DDPO, 2.0 % with DPO")
-    assert recall.endswith(": better.") and "difference +10.0 (95 % interval +10.0 to +10.0)" in recall
+    assert first.startswith(
+        "DDPO is better. Not resolved with 3 seeds: response rate 2.0 % with DDPO, 2.0 % with DPO"
+    )
+    assert (
+        recall.endswith(": better.") and "difference +10.0 (95 % interval +10.0 to +10.0)" in recall
+    )
     assert not words.endswith("better.")
     assert "2.0 % with DDPO, 31.0 % with base" in base and base.endswith(": better.")
     assert sentences("So.", Claim("DDPO", "base"), found)[0].startswith("So. The data support it")
-    assert sentences("So.", Claim("base", "DDPO"), found)[0].startswith("So. The data say the opposite")
+    assert sentences("So.", Claim("base", "DDPO"), found)[0].startswith(
+        "So. The data say the opposite"
+    )
 
 
 def test_table_figure_and_json(found, tmp_path: Path):
