@@ -1,9 +1,16 @@
 """What a user can set in an evaluation; field docstrings are the command line's help."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
-from rlhfv_ray.config import EndpointConfig, GenerationConfig, TrackingConfig
+from rlhfv_ray.config import (
+    EndpointConfig,
+    GenerationConfig,
+    ModelConfig,
+    ScaleConfig,
+    TrackingConfig,
+)
 from rlhfv_ray.errors import ConfigError
 
 BenchmarkName = Literal["shapes", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber"]
@@ -131,6 +138,34 @@ class ShapesBenchConfig:
 
 
 @dataclass(frozen=True)
+class BenchmarkFiles:
+    """The judge, and the files and modes of each benchmark that needs files."""
+
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    object_halbench: ObjectHalBenchConfig = field(default_factory=ObjectHalBenchConfig)
+    mmhal_bench: MMHalBenchConfig = field(default_factory=MMHalBenchConfig)
+    llava_bench: LLaVABenchConfig = field(default_factory=LLaVABenchConfig)
+    pope: POPEConfig = field(default_factory=POPEConfig)
+    amber: AMBERConfig = field(default_factory=AMBERConfig)
+
+    def with_shapes(self, shapes: ShapesBenchConfig) -> "BenchmarkSettings":
+        """Add the shapes benchmark, which needs no files."""
+        files = {item.name: getattr(self, item.name) for item in fields(BenchmarkFiles)}
+        return BenchmarkSettings(shapes=shapes, **files)
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings(BenchmarkFiles):
+    """The settings of every benchmark."""
+
+    shapes: ShapesBenchConfig = field(default_factory=ShapesBenchConfig)
+
+    def cache(self, storage: Path) -> Path:
+        """Return the folder of all replies that judges and endpoints ever gave."""
+        return Path(self.judge.cache).expanduser() if self.judge.cache else storage / "judge-cache"
+
+
+@dataclass(frozen=True)
 class LoadConfig:
     """How models are loaded."""
 
@@ -166,7 +201,7 @@ class InferenceConfig:
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(BenchmarkSettings):
     """One evaluation: models (or answers), benchmarks, judge."""
 
     model: tuple[str, ...] = ()
@@ -187,13 +222,6 @@ class EvalConfig:
     loading: LoadConfig = field(default_factory=LoadConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    shapes: ShapesBenchConfig = field(default_factory=ShapesBenchConfig)
-    object_halbench: ObjectHalBenchConfig = field(default_factory=ObjectHalBenchConfig)
-    mmhal_bench: MMHalBenchConfig = field(default_factory=MMHalBenchConfig)
-    llava_bench: LLaVABenchConfig = field(default_factory=LLaVABenchConfig)
-    pope: POPEConfig = field(default_factory=POPEConfig)
-    amber: AMBERConfig = field(default_factory=AMBERConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -227,5 +255,28 @@ class EvalConfig:
 
     @property
     def decoded(self) -> GenerationConfig:
-        """How answers are decoded."""
+        """Return the decoding settings in force."""
         return RELEASED_DECODING if self.decoding == "released" else self.generation
+
+    @property
+    def scale(self) -> ScaleConfig:
+        """Return the part of a scale that answering uses."""
+        inference = self.inference
+        return ScaleConfig(
+            actors=inference.actors,
+            gpu=inference.gpu,
+            cpus=inference.cpus,
+            rows=inference.rows,
+            inference_batch=inference.batch,
+        )
+
+    def checkpoint(self, path: str) -> ModelConfig:
+        """Return how the checkpoint at a path is loaded."""
+        loading = self.loading
+        return ModelConfig(
+            path=path,
+            dtype=loading.dtype,
+            attention=loading.attention,
+            allow_pickle=loading.allow_pickle,
+            trust_remote_code=loading.trust_remote_code,
+        )

@@ -1,9 +1,13 @@
-"""One evaluation: answers of every model to every benchmark, verdicts on them, scores, and where people read them.
+"""One evaluation: answers of every model to every benchmark, verdicts on them, scores, a report.
 
-The evaluation's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `summary.json`, `report.html`, figures, and for every benchmark
-and model the scores with each answer's verdict (`<benchmark>/<model>.json`), what the judge was asked and said
-(`<benchmark>/<model>.verdicts.jsonl`), and the ledger of what that took. Answers are stages of their own, verdicts are in the judge's cache:
-what was done once is not done again.
+`plan_evaluation` declares the stages that make the answers; `evaluate` judges and scores them. An
+experiment runs the same two functions on its base and its aligned model, a sweep on every trial.
+
+The command's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `summary.json`,
+`report.html` and figures. For every benchmark and model it holds the scores with each answer's
+verdict (`<benchmark>/<model>.json`), the judge's requests and replies
+(`<benchmark>/<model>.verdicts.jsonl`), and the ledger of their cost. Answers are stages of their
+own and verdicts are in the judge's cache, so neither is made twice.
 """
 
 import json
@@ -21,7 +25,7 @@ from eval.benchmarks.mmhal_bench import MMHalBench
 from eval.benchmarks.object_halbench import ObjectHalBench
 from eval.benchmarks.pope import POPE
 from eval.benchmarks.shapes import ShapesBenchmark
-from eval.config import EvalConfig
+from eval.config import BenchmarkSettings, EvalConfig
 from eval.inputs.answers import check_decoding, endpoint_answers, read_answer_file
 from eval.judge.records import verdict_rows
 from eval.judge.run import judge_answers
@@ -30,7 +34,14 @@ from eval.reporting.mlflow_log import log_to_checkpoints, track_models
 from eval.reporting.score_files import save_scores
 from eval.reporting.tables import draw, summary, table
 from rlhfv_ray.cluster import check_fits, connect
-from rlhfv_ray.config import ModelConfig, ScaleConfig, fingerprint, plain
+from rlhfv_ray.config import (
+    EndpointConfig,
+    GenerationConfig,
+    ModelConfig,
+    ScaleConfig,
+    fingerprint,
+    plain,
+)
 from rlhfv_ray.endpoint.budget import Ledger
 from rlhfv_ray.endpoint.records import Request, Verdict
 from rlhfv_ray.endpoint.run import check_endpoint
@@ -42,141 +53,214 @@ from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.mirror import display_path
 from rlhfv_ray.storage.stages import Stage, run_stages
-from rlhfv_ray.tracking.run import sync_tracking, tracked_run, tracking_uri, ui_command
+from rlhfv_ray.tracking.run import (
+    TrackedRun,
+    sync_tracking,
+    tracked_run,
+    tracking_uri,
+    ui_command,
+)
 
-API = "api"
+API = "api"  # stands for the model of --endpoint among the models
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be done, declared before any of it is."""
+class Candidate:
+    """One model to evaluate: a checkpoint, a model behind an API, or a file of its answers."""
 
-    config: EvalConfig
-    storage: Path
+    path: str  # of the checkpoint or of the file; `api` for a model behind an API
+    model: ModelConfig | None = None  # how the checkpoint is loaded
+    inputs: Mapping[str, Any] | None = None  # identify the checkpoint; None: digests of its files
+    endpoint: EndpointConfig | None = None  # the API
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The stages that answer benchmarks, and everything needed to score the answers."""
+
+    candidates: Mapping[str, Candidate]  # by the name that tables show; the first is the base
     benchmarks: tuple[Benchmark, ...]
+    settings: BenchmarkSettings
+    storage: Path
     made: tuple[Stage, ...]  # benchmarks that are drawn here
-    models: Mapping[str, str]  # path by the name that tables show; files of answers likewise
-    answers: Mapping[tuple[str, str], Stage]  # by benchmark and model; none where a file holds them
+    answers: Mapping[tuple[str, str], Stage]  # by benchmark and candidate; none for answer files
 
     @property
-    def cache(self) -> Path:
-        """Replies of all judges and endpoints."""
-        return (
-            Path(self.config.judge.cache).expanduser()
-            if self.config.judge.cache
-            else self.storage / "judge-cache"
-        )
+    def stages(self) -> tuple[Stage, ...]:
+        """Return all stages in the order in which they need each other."""
+        return (*self.made, *self.answers.values())
 
     @property
-    def folder(self) -> Path:
-        """Of the evaluation."""
-        config = plain(self.config)
-        kept = {
-            name: value
-            for name, value in config.items()
-            if name not in ("storage", "tracking", "inference")
-        }
-        names = {
-            f"{benchmark} {model}": stage.folder(self.storage).name
-            for (benchmark, model), stage in self.answers.items()
-        }
-        return (
-            self.storage / f"{self.config.name}-{fingerprint({'config': kept, 'answers': names})}"
-        )
+    def judged(self) -> bool:
+        """Return true if a judge behind an API is needed."""
+        needed = any(benchmark.judged for benchmark in self.benchmarks)
+        return needed and self.settings.judge.kind == "openai"
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Return each candidate's path by its name."""
+        return {name: candidate.path for name, candidate in self.candidates.items()}
 
 
 def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> dict[str, Any]:
-    """Evaluate models, or do the rest of it; returns what it writes to `summary.json`.
+    """Run an evaluation, or the rest of it; returns what it writes to `summary.json`.
 
     Raises:
         RlhfvError: something the user can mend.
     """
     storage.mkdir(parents=True, exist_ok=True)
     connect()
-    check_fits(scale_of(config), who=("actors",), setting="inference")
-    plan = plan_evaluation(config, storage)
-    folder = plan.folder
+    check_fits(config.scale, who=("actors",), setting="inference")
+    evaluation = plan_evaluation(
+        candidates_of(config),
+        config.benchmarks,
+        config,
+        generation=config.decoded,
+        scale=config.scale,
+        storage=storage,
+    )
+    check_services(evaluation, config.decoded)
+    folder = evaluation_folder(config, evaluation)
     with (
         hold_lease(folder),
         tracked_run(
-            folder, config.tracking, store=storage, name=folder.name, params=plain(config), tags={}
+            folder,
+            config.tracking,
+            store=storage,
+            name=folder.name,
+            params=plain(config),
+            tags={},
         ) as run,
     ):
         write_json(folder / "config.json", plain(config))
-        run_stages(list(plan.answers.values()), storage)
-        sections = [
-            evaluate(plan, benchmark, folder, console=console) for benchmark in plan.benchmarks
-        ]
+        run_stages(list(evaluation.stages), storage)
+        sections = evaluate_all(evaluation, folder, console=console)
         outcome = {section.name: summary(section.models) for section in sections}
         write_json(folder / "summary.json", outcome)
-        write_page(
-            folder / "report.html", sections, title=f"Evaluation of {', '.join(plan.models)}"
-        )
-        for file, where in (("report.html", "report"), ("summary.json", ""), ("config.json", "")):
-            run.log_file(folder / file, where)
-        for section in sections:
-            for figure in section.figures.values():
-                run.log_file(figure, f"figures/{section.name}")
-        track_models(plan.models, sections, run)
+        title = f"Evaluation of {', '.join(evaluation.candidates)}"
+        write_page(folder / "report.html", sections, title=title)
+        run.log_file(folder / "summary.json", "")
+        run.log_file(folder / "config.json", "")
+        track_sections(evaluation, sections, run, folder)
     for section in sections:
         console.print(table(section.models))
     synced = sync_tracking(folder)
-    log_to_checkpoints(plan.models, sections, config.tracking, evaluation=folder.name)
+    log_to_checkpoints(evaluation.paths, sections, config.tracking, evaluation=folder.name)
     uri = tracking_uri(config.tracking, storage)
-    for what, where in (
-        ("report", display_path(folder / "report.html")),
-        ("MLflow", ui_command(uri) if synced else "not reached"),
-    ):
-        console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)
+    places = {
+        "report": display_path(folder / "report.html"),
+        "MLflow": ui_command(uri) if synced else "not reached",
+    }
+    for title, place in places.items():
+        console.print(f"{title:<14} {place}", highlight=False, soft_wrap=True)
     return outcome
 
 
-def plan_evaluation(config: EvalConfig, storage: Path) -> Plan:
-    """Declare benchmarks and answers; reads and checks what the user gave, and asks a judge that is needed whether it is there.
+def plan_evaluation(
+    candidates: Mapping[str, Candidate],
+    benchmarks: Sequence[str],
+    settings: BenchmarkSettings,
+    *,
+    generation: GenerationConfig,
+    scale: ScaleConfig,
+    storage: Path,
+) -> Evaluation:
+    """Declare benchmarks and answers; reads and checks the user's files, but makes nothing.
+
+    Args:
+        candidates: models by name; the first is the base that the others are compared with.
+        benchmarks: names of the benchmarks, in the order of the report.
+        settings: of the benchmarks and their judge.
+        generation: how answers are decoded.
+        scale: actors of the generation.
+        storage: folder of all stages.
 
     Raises:
-        ConfigError, DataError, JudgeError: before anything long has begun.
+        ConfigError, DataError: before anything long has begun.
     """
-    decoding = plain(config.decoded)
-    made = shapes_stage(config) if "shapes" in config.benchmarks else None
-    if made:
-        run_stages([made], storage)  # a second: its prompts are needed below
+    shapes = shapes_stage(settings) if "shapes" in benchmarks else None
+    decoding = plain(generation)
     makers: dict[str, Callable[[], Benchmark]] = {
         "shapes": lambda: ShapesBenchmark(
-            made.folder(storage) if made else Path(),
+            shapes.folder(storage) if shapes else Path(),
             decoding=decoding,
-            judge=config.judge if config.shapes.mode == "judge" else None,
+            judge=settings.judge if settings.shapes.mode == "judge" else None,
         ),
         "object_halbench": lambda: ObjectHalBench(
-            config.object_halbench, config.judge, cache=storage / "coco", decoding=decoding
+            settings.object_halbench, settings.judge, cache=storage / "coco", decoding=decoding
         ),
-        "mmhal_bench": lambda: MMHalBench(config.mmhal_bench, config.judge, decoding=decoding),
-        "llava_bench": lambda: LLaVABench(config.llava_bench, config.judge, decoding=decoding),
-        "pope": lambda: POPE(config.pope, decoding=decoding),
-        "amber": lambda: AMBER(config.amber, decoding=decoding),
+        "mmhal_bench": lambda: MMHalBench(settings.mmhal_bench, settings.judge, decoding=decoding),
+        "llava_bench": lambda: LLaVABench(settings.llava_bench, settings.judge, decoding=decoding),
+        "pope": lambda: POPE(settings.pope, decoding=decoding),
+        "amber": lambda: AMBER(settings.amber, decoding=decoding),
     }
-    benchmarks = tuple(makers[name]() for name in dict.fromkeys(config.benchmarks))
-    models = named(config.model or config.answers)
-    prompts = {benchmark.name: str(benchmark.manifest()["prompts"]) for benchmark in benchmarks}
+    chosen = tuple(makers[name]() for name in dict.fromkeys(benchmarks))
+    answers: dict[tuple[str, str], Stage] = {}
+    for benchmark in chosen:
+        for name, candidate in candidates.items():
+            title = f"answers, {name}, {benchmark.name}"
+            if candidate.endpoint is not None:
+                cache = settings.cache(storage)
+                stage = endpoint_stage(
+                    benchmark, candidate.endpoint, generation, cache=cache, title=title
+                )
+            elif candidate.model is not None:
+                identity = candidate.inputs or model_inputs(candidate.model)
+                stage = answers_stage(
+                    candidate.model,
+                    lambda benchmark=benchmark: benchmark.prompts,
+                    {"prompts": benchmark.prompts_id, **identity},
+                    generation=generation,
+                    scale=scale,
+                    title=title,
+                )
+            else:
+                continue
+            answers[benchmark.name, name] = stage
+    return Evaluation(candidates, chosen, settings, storage, (shapes,) if shapes else (), answers)
+
+
+def candidates_of(config: EvalConfig) -> dict[str, Candidate]:
+    """Return what the command line names, under short names that differ."""
+    if config.answers:
+        return {name: Candidate(path) for name, path in named(config.answers).items()}
+    return {
+        name: Candidate(path, endpoint=config.endpoint)
+        if path == API
+        else Candidate(path, model=config.checkpoint(path))
+        for name, path in named(config.model).items()
+    }
+
+
+def check_services(evaluation: Evaluation, generation: GenerationConfig) -> None:
+    """Check that every server the evaluation needs answers, before anything long has begun.
+
+    Raises:
+        ConfigError, JudgeError: a key, an address or a decoding setting cannot be used.
+    """
+    cache = evaluation.settings.cache(evaluation.storage)
+    if evaluation.judged:
+        check_endpoint(evaluation.settings.judge, cache)
+    for candidate in evaluation.candidates.values():
+        if candidate.endpoint is not None:
+            check_decoding(generation)
+            check_endpoint(candidate.endpoint, cache)
+
+
+def evaluation_folder(config: EvalConfig, evaluation: Evaluation) -> Path:
+    """Return the evaluation's folder, named by its settings and its answers."""
+    unnamed = ("storage", "tracking", "inference")
+    settings = {name: value for name, value in plain(config).items() if name not in unnamed}
     answers = {
-        (benchmark.name, model): answer_stage(
-            config, benchmark, model, path, prompts[benchmark.name], storage
-        )
-        for benchmark in benchmarks
-        for model, path in models.items()
-        if config.model
+        f"{benchmark} {name}": stage.folder(evaluation.storage).name
+        for (benchmark, name), stage in evaluation.answers.items()
     }
-    plan = Plan(config, storage, benchmarks, (made,) if made else (), models, answers)
-    if config.judge.kind == "openai" and any(benchmark.judged for benchmark in benchmarks):
-        check_endpoint(config.judge, plan.cache)
-    if API in config.model:
-        check_decoding(config.decoded)
-        check_endpoint(config.endpoint, plan.cache)
-    return plan
+    digest = fingerprint({"config": settings, "answers": answers})
+    return evaluation.storage / f"{config.name}-{digest}"
 
 
 def named(paths: Sequence[str]) -> dict[str, str]:
-    """Short names for paths, all different.
+    """Give paths short names that all differ.
 
     Example:
         >>> named(["runs/train-1/model", "runs/train-2/model", "llava-1.5", "shapes"])
@@ -184,13 +268,8 @@ def named(paths: Sequence[str]) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for path in paths:
-        parts = [
-            part
-            for part in Path(path)
-            .with_suffix("" if path.endswith(("json", "jsonl")) else Path(path).suffix)
-            .parts
-            if part
-        ]
+        is_file = path.endswith(("json", "jsonl"))
+        parts = [part for part in (Path(path).with_suffix("") if is_file else Path(path)).parts]
         name = parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
         while name in names:
             name += "'"
@@ -198,126 +277,122 @@ def named(paths: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def scale_of(config: EvalConfig) -> ScaleConfig:
-    """The part of the line's scale that answering uses."""
-    inference = config.inference
-    return ScaleConfig(
-        actors=inference.actors,
-        gpu=inference.gpu,
-        cpus=inference.cpus,
-        rows=inference.rows,
-        inference_batch=inference.batch,
-    )
-
-
-def shapes_stage(config: EvalConfig) -> Stage:
-    """The shapes benchmark's pictures; the same folder that an experiment of this size and seed makes."""
-    shapes = config.shapes
-    inputs = {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed}
+def shapes_stage(settings: BenchmarkSettings) -> Stage:
+    """Declare the shapes benchmark's pictures; a folder for each number of scenes and seed."""
+    shapes = settings.shapes
     return Stage(
         "benchmark",
-        inputs,
+        {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed},
         lambda folder, _: write_benchmark(folder, count=shapes.scenes, seed=shapes.seed),
         title="benchmark",
     )
 
 
-def answer_stage(
-    config: EvalConfig, benchmark: Benchmark, model: str, path: str, prompts: str, storage: Path
+def endpoint_stage(
+    benchmark: Benchmark,
+    endpoint: EndpointConfig,
+    generation: GenerationConfig,
+    *,
+    cache: Path,
+    title: str,
 ) -> Stage:
-    """The answers of one model to one benchmark."""
-    title = f"answers, {model}, {benchmark.name}"
-    if path == API:
-        endpoint, generation = config.endpoint, config.decoded
-        asked = {name: getattr(endpoint, name) for name in ("model", "base_url", "seed")}
-        cache = (
-            Path(config.judge.cache).expanduser() if config.judge.cache else storage / "judge-cache"
+    """Declare the answers of a model behind an API to one benchmark."""
+
+    def run(folder: Path, _: str) -> None:
+        answers = endpoint_answers(
+            benchmark.prompts, endpoint, generation, cache, console=Console()
         )
+        write_answers(answers, folder)
 
-        def run(folder: Path, _: str) -> None:
-            write_answers(
-                endpoint_answers(benchmark.prompts, endpoint, generation, cache, console=Console()),
-                folder,
-            )
-
-        return Stage(
-            "answers",
-            {"prompts": prompts, "endpoint": asked, "decoding": plain(generation)},
-            run,
-            title=title,
-        )
-    loaded = ModelConfig(path=path, **plain(config.loading))
-    return answers_stage(
-        loaded,
-        lambda: benchmark.prompts,
-        {"prompts": prompts, **model_inputs(loaded)},
-        generation=config.decoded,
-        scale=scale_of(config),
-        title=title,
-    )
+    server = {name: getattr(endpoint, name) for name in ("model", "base_url", "seed")}
+    inputs = {
+        "prompts": benchmark.prompts_id,
+        "endpoint": server,
+        "decoding": plain(generation),
+    }
+    return Stage("answers", inputs, run, title=title)
 
 
-def evaluate(plan: Plan, benchmark: Benchmark, folder: Path, *, console: Console) -> Section:
-    """Judge and score every model's answers to one benchmark, and keep it all."""
+def evaluate_all(evaluation: Evaluation, folder: Path, *, console: Console) -> list[Section]:
+    """Judge and score all answers, benchmark by benchmark."""
+    return [
+        evaluate(evaluation, benchmark, folder, console=console)
+        for benchmark in evaluation.benchmarks
+    ]
+
+
+def evaluate(
+    evaluation: Evaluation, benchmark: Benchmark, folder: Path, *, console: Console
+) -> Section:
+    """Judge and score every model's answers to one benchmark, and write scores and verdicts."""
     place = folder / benchmark.name
     place.mkdir(exist_ok=True)
-    answers = {
-        model: answers_of(plan, benchmark, model, path) for model, path in plan.models.items()
-    }
-    asked = {model: benchmark.requests(some) for model, some in answers.items()}
-    verdicts: dict[str, dict[str, list[Verdict]]] = {model: {} for model in answers}
-    if any(asked.values()):
-        verdicts, ledger = judge_models(plan, benchmark, answers, asked, console=console)
+    answers = {name: answers_of(evaluation, benchmark, name) for name in evaluation.candidates}
+    requests = {name: benchmark.requests(texts) for name, texts in answers.items()}
+    verdicts: dict[str, dict[str, list[Verdict]]] = {name: {} for name in answers}
+    if any(requests.values()):
+        verdicts, ledger = judge_models(evaluation, benchmark, answers, requests, console=console)
         write_json(place / "ledger.json", asdict(ledger))
     models: dict[str, Scores] = {}
-    for model, some in answers.items():
-        if asked[model]:
-            lines = "".join(
-                json.dumps(row) + "\n" for row in verdict_rows(asked[model], verdicts[model])
-            )
-            (place / f"{model}.verdicts.jsonl").write_text(lines, encoding="utf-8")
-        models[model] = benchmark.score(some, verdicts[model])
-        save_scores(models[model], place / f"{model}.json")
+    for name, texts in answers.items():
+        if requests[name]:
+            rows = verdict_rows(requests[name], verdicts[name])
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (place / f"{name}.verdicts.jsonl").write_text(lines, encoding="utf-8")
+        models[name] = benchmark.score(texts, verdicts[name])
+        save_scores(models[name], place / f"{name}.json")
     return Section(benchmark.name, models, benchmark.prompts, draw(models, place))
 
 
 def judge_models(
-    plan: Plan,
+    evaluation: Evaluation,
     benchmark: Benchmark,
     answers: Mapping[str, Sequence[Answer]],
-    asked: Mapping[str, Sequence[Request]],
+    requests: Mapping[str, Sequence[Request]],
     *,
     console: Console,
 ) -> tuple[dict[str, dict[str, list[Verdict]]], Ledger]:
-    """The verdicts on all models' answers, asked for together: one estimate, one bar, one tail."""
-    of = {
-        f"{model}/{request.id}": (model, request)
-        for model, some in asked.items()
-        for request in some
-    }
-    oracles = {
-        model: oracle
-        for model, some in answers.items()
-        if (oracle := benchmark.oracle(some)) is not None
-    }
-    found, ledger = judge_answers(
-        [replace(request, id=name) for name, (_, request) in of.items()],
-        plan.config.judge,
-        plan.cache,
+    """Return the verdicts on all models' answers, asked for together: one estimate, one bar."""
+    owners: dict[str, tuple[str, Request]] = {}
+    oracles: dict[str, Callable[[Request], str]] = {}
+    for name, texts in answers.items():
+        owners |= {f"{name}/{request.id}": (name, request) for request in requests[name]}
+        oracle = benchmark.oracle(texts)
+        if oracle is not None:
+            oracles[name] = oracle
+
+    def tell_truth(request: Request) -> str:
+        name, original = owners[request.id]
+        return oracles[name](original)
+
+    verdicts, ledger = judge_answers(
+        [replace(request, id=key) for key, (_, request) in owners.items()],
+        evaluation.settings.judge,
+        evaluation.settings.cache(evaluation.storage),
         readable=benchmark.readable,
-        oracle=(lambda request: oracles[of[request.id][0]](of[request.id][1])) if oracles else None,
+        oracle=tell_truth if oracles else None,
         console=console,
     )
-    return {
-        model: {r.id: found[f"{model}/{r.id}"] for r in some} for model, some in asked.items()
-    }, ledger
+    by_model: dict[str, dict[str, list[Verdict]]] = {name: {} for name in answers}
+    for key, (name, request) in owners.items():
+        by_model[name][request.id] = verdicts[key]
+    return by_model, ledger
 
 
-def answers_of(plan: Plan, benchmark: Benchmark, model: str, path: str) -> list[Answer]:
-    """Answers of a finished stage, or from a file."""
-    stage = plan.answers.get((benchmark.name, model))
-    return (
-        read_answers(stage.folder(plan.storage))
-        if stage
-        else read_answer_file(path, benchmark.prompts)
-    )
+def answers_of(evaluation: Evaluation, benchmark: Benchmark, name: str) -> list[Answer]:
+    """Read a candidate's answers to a benchmark from its finished stage or its file."""
+    stage = evaluation.answers.get((benchmark.name, name))
+    if stage is None:
+        return read_answer_file(evaluation.candidates[name].path, benchmark.prompts)
+    return read_answers(stage.folder(evaluation.storage))
+
+
+def track_sections(
+    evaluation: Evaluation, sections: Sequence[Section], run: TrackedRun, folder: Path
+) -> None:
+    """Log report and figures to a run, and every model's scores to a child run of it."""
+    run.log_file(folder / "report.html", "report")
+    for section in sections:
+        for figure in section.figures.values():
+            run.log_file(figure, f"figures/{section.name}")
+    track_models(evaluation.paths, sections, run)

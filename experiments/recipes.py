@@ -9,7 +9,8 @@ import tyro
 from rich.console import Console
 
 from eval.config import RELEASED_DECODING, BenchmarkName
-from experiments.runners.config import StudyConfig, SweepConfig
+from experiments.runners.config import ExperimentConfig, StudyConfig, SweepConfig
+from experiments.runners.flags import current_flags
 from rlhfv_ray.config import (
     SHAPES,
     DataConfig,
@@ -153,9 +154,13 @@ SWEEPS = {"shapes-small": shapes_small, "paper": paper_sweep}
 
 
 def run_recipe(recipes: Mapping[str, Callable[[], DDPOConfig]], description: str | None) -> None:
-    """The command line of one experiment: a recipe, and changes to it."""
-    configs = {name: (first_line(recipe), recipe()) for name, recipe in recipes.items()}
-    config = tyro.extras.overridable_config_cli(configs, description=description)
+    """Run the command line of one experiment: a recipe, and changes to it."""
+    configs = {
+        name: (first_line(recipe), ExperimentConfig.of(recipe()))
+        for name, recipe in recipes.items()
+    }
+    arguments = current_flags(sys.argv[1:])
+    config = tyro.extras.overridable_config_cli(configs, description=description, args=arguments)
     from experiments.runners.experiment import run_experiment
 
     run_experiment(config, resolve_storage(config.storage), console=Console())
@@ -171,7 +176,7 @@ def study_config(kind: type[C], description: str | None) -> C:
         name: (first_line(RECIPES[name]), kind(ddpo=half_cpus(ddpo), benchmark=benchmark))
         for name, (ddpo, benchmark) in bases.items()
     }
-    arguments = sys.argv[1:] or ["shapes"]
+    arguments = current_flags(sys.argv[1:]) or ["shapes"]
     return tyro.extras.overridable_config_cli(configs, description=description, args=arguments)
 
 

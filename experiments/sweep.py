@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 
 from experiments.recipes import RECIPES, SWEEPS, first_line
+from experiments.runners.flags import current_flags
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.console import run_command
 from rlhfv_ray.storage.mirror import resolve_storage
@@ -21,7 +22,8 @@ from rlhfv_ray.storage.mirror import resolve_storage
 def main() -> None:
     """Run the command line."""
     configs = {name: (first_line(preset), preset()) for name, preset in SWEEPS.items()}
-    config = tyro.extras.overridable_config_cli(configs, description=__doc__)
+    arguments = current_flags(sys.argv[1:])
+    config = tyro.extras.overridable_config_cli(configs, description=__doc__, args=arguments)
     from experiments.runners.sweep import sweep
 
     recipe = (

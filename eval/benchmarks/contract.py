@@ -158,6 +158,11 @@ class Benchmark(ABC):
         """What is asked."""
 
     @property
+    def prompts_id(self) -> str:
+        """Identify the prompts: a digest of questions and images."""
+        return str(self.manifest()["prompts"])
+
+    @property
     def judged(self) -> bool:
         """Whether a judge is needed."""
         return False

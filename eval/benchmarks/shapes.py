@@ -77,6 +77,11 @@ class ShapesBenchmark(Benchmark):
             SYNONYMS, lemmatizer="builtin"
         )  # the same on every machine
 
+    @property
+    def prompts_id(self) -> str:
+        """Identify the prompts by the stage that draws them, so that they need not exist yet."""
+        return self.folder.name
+
     @cached_property
     def instances(self) -> dict[str, Any]:
         """The COCO instances file."""

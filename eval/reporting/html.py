@@ -65,6 +65,7 @@ def write_page(
     *,
     title: str,
     figures: Mapping[str, Path] | None = None,
+    facts: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     count: int = 20,
     seed: int = 0,
 ) -> None:
@@ -75,6 +76,7 @@ def write_page(
         sections: benchmarks, in order.
         title: of the page.
         figures: caption -> PNG, above the sections.
+        facts: caption -> table of two columns, below the sections.
         count: answers shown in a section.
         seed: of their draw.
     """
@@ -88,6 +90,7 @@ def write_page(
     page = templates.get_template("page.html").render(
         title=title,
         figures=_figures(figures or {}),
+        facts=facts or {},
         sections=[_section(section, count=count, seed=seed) for section in sections],
         seed=seed,
     )

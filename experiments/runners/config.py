@@ -1,36 +1,53 @@
-"""Settings of sweeps and studies; field docstrings are the command line's help."""
+"""Settings of experiments, sweeps and studies; field docstrings are the command line's help."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
-from eval.config import (
-    AMBERConfig,
-    BenchmarkName,
-    JudgeConfig,
-    LLaVABenchConfig,
-    MMHalBenchConfig,
-    ObjectHalBenchConfig,
-    POPEConfig,
-    _check,
-)
-from rlhfv_ray.config import DDPOConfig
+from eval.config import BenchmarkFiles, BenchmarkName, BenchmarkSettings, ShapesBenchConfig, _check
+from rlhfv_ray.config import SHAPES, DDPOConfig
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
 
 
 @dataclass(frozen=True)
-class ScoredConfig:
-    """Trainings of one configuration, and what they are scored on."""
+class ExperimentConfig(DDPOConfig, BenchmarkFiles):
+    """One training, and the benchmarks that the base and the aligned model are scored on."""
+
+    benchmarks: tuple[BenchmarkName, ...] = ()
+    """Benchmarks for the base and the aligned model after training. If none is given, `shapes` is used for pairs of
+    the shapes world, and other data is trained on without scores."""
+
+    @classmethod
+    def of(cls, ddpo: DDPOConfig) -> "ExperimentConfig":
+        """Make an experiment of a recipe."""
+        return cls(**{item.name: getattr(ddpo, item.name) for item in fields(DDPOConfig)})
+
+    @property
+    def ddpo(self) -> DDPOConfig:
+        """Return the training alone."""
+        return DDPOConfig(**{item.name: getattr(self, item.name) for item in fields(DDPOConfig)})
+
+    @property
+    def scored_on(self) -> tuple[BenchmarkName, ...]:
+        """Return the benchmarks to run."""
+        if not self.benchmarks and self.data.path == SHAPES:
+            return ("shapes",)
+        return self.benchmarks
+
+    @property
+    def settings(self) -> BenchmarkSettings:
+        """Return the settings of the benchmarks; the pictures of shapes are the experiment's own."""
+        shapes = ShapesBenchConfig(scenes=self.shapes.evaluation_scenes, seed=self.shapes.seed)
+        return self.with_shapes(shapes)
+
+
+@dataclass(frozen=True)
+class ScoredConfig(BenchmarkFiles):
+    """Trainings of one configuration, and the benchmark that scores them."""
 
     name: str = "scored"
     """Shown in MLflow and in the folder's name."""
     ddpo: DDPOConfig = field(default_factory=DDPOConfig)
     benchmark: BenchmarkName = "shapes"
-    """What trained models are scored on."""
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    object_halbench: ObjectHalBenchConfig = field(default_factory=ObjectHalBenchConfig)
-    mmhal_bench: MMHalBenchConfig = field(default_factory=MMHalBenchConfig)
-    llava_bench: LLaVABenchConfig = field(default_factory=LLaVABenchConfig)
-    pope: POPEConfig = field(default_factory=POPEConfig)
-    amber: AMBERConfig = field(default_factory=AMBERConfig)
+    """Benchmark that scores the trained models."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,7 @@ class SweepConfig(ScoredConfig):
     space: SpaceConfig = field(default_factory=SpaceConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     rung_scenes: int = 200
-    """Pictures of the shapes benchmark at looks before a trial's end; any other benchmark is asked whole."""
+    """Pictures of the shapes benchmark at a rung before a trial's end. Other benchmarks are always run whole."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +69,12 @@ class StudyConfig(ScoredConfig):
     name: str = "study"
     """Shown in MLflow and in the study folder's name."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the order of the pairs and, in the shapes world, of its scenes; intervals come from how the seeds differ."""
+    """Random seeds for the order of the pairs and the scenes of the shapes world, at least two. Intervals come from the
+    differences between seeds."""
     concurrent: int = 0
-    """Trainings at a time; 0: as many as fit into the cluster."""
+    """Trainings at a time, >= 0; 0 runs as many as fit into the cluster."""
     keep_models: bool = True
-    """Keep what was trained, so that other studies need not train the same again; else it is deleted once it is scored."""
+    """Keep the trained models, so that other studies can reuse them. If off, each is deleted once it is scored."""
 
     def __post_init__(self) -> None:
         _check(

@@ -1,13 +1,16 @@
-"""One experiment: the pipeline, answers of base and aligned model, their scores side by side, all of it in one MLflow run tree.
+"""One experiment: the pipeline, then answers and scores of the base and the aligned model.
 
-The experiment's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `summary.json`, the figures, the page of answers, and the spool
-that MLflow is fed from. What was made is in the stages' folders; `config.json` names them.
+The experiment's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `summary.json`,
+`report.html`, the figures, each benchmark's scores, and the spool that MLflow is fed from. Models
+and answers are in the stages' folders, which `config.json` names.
 """
 
 import contextlib
 import importlib.metadata
 import platform
+import shlex
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +18,43 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.benchmarks.shapes import ShapesBenchmark
-from eval.reporting.figures import rates_figure, training_figure
-from eval.reporting.html import Section, write_page
-from eval.reporting.mlflow_log import answer_rows
+from eval.evaluation import (
+    Candidate,
+    Evaluation,
+    check_services,
+    evaluate_all,
+    plan_evaluation,
+    track_sections,
+)
+from eval.reporting.figures import training_figure
+from eval.reporting.html import write_page
+from eval.reporting.mlflow_log import metrics
 from eval.reporting.tables import summary, table
-from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
+from experiments.runners.config import ExperimentConfig
+from rlhfv_ray.config import GenerationConfig, fingerprint, plain
 from rlhfv_ray.console import ProgressBar, progress_bar
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
-from rlhfv_ray.inference.generate import answers_stage, read_answers
 from rlhfv_ray.models import planned_counts
-from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
-from rlhfv_ray.shapes.world import WORLD, write_benchmark
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.mirror import display_path
 from rlhfv_ray.storage.stages import Stage, run_stages, seconds_of
-from rlhfv_ray.tracking.run import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
+from rlhfv_ray.sweep.search_space import arguments_of
+from rlhfv_ray.tracking.run import (
+    TrackedRun,
+    sync_tracking,
+    tracked_run,
+    tracking_uri,
+    ui_command,
+)
 from rlhfv_ray.training.metrics_log import read_records
 
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "mlflow", "pillow")
+LISTED_ROWS = 20  # unusable rows on the report; all are in the reference folder
 
 
-def run_experiment(config: DDPOConfig, storage: Path, *, console: Console) -> dict[str, Any]:
+def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console) -> dict[str, Any]:
     """Run an experiment, or the rest of one; returns what it writes to `summary.json`.
 
     Raises:
@@ -46,14 +62,17 @@ def run_experiment(config: DDPOConfig, storage: Path, *, console: Console) -> di
     """
     storage.mkdir(parents=True, exist_ok=True)
     feed = TrainingFeed(console)
-    pipeline = plan_pipeline(config, storage, seen=feed)
-    evaluation = plan_evaluation(pipeline) if config.data.path == SHAPES else None
-    stages = [*pipeline.stages, *(evaluation.stages if evaluation else ())]
+    pipeline = plan_pipeline(config.ddpo, storage, seen=feed)
+    evaluation = plan_scores(config, pipeline)
+    if evaluation.judged:
+        start(config.ddpo)
+        check_services(evaluation, config.generation)
+    stages = [*pipeline.stages, *evaluation.stages]
     names = [stage.folder(storage).name for stage in stages]
-    folder = (
-        storage
-        / f"{config.name}-{fingerprint({'stages': names, 'reference': pipeline.reference.name})}"
-    )
+    identity: dict[str, Any] = {"stages": names, "reference": pipeline.reference.name}
+    if evaluation.benchmarks:
+        identity["benchmarks"] = {"names": config.scored_on, "settings": plain(config.settings)}
+    folder = storage / f"{config.name}-{fingerprint(identity)}"
     with (
         hold_lease(folder),
         tracked_run(
@@ -61,69 +80,130 @@ def run_experiment(config: DDPOConfig, storage: Path, *, console: Console) -> di
             config.tracking,
             store=storage,
             name=folder.name,
-            params=parameters(config),
+            params=flat(plain(config)),
             tags=origin(),
         ) as run,
     ):
         write_json(folder / "config.json", {"config": plain(config), "stages": names, **origin()})
         run.log_file(folder / "config.json")
-        following = Following(pipeline, run, feed, console)
-        results = run_stages(stages, storage, around=following.stage)
-        outcome: dict[str, Any] = {
-            "seconds": {result.stage.title: result.seconds for result in results}
+        monitor = StageMonitor(pipeline, run, feed, console)
+        results = run_stages(stages, storage, around=monitor.stage)
+        seconds = {result.stage.title: result.seconds for result in results}
+        outcome = {
+            **report(config, pipeline, evaluation, folder=folder, run=run, console=console),
+            "seconds": seconds,
         }
-        records = read_records(pipeline.train.folder(storage))
-        training_figure(records, folder / "training.png")
-        run.log_file(folder / "training.png", "figures")
-        if evaluation:
-            outcome = report_scores(
-                evaluation, outcome["seconds"], folder=folder, run=run, console=console
-            )
         write_json(folder / "summary.json", outcome)
         run.log_file(folder / "summary.json")
     show_places(pipeline, folder, synced=sync_tracking(folder), console=console)
+    if not evaluation.benchmarks:
+        console.print("No benchmark was asked for (--benchmarks). Score both models with:")
+        console.print(score_command(config, pipeline), highlight=False, soft_wrap=True)
     return outcome
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The stages that answer a benchmark with both models, and where their results will be."""
-
-    stages: tuple[Stage, ...]
-    benchmark: ShapesBenchmark
-    answers: tuple[Path, Path]  # base, aligned
-
-
-def plan_evaluation(pipeline: Pipeline) -> Evaluation:
-    """Declare the benchmark's stages: its files, the base model's answers, the aligned model's."""
-    config, storage = pipeline.config, pipeline.storage
-    inputs = {"world": WORLD, "scenes": config.shapes.evaluation_scenes, "seed": config.shapes.seed}
-    made = Stage(
-        "benchmark",
-        inputs,
-        lambda folder, _: write_benchmark(
-            folder, count=config.shapes.evaluation_scenes, seed=config.shapes.seed
-        ),
-        title="benchmark",
+def plan_scores(config: ExperimentConfig, pipeline: Pipeline) -> Evaluation:
+    """Declare the answers of the base and the aligned model to the experiment's benchmarks."""
+    trained = {"model": pipeline.train.folder(pipeline.storage).name}  # weights do not exist yet
+    candidates = {
+        "base": Candidate(config.model.path, model=config.model),
+        "aligned": Candidate(pipeline.aligned.path, model=pipeline.aligned, inputs=trained),
+    }
+    return plan_evaluation(
+        candidates,
+        config.scored_on,
+        config.settings,
+        generation=config.generation,
+        scale=config.scale,
+        storage=pipeline.storage,
     )
-    benchmark = ShapesBenchmark(made.folder(storage), decoding=plain(config.generation))
-    aligned = {"model": pipeline.train.folder(storage).name}
-    answers = [
-        answers_stage(
-            model,
-            lambda: benchmark.prompts,
-            {"prompts": made.folder(storage).name, **of},
-            generation=config.generation,
-            scale=config.scale,
-            title=f"answers, {which}",
-        )
-        for which, model, of in (
-            ("base", config.model, model_inputs(config.model)),
-            ("aligned", pipeline.aligned, aligned),
-        )
+
+
+def report(
+    config: ExperimentConfig,
+    pipeline: Pipeline,
+    evaluation: Evaluation,
+    *,
+    folder: Path,
+    run: TrackedRun,
+    console: Console,
+) -> dict[str, Any]:
+    """Score both models on every benchmark and write the report.
+
+    Returns:
+        `benchmarks`: the summary of each, by name; and the first one's scores of `base` and
+        `aligned` with their `comparison`. Empty without benchmarks.
+    """
+    training_figure(read_records(pipeline.train.folder(pipeline.storage)), folder / "training.png")
+    run.log_file(folder / "training.png", "figures")
+    sections = evaluate_all(evaluation, folder, console=console)
+    write_page(
+        folder / "report.html",
+        sections,
+        title="Base and aligned model",
+        figures={"Training": folder / "training.png"},
+        facts=run_facts(config, pipeline),
+    )
+    track_sections(evaluation, sections, run, folder)
+    summaries = {section.name: summary(section.models) for section in sections}
+    for section in sections:
+        run.log_metrics(metrics(section.name, section.models["aligned"]))
+        console.print(table(section.models))
+    if not sections:
+        return {}
+    first = summaries[sections[0].name]
+    comparison = first["comparisons"]["aligned"]
+    for name, scores in sections[0].models.items():
+        rates = {f"{name}/{metric}": rate for metric, rate in scores.rates().items()}
+        run.log_metrics({metric: rate for metric, rate in rates.items() if rate is not None})
+    run.log_metrics({name: number for name, number in comparison.items() if is_number(number)})
+    return {**first["models"], "comparison": comparison, "benchmarks": summaries}
+
+
+def is_number(value: Any) -> bool:
+    """Return true for a float."""
+    return isinstance(value, float)
+
+
+def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tuple[str, str]]]:
+    """Return tables for the report: the configuration, the data, and the rows that cannot be used."""
+    unusable = unusable_rows(pipeline.reference)
+    reasons = Counter(row["reason"].partition(":")[0] for row in unusable)
+    data = {
+        "path": pipeline.pairs,
+        "pairs": str(len(load_reference(pipeline.reference))),
+        "unusable rows": str(len(unusable)),
+        **{f"unusable: {reason}": str(count) for reason, count in reasons.most_common()},
+    }
+    settings = flat(plain(config))
+    tables = {
+        "Data": list(data.items()),
+        "Configuration": [(name, str(value)) for name, value in settings.items()],
+    }
+    if unusable:
+        rows = [(row["id"], row["reason"]) for row in unusable[:LISTED_ROWS]]
+        tables[f"Unusable rows (the first {len(rows)} of {len(unusable)})"] = rows
+    return tables
+
+
+def score_command(config: ExperimentConfig, pipeline: Pipeline) -> str:
+    """Return the command that scores the base and the aligned model of a run without benchmarks."""
+    defaults = flat(plain(GenerationConfig()), "generation.")
+    decoding = flat(plain(config.generation), "generation.")
+    changed = {name: value for name, value in decoding.items() if value != defaults[name]}
+    words = [
+        *(
+            "python",
+            "eval/run.py",
+            "--model",
+            config.model.path,
+            display_path(Path(pipeline.aligned.path)),
+        ),
+        *("--storage", config.storage, "--loading.dtype", config.model.dtype),
+        *shlex.split(arguments_of(changed)),
+        *("--benchmarks", "object_halbench"),
     ]
-    folders = (answers[0].folder(storage), answers[1].folder(storage))
-    return Evaluation((made, *answers), benchmark, folders)
+    return shlex.join(words)
 
 
 class TrainingFeed:
@@ -166,8 +246,8 @@ class TrainingFeed:
 
 
 @dataclass
-class Following:
-    """What is shown and tracked while stages run."""
+class StageMonitor:
+    """Shows and tracks stages while they run."""
 
     pipeline: Pipeline
     run: TrackedRun
@@ -177,7 +257,7 @@ class Following:
 
     @contextlib.contextmanager
     def stage(self, stage: Stage, skipped: bool) -> Iterator[None]:
-        """Around one stage: a line on the terminal, a child run in MLflow, a bar for training."""
+        """Enclose one stage: a line on the terminal, a child run in MLflow, a bar for training."""
         self.console.print(
             f"[bold]{stage.title}[/bold]: {'done before, skipped' if skipped else 'running'}",
             highlight=False,
@@ -196,11 +276,11 @@ class Following:
                 yield
             child.log_metrics({"seconds": seconds_of(folder)})
             if folder == self.pipeline.reference:
-                rejected = unusable_rows(folder)
+                unusable = unusable_rows(folder)
                 child.log_metrics(
-                    {"rows/usable": len(load_reference(folder)), "rows/unusable": len(rejected)}
+                    {"rows/usable": len(load_reference(folder)), "rows/unusable": len(unusable)}
                 )
-                child.log_table("unusable_rows", rejected)
+                child.log_table("unusable_rows", unusable)
 
     @contextlib.contextmanager
     def training(self, child: TrackedRun, skipped: bool) -> Iterator[None]:
@@ -225,56 +305,6 @@ class Following:
         ) as self.feed.counter:
             yield
         self.feed.counter = None
-
-
-def report_scores(
-    evaluation: Evaluation,
-    seconds: Mapping[str, float],
-    *,
-    folder: Path,
-    run: TrackedRun,
-    console: Console,
-) -> dict[str, Any]:
-    """Score both models' answers, compare them, and leave table, figures and page; returns what goes to `summary.json`."""
-    which = ("base", "aligned")
-    answers = map(read_answers, evaluation.answers)
-    models = {
-        name: evaluation.benchmark.score(some, {})
-        for name, some in zip(which, answers, strict=True)
-    }
-    found = summary(models)
-    outcome = {
-        **found["models"],
-        "comparison": found["comparisons"]["aligned"],
-        "seconds": dict(seconds),
-    }
-    rates_figure(models, folder / "rates.png")
-    section = Section(
-        "shapes", models, evaluation.benchmark.prompts, {"Base and aligned": folder / "rates.png"}
-    )
-    training = {"Training": folder / "training.png"}
-    write_page(folder / "report.html", [section], title="Base and aligned model", figures=training)
-    run.log_file(folder / "rates.png", "figures")
-    run.log_file(folder / "report.html", "report")
-    for name, scores in models.items():
-        run.log_metrics(
-            {
-                f"{name}/{metric}": rate
-                for metric, rate in scores.rates().items()
-                if rate is not None
-            }
-        )
-        run.log_table(f"answers_{name}", answer_rows(scores))
-    run.log_metrics(
-        {name: value for name, value in outcome["comparison"].items() if isinstance(value, float)}
-    )
-    console.print(table(models))
-    return outcome
-
-
-def parameters(config: DDPOConfig) -> dict[str, Any]:
-    """The configuration as flat names, as people write them on the command line."""
-    return flat(plain(config))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What sweeps and studies share: a model scored on their benchmark, and the trials' folders followed while they run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from eval.benchmarks.contract import Scores
-from eval.config import EvalConfig, InferenceConfig, LoadConfig, ShapesBenchConfig
-from eval.evaluation import evaluate, plan_evaluation
+from eval.config import ShapesBenchConfig
+from eval.evaluation import Candidate, check_services, evaluate_all, plan_evaluation
 from experiments.runners.config import ScoredConfig
 from experiments.runners.experiment import flat
 from experiments.runners.sweep_report import Found, ranked, read_trials
@@ -18,34 +19,32 @@ from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.training.metrics_log import read_records
 
 
-def evaluation_of(config: ScoredConfig, path: str, *, scenes: int, seed: int) -> EvalConfig:
-    """The evaluation of one model on the benchmark of a sweep or study."""
-    model, scale = config.ddpo.model, config.ddpo.scale
-    names = ("judge", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber")
-    return EvalConfig(
-        model=(path,),
-        benchmarks=(config.benchmark,),
-        generation=config.ddpo.generation,
-        loading=LoadConfig(
-            model.dtype, model.attention, model.allow_pickle, model.trust_remote_code
-        ),
-        inference=InferenceConfig(
-            scale.actors, scale.gpu, scale.cpus, scale.rows, scale.inference_batch
-        ),
-        shapes=ShapesBenchConfig(scenes=scenes, seed=seed),
-        **{name: getattr(config, name) for name in names},
-    )
-
-
 def score_model(
     config: ScoredConfig, path: str, storage: Path, folder: Path, *, scenes: int, seed: int
 ) -> Scores:
-    """A model's scores, also left in a folder; `scenes` and `seed` say which pictures of the shapes world."""
+    """Score a model on the benchmark of a sweep or study, and leave the scores in a folder.
+
+    Args:
+        config: of the sweep or study.
+        path: of the model.
+        storage: folder of all stages.
+        folder: for the scores.
+        scenes: number of pictures, for the shapes benchmark.
+        seed: of these pictures.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    plan = plan_evaluation(evaluation_of(config, path, scenes=scenes, seed=seed), storage)
-    run_stages(list(plan.answers.values()), storage)
-    (benchmark,) = plan.benchmarks
-    (scores,) = evaluate(plan, benchmark, folder, console=Console(quiet=True)).models.values()
+    evaluation = plan_evaluation(
+        {Path(path).name: Candidate(path, model=replace(config.ddpo.model, path=path))},
+        (config.benchmark,),
+        config.with_shapes(ShapesBenchConfig(scenes=scenes, seed=seed)),
+        generation=config.ddpo.generation,
+        scale=config.ddpo.scale,
+        storage=storage,
+    )
+    check_services(evaluation, config.ddpo.generation)
+    run_stages(list(evaluation.stages), storage)
+    (section,) = evaluate_all(evaluation, folder, console=Console(quiet=True))
+    (scores,) = section.models.values()
     return scores
 
 

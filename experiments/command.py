@@ -1,0 +1,111 @@
+"""The console command `rlhfv-ray`: one subcommand for each script that people start.
+
+    rlhfv-ray train shapes          what `python experiments/ddpo.py shapes` does
+    rlhfv-ray eval --help           help of one subcommand
+    rlhfv-ray --version             the installed version
+"""
+
+import importlib.metadata
+import sys
+from collections.abc import Callable
+
+USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
+
+  train    align a model by DDPO, and score it        (experiments/ddpo.py)
+  sft      fine-tune a model on answers               (experiments/sft.py)
+  sweep    search beta, gamma and other settings      (experiments/sweep.py)
+  eval     evaluate models on benchmarks              (eval/run.py)
+  report   compare finished evaluations               (eval/report.py)
+  sync     send MLflow what it missed                 (experiments/sync_tracking.py)
+  doctor   check every node of the Ray cluster        (rlhfv_ray/doctor.py)
+
+rlhfv-ray SUBCOMMAND --help explains the options; rlhfv-ray --version prints the version."""
+
+
+def train() -> int:
+    """Align a model by DDPO."""
+    from experiments import ddpo
+    from rlhfv_ray.console import run_command
+
+    return run_command(ddpo.main)
+
+
+def sft() -> int:
+    """Fine-tune a model on answers."""
+    from experiments import sft
+    from rlhfv_ray.console import run_command
+
+    return run_command(sft.main)
+
+
+def sweep() -> int:
+    """Search the settings of the loss and the optimiser."""
+    from experiments import sweep
+    from rlhfv_ray.console import run_command
+
+    return run_command(sweep.main)
+
+
+def evaluate() -> int:
+    """Evaluate models on benchmarks."""
+    from eval import run
+    from rlhfv_ray.console import run_command
+
+    return run_command(run.main)
+
+
+def report() -> int:
+    """Compare finished evaluations."""
+    from eval import report
+    from rlhfv_ray.console import run_command
+
+    return run_command(report.main)
+
+
+def sync() -> int:
+    """Send MLflow what it missed."""
+    import tyro
+
+    from experiments import sync_tracking
+
+    return tyro.cli(sync_tracking.main, description=sync_tracking.__doc__)
+
+
+def doctor() -> int:
+    """Check every node of the Ray cluster."""
+    from rlhfv_ray import doctor
+
+    sys.argv[1:1] = ["doctor"]
+    doctor.main()
+    return 0
+
+
+COMMANDS: dict[str, Callable[[], int]] = {
+    "train": train,
+    "sft": sft,
+    "sweep": sweep,
+    "eval": evaluate,
+    "report": report,
+    "sync": sync,
+    "doctor": doctor,
+}
+
+
+def main() -> int:
+    """Run the subcommand that the command line names; returns the exit code."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if name == "--version":
+        print(f"rlhfv-ray {importlib.metadata.version('rlhfv-ray')}")
+        return 0
+    if name not in COMMANDS:
+        print(f"rlhfv-ray has no subcommand {name!r}.\n\n{USAGE}", file=sys.stderr)
+        return 2
+    sys.argv = [f"rlhfv-ray {name}", *arguments]
+    return COMMANDS[name]()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
