@@ -1,8 +1,8 @@
 """The console command `rlhfv-ray`: one subcommand for each script that people start.
 
-    rlhfv-ray train shapes          what `python experiments/ddpo.py shapes` does
-    rlhfv-ray eval --help           help of one subcommand
-    rlhfv-ray --version             the installed version
+rlhfv-ray train shapes          what `python experiments/ddpo.py shapes` does
+rlhfv-ray eval --help           help of one subcommand
+rlhfv-ray --version             the installed version
 """
 
 import importlib.metadata

@@ -48,51 +48,64 @@ def score_model(
     return scores
 
 
-class SweepMonitor:
-    """Follows the trials' folders: feeds MLflow and the bar, and frees the disk of what is not among the best."""
+class TrialMonitor:
+    """Follows the folders of trials: feeds MLflow and the progress bar."""
 
-    def __init__(
-        self, folder: Path, run: TrackedRun, counter: ProgressBar, search: SearchConfig
-    ) -> None:
-        self.folder, self.storage, self.run, self.counter = folder, folder.parent, run, counter
-        self.search = search
+    def __init__(self, folder: Path, run: TrackedRun, bar: ProgressBar) -> None:
+        self.folder, self.storage, self.run, self.bar = folder, folder.parent, run, bar
         self.children: dict[str, TrackedRun] = {}
         self.ended: set[str] = set()
 
-    def look(self) -> None:
-        """Bring everything up to date."""
+    def refresh(self) -> None:
+        """Bring MLflow and the bar up to date."""
         trials = read_trials(self.folder)
         for trial in trials:
             if trial.name not in self.ended:
-                self.follow(trial)
-        best = next(iter(ranked(trials, self.search.guard)), None)
-        note = f"best so far: {best.title}" if best else ""
-        if len(self.ended) > self.counter.done:
-            self.counter.advance(len(self.ended), note)
-            self.prune(trials)
+                self.sync_trial(trial)
+        if len(self.ended) > self.bar.done:
+            self.bar.advance(len(self.ended), self.note(trials))
 
-    def follow(self, trial: Found) -> None:
-        """One trial's child run."""
+    def note(self, trials: list[Found]) -> str:
+        """Return the text beside the bar."""
+        return ""
+
+    def sync_trial(self, trial: Found) -> None:
+        """Bring one trial's child run up to date."""
         if trial.name not in self.children:
             self.children[trial.name] = self.run.stage(trial.title, flat(trial.trial_params))
         child = self.children[trial.name]
-        for step, found in trial.rungs.items():
-            values = {name: value for name, value in found["rates"].items() if value is not None}
-            child.log_metrics({**values, "objective": found["objective"]}, step)
+        for step, rung in trial.rungs.items():
+            numbers = {**rung["rates"], "objective": rung.get("objective")}
+            child.log_metrics({k: v for k, v in numbers.items() if v is not None}, step)
         if trial.status:
             if trial.train:
                 child.log_records(read_records(self.storage / trial.train))
-            child.set_tags(
-                {"outcome": trial.status, **({"error": trial.error} if trial.error else {})}
-            )
+            error = {"error": trial.error} if trial.error else {}
+            child.set_tags({"outcome": trial.status, **error})
             child.end("FAILED" if trial.status == "failed" else "FINISHED")
             self.ended.add(trial.name)
 
-    def prune(self, trials: list[Found]) -> None:
-        """Delete training folders that this sweep made, but those of its best trials and of the ones that run."""
-        worse = ranked(trials, self.search.guard)[self.search.keep :]
-        for trial in [*worse, *(trial for trial in trials if trial.status == "stopped")]:
-            folder = self.storage / trial.train if trial.train else None
-            if folder and trial.made and is_there(folder):
-                discard(folder / "SUCCESS")  # first of all it stops being a stage
-                discard(folder)
+    def delete_training(self, trial: Found) -> None:
+        """Delete a trial's training folder, if this run made it."""
+        folder = self.storage / trial.train if trial.train else None
+        if folder and trial.made and is_there(folder):
+            discard(folder / "SUCCESS")  # first of all it stops being a stage
+            discard(folder)
+
+
+class SweepMonitor(TrialMonitor):
+    """Also names the best trial, and frees the disk of all but the best ones."""
+
+    def __init__(
+        self, folder: Path, run: TrackedRun, bar: ProgressBar, search: SearchConfig
+    ) -> None:
+        super().__init__(folder, run, bar)
+        self.search = search
+
+    def note(self, trials: list[Found]) -> str:
+        """Delete the training folders of worse trials, and name the best one."""
+        ranking = ranked(trials, self.search.guard)
+        stopped = [trial for trial in trials if trial.status == "stopped"]
+        for trial in [*ranking[self.search.keep :], *stopped]:
+            self.delete_training(trial)
+        return f"best so far: {ranking[0].title}" if ranking else ""

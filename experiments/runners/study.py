@@ -6,6 +6,7 @@ and their trainings, with every other study and experiment in the same storage.
 """
 
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from rich.console import Console
 from eval.benchmarks.contract import Scores
 from experiments.runners.config import StudyConfig
 from experiments.runners.experiment import flat, origin
-from experiments.runners.scoring import SweepMonitor, score_model
+from experiments.runners.scoring import TrialMonitor, score_model
 from experiments.runners.study_report import (
     Claim,
     Findings,
@@ -27,19 +28,26 @@ from experiments.runners.study_report import (
     sentences,
     study_table,
 )
-from experiments.runners.sweep_report import read_trials
+from experiments.runners.sweep_report import Found, read_trials
+from experiments.runners.trainings import train_all
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import DDPOConfig, fingerprint, plain
-from rlhfv_ray.console import poll, progress_bar
+from rlhfv_ray.console import ProgressBar, poll, progress_bar
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.mirror import is_there
 from rlhfv_ray.storage.stages import is_done, run_stages
-from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig, TrialParams
-from rlhfv_ray.sweep.trials import Report, SweepJob, end_trial, run_sweep, trials_at_once
-from rlhfv_ray.tracking.run import sync_tracking, tracked_run, tracking_uri, ui_command
+from rlhfv_ray.sweep.search_space import name_of
+from rlhfv_ray.sweep.trials import ENDED, end_trial, trials_at_once
+from rlhfv_ray.tracking.run import (
+    TrackedRun,
+    sync_tracking,
+    tracked_run,
+    tracking_uri,
+    ui_command,
+)
 
 POLL_S = 2.0
 ARM, SEED = "arm", "seed"
@@ -120,15 +128,18 @@ def run_study(
     ):
         write_json(folder / "config.json", plain(config))
         planned = plan_study(config, study, storage, console=console)
-        trials: list[TrialParams] = [{ARM: name, SEED: seed} for name, seed in planned.configs]
-        search = SearchConfig(rungs=1, keep=len(trials) if config.keep_models else 0)
-        job = SweepJob(
-            folder, config.ddpo, SpaceConfig(), search, functools.partial(run_arm, planned=planned)
-        )
-        with progress_bar("Trainings", len(trials)) as counter:
-            board = SweepMonitor(folder, run, counter, search)
-            with poll(board.look, POLL_S):
-                run_sweep(job, trials, concurrent=concurrent)
+        places = {pair: folder / "trials" / training_name(*pair) for pair in planned.configs}
+        open_places = {
+            str(place): functools.partial(run_arm, pair, place, planned=planned)
+            for pair, place in places.items()
+            if not is_finished(place)
+        }
+        with progress_bar("Trainings", len(places)) as bar:
+            monitor = StudyMonitor(folder, run, bar, keep_models=config.keep_models)
+            with poll(monitor.refresh, POLL_S):
+                failed = train_all(open_places, folder, concurrent=concurrent)
+                for place, reason in failed.items():
+                    end_trial(Path(place), "failed", error=reason)
         outcome = conclude(study, folder, console=console)
         for name in ("study.json", "table.md", "config.json"):
             run.log_file(folder / name)
@@ -175,41 +186,64 @@ def make_shared(config: DDPOConfig, storage: Path, *, console: Console) -> Pipel
     return pipeline
 
 
-def run_arm(trial_params: TrialParams, place: Path, report: Report, *, planned: Planned) -> None:
-    """One arm under one seed: train, answer, score, note."""
-    config, storage, started = (
-        planned.configs[trial_params[ARM], trial_params[SEED]],
+def training_name(arm: str, seed: int) -> str:
+    """Return the folder's name of one arm under one seed."""
+    return name_of({ARM: arm, SEED: seed})
+
+
+def is_finished(place: Path) -> bool:
+    """Return true if a training has finished; what is left of a failed one is cleared."""
+    outcome = place / ENDED
+    if outcome.exists() and json.loads(outcome.read_text())["status"] == "failed":
+        outcome.unlink()
+    return outcome.exists()
+
+
+class StudyMonitor(TrialMonitor):
+    """Also deletes each trained model once it is scored, unless models are kept."""
+
+    def __init__(
+        self, folder: Path, run: TrackedRun, bar: ProgressBar, *, keep_models: bool
+    ) -> None:
+        super().__init__(folder, run, bar)
+        self.keep_models = keep_models
+
+    def note(self, trials: list[Found]) -> str:
+        """Delete what is not kept."""
+        for trial in trials:
+            if trial.status == "finished" and not self.keep_models:
+                self.delete_training(trial)
+        return ""
+
+
+def run_arm(pair: tuple[str, int], place: Path, *, planned: Planned) -> None:
+    """Train one arm under one seed, score it, and write the scores to its folder."""
+    arm, seed = pair
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / "knobs.json", {ARM: arm, SEED: seed})
+    started = time.monotonic()
+    config, path, step = planned.configs[pair], planned.config.ddpo.model.path, 0
+    if config is not None:
+        pipeline = plan_pipeline(config, planned.storage, seen=lambda records: None)
+        folder = pipeline.train.folder(planned.storage)
+        if not (place / "train.json").exists():
+            train = {"folder": folder.name, "made": not is_there(folder)}
+            write_json(place / "train.json", train)
+        run_stages([pipeline.train], planned.storage)
+        path, step = pipeline.aligned.path, 1
+    shapes = planned.config.ddpo.shapes
+    scores = score_model(
+        planned.config,
+        path,
         planned.storage,
-        time.monotonic(),
+        place / "scores",
+        scenes=shapes.evaluation_scenes,
+        seed=shapes.seed + seed,
     )
-    path, step = planned.config.ddpo.model.path, 0
-    if not list(place.glob("rung-*.json")):
-        if config is not None:
-            pipeline = plan_pipeline(config, storage, seen=lambda records: None)
-            folder = pipeline.train.folder(storage)
-            if not (place / "train.json").exists():
-                write_json(
-                    place / "train.json", {"folder": folder.name, "made": not is_there(folder)}
-                )
-            run_stages([pipeline.train], storage)
-            path, step = pipeline.aligned.path, 1
-        shapes = planned.config.ddpo.shapes
-        scores = score_model(
-            planned.config,
-            path,
-            storage,
-            place / "scores",
-            scenes=shapes.evaluation_scenes,
-            seed=shapes.seed + trial_params[SEED],
-        )
-        rates = dict(planned.read(scores))
-        metrics = [metric._asdict() for metric in scores.metrics]
-        write_json(
-            place / f"rung-{step:06d}.json",
-            {"step": step, "objective": 0.0, "rates": rates, "intervals": {}, "metrics": metrics},
-        )
+    metrics = [metric._asdict() for metric in scores.metrics]
+    result = {"step": step, "rates": dict(planned.read(scores)), "metrics": metrics}
+    write_json(place / f"rung-{step:06d}.json", result)
     end_trial(place, "finished", seconds=time.monotonic() - started)
-    report(0, 0.0)
 
 
 def conclude(study: Study, folder: Path, *, console: Console) -> dict[str, Any]:

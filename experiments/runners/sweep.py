@@ -84,9 +84,9 @@ def sweep(
             config.search,
             functools.partial(run_one, shared=shared),
         )
-        with progress_bar("Trials", count) as counter:
-            board = SweepMonitor(folder, run, counter, config.search)
-            with poll(board.look, POLL_S):
+        with progress_bar("Trials", count) as bar:
+            monitor = SweepMonitor(folder, run, bar, config.search)
+            with poll(monitor.refresh, POLL_S):
                 run_sweep(job, trials, concurrent=concurrent)
         outcome = conclude(shared, folder, run, recipe=recipe, console=console)
     synced = sync_tracking(folder)
@@ -230,7 +230,7 @@ def run_one(trial_params: TrialParams, place: Path, report: Report, *, shared: S
                 train.folder(storage)
             ):  # trained before, elsewhere: there is no way back to this look
                 continue
-            look(
+            train_rung(
                 file,
                 train if last else rung_stage(pipeline, trained, train, until),
                 until,
@@ -242,8 +242,8 @@ def run_one(trial_params: TrialParams, place: Path, report: Report, *, shared: S
         report(rung, json.loads(file.read_text())["objective"])
 
 
-def look(file: Path, stage: Stage, until: int, *, last: bool, shared: Shared) -> None:
-    """Train up to a look, and score the model there."""
+def train_rung(file: Path, stage: Stage, until: int, *, last: bool, shared: Shared) -> None:
+    """Train up to a rung, and score the model there."""
     config, storage = shared.config, shared.storage
     run_stages([stage], storage)
     scenes = pictures(config)[-1 if last else 0]

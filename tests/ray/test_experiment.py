@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.conftest import wait_for
+from tests.ray.real_data import write_benchmarks, write_photo_pairs
 from tests.s3_server import BUCKET, S3
 
 ROOT = Path(__file__).parents[2]
@@ -121,9 +122,8 @@ def test_summary_report_model_and_runs(finished):
         assert 0 <= found[which]["object_recall"] <= 1
     assert {"relative_reduction", "p_value"} <= found["comparison"].keys()
     (folder,) = finished.glob("shapes-*")
-    assert {"config.json", "report.html", "rates.png", "training.png"} <= {
-        path.name for path in folder.iterdir()
-    }
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert {"config.json", "report.html", "training.png", "shapes/rates.png"} <= names
     (record, *_) = (
         json.loads(line) for line in next(finished.glob("train-*/metrics.jsonl")).open()
     )
@@ -131,7 +131,7 @@ def test_summary_report_model_and_runs(finished):
     tracked = runs(finished)
     parents = [one for one in tracked if "mlflow.parentRunId" not in one.data.tags]
     assert len(parents) == 1
-    assert len(tracked) == 7  # and a child for each of six stages
+    assert len(tracked) == 9  # and a child for each of six stages and two models
     assert {one.info.status for one in tracked} == {"FINISHED"}
     assert parents[0].data.params["loss.gamma"] == "5.0"
     assert parents[0].data.metrics["base/object_recall"] == pytest.approx(
@@ -340,7 +340,7 @@ def test_ray_job_outlives_stop_nodes_and_head(finished, bucket, cluster_of_two):
     (path,) = there("shapes-*/summary.json")
     assert without_times(json.loads(objects.cat_file(path))) == summary(finished)
     tracked = synced(cluster, storage)
-    assert {one.info.status for one in tracked} == {"FINISHED"} and len(tracked) == 7
+    assert {one.info.status for one in tracked} == {"FINISHED"} and len(tracked) == 9
     assert not there("*/ray/**") and not any(
         "lease" in name for name in objects.find(f"{BUCKET}/runs")
     )
@@ -426,3 +426,76 @@ def test_doctor_finds_what_is_wrong_on_both_nodes(bucket, cluster_of_two, tmp_pa
 def told(printed: str) -> dict:
     """The first JSON object in a job's log, which is printed again where the job failed."""
     return json.JSONDecoder().raw_decode(printed[printed.index("{\n") :])[0]
+
+
+def test_real_data_ends_with_scores_of_both_models(cluster_of_two, small_model, bucket, tmp_path):
+    """Catches: an experiment on users' data that ends without scores, or with other scores when it was stopped; flags of a benchmark that do nothing.
+
+    Photos, Object HalBench in rule mode and POPE, as a Ray job whose storage is a bucket.
+    """
+    storage, objects = bucket.address("real"), bucket.objects()
+    pairs = write_photo_pairs(tmp_path / "pairs.parquet")
+    entry = (
+        *("python", "experiments/ddpo.py", "paper", "--model.path", str(small_model)),
+        *("--data.path", str(pairs), "--model.dtype", "fp32", "--storage", storage),
+        *("--scale.no-gpu", "--scale.cpus", "0.5", "--scale.workers", "2", "--scale.actors", "1"),
+        *("--scale.checkpoint-every", "1", "--optim.batch", "4", "--optim.steps", "6"),
+        *("--generation.max-new-tokens", "12", "--generation.beams", "1"),
+        *("--benchmarks", "object_halbench", "pope"),
+        *write_benchmarks(tmp_path / "benchmarks"),
+    )
+
+    def found(pattern: str) -> list[str]:
+        return objects.glob(f"{BUCKET}/real/{pattern}")
+
+    started = cluster_of_two.submit(*entry, wait=False)
+    assert started.returncode == 0
+    wait_for(lambda: bool(found(MANIFEST)), 300)
+    job = started.stdout.split("Job '")[1].split("'")[0]
+    stop = f"{cluster_of_two.ADDRESS}/api/jobs/{job}/stop"
+    urllib.request.urlopen(urllib.request.Request(stop, method="POST"), timeout=60).read()
+    wait_for(lambda: not training_workers(), 60)
+    done = cluster_of_two.submit(*entry)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = found("paper-*/summary.json")
+    scores = json.loads(objects.cat_file(path))["benchmarks"]
+    assert list(scores) == ["object_halbench", "pope"]
+    for benchmark in scores.values():
+        assert [*benchmark["models"]] == ["base", "aligned"]
+        assert {model["n"] for model in benchmark["models"].values()} == {6}
+    assert "POPE" in done.stdout or "pope" in done.stdout
+    assert "report         s3://" in done.stdout
+    again = cluster_of_two.submit(*entry)
+    assert again.stdout.count("skipped") == 6, again.stdout + again.stderr
+    assert json.loads(objects.cat_file(path))["benchmarks"] == scores
+    metrics = {name for one in synced(cluster_of_two, storage) for name in one.data.metrics}
+    assert {"pope/accuracy", "object_halbench/response_rate_all"} <= metrics
+    undisturbed = [*entry]
+    undisturbed[undisturbed.index(storage)] = bucket.address("undisturbed")
+    assert cluster_of_two.submit(*undisturbed).returncode == 0
+    (other,) = objects.glob(f"{BUCKET}/undisturbed/paper-*/summary.json")
+    assert json.loads(objects.cat_file(other))["benchmarks"] == scores
+
+
+def test_without_benchmarks_the_report_exists_and_the_next_command_is_printed(
+    small_model, tmp_path
+):
+    """Catches: a printed path of a report that does not exist; a run that says nothing of how to score its models."""
+    pairs = write_photo_pairs(tmp_path / "pairs.parquet")
+    line = [
+        *(sys.executable, "experiments/ddpo.py", "paper", "--model.path", str(small_model)),
+        *("--data.path", str(pairs), "--model.dtype", "fp32", "--storage", str(tmp_path / "runs")),
+        *("--scale.no-gpu", "--scale.cpus", "0.5", "--scale.workers", "1", "--scale.actors", "1"),
+        *("--optim.batch", "4", "--optim.steps", "3", "--data.max-rejected", "0.5"),
+    ]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("--data.max-rejected is now called --data.max-unusable") == 1
+    (report,) = (tmp_path / "runs").glob("paper-*/report.html")
+    text = report.read_text()
+    assert f"report         {report}" in done.stdout
+    assert "Configuration" in text and "loss.gamma" in text and "unusable rows" in text
+    (model,) = (tmp_path / "runs").glob("train-*/model")
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("python eval/run.py --model ") and str(model) in last
+    assert "--generation.max-new-tokens 1024" in last
