@@ -1,11 +1,17 @@
-"""What makes the difference (RLHF-V, arXiv 2312.00849, Table 3): DDPO, plain DPO, fine-tuning on the chosen answers, DDPO on cropped pictures.
+r"""Ablation (RLHF-V, arXiv 2312.00849, Table 3): compare DDPO with three other ways to train.
 
-    python experiments/ablation.py shapes                       the embedded world, three seeds, two CPU cores
-    python experiments/ablation.py paper --ddpo.model.path MODEL --ddpo.data.path rows.parquet --benchmark object_halbench ...
+They are plain DPO, fine-tuning on the chosen answers, and DDPO on cropped images.
 
-The first argument is a recipe; every field can be changed. All ways have its settings but for what their names say. Run again after an
-interruption, the same command goes on where it was.
+    # the embedded world, three seeds, two CPU cores
+    python experiments/ablation.py shapes
+    python experiments/ablation.py paper --ddpo.model.path MODEL \
+        --ddpo.data.path rows.parquet --benchmark object_halbench ...
+
+The first argument is a recipe; every field of it can be changed. All arms use the recipe's settings
+except where their names differ. After an interruption, run the same command again to continue.
 """
+
+from __future__ import annotations
 
 import functools
 import random
@@ -13,7 +19,7 @@ import sys
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -23,45 +29,46 @@ from rlhfv_ray.config import DDPOConfig, LossConfig
 from rlhfv_ray.console import run_command
 from rlhfv_ray.storage.mirror import resolve_storage
 
+if TYPE_CHECKING:
+    from rlhfv_ray.pipeline import Pipeline  # heavy
+
 TITLE = "Weighing the corrected segments (DDPO) hallucinates less than DPO."
-AREA = (
-    0.5,
-    1.0,
-)  # of a picture that a crop keeps: the release's training transform (Muffin, RandomResizedCrop)
-ASPECT = (3 / 4, 4 / 3)
+# The ranges of the release's training transform (Muffin, torchvision's RandomResizedCrop).
+AREA = (0.5, 1.0)  # share of the image's area that a crop keeps
+ASPECT = (3 / 4, 4 / 3)  # width over height of the crop, relative to the image's own
 
 
 @dataclass(frozen=True)
 class AblationConfig(StudyConfig):
-    """The ablation."""
+    """Settings of the ablation."""
 
     name: str = "ablation"
-    """Shown in MLflow and in the study folder's name."""
+    """Name in MLflow and in the study folder's name."""
     sft_learning_rate: float = 0.0
-    """Of fine-tuning on the chosen answers; 0: as the others."""
+    """Peak learning rate of fine-tuning on the chosen answers, >= 0; 0 uses the recipe's."""
 
 
-def plain_dpo(config: DDPOConfig, line: Any) -> DDPOConfig:
-    """No token weighs more than another."""
+def plain_dpo(config: DDPOConfig, pipeline: Pipeline) -> DDPOConfig:
+    """Give every token the same weight."""
     return replace(config, loss=replace(config.loss, gamma=1.0))
 
 
-def fine_tuned(config: DDPOConfig, line: Any, *, rate: float) -> DDPOConfig:
-    """The same chosen answers, imitated; the mean over each answer's tokens."""
+def fine_tuned(config: DDPOConfig, pipeline: Pipeline, *, rate: float) -> DDPOConfig:
+    """Imitate the same chosen answers, by the mean log-probability of each answer's tokens."""
     loss = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
     optim = replace(config.optim, learning_rate=rate or config.optim.learning_rate)
     return replace(
-        config, loss=loss, optim=optim, data=replace(config.data, reference=str(line.reference))
+        config, loss=loss, optim=optim, data=replace(config.data, reference=str(pipeline.reference))
     )
 
 
-def cropped(config: DDPOConfig, line: Any) -> DDPOConfig:
-    """The same pairs, each picture cropped at random once, for reference and policy alike."""
+def cropped(config: DDPOConfig, pipeline: Pipeline) -> DDPOConfig:
+    """Crop each image at random once; reference and policy see the same crop."""
     from rlhfv_ray.data import load_pairs, write_pairs
     from rlhfv_ray.storage.stages import Stage, run_stages
 
     def run(folder: Path, _: str) -> None:
-        pairs = load_pairs(line.pairs, format=config.data.format)
+        pairs = load_pairs(pipeline.pairs, format=config.data.format)
         write_pairs(
             (replace(pair, image=crop(pair.image, pair.id)) for pair in pairs),
             folder / "pairs.parquet",
@@ -69,25 +76,28 @@ def cropped(config: DDPOConfig, line: Any) -> DDPOConfig:
 
     stage = Stage(
         "cropped",
-        {"rows": line.reference_inputs["rows"], "area": AREA, "aspect": ASPECT},
+        {"rows": pipeline.reference_inputs["rows"], "area": AREA, "aspect": ASPECT},
         run,
         title="crops",
     )
-    run_stages([stage], line.storage)
-    path = str(stage.folder(line.storage) / "pairs.parquet")
+    run_stages([stage], pipeline.storage)
+    path = str(stage.folder(pipeline.storage) / "pairs.parquet")
     return replace(config, data=replace(config.data, path=path, format="auto"))
 
 
 def crop(image: bytes, seed: str) -> bytes:
-    """A random part of a picture, at the picture's own size."""
+    """Return a random part of an image, scaled to the image's own size, as PNG."""
     from rlhfv_ray.data import decode_image
 
-    whole, draw = decode_image(image), random.Random(seed)
-    area, aspect = draw.uniform(*AREA) * whole.width * whole.height, draw.uniform(*ASPECT)
-    width = min(whole.width, max(1, round((area * aspect) ** 0.5)))
-    height = min(whole.height, max(1, round((area / aspect) ** 0.5)))
-    left, top = draw.randint(0, whole.width - width), draw.randint(0, whole.height - height)
-    part = whole.crop((left, top, left + width, top + height)).resize(whole.size)
+    picture = decode_image(image)
+    draw = random.Random(seed)
+    area = draw.uniform(*AREA) * picture.width * picture.height
+    aspect = draw.uniform(*ASPECT)
+    width = min(picture.width, max(1, round((area * aspect) ** 0.5)))
+    height = min(picture.height, max(1, round((area / aspect) ** 0.5)))
+    left = draw.randint(0, picture.width - width)
+    top = draw.randint(0, picture.height - height)
+    part = picture.crop((left, top, left + width, top + height)).resize(picture.size)
     file = BytesIO()
     part.save(file, format="PNG")
     return file.getvalue()
@@ -96,18 +106,18 @@ def crop(image: bytes, seed: str) -> bytes:
 def main() -> None:
     """Run the command line."""
     config = study_config(AblationConfig, __doc__)
-    # heavy; --help and a mistyped field need none of it
+    # These imports are heavy, and --help needs none of them.
     from experiments.runners.study import Arm, Study, run_study
     from experiments.runners.study_report import Claim
 
     arms = (
         Arm("base"),
-        Arm("DDPO", lambda ddpo, line: ddpo),
+        Arm("DDPO", lambda ddpo, pipeline: ddpo),
         Arm("DPO", plain_dpo),
         Arm("SFT on chosen", functools.partial(fine_tuned, rate=config.sft_learning_rate)),
         Arm("DDPO, cropped", cropped),
     )
-    beside = ("object_recall", "mention_rate", "wrong_positions", "wrong_numbers", "words")
+    further = ("object_recall", "mention_rate", "wrong_positions", "wrong_numbers", "words")
     others = (
         ("DDPO", "base"),
         ("DPO", "base"),
@@ -115,7 +125,7 @@ def main() -> None:
         ("DDPO", "SFT on chosen"),
         ("DDPO", "DDPO, cropped"),
     )
-    study = Study(TITLE, arms, Claim("DDPO", "DPO", beside, others))
+    study = Study(TITLE, arms, Claim("DDPO", "DPO", further, others))
     run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
 
 

@@ -1,17 +1,24 @@
-"""How many corrections it takes (RLHF-V, arXiv 2312.00849, Fig. 2), and whether rankings of whole answers do as well.
+r"""Data scaling (RLHF-V, arXiv 2312.00849, Fig. 2): number of corrections, against rankings.
 
-    python experiments/data_scaling.py shapes                   the embedded world, three seeds, two CPU cores
-    python experiments/data_scaling.py paper --ddpo.model.path MODEL --ddpo.data.path rows.parquet --rankings rankings.parquet ...
+A ranking is a preference between two whole answers.
 
-The first argument is a recipe; every field can be changed. Smaller sets are parts of larger ones; every training goes over its pairs equally
-often. Run again after an interruption, the same command goes on where it was.
+    # the embedded world, three seeds, two CPU cores
+    python experiments/data_scaling.py shapes
+    python experiments/data_scaling.py paper --ddpo.model.path MODEL \
+        --ddpo.data.path rows.parquet --rankings rankings.parquet ...
+
+The first argument is a recipe; every field of it can be changed. Smaller sets are subsets of larger
+ones, and every training takes the same number of epochs. After an interruption, run the same
+command again to continue.
 """
+
+from __future__ import annotations
 
 import functools
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -22,32 +29,39 @@ from rlhfv_ray.config import SHAPES, DDPOConfig
 from rlhfv_ray.console import run_command
 from rlhfv_ray.storage.mirror import resolve_storage
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from eval.benchmarks.contract import Metric
+    from experiments.runners.study_report import Findings
+    from rlhfv_ray.pipeline import Pipeline  # heavy
+
 TITLE = "More corrections, fewer hallucinations."
 KINDS = ("corrections", "rankings")
 
 
 @dataclass(frozen=True)
 class ScalingConfig(StudyConfig):
-    """The study of data scaling."""
+    """Settings of the study of data scaling."""
 
     name: str = "data_scaling"
-    """Shown in MLflow and in the study folder's name."""
+    """Name in MLflow and in the study folder's name."""
     pairs: tuple[int, ...] = (200, 800, 1400, 2200)
     """Numbers of corrections to train on."""
     ranked: tuple[int, ...] = (200, 800, 1400)
-    """Numbers of rankings to train on; outside the shapes world only with `rankings`."""
+    """Numbers of rankings to train on. Outside the shapes world they need `rankings`."""
     rankings: str = ""
-    """File or folder of preference pairs that rank whole answers; the shapes world makes its own."""
+    """File or folder of pairs that rank whole answers. The shapes world makes its own."""
     epochs: float = 2.4
-    """Passes over the pairs, in place of the recipe's steps or epochs."""
+    """Passes over the pairs, > 0. They replace the recipe's steps and epochs."""
     scenes: int = 3800
-    """Scenes to make pairs from, in the shapes world."""
+    """Scenes of the shapes world to make pairs from, >= 1."""
 
 
 def sized(
-    config: DDPOConfig, line: Any, *, count: int, kind: str, study: ScalingConfig
+    config: DDPOConfig, pipeline: Pipeline, *, count: int, kind: str, study: ScalingConfig
 ) -> DDPOConfig:
-    """So many pairs of a kind."""
+    """Train on a fixed number of pairs of one kind."""
     data = replace(config.data, limit=count)
     if kind == "rankings":
         data = replace(data, path=study.rankings or config.data.path, format="auto")
@@ -56,54 +70,45 @@ def sized(
 
 
 def arm_name(kind: str, count: int) -> str:
-    """Of a size and kind."""
+    """Return the name of the arm of one size and kind."""
     return f"{count} {kind}"
 
 
-def draw(found: Any, path: Path) -> None:
-    """The first measure and the recall over the number of pairs, a line for each kind, with intervals over seeds."""
+def draw(results: Findings, path: Path) -> None:
+    """Draw the first metric and the recall over the number of pairs, a line for each kind."""
+    names = (results.names[0], "object_recall")
+    shown = [metric for metric in results.metrics if metric.name in names]
+    figure = Figure(figsize=(5.5 * len(shown), 4.2), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, metric in zip(panels, shown, strict=True):
+        draw_metric(results, metric, axes)
+    figure.suptitle(f"{len(results.seeds)} seeds: mean, 95 % interval, and each")
+    figure.savefig(path)
+
+
+def draw_metric(results: Findings, metric: Metric, axes: Axes) -> None:
+    """Draw one metric over the number of pairs: mean, interval and each seed."""
     from eval.reporting.figures import BLUE, VERMILION
     from eval.reporting.wording import label
 
-    shown = [metric for metric in found.metrics if metric.name in (found.names[0], "object_recall")]
-    figure = Figure(figsize=(5.5 * len(shown), 4.2), dpi=150, layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for kind, color, shift in zip(KINDS, (BLUE, VERMILION), (-6, 6), strict=True):
-            arms = {0: "base"} | {
-                int(arm.split()[0]): arm for arm in found.arms if arm.endswith(kind)
-            }
-            if len(arms) == 1:
-                continue
-            means = {count: found.mean(arm, metric.name) for count, arm in sorted(arms.items())}
-            places = [count + shift for count in means]
-            axes.plot(
-                places,
-                [metric.scale * one.mean for one in means.values()],
-                color=color,
-                marker="o",
-                label=kind,
-            )
-            for place, one in zip(places, means.values(), strict=True):
-                axes.scatter(
-                    [place] * len(one.values),
-                    [metric.scale * v for v in one.values],
-                    color=color,
-                    s=8,
-                    alpha=0.5,
-                )
-                if one.interval is not None:
-                    axes.vlines(
-                        place,
-                        *(metric.scale * bound for bound in one.interval),
-                        color=color,
-                        linewidth=1,
-                    )
-        axes.set(xlabel="preference pairs", ylabel=f"{label(metric)}, {metric.better} is better")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend()
-    figure.suptitle(f"{len(found.seeds)} seeds: mean, 95 % interval, and each")
-    figure.savefig(path)
+    for kind, color, shift in zip(KINDS, (BLUE, VERMILION), (-6, 6), strict=True):
+        arms = {0: "base"}
+        arms |= {int(arm.split()[0]): arm for arm in results.arms if arm.endswith(kind)}
+        if len(arms) == 1:
+            continue
+        means = {count + shift: results.mean(arm, metric.name) for count, arm in arms.items()}
+        line = sorted((x, metric.scale * mean.mean) for x, mean in means.items())
+        axes.plot(*zip(*line, strict=True), color=color, marker="o", label=kind)
+        for x, mean in means.items():
+            values = [metric.scale * value for value in mean.values]
+            axes.scatter([x] * len(values), values, color=color, s=8, alpha=0.5)
+            if mean.interval is not None:
+                low, high = (metric.scale * bound for bound in mean.interval)
+                axes.vlines(x, low, high, color=color, linewidth=1)
+    axes.set(xlabel="preference pairs", ylabel=f"{label(metric)}, {metric.better} is better")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
 
 
 def main() -> None:
@@ -116,29 +121,23 @@ def main() -> None:
             config.ddpo, optim=optim, shapes=replace(config.ddpo.shapes, scenes=config.scenes)
         ),
     )
-    # heavy; --help and a mistyped field need none of it
+    # These imports are heavy, and --help needs none of them.
     from experiments.runners.study import Arm, Study, run_study
     from experiments.runners.study_report import Claim
 
     ranked = config.ranked if config.rankings or config.ddpo.data.path == SHAPES else ()
     sizes = {"corrections": sorted(config.pairs), "rankings": sorted(ranked)}
-    arms = (
-        Arm("base"),
-        *(
-            Arm(
-                arm_name(kind, count),
-                functools.partial(sized, count=count, kind=kind, study=config),
-            )
-            for kind, counts in sizes.items()
-            for count in counts
-        ),
-    )
+    arms = [Arm("base")]
+    for kind, counts in sizes.items():
+        for count in counts:
+            change = functools.partial(sized, count=count, kind=kind, study=config)
+            arms.append(Arm(arm_name(kind, count), change))
     corrections = ["base", *(arm_name("corrections", count) for count in sizes["corrections"])]
     others = [(more, fewer) for fewer, more in zip(corrections, corrections[1:], strict=False)]
     both = [count for count in sizes["corrections"] if count in sizes["rankings"]]
     others += [(arm_name("corrections", count), arm_name("rankings", count)) for count in both]
     claim = Claim(corrections[-1], corrections[1], ("object_recall", "words"), tuple(others))
-    study = Study(TITLE, arms, claim, draw=draw)
+    study = Study(TITLE, tuple(arms), claim, draw=draw)
     run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
 
 

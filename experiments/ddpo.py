@@ -1,10 +1,14 @@
-"""Align a vision-language model with segment-weighted preference optimisation (DDPO), from pairs to scores.
+r"""Align a vision-language model by segment-weighted preference optimisation (DDPO), and score it.
 
-    python experiments/ddpo.py shapes                                   the embedded world, two CPU cores, minutes
-    python experiments/ddpo.py paper --model.path MODEL --data.path rows.parquet
+    # the embedded world: minutes on two CPU cores
+    python experiments/ddpo.py shapes
+    # your model and pairs; both models are scored on the benchmarks named
+    python experiments/ddpo.py paper --model.path MODEL --data.path rows.parquet \
+        --benchmarks object_halbench pope --pope.questions coco/pope ...
     ray job submit --working-dir . -- python experiments/ddpo.py shapes
 
-The first argument is a recipe; every field of it can be changed. Run again after an interruption, the same command goes on where it was.
+The first argument is a recipe; every field of it can be changed. After an interruption, run the
+same command again to continue.
 """
 
 import sys

@@ -33,7 +33,7 @@ EIGHT_A100 = ScaleConfig(workers=8, gpu=True, cpus=4, micro_batch=1, actors=8, c
 
 
 def shapes() -> DDPOConfig:
-    """The embedded world on two CPU cores, minutes in all; numbers chosen by measurement (docs/LOG.md)."""
+    """The embedded world: minutes on two CPU cores; values chosen by measurement (docs/LOG.md)."""
     return DDPOConfig(
         name="shapes",
         model=ModelConfig(path=SHAPES, dtype="fp32"),
@@ -49,7 +49,7 @@ def shapes() -> DDPOConfig:
 
 
 def paper() -> DDPOConfig:
-    """RLHF-V as its paper trains it (arXiv 2312.00849, sec. 4.1 and appendix C): 8 A100, less than an hour."""
+    """RLHF-V as its paper trains it (arXiv 2312.00849, sec. 4.1, app. C): 8 A100, under an hour."""
     return DDPOConfig(
         name="paper",
         data=DataConfig(rule="muffin"),
@@ -85,7 +85,7 @@ def released_2023() -> DDPOConfig:
 
 
 def dpo() -> DDPOConfig:
-    """Vanilla DPO, the paper's ablation (Eq. 4): every token weighs the same, log-probs are summed."""
+    """Vanilla DPO, the paper's ablation (Eq. 4): equal weights, summed log-probs."""
     return DDPOConfig(
         name="dpo",
         data=DataConfig(rule="muffin"),
@@ -97,7 +97,7 @@ def dpo() -> DDPOConfig:
 
 
 def llava15() -> DDPOConfig:
-    """Instruction tuning as LLaVA-1.5's (arXiv 2310.03744, appendix): 2e-5, batch 128, one epoch, all weights but the vision tower's."""
+    """LLaVA-1.5's instruction tuning (arXiv 2310.03744): 2e-5, batch 128, vision tower frozen."""
     return DDPOConfig(
         name="llava15",
         model=ModelConfig(trainable=("projector", "language")),
@@ -124,7 +124,7 @@ SFT = {"shapes": shapes_sft, "llava15": llava15}
 
 
 def shapes_small() -> SweepConfig:
-    """The embedded world on two CPU cores: beta under sums, gamma; eight trials, the worse ones stopped half way."""
+    """The embedded world on two CPU cores: eight trials of beta and gamma, with early stopping."""
     return SweepConfig(
         name="shapes-small",
         ddpo=half_cpus(shapes()),
@@ -134,7 +134,7 @@ def shapes_small() -> SweepConfig:
 
 
 def paper_sweep() -> SweepConfig:
-    """A100 nodes: beta and gamma about the paper's 0.5 and 5 (arXiv 2312.00849, appendix C), sums and means, on Object HalBench."""
+    """A100 nodes: beta and gamma around the paper's 0.5 and 5 (app. C), on Object HalBench."""
     return SweepConfig(
         name="paper",
         ddpo=paper(),
@@ -167,7 +167,7 @@ def run_recipe(recipes: Mapping[str, Callable[[], DDPOConfig]], description: str
 
 
 def study_config(kind: type[C], description: str | None) -> C:
-    """A study's configuration from the command line: a recipe, shapes where there is none, and changes to it."""
+    """Read a study's configuration: a recipe (default: shapes), and changes to it."""
     bases: dict[str, tuple[DDPOConfig, BenchmarkName]] = {
         "shapes": (shapes(), "shapes"),
         "paper": (paper(), "object_halbench"),
@@ -181,10 +181,10 @@ def study_config(kind: type[C], description: str | None) -> C:
 
 
 def half_cpus(config: DDPOConfig) -> DDPOConfig:
-    """Workers of half a CPU where there are no GPUs, so that two cores hold a training and the trial that waits for it."""
+    """Without GPUs, give workers half a CPU, so that two cores hold a training and its trial."""
     return config if config.scale.gpu else replace(config, scale=replace(config.scale, cpus=0.5))
 
 
 def first_line(recipe: Callable[[], Any]) -> str:
-    """What a recipe is, for the command line."""
+    """Return a recipe's first docstring line, for the command line."""
     return (recipe.__doc__ or "").strip().splitlines()[0]

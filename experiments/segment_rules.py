@@ -1,16 +1,20 @@
-"""Which tokens should weigh more: none, the release's rule, every changed token, or the spans a human marked.
+r"""Compare which tokens weigh more: none, the release's, all changed, human-marked spans.
 
-    python experiments/segment_rules.py shapes                  the embedded world, three seeds, two CPU cores
-    python experiments/segment_rules.py paper --ddpo.model.path MODEL --ddpo.data.path rows.parquet --benchmark object_halbench ...
+    # the embedded world, three seeds, two CPU cores
+    python experiments/segment_rules.py shapes
+    python experiments/segment_rules.py paper --ddpo.model.path MODEL \
+        --ddpo.data.path rows.parquet --benchmark object_halbench ...
 
-The first argument is a recipe; every field can be changed. Data without marked spans gives the last way the recipe's own rule. Run again
-after an interruption, the same command goes on where it was.
+The first argument is a recipe; every field of it can be changed. For data without marked spans the
+last arm uses the recipe's own rule. After an interruption, run the same command again to continue.
 """
+
+from __future__ import annotations
 
 import functools
 import sys
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
@@ -20,7 +24,10 @@ from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.console import run_command
 from rlhfv_ray.storage.mirror import resolve_storage
 
-TITLE = "Weighing the spans that a human marked hallucinates less than weighing no token more than another."
+if TYPE_CHECKING:
+    from rlhfv_ray.pipeline import Pipeline  # heavy
+
+TITLE = "Weighing human-marked spans hallucinates less than weighing all tokens alike."
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,12 @@ class RulesConfig(StudyConfig):
     """The study of segment rules."""
 
     name: str = "segment_rules"
-    """Shown in MLflow and in the study folder's name."""
+    """Name in MLflow and in the study folder's name."""
 
 
-def compared(config: DDPOConfig, line: Any, *, rule: Literal["muffin", "both_sides"]) -> DDPOConfig:
+def compared(
+    config: DDPOConfig, pipeline: Pipeline, *, rule: Literal["muffin", "both_sides"]
+) -> DDPOConfig:
     """Segments by comparing tokens."""
     return replace(config, data=replace(config.data, rule=rule, spans=False))
 
@@ -39,7 +48,7 @@ def compared(config: DDPOConfig, line: Any, *, rule: Literal["muffin", "both_sid
 def main() -> None:
     """Run the command line."""
     config = study_config(RulesConfig, __doc__)
-    # heavy; --help and a mistyped field need none of it
+    # These imports are heavy, and --help needs none of them.
     from experiments.runners.study import Arm, Study, run_study
     from experiments.runners.study_report import Claim
 
@@ -50,13 +59,13 @@ def main() -> None:
         Arm("both sides", functools.partial(compared, rule="both_sides")),
         Arm("human spans", lambda ddpo, line: replace(ddpo, data=replace(ddpo.data, spans=True))),
     )
-    beside = ("object_recall", "mention_rate", "wrong_positions", "wrong_numbers", "words")
+    further = ("object_recall", "mention_rate", "wrong_positions", "wrong_numbers", "words")
     others = (
         ("muffin", "no weighting"),
         ("both sides", "no weighting"),
         ("human spans", "both sides"),
     )
-    study = Study(TITLE, arms, Claim("human spans", "no weighting", beside, others))
+    study = Study(TITLE, arms, Claim("human spans", "no weighting", further, others))
     run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
 
 

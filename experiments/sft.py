@@ -1,12 +1,14 @@
-"""Supervised fine-tuning of a vision-language model: questions and answers about images, captions, conversations.
+"""Fine-tune a vision-language model on answers, captions or conversations about images.
 
-    python experiments/sft.py shapes                            the embedded world, two CPU cores, minutes
+    # the embedded world: minutes on two CPU cores
+    python experiments/sft.py shapes
     python experiments/sft.py llava15 --model.path MODEL --data.path conversations.json
     ray job submit --working-dir . -- python experiments/sft.py shapes
 
-The first argument is a recipe; every field of it can be changed. Data: LLaVA's conversations, TRL's and ms-swift's messages, prompt and
-completion, question and answer, captions, Muffin TSV, and preference pairs, of which the chosen answers are imitated. Run again after an
-interruption, the same command goes on where it was.
+The first argument is a recipe; every field of it can be changed. Formats of the data: LLaVA's
+conversations, TRL's and ms-swift's messages, prompt and completion, question and answer, captions,
+Muffin TSV, and preference pairs, whose chosen answers are imitated. After an interruption, run the
+same command again to continue.
 """
 
 import sys

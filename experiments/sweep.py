@@ -1,10 +1,13 @@
-"""Sweep beta, gamma and the other knobs over the whole line, and find the setting that hallucinates least without saying less.
+r"""Sweep beta, gamma and other settings; find those that hallucinate least without saying less.
 
-    python experiments/sweep.py shapes-small                            the embedded world, two CPU cores, minutes
-    ray job submit --working-dir . -- python experiments/sweep.py paper --ddpo.model.path MODEL --ddpo.data.path rows.parquet ...
+    # the embedded world: minutes on two CPU cores
+    python experiments/sweep.py shapes-small
+    ray job submit --working-dir . -- python experiments/sweep.py paper \
+        --ddpo.model.path MODEL --ddpo.data.path rows.parquet ...
 
-The first argument is a preset; every field of it can be changed. Pairs, reference log-probs and the base model's answers are made once for all
-trials. Run again after an interruption, the same command keeps the trials that ended and goes on with the others.
+The first argument is a preset; every field of it can be changed. Pairs, reference log-probs and the
+base model's answers are made once for all trials. After an interruption, run the same command
+again: it keeps the trials that ended and continues the others.
 """
 
 import sys

@@ -12,8 +12,8 @@ class ExperimentConfig(DDPOConfig, BenchmarkFiles):
     """One training, and the benchmarks that the base and the aligned model are scored on."""
 
     benchmarks: tuple[BenchmarkName, ...] = ()
-    """Benchmarks for the base and the aligned model after training. If none is given, `shapes` is used for pairs of
-    the shapes world, and other data is trained on without scores."""
+    """Benchmarks that score the base and the aligned model after training. If none is given, pairs
+    of the shapes world are scored on `shapes`, and other data is trained on without scores."""
 
     @classmethod
     def of(cls, ddpo: DDPOConfig) -> "ExperimentConfig":
@@ -34,7 +34,7 @@ class ExperimentConfig(DDPOConfig, BenchmarkFiles):
 
     @property
     def settings(self) -> BenchmarkSettings:
-        """Return the settings of the benchmarks; the pictures of shapes are the experiment's own."""
+        """Return the settings of the benchmarks; shapes draws the experiment's own images."""
         shapes = ShapesBenchConfig(scenes=self.shapes.evaluation_scenes, seed=self.shapes.seed)
         return self.with_shapes(shapes)
 
@@ -44,7 +44,7 @@ class ScoredConfig(BenchmarkFiles):
     """Trainings of one configuration, and the benchmark that scores them."""
 
     name: str = "scored"
-    """Shown in MLflow and in the folder's name."""
+    """Name in MLflow and in the folder's name."""
     ddpo: DDPOConfig = field(default_factory=DDPOConfig)
     benchmark: BenchmarkName = "shapes"
     """Benchmark that scores the trained models."""
@@ -52,29 +52,31 @@ class ScoredConfig(BenchmarkFiles):
 
 @dataclass(frozen=True)
 class SweepConfig(ScoredConfig):
-    """Many trainings of one configuration with other values, and what decides between them."""
+    """Trials of one configuration with varied settings, and the metric that ranks them."""
 
     name: str = "sweep"
-    """Shown in MLflow and in the sweep folder's name."""
+    """Name in MLflow and in the sweep folder's name."""
     space: SpaceConfig = field(default_factory=SpaceConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     rung_scenes: int = 200
-    """Pictures of the shapes benchmark at a rung before a trial's end. Other benchmarks are always run whole."""
+    """Images of the shapes benchmark at rungs before a trial's end, >= 1. Other benchmarks always
+    run whole."""
 
 
 @dataclass(frozen=True)
 class StudyConfig(ScoredConfig):
-    """Trainings that differ in one thing, each under several seeds."""
+    """Trainings that differ in one setting, each under several seeds."""
 
     name: str = "study"
-    """Shown in MLflow and in the study folder's name."""
+    """Name in MLflow and in the study folder's name."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Random seeds for the order of the pairs and the scenes of the shapes world, at least two. Intervals come from the
-    differences between seeds."""
+    """Random seeds for the order of the pairs and the scenes of the shapes world, at least two.
+    Intervals come from the differences between seeds."""
     concurrent: int = 0
     """Trainings at a time, >= 0; 0 runs as many as fit into the cluster."""
     keep_models: bool = True
-    """Keep the trained models, so that other studies can reuse them. If off, each is deleted once it is scored."""
+    """Keep trained models, so that other studies reuse them. If off, each is deleted once it is
+    scored."""
 
     def __post_init__(self) -> None:
         _check(

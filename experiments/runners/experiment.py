@@ -5,14 +5,11 @@ The experiment's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `
 and answers are in the stages' folders, which `config.json` names.
 """
 
-import contextlib
 import importlib.metadata
 import platform
 import shlex
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +28,14 @@ from eval.reporting.html import write_page
 from eval.reporting.mlflow_log import metrics
 from eval.reporting.tables import summary, table
 from experiments.runners.config import ExperimentConfig
+from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
 from rlhfv_ray.config import GenerationConfig, fingerprint, plain
-from rlhfv_ray.console import ProgressBar, progress_bar
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
-from rlhfv_ray.models import planned_counts
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.mirror import display_path
-from rlhfv_ray.storage.stages import Stage, run_stages, seconds_of
+from rlhfv_ray.storage.stages import run_stages
 from rlhfv_ray.sweep.search_space import arguments_of
 from rlhfv_ray.tracking.run import (
     TrackedRun,
@@ -156,17 +152,13 @@ def report(
     for name, scores in sections[0].models.items():
         rates = {f"{name}/{metric}": rate for metric, rate in scores.rates().items()}
         run.log_metrics({metric: rate for metric, rate in rates.items() if rate is not None})
-    run.log_metrics({name: number for name, number in comparison.items() if is_number(number)})
+    numbers = {name: value for name, value in comparison.items() if isinstance(value, float)}
+    run.log_metrics(numbers)
     return {**first["models"], "comparison": comparison, "benchmarks": summaries}
 
 
-def is_number(value: Any) -> bool:
-    """Return true for a float."""
-    return isinstance(value, float)
-
-
 def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tuple[str, str]]]:
-    """Return tables for the report: the configuration, the data, and the rows that cannot be used."""
+    """Return tables for the report: the data, the configuration, rows that cannot be used."""
     unusable = unusable_rows(pipeline.reference)
     reasons = Counter(row["reason"].partition(":")[0] for row in unusable)
     data = {
@@ -191,155 +183,26 @@ def score_command(config: ExperimentConfig, pipeline: Pipeline) -> str:
     defaults = flat(plain(GenerationConfig()), "generation.")
     decoding = flat(plain(config.generation), "generation.")
     changed = {name: value for name, value in decoding.items() if value != defaults[name]}
-    words = [
-        *(
-            "python",
-            "eval/run.py",
-            "--model",
-            config.model.path,
-            display_path(Path(pipeline.aligned.path)),
-        ),
-        *("--storage", config.storage, "--loading.dtype", config.model.dtype),
-        *shlex.split(arguments_of(changed)),
-        *("--benchmarks", "object_halbench"),
-    ]
-    return shlex.join(words)
-
-
-class TrainingFeed:
-    """Hands training records to the run and the bar of the moment."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.run: TrackedRun | None = None
-        self.counter: ProgressBar | None = None
-
-    def __call__(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """New records, in order."""
-        if self.run is not None:
-            self.run.log_records(records)
-        if self.counter is None:  # records of a finished stage, read again
-            return
-        for record in records:
-            self.report(record)
-        last = records[-1]
-        note = f"loss {last.get('loss', float('nan')):.3f}"
-        if "rewards/margins" in last:
-            note += f"  margin {last['rewards/margins']:.3f}"
-        self.counter.advance(last["step"], note)
-
-    def report(self, record: Mapping[str, Any]) -> None:
-        """What of a new record a person should read."""
-        if record["skipped"]:
-            pairs = ", ".join(record["skipped_pairs"])
-            self.console.print(f"update {record['step']} skipped, not finite, with pairs {pairs}")
-        if "memory/foretold_gib" in record:
-            every = record["recompute"]
-            again = (
-                f"activations of every {every}. layer computed again"
-                if every
-                else "all activations kept"
-            )
-            self.console.print(
-                f"  {record['memory/foretold_gib']:.2f} GiB a worker; {again}", highlight=False
-            )
-
-
-@dataclass
-class StageMonitor:
-    """Shows and tracks stages while they run."""
-
-    pipeline: Pipeline
-    run: TrackedRun
-    feed: TrainingFeed
-    console: Console
-    started: bool = False
-
-    @contextlib.contextmanager
-    def stage(self, stage: Stage, skipped: bool) -> Iterator[None]:
-        """Enclose one stage: a line on the terminal, a child run in MLflow, a bar for training."""
-        self.console.print(
-            f"[bold]{stage.title}[/bold]: {'done before, skipped' if skipped else 'running'}",
-            highlight=False,
-        )
-        if not skipped and not self.started:
-            start(self.pipeline.config)
-            self.started = True
-        folder = stage.folder(self.pipeline.storage)
-        with self.run.stage(
-            stage.title, params={"folder": folder.name, **flat(stage.inputs)}
-        ) as child:
-            if stage is self.pipeline.train:
-                with self.training(child, skipped):
-                    yield
-            else:
-                yield
-            child.log_metrics({"seconds": seconds_of(folder)})
-            if folder == self.pipeline.reference:
-                unusable = unusable_rows(folder)
-                child.log_metrics(
-                    {"rows/usable": len(load_reference(folder)), "rows/unusable": len(unusable)}
-                )
-                child.log_table("unusable_rows", unusable)
-
-    @contextlib.contextmanager
-    def training(self, child: TrackedRun, skipped: bool) -> Iterator[None]:
-        """Feed records to MLflow and a bar while training runs."""
-        self.feed.run = child
-        config, pairs = self.pipeline.config, len(load_reference(self.pipeline.reference))
-        steps = config.optim.total_steps(config.data.used(pairs))
-        if skipped:
-            self.feed(read_records(self.pipeline.train.folder(self.pipeline.storage)))
-            yield
-            return
-        counts = planned_counts(self.pipeline.config.model)
-        for part, (whole, trained) in counts.items():
-            self.console.print(
-                f"  {part:<10} {whole:>15,} parameters, {trained:>15,} trained", highlight=False
-            )
-        child.log_metrics(
-            {f"parameters/{part}": float(trained) for part, (_, trained) in counts.items()}
-        )
-        with progress_bar(
-            "SFT updates" if config.loss.is_sft else "DDPO updates", steps
-        ) as self.feed.counter:
-            yield
-        self.feed.counter = None
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as dotted names.
-
-    Example:
-        >>> flat({"loss": {"beta": 0.1}, "seed": 0})
-        {'loss.beta': 0.1, 'seed': 0}
-    """
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out |= (
-            flat(value, f"{prefix}{name}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{name}": value}
-        )
-    return out
+    models = (config.model.path, display_path(Path(pipeline.aligned.path)))
+    words = ["python", "eval/run.py", "--model", *models, "--storage", config.storage]
+    words += ["--loading.dtype", config.model.dtype, *shlex.split(arguments_of(changed))]
+    return shlex.join([*words, "--benchmarks", "object_halbench"])
 
 
 def origin() -> dict[str, str]:
-    """Versions, and the commit where there is one."""
-    found = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
-    here = Path(__file__).parent
+    """Return the versions of what the result depends on, and the commit in a checkout."""
+    versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
+    git = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
-    return {
-        **found,
-        "version.python": platform.python_version(),
-        "git_commit": commit.stdout.strip() or "none",
-    }
+    versions["version.python"] = platform.python_version()
+    versions["git_commit"] = commit.stdout.strip() or "none"
+    return versions
 
 
 def show_places(pipeline: Pipeline, folder: Path, *, synced: bool, console: Console) -> None:
-    """Say where everything is."""
+    """Print where the model, the report and the runs are."""
     uri = tracking_uri(pipeline.config.tracking, pipeline.storage)
     places = {
         "aligned model": display_path(Path(pipeline.aligned.path)),

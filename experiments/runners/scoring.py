@@ -1,4 +1,4 @@
-"""What sweeps and studies share: a model scored on their benchmark, and the trials' folders followed while they run."""
+"""The scores of a model in a sweep or study, and monitors that follow the trials' folders."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from eval.benchmarks.contract import Scores
 from eval.config import ShapesBenchConfig
 from eval.evaluation import Candidate, check_services, evaluate_all, plan_evaluation
 from experiments.runners.config import ScoredConfig
-from experiments.runners.experiment import flat
+from experiments.runners.stage_monitor import flat
 from experiments.runners.sweep_report import Found, ranked, read_trials
 from rlhfv_ray.console import ProgressBar
 from rlhfv_ray.storage.mirror import discard, is_there

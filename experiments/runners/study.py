@@ -1,8 +1,9 @@
-"""One study: the same line trained in a few ways under several seeds, and what that says about one claim.
+"""One study: one configuration trained in a few ways under several seeds, to test one claim.
 
-The study's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `study.json`, `table.md`, the figure, and `trials/<name>/` with scores
-and outcome of each training. What the ways have in common (pairs, reference log-probs, the base model's answers) is made once; they share it,
-and their trainings, with every other study and experiment in the same storage.
+The study's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `study.json`,
+`table.md`, the figure, and `trials/<name>/` with scores and outcome of each training. Pairs,
+reference log-probs and the base model's answers are made once for all arms. Arms also share their
+trainings with every other study and experiment in the same storage.
 """
 
 import functools
@@ -17,8 +18,9 @@ from rich.console import Console
 
 from eval.benchmarks.contract import Scores
 from experiments.runners.config import StudyConfig
-from experiments.runners.experiment import flat, origin
+from experiments.runners.experiment import origin
 from experiments.runners.scoring import TrialMonitor, score_model
+from experiments.runners.stage_monitor import flat, without
 from experiments.runners.study_report import (
     Claim,
     Findings,
@@ -52,14 +54,13 @@ from rlhfv_ray.tracking.run import (
 POLL_S = 2.0
 ARM, SEED = "arm", "seed"
 
-Change = Callable[
-    [DDPOConfig, Pipeline], DDPOConfig
-]  # gets the study's configuration and its pipeline, whose pairs are there
+# Takes the study's configuration and its pipeline, whose pairs exist; returns the arm's.
+Change = Callable[[DDPOConfig, Pipeline], DDPOConfig]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train; without a change, the base model as it is."""
+    """One way to train; the base model itself if there is no change."""
 
     name: str
     change: Change | None = None
@@ -67,20 +68,18 @@ class Arm:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, what should come of it, and how it is drawn."""
+    """The arms of a study, its claim, and its figure."""
 
     title: str
     arms: tuple[Arm, ...]
     claim: Claim
-    read: Callable[[Scores], Mapping[str, float | None]] = (
-        Scores.rates
-    )  # what is read from an arm's scores
+    read: Callable[[Scores], Mapping[str, float | None]] = Scores.rates  # an arm's numbers
     draw: Callable[[Findings, Path], None] = arms_figure
 
 
 @dataclass(frozen=True)
 class Planned:
-    """All trainings, as the trials' processes get them."""
+    """All trainings of a study, as their processes receive them."""
 
     config: StudyConfig
     storage: Path
@@ -97,24 +96,16 @@ def run_study(
         RlhfvError: something the user can mend.
     """
     storage.mkdir(parents=True, exist_ok=True)
-    plan_pipeline(config.ddpo, storage, seen=lambda records: None)  # are model and data there?
+    plan_pipeline(config.ddpo, storage, seen=lambda records: None)  # checks model and data
     connect()
     check_fits(config.ddpo.scale, setting="ddpo.scale")
     concurrent = trials_at_once(config.ddpo.scale, config.concurrent)
-    kept = {
-        name: value
-        for name, value in plain(config).items()
-        if name not in ("ddpo", "concurrent", "keep_models")
+    identity = {
+        **without(plain(config), "ddpo", "concurrent", "keep_models"),
+        "ddpo": without(plain(config.ddpo), "storage", "scale", "tracking"),
+        "arms": [arm.name for arm in study.arms],
     }
-    ddpo = {
-        name: value
-        for name, value in plain(config.ddpo).items()
-        if name not in ("storage", "scale", "tracking")
-    }
-    folder = (
-        storage
-        / f"{config.name}-{fingerprint({**kept, 'ddpo': ddpo, 'arms': [arm.name for arm in study.arms]})}"
-    )
+    folder = storage / f"{config.name}-{fingerprint(identity)}"
     with (
         hold_lease(folder),
         tracked_run(
@@ -156,7 +147,7 @@ def run_study(
 
 
 def plan_study(config: StudyConfig, study: Study, storage: Path, *, console: Console) -> Planned:
-    """Make what arms share, seed by seed, and from it every arm's configuration, all checked before the first training."""
+    """Make the stages that arms share, and check every arm's configuration before any training."""
     configs: dict[tuple[str, int], DDPOConfig | None] = {}
     for seed in config.seeds:
         base = replace(
@@ -177,7 +168,7 @@ def plan_study(config: StudyConfig, study: Study, storage: Path, *, console: Con
 
 
 def make_shared(config: DDPOConfig, storage: Path, *, console: Console) -> Pipeline:
-    """Make all stages of a pipeline but its training, as far as it is not there."""
+    """Run all stages of a pipeline before its training."""
     pipeline = plan_pipeline(config, storage, seen=lambda records: None)
     for stage in pipeline.stages[:-1]:
         if not is_done(stage.folder(storage)):
@@ -247,28 +238,26 @@ def run_arm(pair: tuple[str, int], place: Path, *, planned: Planned) -> None:
 
 
 def conclude(study: Study, folder: Path, *, console: Console) -> dict[str, Any]:
-    """Table, figure and sentences, in the folder and on the terminal.
+    """Write table, figure and sentences to the folder, and print table and sentences.
 
     Raises:
         StageFailedError: an arm failed.
     """
     trials = read_trials(folder)
-    failed = [
-        f"{trial.title}: {trial.error or 'not finished'}"
-        for trial in trials
-        if trial.status != "finished"
-    ]
-    if failed:
+    open_trials = [trial for trial in trials if trial.status != "finished"]
+    if open_trials:
+        reasons = [f"{trial.title}: {trial.error or 'not finished'}" for trial in open_trials]
         raise StageFailedError(
-            f"{len(failed)} trainings did not finish. {'; '.join(failed)}. Run the same command again."
+            f"{len(reasons)} trainings did not finish. {'; '.join(reasons)}. Run the same command "
+            "again."
         )
-    found = found_in(trials, [arm.name for arm in study.arms])
-    said = sentences(study.title, study.claim, found)
-    outcome = {"title": study.title, "sentences": said, **found.as_json()}
+    results = found_in(trials, [arm.name for arm in study.arms])
+    verdicts = sentences(study.title, study.claim, results)
+    outcome = {"title": study.title, "sentences": verdicts, **results.as_json()}
     write_json(folder / "study.json", outcome)
-    (folder / "table.md").write_text(markdown(study.title, found, said), encoding="utf-8")
-    study.draw(found, folder / f"{folder.name.rpartition('-')[0]}.png")
-    console.print(study_table(study.title, found))
-    for sentence in said:
+    (folder / "table.md").write_text(markdown(study.title, results, verdicts), encoding="utf-8")
+    study.draw(results, folder / f"{folder.name.rpartition('-')[0]}.png")
+    console.print(study_table(study.title, results))
+    for sentence in verdicts:
         console.print(sentence, highlight=False, soft_wrap=True)
     return outcome

@@ -1,8 +1,9 @@
-"""One sweep: what all trials share, the trials by Ray Tune, and what they found, in one MLflow run with one child per trial.
+"""One sweep: what all trials share, the trials by Ray Tune, and their ranking, in one MLflow run.
 
-The sweep's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `trials.json`, `best.json`, the figures, the base model's scores, and
-`trials/<name>/` with the values, looks, scores and outcome of each. Corrections, reference log-probs and the base model's answers are made once,
-before the first trial.
+The sweep's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `trials.json`,
+`best.json`, the figures, the base model's scores, and `trials/<name>/` with the settings, rungs,
+scores and outcome of each trial. Corrections, reference log-probs and the base model's answers are
+made once, before the first trial. Each trial is a child run.
 """
 
 import functools
@@ -17,8 +18,9 @@ from typing import Any
 from rich.console import Console
 
 from experiments.runners.config import SweepConfig
-from experiments.runners.experiment import flat, origin
+from experiments.runners.experiment import origin
 from experiments.runners.scoring import SweepMonitor, score_model
+from experiments.runners.stage_monitor import flat, without
 from experiments.runners.sweep_report import best_of, read_trials, sweep_table, write_figures
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
@@ -36,7 +38,7 @@ from rlhfv_ray.sweep.trials import Report, SweepJob, end_trial, run_sweep, trial
 from rlhfv_ray.tracking.run import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
 
 POLL_S = 2.0
-FRESH = 1  # seed of the fresh pictures, less that of the others
+FRESH = 1  # added to the seed for images that decided nothing
 CHECKPOINT_BYTES = 12  # of a trained parameter: AdamW's moments and the fp32 weight
 
 
@@ -48,11 +50,12 @@ def sweep(
     Args:
         config: of the sweep.
         storage: folder of everything.
-        recipe: the named configuration that `config.ddpo` is a variation of, for the command that trains the best again.
+        recipe: the named configuration that `config.ddpo` varies, for the command that trains
+            the best trial again.
         console: of the terminal.
 
     Raises:
-        RlhfvError: something the user can mend; before the first trial, as far as it can be known there.
+        RlhfvError: something the user can mend, if possible before the first trial.
     """
     storage.mkdir(parents=True, exist_ok=True)
     trials = plan_trials(config.space, config.search, config.ddpo)
@@ -111,23 +114,14 @@ class Shared:
 
 
 def identity(config: SweepConfig, pipeline: Pipeline) -> dict[str, Any]:
-    """What makes it another sweep."""
-    ddpo = {
-        name: value
-        for name, value in plain(config.ddpo).items()
-        if name not in ("name", "storage", "scale", "tracking")
+    """Return everything that makes this sweep another one than others."""
+    settings = without(plain(config), "name", "ddpo", "search")
+    return {
+        "ddpo": without(plain(config.ddpo), "name", "storage", "scale", "tracking"),
+        "search": without(plain(config.search), "concurrent", "keep"),
+        "reference": pipeline.reference.name,
+        **settings,
     }
-    search = {
-        name: value
-        for name, value in plain(config.search).items()
-        if name not in ("concurrent", "keep")
-    }
-    rest = {
-        name: value
-        for name, value in plain(config).items()
-        if name not in ("name", "ddpo", "search")
-    }
-    return {"ddpo": ddpo, "search": search, "reference": pipeline.reference.name, **rest}
 
 
 def check_disk(config: SweepConfig, storage: Path, concurrent: int) -> None:
@@ -139,13 +133,16 @@ def check_disk(config: SweepConfig, storage: Path, concurrent: int) -> None:
     if address_of(storage) is not None:
         return
     counts = planned_counts(config.ddpo.model).values()
-    whole, trained = sum(count for count, _ in counts), sum(count for _, count in counts)
-    each = (config.ddpo.scale.keep + 1) * CHECKPOINT_BYTES * trained + 2 * 4 * whole
-    needed, free = each * (concurrent + config.search.keep), shutil.disk_usage(storage).free
+    total = sum(count for count, _ in counts)
+    trained = sum(count for _, count in counts)
+    checkpoints = (config.ddpo.scale.keep + 1) * CHECKPOINT_BYTES * trained
+    needed = (checkpoints + 2 * 4 * total) * (concurrent + config.search.keep)
+    free = shutil.disk_usage(storage).free
     if needed > free:
         raise ConfigError(
-            f"storage {storage}: {needed / 2**30:.1f} GiB are needed for {concurrent} trials at a time and {config.search.keep} kept, "
-            f"{free / 2**30:.1f} GiB are free. Lower --search.concurrent, --search.keep or --ddpo.scale.keep."
+            f"storage {storage}: {needed / 2**30:.1f} GiB are needed for {concurrent} trials at a "
+            f"time and {config.search.keep} kept, {free / 2**30:.1f} GiB are free. Lower "
+            "--search.concurrent, --search.keep or --ddpo.scale.keep."
         )
 
 
@@ -157,20 +154,18 @@ def prepare(config: SweepConfig, pipeline: Pipeline, folder: Path, *, console: C
     """
     for stage in pipeline.stages[:-1]:
         done = is_done(stage.folder(pipeline.storage))
-        console.print(
-            f"[bold]{stage.title}[/bold]: {'done before, skipped' if done else 'running'}",
-            highlight=False,
-        )
+        state = "done before, skipped" if done else "running"
+        console.print(f"[bold]{stage.title}[/bold]: {state}", highlight=False)
         run_stages([stage], pipeline.storage)
-    started, base = time.monotonic(), {}
-    for scenes in pictures(config):
+    started = time.monotonic()
+    base: dict[int, dict[str, float | None]] = {}
+    for scenes in image_counts(config):
         console.print(f"[bold]base model's scores[/bold] ({config.benchmark})", highlight=False)
-        place = folder / f"base-{scenes}"
         scores = score_model(
             config,
             config.ddpo.model.path,
             pipeline.storage,
-            place,
+            folder / f"base-{scenes}",
             scenes=scenes,
             seed=config.ddpo.shapes.seed,
         )
@@ -184,92 +179,85 @@ def prepare(config: SweepConfig, pipeline: Pipeline, folder: Path, *, console: C
     return Shared(config, pipeline.storage, pipeline.reference, base, time.monotonic() - started)
 
 
-def pictures(config: SweepConfig) -> list[int]:
-    """Of the shapes benchmark, at a trial's looks and at its end."""
+def image_counts(config: SweepConfig) -> list[int]:
+    """Return the numbers of shapes images at a trial's rungs and at its end."""
     last = config.ddpo.shapes.evaluation_scenes
-    return (
-        [config.rung_scenes, last]
-        if config.search.rungs > 1 and config.benchmark == SHAPES
-        else [last]
-    )
+    fewer = config.search.rungs > 1 and config.benchmark == SHAPES
+    return [config.rung_scenes, last] if fewer else [last]
 
 
 def forecast(config: SweepConfig, shared: Shared, count: int, concurrent: int) -> str:
-    """How many trials, and about how long: an update's forward and backward take three times the reference pass of its pairs."""
-    pairs, scale = len(load_reference(shared.reference)), config.ddpo.scale
+    """Predict the duration: an update takes three times the reference pass of its pairs."""
+    scale = config.ddpo.scale
+    pairs = len(load_reference(shared.reference))
     steps = config.ddpo.optim.total_steps(config.ddpo.data.used(pairs))
     passes = steps * config.ddpo.optim.batch / pairs * 3 * scale.actors / scale.workers
-    hours = count / concurrent * (passes * seconds_of(shared.reference) + shared.answered_s) / 3600
+    seconds = passes * seconds_of(shared.reference) + shared.answered_s
     return (
-        f"{count} trials, {concurrent} at a time, about {steps} updates each on {pairs} pairs: {hours:.1f} hours at most, if training keeps "
-        "the pace of the reference pass"
+        f"{count} trials, {concurrent} at a time, about {steps} updates each on {pairs} pairs: "
+        f"{count / concurrent * seconds / 3600:.1f} hours at most, if training keeps the pace of "
+        "the reference pass"
     )
 
 
 def run_one(trial_params: TrialParams, place: Path, report: Report, *, shared: Shared) -> None:
-    """One trial: train to the next look, answer, score, tell; what its folder or a stage holds already is not done again."""
+    """Run one trial: train to each rung, answer, score, report; finished rungs are not repeated."""
     config, storage, started = shared.config, shared.storage, time.monotonic()
-    pipeline = plan_pipeline(
-        on_reference(config.ddpo, shared.reference), storage, seen=lambda records: None
-    )
-    trained = apply_params(on_reference(config.ddpo, shared.reference), trial_params)
+    base = on_reference(config.ddpo, shared.reference)
+    pipeline = plan_pipeline(base, storage, seen=lambda records: None)
+    trained = apply_params(base, trial_params)
     train = train_stage(
         trained, pipeline.reference, pipeline.reference_inputs, lambda records: None
     )
+    folder = train.folder(storage)
     steps = trained.optim.total_steps(trained.data.used(len(load_reference(pipeline.reference))))
     if not (place / "train.json").exists():
-        write_json(
-            place / "train.json",
-            {"folder": train.folder(storage).name, "made": not is_there(train.folder(storage))},
-        )
+        made = not is_there(folder)
+        write_json(place / "train.json", {"folder": folder.name, "made": made})
     rungs = config.search.rung_steps(steps)
-    for rung, until in enumerate(rungs):
-        file, last = place / f"rung-{until:06d}.json", until == rungs[-1]
+    for rung, step in enumerate(rungs):
+        file, last = place / f"rung-{step:06d}.json", step == rungs[-1]
         if not file.exists():
-            if not last and is_done(
-                train.folder(storage)
-            ):  # trained before, elsewhere: there is no way back to this look
+            if not last and is_done(folder):  # trained elsewhere: no way back to this rung
                 continue
-            train_rung(
-                file,
-                train if last else rung_stage(pipeline, trained, train, until),
-                until,
-                last=last,
-                shared=shared,
-            )
+            stage = train if last else rung_stage(pipeline, trained, train, step)
+            train_rung(file, stage, step, last=last, shared=shared)
         if last:
             end_trial(place, "finished", seconds=time.monotonic() - started)
         report(rung, json.loads(file.read_text())["objective"])
 
 
-def train_rung(file: Path, stage: Stage, until: int, *, last: bool, shared: Shared) -> None:
-    """Train up to a rung, and score the model there."""
+def train_rung(file: Path, stage: Stage, step: int, *, last: bool, shared: Shared) -> None:
+    """Train up to a rung, and write the scores of the model there."""
     config, storage = shared.config, shared.storage
     run_stages([stage], storage)
-    scenes = pictures(config)[-1 if last else 0]
-    model = stage.folder(storage) / "model"
-    place, seed = file.with_suffix(""), config.ddpo.shapes.seed
-    scores = score_model(config, str(model), storage, place, scenes=scenes, seed=seed)
+    scenes = image_counts(config)[-1 if last else 0]
+    scores = score_model(
+        config,
+        str(stage.folder(storage) / "model"),
+        storage,
+        file.with_suffix(""),
+        scenes=scenes,
+        seed=config.ddpo.shapes.seed,
+    )
     rates, search = scores.rates(), config.search
     guards = (rates.get(search.guard), shared.base[scenes].get(search.guard))
     intervals = {name: list(interval) for name, interval in scores.intervals().items() if interval}
-    objective = search.objective(rates[search.metric], *guards)
-    write_json(
-        file, {"step": until, "objective": objective, "rates": rates, "intervals": intervals}
-    )
+    result = {"step": step, "objective": search.objective(rates[search.metric], *guards)}
+    write_json(file, {**result, "rates": rates, "intervals": intervals})
     if not last:
-        discard(stage.folder(storage))  # training goes on from its own checkpoint
+        discard(stage.folder(storage))  # training continues from its own checkpoint
 
 
 def on_reference(config: DDPOConfig, reference: Path) -> DDPOConfig:
-    """The configuration on a finished reference."""
+    """Return the configuration with a finished reference folder."""
     return replace(config, data=replace(config.data, reference=str(reference)))
 
 
 def conclude(
     shared: Shared, folder: Path, run: TrackedRun, *, recipe: DDPOConfig, console: Console
 ) -> dict[str, Any]:
-    """Table, figures and the best, in the folder and on the parent run.
+    """Write table, figures and the best trial to the folder and to the parent run.
 
     Raises:
         StageFailedError: no trial finished.
@@ -278,11 +266,8 @@ def conclude(
     write_json(folder / "trials.json", [trial.row() for trial in trials])
     console.print(sweep_table(trials, config.search))
     if not any(trial.status == "finished" for trial in trials):
-        reasons = (
-            "; ".join(f"{trial.title}: {trial.error}" for trial in trials if trial.error)
-            or "none was started"
-        )
-        raise StageFailedError(f"No trial finished: {reasons}")
+        reasons = [f"{trial.title}: {trial.error}" for trial in trials if trial.error]
+        raise StageFailedError(f"No trial finished: {'; '.join(reasons) or 'none was started'}")
     base = shared.base[config.ddpo.shapes.evaluation_scenes]
     best = best_of(trials, config.search.guard)
     outcome = {**best.row(), "base": dict(base), "keeps_guard": best.objective <= 1, "model": None}
@@ -290,7 +275,7 @@ def conclude(
     if is_there(model):
         outcome["model"] = display_path(model)
         if config.benchmark == SHAPES:
-            outcome |= again_on_fresh(shared, str(model), folder)
+            outcome |= scores_on_fresh(shared, str(model), folder)
     outcome["retrain"] = retrain_command(config.ddpo, recipe, best.trial_params, shared.reference)
     write_json(folder / "best.json", outcome)
     for file in write_figures(trials, base, config.search, folder):
@@ -298,19 +283,13 @@ def conclude(
     for name in ("best.json", "trials.json", "config.json"):
         run.log_file(folder / name)
     run.log_table("trials", [trial.flat_row() for trial in trials])
-    run.log_metrics(
-        {f"best/{name}": value for name, value in best.rates.items() if value is not None}
-    )
-    fresh = (
-        f"; on fresh pictures {outcome['fresh']['aligned'][config.search.metric]:.1%}"
-        if "fresh" in outcome
-        else ""
-    )
-    console.print(
-        f"best: {best.title}, {config.search.metric} {best.rates[config.search.metric]:.1%} (base {base[config.search.metric]:.1%}){fresh}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    rates = {name: rate for name, rate in best.rates.items() if rate is not None}
+    run.log_metrics({f"best/{name}": rate for name, rate in rates.items()})
+    metric = config.search.metric
+    sentence = f"best: {best.title}, {metric} {best.rates[metric]:.1%} (base {base[metric]:.1%})"
+    if "fresh" in outcome:
+        sentence += f"; on fresh images {outcome['fresh']['aligned'][metric]:.1%}"
+    console.print(sentence, highlight=False, soft_wrap=True)
     console.print(f"train it again: {outcome['retrain']}", highlight=False, soft_wrap=True)
     return outcome
 
@@ -318,24 +297,30 @@ def conclude(
 def retrain_command(
     config: DDPOConfig, recipe: DDPOConfig, trial_params: TrialParams, reference: Path
 ) -> str:
-    """The command that trains a trial's setting again: what the sweep changed of the recipe, and the trial's values."""
+    """Return the command that trains a trial's settings again."""
     usual = flat(plain(recipe))
-    changed = {name: value for name, value in flat(plain(config)).items() if value != usual[name]}
+    settings = flat(plain(config))
+    changed = {name: value for name, value in settings.items() if value != usual[name]}
     words = arguments_of({**changed, **trial_params, "data.reference": display_path(reference)})
     return f"python experiments/ddpo.py {recipe.name} {words}"
 
 
-def again_on_fresh(shared: Shared, model: str, folder: Path) -> dict[str, Any]:
-    """Base and best on pictures that decided nothing: the best of many looks better than it is where it was chosen."""
-    scenes, fresh = (
-        shared.config.ddpo.shapes.evaluation_scenes,
-        shared.config.ddpo.shapes.seed + FRESH,
-    )
+def scores_on_fresh(shared: Shared, model: str, folder: Path) -> dict[str, Any]:
+    """Score base and best on images that decided nothing.
+
+    The best of many looks better on the images that chose it than it is.
+    """
+    shapes = shared.config.ddpo.shapes
     paths = {"base": shared.config.ddpo.model.path, "aligned": model}
-    scores = {
-        name: score_model(
-            shared.config, path, shared.storage, folder / f"fresh-{name}", scenes=scenes, seed=fresh
+    rates = {}
+    for name, path in paths.items():
+        scores = score_model(
+            shared.config,
+            path,
+            shared.storage,
+            folder / f"fresh-{name}",
+            scenes=shapes.evaluation_scenes,
+            seed=shapes.seed + FRESH,
         )
-        for name, path in paths.items()
-    }
-    return {"fresh": {name: one.rates() for name, one in scores.items()}}
+        rates[name] = scores.rates()
+    return {"fresh": rates}

@@ -1,0 +1,123 @@
+"""Stages of an experiment while they run: a line on the terminal, a child run, a progress bar."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from rlhfv_ray.console import ProgressBar, progress_bar
+from rlhfv_ray.data.reference_table import load_reference, unusable_rows
+from rlhfv_ray.models import planned_counts
+from rlhfv_ray.pipeline import Pipeline, start
+from rlhfv_ray.storage.stages import Stage, seconds_of
+from rlhfv_ray.tracking.run import TrackedRun
+from rlhfv_ray.training.metrics_log import read_records
+
+
+class TrainingFeed:
+    """Hands training records to a tracked run and to a progress bar, as long as there is one."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.run: TrackedRun | None = None
+        self.bar: ProgressBar | None = None
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Take new records, in the order of their updates."""
+        if self.run is not None:
+            self.run.log_records(records)
+        if self.bar is None:  # records of a finished stage, read again
+            return
+        for record in records:
+            self.report(record)
+        last = records[-1]
+        note = f"loss {last.get('loss', float('nan')):.3f}"
+        if "rewards/margins" in last:
+            note += f"  margin {last['rewards/margins']:.3f}"
+        self.bar.advance(last["step"], note)
+
+    def report(self, record: Mapping[str, Any]) -> None:
+        """Print a skipped update and the predicted memory, where the record has them."""
+        if record["skipped"]:
+            pairs = ", ".join(record["skipped_pairs"])
+            self.console.print(f"update {record['step']} skipped, not finite, with pairs {pairs}")
+        if "memory/foretold_gib" in record:
+            every = record["recompute"]
+            kept = f"activations of every {every}. layer recomputed" if every else "all kept"
+            memory = f"  {record['memory/foretold_gib']:.2f} GiB a worker; activations: {kept}"
+            self.console.print(memory, highlight=False)
+
+
+@dataclass
+class StageMonitor:
+    """Shows and tracks the stages of an experiment while they run."""
+
+    pipeline: Pipeline
+    run: TrackedRun
+    feed: TrainingFeed
+    console: Console
+    started: bool = False  # true once Ray was started
+
+    @contextlib.contextmanager
+    def stage(self, stage: Stage, skipped: bool) -> Iterator[None]:
+        """Enclose one stage: a line on the terminal, a child run, and a bar for training."""
+        state = "done before, skipped" if skipped else "running"
+        self.console.print(f"[bold]{stage.title}[/bold]: {state}", highlight=False)
+        if not skipped and not self.started:
+            start(self.pipeline.config)
+            self.started = True
+        folder = stage.folder(self.pipeline.storage)
+        params = {"folder": folder.name, **flat(stage.inputs)}
+        with self.run.stage(stage.title, params=params) as child:
+            training = self.training(child, skipped) if stage is self.pipeline.train else None
+            with training or contextlib.nullcontext():
+                yield
+            child.log_metrics({"seconds": seconds_of(folder)})
+            if folder == self.pipeline.reference:
+                unusable = unusable_rows(folder)
+                rows = {"usable": len(load_reference(folder)), "unusable": len(unusable)}
+                child.log_metrics({f"rows/{name}": count for name, count in rows.items()})
+                child.log_table("unusable_rows", unusable)
+
+    @contextlib.contextmanager
+    def training(self, child: TrackedRun, skipped: bool) -> Iterator[None]:
+        """Feed records to the child run and a bar while training runs."""
+        self.feed.run = child
+        config = self.pipeline.config
+        if skipped:
+            self.feed(read_records(self.pipeline.train.folder(self.pipeline.storage)))
+            yield
+            return
+        for part, (all_of_it, trained) in planned_counts(config.model).items():
+            line = f"  {part:<10} {all_of_it:>15,} parameters, {trained:>15,} trained"
+            self.console.print(line, highlight=False)
+            child.log_metrics({f"parameters/{part}": float(trained)})
+        pairs = len(load_reference(self.pipeline.reference))
+        steps = config.optim.total_steps(config.data.used(pairs))
+        title = "SFT updates" if config.loss.is_sft else "DDPO updates"
+        with progress_bar(title, steps) as self.feed.bar:
+            yield
+        self.feed.bar = None
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested dicts into one dict with dotted names.
+
+    Example:
+        >>> flat({"loss": {"beta": 0.1}, "seed": 0})
+        {'loss.beta': 0.1, 'seed': 0}
+    """
+    dotted: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            dotted |= flat(value, f"{prefix}{name}.")
+        else:
+            dotted[f"{prefix}{name}"] = value
+    return dotted
+
+
+def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return settings without those of some names."""
+    return {name: value for name, value in settings.items() if name not in names}
