@@ -85,12 +85,12 @@ def test_the_sweep_ends_and_tells_of_every_trial(swept):
     """Catches: a lost or failed trial that ends the sweep or is passed over in silence; a reference pass for each trial."""
     storage, best, printed = swept
     trials = {
-        row["params"]["optim.learning_rate"]: row
+        row["trial_params"]["optim.learning_rate"]: row
         for row in json.loads((folder_of(storage) / "trials.json").read_text())
     }
     assert (trials[GOOD]["status"], trials[WILD]["status"]) == ("finished", "failed")
     assert "not finite" in trials[WILD]["error"] and "not finite" in printed
-    assert best["params"]["optim.learning_rate"] == GOOD
+    assert best["trial_params"]["optim.learning_rate"] == GOOD
     assert trials[GOOD]["step"] == 6 and trials[GOOD]["rates"]["n"] == 30
     assert len(list(storage.glob("reference-*"))) == len(list(storage.glob("corrections-*"))) == 1
     assert printed.count("reference log-probs") == 1
