@@ -31,7 +31,6 @@ from experiments.runners.study_report import (
     study_table,
 )
 from experiments.runners.sweep_report import Found, read_trials
-from experiments.runners.trainings import train_all
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import DDPOConfig, fingerprint, plain
 from rlhfv_ray.console import ProgressBar, poll, progress_bar
@@ -42,6 +41,7 @@ from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.mirror import is_there
 from rlhfv_ray.storage.stages import is_done, run_stages
 from rlhfv_ray.sweep.search_space import name_of
+from rlhfv_ray.sweep.trainings import train_all
 from rlhfv_ray.sweep.trials import ENDED, end_trial, trials_at_once
 from rlhfv_ray.tracking.run import (
     TrackedRun,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runners.trainings import train_all
 from rlhfv_ray.errors import ConfigError, StageFailedError
+from rlhfv_ray.sweep.trainings import train_all
 
 pytestmark = pytest.mark.ray
 
