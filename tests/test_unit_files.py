@@ -1,0 +1,107 @@
+"""Every module has its unit file, or a named test that covers it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Modules that only a real Ray, DeepSpeed, command line or server shows at work: the test that does.
+COVERED_ELSEWHERE = {
+    "rlhfv_ray/cluster.py": "tests/ray/test_reference.py",
+    "rlhfv_ray/console.py": "tests/unit/test_cli.py",
+    "rlhfv_ray/pipeline.py": "tests/unit/test_cli.py",
+    "rlhfv_ray/shapes_stages.py": "tests/ray/test_experiment.py",
+    "rlhfv_ray/shapes/model.py": "tests/invariants/test_numeric.py",
+    "rlhfv_ray/errors.py": "tests/unit/test_cli.py",
+    "rlhfv_ray/records.py": "tests/unit/models/test_batch.py",
+    "rlhfv_ray/data/writing.py": "tests/unit/data/test_pair_formats.py",
+    "rlhfv_ray/data/reading.py": "tests/unit/data/test_pair_formats.py",
+    "rlhfv_ray/data/audit.py": "tests/unit/data/test_pair_formats.py",
+    "rlhfv_ray/data/reference_table.py": "tests/ray/test_reference.py",
+    "rlhfv_ray/models/memory.py": "tests/invariants/test_memory.py",
+    "rlhfv_ray/models/policy.py": "tests/invariants/test_families.py",
+    "rlhfv_ray/inference/reference.py": "tests/ray/test_reference.py",
+    "rlhfv_ray/inference/parts.py": "tests/ray/test_reference.py",
+    "rlhfv_ray/inference/sft_examples.py": "tests/ray/test_reference.py",
+    "rlhfv_ray/training/sampler.py": "tests/unit/training/test_train.py",
+    "rlhfv_ray/training/reshard.py": "tests/invariants/test_deepspeed.py",
+    "rlhfv_ray/sweep/trials.py": "tests/ray/test_sweep.py",
+    "rlhfv_ray/sweep/trainings.py": "tests/ray/test_trainings.py",
+    "rlhfv_ray/storage/files.py": "tests/unit/storage/test_stages.py",
+    "rlhfv_ray/storage/lease.py": "tests/unit/storage/test_mirror.py",
+    "rlhfv_ray/tracking/replay.py": "tests/unit/tracking/test_run.py",
+    "rlhfv_ray/endpoint/records.py": "tests/unit/eval/judge/test_judge.py",
+    "rlhfv_ray/endpoint/key.py": "tests/unit/eval/judge/test_judge.py",
+    "rlhfv_ray/endpoint/cache.py": "tests/unit/eval/judge/test_judge.py",
+    "rlhfv_ray/endpoint/budget.py": "tests/ray/test_judging.py",
+    "rlhfv_ray/endpoint/run.py": "tests/ray/test_judging.py",
+    "eval/config.py": "tests/unit/eval/judge/test_judge.py",
+    "eval/evaluation.py": "tests/ray/test_evaluation.py",
+    "eval/over_generalization.py": "tests/unit/eval/test_coco.py",
+    "eval/run.py": "tests/ray/test_evaluation.py",
+    "eval/benchmarks/llava_bench.py": "tests/unit/eval/benchmarks/test_judged_benchmarks.py",
+    "eval/benchmarks/mmhal_bench.py": "tests/unit/eval/benchmarks/test_judged_benchmarks.py",
+    "eval/benchmarks/shapes.py": "tests/unit/eval/benchmarks/test_contract.py",
+    "eval/inputs/images.py": "tests/unit/eval/benchmarks/test_amber.py",
+    "eval/inputs/json_rows.py": "tests/unit/eval/benchmarks/test_amber.py",
+    "eval/judge/records.py": "tests/unit/eval/judge/test_judge.py",
+    "eval/judge/prompts.py": "tests/unit/eval/judge/test_judge.py",
+    "eval/judge/objects.py": "tests/unit/eval/benchmarks/test_object_halbench.py",
+    "eval/judge/run.py": "tests/ray/test_judging.py",
+    "eval/reporting/tables.py": "tests/unit/eval/test_report.py",
+    "eval/reporting/comparison.py": "tests/unit/eval/test_report.py",
+    "eval/reporting/mlflow_log.py": "tests/ray/test_evaluation.py",
+    "eval/words/lemmas.py": "tests/unit/eval/test_chair.py",
+    "eval/words/nouns.py": "tests/unit/eval/benchmarks/test_amber.py",
+    "experiments/ablation.py": "tests/unit/test_cli.py",
+    "experiments/data_scaling.py": "tests/unit/test_cli.py",
+    "experiments/ddpo.py": "tests/unit/test_cli.py",
+    "experiments/over_generalization.py": "tests/ray/test_sweep_line.py",
+    "experiments/pretrain_shapes.py": "tests/unit/shapes/test_world.py",
+    "experiments/recipes.py": "tests/unit/test_config.py",
+    "experiments/segment_rules.py": "tests/unit/test_cli.py",
+    "experiments/sft.py": "tests/unit/test_cli.py",
+    "experiments/sweep.py": "tests/unit/test_cli.py",
+    "experiments/sync_tracking.py": "tests/unit/tracking/test_run.py",
+    "experiments/runners/experiment.py": "tests/ray/test_experiment.py",
+    "experiments/runners/scoring.py": "tests/ray/test_sweep_line.py",
+    "experiments/runners/study.py": "tests/ray/test_sweep_line.py",
+    "experiments/runners/sweep.py": "tests/ray/test_sweep_line.py",
+    "experiments/runners/sweep_report.py": "tests/ray/test_sweep_line.py",
+}
+
+
+def unit_file(module: str) -> Path:
+    """The place of a module's unit file; those of `rlhfv_ray` stand at the top of tests/unit."""
+    *folders, name = module.removeprefix("rlhfv_ray/").split("/")
+    return ROOT.joinpath("tests/unit", *folders, f"test_{name}")
+
+
+MODULES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for package in ("rlhfv_ray", "eval", "experiments")
+    for path in (ROOT / package).rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_its_unit_file_or_names_its_test(module):
+    """Catches: a module without a test; a named test that is gone or needless."""
+    own = unit_file(module).exists()
+    elsewhere = COVERED_ELSEWHERE.get(module)
+    assert own != (elsewhere is not None), f"{module}: unit file {own}, covered by {elsewhere}"
+    if elsewhere is not None:
+        assert any(test.startswith("test_") for test in functions(ROOT / elsewhere)), elsewhere
+
+
+def test_no_module_that_is_gone_is_named():
+    """Catches: a table that outlives what it speaks of."""
+    assert set(COVERED_ELSEWHERE) - set(MODULES) == set()
+
+
+def functions(path: Path) -> list[str]:
+    """Names of the functions of a test file."""
+    return [node.name for node in ast.parse(path.read_text()).body if hasattr(node, "name")]
