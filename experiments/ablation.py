@@ -21,7 +21,7 @@ from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import DDPOConfig, LossConfig
 from rlhfv_ray.console import run_command
-from rlhfv_ray.storage.mirror import resolve_storage
+from rlhfv_ray.storage.folder import resolve_storage
 
 TITLE = "Weighing the corrected segments (DDPO) hallucinates less than DPO."
 AREA = (

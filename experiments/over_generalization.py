@@ -20,7 +20,7 @@ from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.console import run_command
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.storage.mirror import resolve_storage
+from rlhfv_ray.storage.folder import resolve_storage
 
 TITLE = "DDPO over-generalises less than the base model."
 RISE = "over_generalization"

@@ -18,7 +18,7 @@ from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.console import run_command
-from rlhfv_ray.storage.mirror import resolve_storage
+from rlhfv_ray.storage.folder import resolve_storage
 
 TITLE = "Weighing the spans that a human marked hallucinates less than weighing no token more than another."
 

@@ -29,8 +29,8 @@ from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
 from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import display_path
 from rlhfv_ray.storage.stages import Stage, run_stages, seconds_of
 from rlhfv_ray.tracking.run import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
 from rlhfv_ray.training.metrics_log import read_records

@@ -34,8 +34,8 @@ from rlhfv_ray.console import poll, progress_bar
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline
 from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import is_there
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import is_there
 from rlhfv_ray.storage.stages import is_done, run_stages
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig, TrialParams
 from rlhfv_ray.sweep.trials import Report, SweepJob, end_trial, run_sweep, trials_at_once
