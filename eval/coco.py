@@ -28,7 +28,7 @@ from rlhfv_ray.console import ProgressBar as Progress
 from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.mirror import fetch
+from rlhfv_ray.storage.folder import fetch
 
 SPLITS = ("train2014", "val2014")
 KINDS = ("instances", "captions")

@@ -50,8 +50,8 @@ from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
 from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import display_path
 from rlhfv_ray.storage.stages import Stage, run_stages
 from rlhfv_ray.tracking.run import (
     TrackedRun,

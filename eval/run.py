@@ -17,7 +17,7 @@ from rich.console import Console
 
 from eval.config import EvalConfig
 from rlhfv_ray.console import run_command
-from rlhfv_ray.storage.mirror import resolve_storage
+from rlhfv_ray.storage.folder import resolve_storage
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import DDPOConfig, LossConfig
 from rlhfv_ray.console import run_command
-from rlhfv_ray.storage.mirror import resolve_storage
+from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
     from rlhfv_ray.pipeline import Pipeline  # heavy

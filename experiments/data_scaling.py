@@ -27,7 +27,7 @@ from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import SHAPES, DDPOConfig
 from rlhfv_ray.console import run_command
-from rlhfv_ray.storage.mirror import resolve_storage
+from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from rlhfv_ray.config import (
     ScaleConfig,
     ShapesConfig,
 )
-from rlhfv_ray.storage.mirror import resolve_storage
+from rlhfv_ray.storage.folder import resolve_storage
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
 
 C = TypeVar("C", bound=StudyConfig)

@@ -19,7 +19,7 @@ from experiments.recipes import RECIPES, SWEEPS, first_line
 from experiments.runners.flags import current_flags
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.console import run_command
-from rlhfv_ray.storage.mirror import resolve_storage
+from rlhfv_ray.storage.folder import resolve_storage
 
 
 def main() -> None:

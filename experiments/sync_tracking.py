@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from rlhfv_ray.storage.mirror import LARGE_DIRS, display_path, fetch, fetch_local
+from rlhfv_ray.storage.folder import LARGE_DIRS, display_path, fetch, fetch_local
 from rlhfv_ray.tracking.replay import SPOOL
 from rlhfv_ray.tracking.run import sync_tracking
 

@@ -4,7 +4,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,7 +12,6 @@ from ray.exceptions import RayError
 
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError
-from rlhfv_ray.storage.mirror import address_of, file_system
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +71,6 @@ def check_fits(
                     f"{setting}.{what} = {count} needs {amount:g} {resource}s but the Ray cluster has {there.get(resource, 0.0):g}. "
                     f"Use fewer {what} (--{setting}.{what}), fewer --{setting}.cpus each, or a larger cluster."
                 )
-
-
-def ray_storage(folder: Path) -> dict[str, Any]:
-    """Where Ray Train or Tune keeps what it needs of its own, as arguments of its RunConfig."""
-    if address_of(folder) is None:
-        return {"storage_path": str(folder)}
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    system, key = file_system(folder)
-    return {"storage_path": key, "storage_filesystem": PyFileSystem(FSSpecHandler(system))}
 
 
 def unwrap(error: BaseException) -> BaseException:

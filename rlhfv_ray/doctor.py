@@ -32,7 +32,7 @@ from rich.text import Text
 from rlhfv_ray.cluster import connect
 from rlhfv_ray.console import run_command
 from rlhfv_ray.errors import ConfigError, RlhfvError
-from rlhfv_ray.storage.mirror import discard, make, names_in, publish, resolve_storage
+from rlhfv_ray.storage.folder import discard, make, names_in, publish, resolve_storage
 
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "mlflow", "pyarrow", "pillow")
 PYTHONS = ((3, 11), (3, 12))

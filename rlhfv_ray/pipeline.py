@@ -23,8 +23,8 @@ from rlhfv_ray.inference.reference import compute_reference_logps, reference_inp
 from rlhfv_ray.inference.sft_examples import encode_examples
 from rlhfv_ray.models import check_image_tokens
 from rlhfv_ray.shapes_stages import PAIRS, shapes_stage
+from rlhfv_ray.storage.folder import display_path, fetch, fetch_local
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import display_path, fetch, fetch_local
 from rlhfv_ray.storage.stages import Stage, is_done
 from rlhfv_ray.training.train import TrainJob, train_ddpo
 

@@ -194,6 +194,21 @@ def test_the_table_people_read_is_the_one_enforced():
     assert layer_table() in (ROOT / "CONTRIBUTING.md").read_text()
 
 
+def test_only_storage_knows_disk_from_bucket():
+    """Catches: callers of the storage that go separate ways on a disk and in a bucket."""
+    private = {"address_of", "mirror_path", "mirror_root", "DiskFolder", "BucketFolder"}
+    private_modules = {f"rlhfv_ray.storage.{name}" for name in ("bucket", "disk", "mirror")}
+    users: dict[str, set[str]] = {}
+    for name, path in FILES.items():
+        tree = ast.walk(ast.parse(path.read_text()))
+        words = {word for node in tree for word in vars(node).values() if isinstance(word, str)}
+        modules = {found.module for found in imports_of(name)}
+        users[name] = words & private | modules & private_modules
+    assert users["rlhfv_ray.storage.folder"] >= {"address_of", "DiskFolder"}
+    outside = {name: used for name, used in users.items() if room(name) != "rlhfv_ray.storage"}
+    assert {name: used for name, used in outside.items() if used} == {}
+
+
 def test_library_knows_no_evaluation_and_no_experiment():
     """Catches: a library that leans on evaluation; evaluation that trains; an experiment used as a library."""
     assert [

@@ -29,8 +29,6 @@ COVERED_ELSEWHERE = {
     "rlhfv_ray/training/reshard.py": "tests/invariants/test_deepspeed.py",
     "rlhfv_ray/sweep/trials.py": "tests/ray/test_sweep.py",
     "rlhfv_ray/sweep/trainings.py": "tests/ray/test_trainings.py",
-    "rlhfv_ray/storage/files.py": "tests/unit/storage/test_stages.py",
-    "rlhfv_ray/storage/lease.py": "tests/unit/storage/test_mirror.py",
     "rlhfv_ray/tracking/replay.py": "tests/unit/tracking/test_run.py",
     "rlhfv_ray/endpoint/records.py": "tests/unit/eval/judge/test_judge.py",
     "rlhfv_ray/endpoint/key.py": "tests/unit/eval/judge/test_judge.py",

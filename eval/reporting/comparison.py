@@ -14,7 +14,7 @@ from eval.reporting.score_files import holds_scores, load_scores
 from eval.reporting.tables import BASE, draw, table
 from eval.reporting.wording import Models, benchmark_of
 from rlhfv_ray.errors import DataError
-from rlhfv_ray.storage.mirror import display_path, fetch_local
+from rlhfv_ray.storage.folder import display_path, fetch_local
 
 
 class Saved(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 from eval.benchmarks.contract import Scores
 from eval.reporting.html import Section
 from rlhfv_ray.config import TrackingConfig
-from rlhfv_ray.storage.mirror import address_of, fetch, mirror_path, names_in
+from rlhfv_ray.storage.folder import fetch, local_path
 from rlhfv_ray.tracking.run import TrackedRun, tracked_run
 
 
@@ -69,7 +69,7 @@ def log_to_checkpoints(
 ) -> None:
     """Log a model that an experiment here trained to that experiment's run too, beside what it was trained with."""
     for model, path in models.items():
-        experiment = experiment_of(mirror_path(path) if "://" in path else Path(path).expanduser())
+        experiment = experiment_of(local_path(path))
         if experiment is None:
             continue
         with tracked_run(
@@ -83,9 +83,8 @@ def log_to_checkpoints(
 def experiment_of(model: Path) -> Path | None:
     """The folder of the experiment that trained a model, if it is beside it; of several, the newest."""
     train, found = model.resolve().parent, []
-    for name in names_in(train.parent) if address_of(train) else ():
-        for file in ("config.json", "tracking.jsonl"):
-            fetch(train.parent / name / file)
+    for file in ("config.json", "tracking.jsonl"):
+        fetch(train.parent, only=file)
     for config in train.parent.glob("*/config.json"):
         if (config.parent / "tracking.jsonl").exists():
             stages = json.loads(config.read_text()).get("stages", [])

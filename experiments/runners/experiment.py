@@ -33,8 +33,8 @@ from rlhfv_ray.config import GenerationConfig, fingerprint, plain
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
 from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import display_path
 from rlhfv_ray.storage.stages import run_stages
 from rlhfv_ray.sweep.search_space import arguments_of
 from rlhfv_ray.tracking.run import (

@@ -12,7 +12,7 @@ from experiments.runners.config import ScoredConfig
 from experiments.runners.stage_monitor import flat
 from experiments.runners.sweep_report import Found, ranked, read_trials
 from rlhfv_ray.console import ProgressBar
-from rlhfv_ray.storage.mirror import discard, is_there
+from rlhfv_ray.storage.folder import discard, is_there
 from rlhfv_ray.storage.stages import run_stages
 from rlhfv_ray.sweep.search_space import SearchConfig
 from rlhfv_ray.tracking.run import TrackedRun

@@ -37,8 +37,8 @@ from rlhfv_ray.console import ProgressBar, poll, progress_bar
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline
 from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import is_there
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import is_there
 from rlhfv_ray.storage.stages import is_done, run_stages
 from rlhfv_ray.sweep.search_space import name_of
 from rlhfv_ray.sweep.trainings import train_all

@@ -8,7 +8,6 @@ made once, before the first trial. Each trial is a child run.
 
 import functools
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,8 +29,8 @@ from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.models import planned_counts
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, rung_stage, train_stage
 from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import discard, display_path, is_there, open_folder
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import address_of, discard, display_path, is_there
 from rlhfv_ray.storage.stages import Stage, is_done, run_stages, seconds_of
 from rlhfv_ray.sweep.search_space import TrialParams, apply_params, arguments_of, plan_trials
 from rlhfv_ray.sweep.trials import Report, SweepJob, end_trial, run_sweep, trials_at_once
@@ -130,14 +129,12 @@ def check_disk(config: SweepConfig, storage: Path, concurrent: int) -> None:
     Raises:
         ConfigError: with what is needed and what is free.
     """
-    if address_of(storage) is not None:
-        return
     counts = planned_counts(config.ddpo.model).values()
     total = sum(count for count, _ in counts)
     trained = sum(count for _, count in counts)
     checkpoints = (config.ddpo.scale.keep + 1) * CHECKPOINT_BYTES * trained
     needed = (checkpoints + 2 * 4 * total) * (concurrent + config.search.keep)
-    free = shutil.disk_usage(storage).free
+    free = open_folder(storage).free_bytes()
     if needed > free:
         raise ConfigError(
             f"storage {storage}: {needed / 2**30:.1f} GiB are needed for {concurrent} trials at a "

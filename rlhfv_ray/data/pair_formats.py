@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from rlhfv_ray.data.images import MAX_BYTES
 from rlhfv_ray.errors import DataError, StorageError
 from rlhfv_ray.records import PreferencePair, Span
-from rlhfv_ray.storage.mirror import address_of, fetch
+from rlhfv_ray.storage.folder import open_folder
 
 Row = Mapping[str, Any]
 
@@ -315,10 +315,8 @@ def _image_file(path: str, root: Path) -> bytes:
     try:
         file = (root / path).resolve()
         inside = file.is_relative_to(root)
-        if (
-            inside and address_of(root) and not file.exists()
-        ):  # of a mirror, on a node that was not asked for it yet
-            fetch(file)
+        if inside:
+            open_folder(root).fetch_missing(file)
         size = file.stat().st_size if file.is_file() else None
         if inside and size is not None and size <= MAX_BYTES:
             return file.read_bytes()

@@ -32,7 +32,7 @@ from rlhfv_ray.data.pair_formats import (
 from rlhfv_ray.data.sft_formats import EXAMPLE_FORMATS, read_example
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Example, PreferencePair
-from rlhfv_ray.storage.mirror import fetch, fetch_local
+from rlhfv_ray.storage.folder import fetch, fetch_local
 
 SUFFIXES = (".parquet", ".json", ".jsonl", ".tsv")
 _MAX_CUTS = 16  # slices of one row group or JSON array: neither can be entered in the middle

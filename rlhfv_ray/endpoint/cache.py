@@ -11,7 +11,7 @@ from pathlib import Path
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.records import Request, Verdict, useful
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.mirror import fetch
+from rlhfv_ray.storage.folder import fetch
 
 
 class VerdictCache:

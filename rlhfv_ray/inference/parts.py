@@ -21,7 +21,7 @@ from rlhfv_ray.cluster import PREPARE_CPUS, configure_data, unwrap
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import RlhfvError, StageFailedError
-from rlhfv_ray.storage.mirror import display_path, fetch, make, publish
+from rlhfv_ray.storage.folder import display_path, fetch, make, publish
 
 
 class PartActor(Protocol):

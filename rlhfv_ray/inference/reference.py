@@ -26,7 +26,7 @@ from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, load_processor, model_digests
 from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import EncodedPair, Example, PreferencePair, ReferencePair
-from rlhfv_ray.storage.mirror import display_path
+from rlhfv_ray.storage.folder import display_path
 
 logger = logging.getLogger(__name__)
 

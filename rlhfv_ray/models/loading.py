@@ -26,7 +26,7 @@ from rlhfv_ray.config import SHAPES, ModelConfig
 from rlhfv_ray.data.encoding import prompt_ids
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
-from rlhfv_ray.storage.mirror import fetch, fetch_local
+from rlhfv_ray.storage.folder import fetch, local_path
 
 CONTENTS = (
     "*.safetensors",
@@ -50,8 +50,8 @@ def resolve_model(path: str) -> str:
         from rlhfv_ray.shapes.model import SHIPPED
 
         path = str(SHIPPED)
-    folder = fetch_local(path)
-    fetch(folder)  # where it is a model that a training wrote to an address
+    folder = local_path(path)
+    fetch(folder)
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             raise ConfigError(

@@ -1,1 +1,1 @@
-"""Folders of results, on a disk or behind an address: stages, leases, mirrors."""
+"""Folders of results, on a disk or in a bucket, with their leases and stages."""

@@ -1,4 +1,4 @@
-"""JSON files that are there whole or not at all."""
+"""JSON files that exist whole or not at all."""
 
 import json
 import os
@@ -6,11 +6,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from rlhfv_ray.storage.mirror import publish
+from rlhfv_ray.storage.folder import publish
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that it is there whole or not at all; in a mirror it is published."""
+    """Write and publish a JSON file; no reader ever sees half of it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with temporary.open("w") as stream:
         json.dump(value, stream, indent=1)

@@ -1,8 +1,8 @@
-"""One driver at a time writes a folder: who, and that it still lives, its lease says.
+"""Leases: a file in a folder names the one driver that may write the folder.
 
-A lease whose process is gone (same host), or whose heart no longer beats (another host), is taken over; who lost it publishes nothing more.
-Where the storage is an address (`rlhfv_ray.storage.mirror`) the lease is there, and the folder is this node's mirror: fetched when the lease is
-taken, published while it is held.
+A driver takes over an expired lease: its holder's process is gone (same host), or its heartbeat
+stopped (another host). A driver that lost its lease publishes nothing more. While a lease on a
+bucket's folder is held, the folder's changed files are published with each heartbeat.
 """
 
 import contextlib
@@ -13,123 +13,187 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.storage.mirror import (
+from rlhfv_ray.storage.bucket import BucketFolder
+from rlhfv_ray.storage.folder import (
     LARGE_DIRS,
-    address_of,
     discard,
     display_path,
     fetch,
-    file_system,
     make,
+    open_folder,
     publish,
-    storage_errors,
 )
 
 LEASE = "lease.json"
 HEARTBEAT_S = 10.0
-STALE_S = 60.0  # a lease of another host with no heartbeat for this long is dead
+STALE_S = 60.0  # another host's lease has expired after this long without a heartbeat
 
 
 @contextlib.contextmanager
 def hold_lease(folder: Path) -> Iterator[str]:
-    """Be the one driver that writes a folder, which is made if it is not there; yields the lease's token.
-
-    A lease whose process is gone (same host) or whose heartbeat stopped (another host) is taken over.
+    """Create a folder if need be, and hold its lease while the body runs; yield the lease's token.
 
     Raises:
-        StageFailedError: a live driver holds it.
+        StageFailedError: a live driver holds the lease.
     """
     token = uuid.uuid4().hex[:12]
-    lease = _lease(folder)
+    lease = open_lease(folder, token)
     make(folder)
-    _take(lease, token)
+    _take(lease)
     released = threading.Event()
-    heart = threading.Thread(target=_heartbeat, args=(lease, token, released), daemon=True)
-    heart.start()
+    heartbeat = threading.Thread(target=_beat_until, args=(released, lease), daemon=True)
+    heartbeat.start()
     try:
         fetch(folder, without=LARGE_DIRS)
         yield token
     finally:
         released.set()
-        heart.join()
+        heartbeat.join()
         if holds_lease(folder, token):
             publish(folder, without=LARGE_DIRS)
-            discard(lease)
+            discard(lease.path)
 
 
 def holds_lease(folder: Path, token: str) -> bool:
-    """Whether `token` still is the folder's lease: what a worker asks before it publishes."""
+    """Return True if `token` still holds the folder's lease; workers ask before they publish."""
     try:
-        return json.loads(_look(_lease(folder))[0])["token"] == token
+        text, _ = open_lease(folder, token).read()
     except FileNotFoundError:
         return False
+    return json.loads(text)["token"] == token
 
 
-def _lease(folder: Path) -> Path:
-    return folder / (
-        LEASE if address_of(folder) is None else f".{LEASE}"
-    )  # a mirror's hidden files are its own
+@dataclass(frozen=True)
+class DiskLease:
+    """A lease on a disk; the file's time of change is its last heartbeat."""
+
+    path: Path
+    token: str  # of this driver
+
+    def read(self) -> tuple[str, float]:
+        """Return the lease's text, and its last heartbeat in seconds since 1970."""
+        return self.path.read_text(), self.path.stat().st_mtime
+
+    def claim(self, text: str) -> bool:
+        """Write the lease unless one exists; a hard link never shows half a file."""
+        draft = self.path.with_name(f".{LEASE}.{self.token}")
+        draft.write_text(text)
+        try:
+            os.link(draft, self.path)
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink()
+        return True
+
+    def evict(self) -> None:
+        """Move an expired lease aside; only one of several successors succeeds in that."""
+        expired = self.path.with_name(f".{LEASE}.expired-{self.token}")
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(expired)
+            expired.unlink()
+
+    def beat(self) -> None:
+        """Renew the heartbeat."""
+        os.utime(self.path)
 
 
-def _look(lease: Path) -> tuple[str, float]:
-    """A lease's text, and when its holder's heart last beat."""
-    if address_of(lease) is not None:
-        return _read_there(lease)
-    return lease.read_text(), lease.stat().st_mtime
+@dataclass(frozen=True)
+class BucketLease:
+    """A lease in a bucket; the object's time of change is its last heartbeat."""
+
+    file: BucketFolder
+    token: str  # of this driver
+
+    @property
+    def path(self) -> Path:
+        """The lease's path in this node's copy, where no such file is ever written."""
+        return self.file.path
+
+    def read(self) -> tuple[str, float]:
+        """Return the lease's text, and its last heartbeat in seconds since 1970."""
+        with self.file.store() as (system, key):
+            return system.cat_file(key).decode(), system.modified(key).timestamp()
+
+    def claim(self, text: str) -> bool:
+        """Write the lease unless one exists, on S3 by a conditional write; one claimant wins."""
+        with self.file.store() as (system, key):
+            try:
+                system.pipe_file(key, text.encode(), mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    def evict(self) -> None:
+        """Delete an expired lease.
+
+        A bucket knows no rename; so the next claimant holds it, and checks before it publishes.
+        """
+        self.file.discard()
+
+    def beat(self) -> None:
+        """Renew the heartbeat of a lease that is still held, and publish the folder's changes."""
+        if not holds_lease(self.path.parent, self.token):
+            return
+        with self.file.store() as (system, key):
+            system.pipe_file(key, system.cat_file(key))
+        publish(self.path.parent, without=LARGE_DIRS)
 
 
-def _take(lease: Path, token: str) -> None:
-    me = psutil.Process()
-    text = json.dumps(
-        {"token": token, "host": socket.gethostname(), "pid": me.pid, "started": me.create_time()}
+Lease = DiskLease | BucketLease  # the same methods, on a disk and in a bucket
+
+
+def open_lease(folder: Path, token: str) -> Lease:
+    """Return the lease on a folder, as the driver with this token uses it."""
+    hidden = open_folder(folder / f".{LEASE}")  # hidden: neither published nor fetched
+    return (
+        BucketLease(hidden, token)
+        if isinstance(hidden, BucketFolder)
+        else DiskLease(folder / LEASE, token)
     )
-    while not (_claim(lease, text) if address_of(lease) else _link(lease, token, text)):
-        _evict_expired(lease, token)
 
 
-def _link(lease: Path, token: str, text: str) -> bool:
-    """Write a lease on a disk unless there is one; never shows half a file."""
-    own = lease.with_name(f".{LEASE}.{token}")
-    own.write_text(text)
+def _take(lease: Lease) -> None:
+    process = psutil.Process()
+    holder = {
+        "token": lease.token,
+        "host": socket.gethostname(),
+        "pid": process.pid,
+        "started": process.create_time(),
+    }
+    while not lease.claim(json.dumps(holder)):
+        _evict_expired(lease)
+
+
+def _evict_expired(lease: Lease) -> None:
+    """Evict an expired lease, if any.
+
+    Raises:
+        StageFailedError: its holder lives.
+    """
     try:
-        os.link(own, lease)
-    except FileExistsError:
-        return False
-    finally:
-        own.unlink()
-    return True
-
-
-def _evict_expired(lease: Path, token: str) -> None:
-    """Move a dead holder's lease aside; only one of several successors succeeds in that."""
-    try:
-        text, beat = _look(lease)
+        text, last_beat = lease.read()
     except FileNotFoundError:
         return
     holder = json.loads(text)
-    if _is_alive(holder, time.time() - beat):
+    if _is_alive(holder, time.time() - last_beat):
         raise StageFailedError(
-            f"{display_path(lease.parent)} is being written by process {holder['pid']} on {holder['host']}. "
-            "Wait until it is done, or stop it; what it has finished will be reused."
+            f"{display_path(lease.path.parent)} is being written by process {holder['pid']} on "
+            f"{holder['host']}. Wait until it is done, or stop it; what it has finished will be "
+            "reused."
         )
-    if address_of(lease) is not None:
-        discard(
-            lease
-        )  # there is no rename; who claims it next has it, and who publishes asks again
-        return
-    grave = lease.with_name(f".{LEASE}.dead-{token}")
-    with contextlib.suppress(FileNotFoundError):
-        lease.rename(grave)
-        grave.unlink()
+    lease.evict()
 
 
 def _is_alive(holder: Mapping[str, Any], age: float) -> bool:
+    """Return True if a lease's holder lives; `age`: seconds since its last heartbeat."""
     if holder["host"] != socket.gethostname():
         return age < STALE_S
     try:
@@ -138,43 +202,9 @@ def _is_alive(holder: Mapping[str, Any], age: float) -> bool:
         return False
 
 
-def _heartbeat(lease: Path, token: str, released: threading.Event) -> None:
-    """Show every few seconds that the holder lives; what it wrote meanwhile is published."""
+def _beat_until(released: threading.Event, lease: Lease) -> None:
+    """Renew the heartbeat every few seconds until the lease is released."""
     while not released.wait(HEARTBEAT_S):
-        with contextlib.suppress(
-            FileNotFoundError, StageFailedError
-        ):  # a storage that does not answer may do so next time
-            if address_of(lease) is None:
-                os.utime(lease)
-            elif holds_lease(lease.parent, token):
-                _rewrite(lease)
-                publish(lease.parent, without=LARGE_DIRS)
-
-
-def _claim(path: Path, text: str) -> bool:
-    """Write a file at an address unless it exists; of several who try, one succeeds (on S3, by a conditional write)."""
-    with storage_errors(path):
-        system, key = file_system(path)
-        try:
-            system.pipe_file(key, text.encode(), mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-
-def _read_there(path: Path) -> tuple[str, float]:
-    """Text of a file at an address, and when it was written, in seconds since 1970.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    with storage_errors(path):
-        system, key = file_system(path)
-        return system.cat_file(key).decode(), system.modified(key).timestamp()
-
-
-def _rewrite(path: Path) -> None:
-    """Write a file at an address anew as it is, so that its time is now."""
-    with storage_errors(path):
-        system, key = file_system(path)
-        system.pipe_file(key, system.cat_file(key))
+        # A storage that does not answer now may answer the next heartbeat.
+        with contextlib.suppress(FileNotFoundError, StageFailedError):
+            lease.beat()

@@ -1,9 +1,9 @@
-"""Fingerprinted stages: folders that are made once, by one driver at a time, and found again.
+"""Fingerprinted stages: folders that one driver at a time makes once, and later runs reuse.
 
-A stage is a folder `<storage>/<name>-<fingerprint>/` with `config.json` (what went into it), its payload, and `SUCCESS`, written
-last. The fingerprint covers what changes the result. A folder with `SUCCESS` is never made again; one without is taken up
-where it was left. While it is being made, a lease says who does; `SUCCESS` keeps how long it took. Where the storage is an address, the
-folder is this node's mirror (`rlhfv_ray.storage.mirror`): fetched when the lease is taken, published while it is held and before `SUCCESS`.
+A stage is a folder `<storage>/<name>-<fingerprint>/` with `config.json` (its inputs), its payload,
+and `SUCCESS`, written last, with the seconds it took. The fingerprint covers what changes the
+result. A folder with `SUCCESS` is never made again; one without is continued. While a stage runs,
+its driver holds the folder's lease.
 """
 
 import contextlib
@@ -17,31 +17,31 @@ from typing import Any
 
 from rlhfv_ray.config import fingerprint
 from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import LARGE_DIRS, fetch, is_there, publish
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import LARGE_DIRS, fetch, is_there, publish
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the line."""
+    """One step of the pipeline."""
 
     name: str
     inputs: Mapping[str, Any]  # what changes the result, JSON-ready
-    run: Callable[[Path, str], None]  # fills the folder; its second argument is the lease's token
-    title: str  # for people
+    run: Callable[[Path, str], None]  # fills the folder, given the lease's token
+    title: str  # shown to users
 
     def folder(self, storage: Path) -> Path:
-        """Where this stage's result is, or will be."""
+        """Return the folder that holds the stage's result once it is done."""
         return storage / f"{self.name}-{fingerprint(self.inputs)}"
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What became of a stage."""
+    """The outcome of one stage."""
 
     stage: Stage
     folder: Path
-    seconds: float  # of the runs that made it, also when skipped now
+    seconds: float  # of the run that finished it, also when skipped now
     skipped: bool
 
 
@@ -53,12 +53,13 @@ def run_stages(
         contextlib.nullcontext()
     ),
 ) -> list[StageResult]:
-    """Run stages in order, skipping those that are done.
+    """Run stages in order; skip those that are done.
 
     Args:
-        stages: in the order in which they need each other.
-        storage: folder of all stages.
-        around: a context entered around each stage; its second argument says whether the stage is skipped.
+        stages: each may use the results of those before it.
+        storage: the folder that holds all stages.
+        around: returns a context to enter around a stage; its second argument is True for a
+            stage that is skipped.
 
     Raises:
         StageFailedError: another live driver is making one of the stages.
@@ -72,12 +73,12 @@ def run_stages(
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a stage's folder is complete."""
+    """Return True if a stage's folder is complete."""
     return is_there(folder / "SUCCESS")
 
 
 def seconds_of(folder: Path) -> float:
-    """How long a finished stage took."""
+    """Return the seconds that a finished stage took."""
     return json.loads((folder / "SUCCESS").read_text())["seconds"]
 
 

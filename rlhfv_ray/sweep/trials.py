@@ -22,7 +22,6 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from rlhfv_ray.cluster import ray_storage
 from rlhfv_ray.config import DDPOConfig, ScaleConfig
 from rlhfv_ray.errors import (
     ConfigError,
@@ -33,7 +32,7 @@ from rlhfv_ray.errors import (
 )
 from rlhfv_ray.inference.parts import PREPARE_CPUS
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.mirror import address_of, discard
+from rlhfv_ray.storage.folder import discard, open_folder
 from rlhfv_ray.sweep.search_space import (
     CHOICES,
     SearchConfig,
@@ -116,7 +115,7 @@ def run_sweep(job: SweepJob, trials: Sequence[TrialParams], *, concurrent: int) 
         ),
         run_config=tune.RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            **ray_storage(job.folder / "tune"),
+            **open_folder(job.folder / "tune").ray_storage(),
             callbacks=[Outcomes(job)],
             failure_config=tune.FailureConfig(max_failures=TRIES),
             stop=StopAll(job.folder),
@@ -131,9 +130,8 @@ def run_sweep(job: SweepJob, trials: Sequence[TrialParams], *, concurrent: int) 
 
 def trial_resources(folder: Path) -> dict[str, float]:
     """What Tune reserves for a trial's own process: next to nothing; beside the driver, where the sweep's folder is a mirror."""
-    if address_of(folder) is None:
-        return {"CPU": DRIVER_CPUS}
-    return {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.001}
+    node = ray.util.get_node_ip_address()
+    return open_folder(folder).ray_resources(cpus=DRIVER_CPUS, node=node)
 
 
 def trials_at_once(scale: ScaleConfig, wanted: int) -> int:

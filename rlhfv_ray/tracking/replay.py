@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.mirror import display_path
+from rlhfv_ray.storage.folder import display_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -24,8 +24,8 @@ from typing import Any, Self
 
 from rlhfv_ray.config import TrackingConfig, fingerprint
 from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.storage.folder import display_path, open_folder, publish
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import address_of, display_path, publish
 from rlhfv_ray.tracking.replay import (
     SPOOL,
     Event,
@@ -240,11 +240,12 @@ def tracked_run(
     targets = [event["content"] for event in spool.events if event["kind"] == "target"]
     if targets[-1:] != [target]:
         spool.append("target", "", target, ident=str(len(targets)))
-    if address_of(store) is not None and not uri.startswith("http"):
+    limit = open_folder(store).database_limit()
+    if limit and not uri.startswith("http"):
         log.warning(
-            "%s is an address, and a database needs a disk: MLflow's store is %s, on this node alone. Runs are recorded at the address all "
+            "%s: MLflow's store is %s, on this node alone. Runs are recorded at the address all "
             "the same (experiments/sync_tracking.py brings them to any MLflow); --tracking.uri names a server that others reach.",
-            *(display_path(store), uri),
+            *(limit, uri),
         )
     with _syncing(spool), TrackedRun(spool, name, params=params) as run:
         run.set_tags(tags)

@@ -20,18 +20,17 @@ import torch.distributed as dist
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.lease import holds_lease
-from rlhfv_ray.storage.mirror import (
-    address_of,
+from rlhfv_ray.storage.folder import (
     discard,
     display_path,
     fetch,
     is_there,
     make,
-    mirror_id,
     names_in,
+    open_folder,
     publish,
 )
+from rlhfv_ray.storage.lease import holds_lease
 from rlhfv_ray.training.reshard import can_reshard, load_resharded
 
 logger = logging.getLogger(__name__)
@@ -100,8 +99,7 @@ def save_checkpoint(
         )
         _prune(writer, target)
     dist.broadcast_object_list(ours)
-    if address_of(target) is not None:
-        shutil.rmtree(target, ignore_errors=True)
+    open_folder(target).drop_copy()
     if not ours[0]:
         raise CheckpointError(
             f"{display_path(writer.folder)} was taken over by another driver; this one stops."
@@ -111,7 +109,7 @@ def save_checkpoint(
 def once_a_folder(folder: Path, work: Callable[[], Any]) -> None:
     """Let one of the workers that share a folder do what it needs: of all, or of those with the same mirror; called by every worker."""
     theirs: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(theirs, mirror_id(folder))
+    dist.all_gather_object(theirs, open_folder(folder).copy_id())
     if theirs.index(theirs[dist.get_rank()]) == dist.get_rank():
         work()
     dist.barrier()
@@ -206,8 +204,7 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
         )
     records = [json.loads(line) for line in (target / RECORDS).read_text().splitlines()]
     dist.barrier()
-    if address_of(target) is not None:
-        shutil.rmtree(target, ignore_errors=True)
+    open_folder(target).drop_copy()
     return manifest.step, records
 
 

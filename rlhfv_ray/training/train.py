@@ -20,7 +20,6 @@ import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
-from rlhfv_ray.cluster import ray_storage
 from rlhfv_ray.config import DDPOConfig, OptimConfig
 from rlhfv_ray.data.reference_table import check_reference, from_row, load_reference, pair_lengths
 from rlhfv_ray.errors import (
@@ -34,7 +33,7 @@ from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import PreferenceLoss, StepLoss, batch_loss
 from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import PairBatch
-from rlhfv_ray.storage.mirror import discard, fetch, make, publish
+from rlhfv_ray.storage.folder import discard, fetch, make, open_folder, publish
 from rlhfv_ray.training.checkpoint import (
     Writer,
     export_policy,
@@ -101,7 +100,7 @@ def train_ddpo(
         ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{job.token}",  # never the same twice: our checkpoints, not Ray's snapshot, say where to go on
-            **ray_storage(job.folder / "ray"),
+            **open_folder(job.folder / "ray").ray_storage(),
             failure_config=ray.train.FailureConfig(
                 max_failures=scale.max_failures, controller_failure_limit=2
             ),

@@ -13,8 +13,8 @@ import pytest
 from experiments.recipes import shapes
 from rlhfv_ray.errors import ConfigError, StageFailedError, StaleReferenceError
 from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import local_path
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.mirror import mirror_path
 from rlhfv_ray.sweep.search_space import (
     SearchConfig,
     SpaceConfig,
@@ -107,7 +107,7 @@ def test_a_sweep_in_a_bucket_goes_on_where_nothing_else_is_left(
     trials, found = plan_trials(space, search, shapes()), []
     for node in ("first", "second"):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / node))
-        folder = mirror_path(bucket.address("sweep"))
+        folder = local_path(bucket.address("sweep"))
         with hold_lease(folder):
             run_sweep(
                 SweepJob(folder, shapes(), space, search, partial(remembering, made=made)),
