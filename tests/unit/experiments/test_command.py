@@ -64,6 +64,6 @@ def test_help_version_and_mistakes(installed, tmp_path):
     """Catches: a command that says nothing without arguments, or a traceback for a typing error."""
     assert all(name in run(installed, cwd=tmp_path).stdout for name in COMMANDS)
     assert run(installed, "--version", cwd=tmp_path).stdout.startswith("rlhfv-ray 0.")
-    wrong = run(installed, "trian", cwd=tmp_path)
+    wrong = run(installed, "teach", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert "no subcommand 'trian'" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert "no subcommand 'teach'" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -1,0 +1,1 @@
+"""Figures of independent origin, and the command that recomputes them."""
