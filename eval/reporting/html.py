@@ -39,6 +39,7 @@ SMALL_IMAGE, LARGE_IMAGE = (
     640,
 )  # pixels: below, a picture's pixels are shown as squares; above, it is made smaller
 FIGURE_SCALE = 0.68  # of a figure's pixels: letters come out about as large as the page's
+SEED = 0  # of the draw of the answers that are shown
 SHOWN_BY_BROWSERS = ("PNG", "JPEG", "GIF", "WEBP")
 
 
@@ -67,7 +68,6 @@ def write_page(
     figures: Mapping[str, Path] | None = None,
     facts: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     count: int = 20,
-    seed: int = 0,
 ) -> None:
     """Write one HTML file that needs no other.
 
@@ -78,7 +78,6 @@ def write_page(
         figures: caption -> PNG, above the sections.
         facts: caption -> table of two columns, below the sections.
         count: answers shown in a section.
-        seed: of their draw.
     """
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -91,8 +90,8 @@ def write_page(
         title=title,
         figures=_figures(figures or {}),
         facts=facts or {},
-        sections=[_section(section, count=count, seed=seed) for section in sections],
-        seed=seed,
+        sections=[_section(section, count=count) for section in sections],
+        seed=SEED,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
@@ -100,7 +99,7 @@ def write_page(
     )  # half a character of a model's is no reason to fail
 
 
-def _section(section: Section, *, count: int, seed: int) -> dict[str, Any]:
+def _section(section: Section, *, count: int) -> dict[str, Any]:
     models = section.models
     base = next(iter(models.values()))
     compared = comparisons(models)
@@ -125,7 +124,7 @@ def _section(section: Section, *, count: int, seed: int) -> dict[str, Any]:
         "headline": humanize(base.metrics[0].name),
         "pool": pool(models),
         "marked": any(item.spans for scores in models.values() for item in scores.answers),
-        "answers": _answers(section, choose_answers(models, count=count, seed=seed)),
+        "answers": _answers(section, choose_answers(models, count=count, seed=SEED)),
     }
 
 

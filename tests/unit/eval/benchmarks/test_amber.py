@@ -378,6 +378,5 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"safe_words\.txt cannot be read"):
         score(amber(tmp_path))
     with pytest.raises(DataError, match=r"amber\.part = 'discriminative': no such questions"):
-        amber(
-            write(tmp_path, query_all=[{"id": 1, "image": "a", "query": "?"}]), "discriminative"
-        ).prompts  # noqa: B018
+        queries = [{"id": 1, "image": "a", "query": "?"}]
+        len(amber(write(tmp_path, query_all=queries), "discriminative").prompts)
