@@ -1,4 +1,4 @@
-"""The folder of one experiment, sweep, study or evaluation: its lease, its MLflow run and its `config.json`."""
+"""The folder of one experiment, sweep, study or evaluation: lease, MLflow run, `config.json`."""
 
 import contextlib
 from collections.abc import Iterator, Mapping

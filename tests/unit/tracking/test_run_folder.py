@@ -67,7 +67,7 @@ def printed(folder: RunFolder, **locations: Path | str) -> list[str]:
 
 
 def test_a_run_leaves_its_folder_config_run_and_location(store: Path) -> None:
-    """Catches: a config that is not logged, a lease that stays, or a location that names no store."""
+    """Catches: a config that is not logged, a lease that stays, or a wrong location."""
     with opened_folder(store) as opened:
         assert (store / "study-1" / LEASE).exists()
         opened.run.log_metrics({"pairs": 40})
@@ -86,7 +86,7 @@ def test_a_run_leaves_its_folder_config_run_and_location(store: Path) -> None:
 
 
 def test_after_an_error_the_run_is_tracked_and_the_folder_is_free(store: Path) -> None:
-    """Catches: an error that keeps the lease, leaves the run open, or loses what was logged before."""
+    """Catches: an error that keeps the lease, leaves the run open, or loses metrics."""
     with pytest.raises(RuntimeError, match="worker died"), opened_folder(store) as opened:
         opened.run.log_metrics({"pairs": 40})
         raise RuntimeError("worker died")
