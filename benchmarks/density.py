@@ -9,7 +9,7 @@ import io
 import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlhfv_ray", "eval", "experiments")
@@ -96,8 +96,12 @@ def measure_source(source: str) -> Density:
 
 def measure(files: Iterable[Path]) -> Density:
     """Sum the measurements of files."""
-    parts = [measure_source(file.read_text()) for file in files]
-    return Density(*(sum(column, start=type(column[0])()) for column in zip(*parts, strict=True)))
+    total: Any = None
+    for file in files:
+        density = measure_source(file.read_text())
+        pairs = zip(total, density, strict=True) if total else ()
+        total = Density(*(ours + theirs for ours, theirs in pairs)) if total else density
+    return total
 
 
 def python_files(*folders: str) -> list[Path]:

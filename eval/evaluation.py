@@ -50,16 +50,9 @@ from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import WORLD, write_benchmark
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.folder import display_path
-from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.stages import Stage, run_stages
-from rlhfv_ray.tracking.run import (
-    TrackedRun,
-    sync_tracking,
-    tracked_run,
-    tracking_uri,
-    ui_command,
-)
+from rlhfv_ray.tracking.run import TrackedRun
+from rlhfv_ray.tracking.run_folder import open_run_folder
 
 API = "api"  # stands for the model of --endpoint among the models
 
@@ -121,38 +114,26 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
     )
     check_services(evaluation, config.decoded)
     folder = evaluation_folder(config, evaluation)
-    with (
-        hold_lease(folder),
-        tracked_run(
-            folder,
-            config.tracking,
-            store=storage,
-            name=folder.name,
-            params=plain(config),
-            tags={},
-        ) as run,
-    ):
-        write_json(folder / "config.json", plain(config))
+    with open_run_folder(
+        folder,
+        config.tracking,
+        store=storage,
+        params=plain(config),
+        tags={},
+        config=plain(config),
+    ) as opened:
         run_stages(list(evaluation.stages), storage)
         sections = evaluate_all(evaluation, folder, console=console)
         outcome = {section.name: summary(section.models) for section in sections}
         write_json(folder / "summary.json", outcome)
         title = f"Evaluation of {', '.join(evaluation.candidates)}"
         write_page(folder / "report.html", sections, title=title)
-        run.log_file(folder / "summary.json", "")
-        run.log_file(folder / "config.json", "")
-        track_sections(evaluation, sections, run, folder)
+        opened.run.log_file(folder / "summary.json")
+        track_sections(evaluation, sections, opened.run, folder)
     for section in sections:
         console.print(table(section.models))
-    synced = sync_tracking(folder)
     log_to_checkpoints(evaluation.paths, sections, config.tracking, evaluation=folder.name)
-    uri = tracking_uri(config.tracking, storage)
-    places = {
-        "report": display_path(folder / "report.html"),
-        "MLflow": ui_command(uri) if synced else "not reached",
-    }
-    for title, place in places.items():
-        console.print(f"{title:<14} {place}", highlight=False, soft_wrap=True)
+    opened.print_locations({"report": folder / "report.html"}, console=console)
     return outcome
 
 

@@ -34,16 +34,10 @@ from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
-from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.stages import run_stages
 from rlhfv_ray.sweep.search_space import arguments_of
-from rlhfv_ray.tracking.run import (
-    TrackedRun,
-    sync_tracking,
-    tracked_run,
-    tracking_uri,
-    ui_command,
-)
+from rlhfv_ray.tracking.run import TrackedRun
+from rlhfv_ray.tracking.run_folder import open_run_folder
 from rlhfv_ray.training.metrics_log import read_records
 
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "mlflow", "pillow")
@@ -69,19 +63,15 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
     if evaluation.benchmarks:
         identity["benchmarks"] = {"names": config.scored_on, "settings": plain(config.settings)}
     folder = storage / f"{config.name}-{fingerprint(identity)}"
-    with (
-        hold_lease(folder),
-        tracked_run(
-            folder,
-            config.tracking,
-            store=storage,
-            name=folder.name,
-            params=flat(plain(config)),
-            tags=origin(),
-        ) as run,
-    ):
-        write_json(folder / "config.json", {"config": plain(config), "stages": names, **origin()})
-        run.log_file(folder / "config.json")
+    with open_run_folder(
+        folder,
+        config.tracking,
+        store=storage,
+        params=flat(plain(config)),
+        tags=origin(),
+        config={"config": plain(config), "stages": names, **origin()},
+    ) as opened:
+        run = opened.run
         monitor = StageMonitor(pipeline, run, feed, console)
         results = run_stages(stages, storage, around=monitor.stage)
         seconds = {result.stage.title: result.seconds for result in results}
@@ -91,7 +81,12 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         }
         write_json(folder / "summary.json", outcome)
         run.log_file(folder / "summary.json")
-    show_places(pipeline, folder, synced=sync_tracking(folder), console=console)
+    locations = {
+        "aligned model": Path(pipeline.aligned.path),
+        "report": folder / "report.html",
+        "summary": folder / "summary.json",
+    }
+    opened.print_locations(locations, console=console)
     if not evaluation.benchmarks:
         console.print("No benchmark was asked for (--benchmarks). Score both models with:")
         console.print(score_command(config, pipeline), highlight=False, soft_wrap=True)
@@ -199,16 +194,3 @@ def origin() -> dict[str, str]:
     versions["version.python"] = platform.python_version()
     versions["git_commit"] = commit.stdout.strip() or "none"
     return versions
-
-
-def show_places(pipeline: Pipeline, folder: Path, *, synced: bool, console: Console) -> None:
-    """Print where the model, the report and the runs are."""
-    uri = tracking_uri(pipeline.config.tracking, pipeline.storage)
-    places = {
-        "aligned model": display_path(Path(pipeline.aligned.path)),
-        "report": display_path(folder / "report.html"),
-        "summary": display_path(folder / "summary.json"),
-        "MLflow": ui_command(uri) if synced else "not reached; see the warning above",
-    }
-    for what, where in places.items():
-        console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)

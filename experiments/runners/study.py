@@ -38,18 +38,12 @@ from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import is_there
-from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.stages import is_done, run_stages
 from rlhfv_ray.sweep.search_space import name_of
 from rlhfv_ray.sweep.trainings import train_all
 from rlhfv_ray.sweep.trials import ENDED, end_trial, trials_at_once
-from rlhfv_ray.tracking.run import (
-    TrackedRun,
-    sync_tracking,
-    tracked_run,
-    tracking_uri,
-    ui_command,
-)
+from rlhfv_ray.tracking.run import TrackedRun
+from rlhfv_ray.tracking.run_folder import open_run_folder
 
 POLL_S = 2.0
 ARM, SEED = "arm", "seed"
@@ -106,18 +100,15 @@ def run_study(
         "arms": [arm.name for arm in study.arms],
     }
     folder = storage / f"{config.name}-{fingerprint(identity)}"
-    with (
-        hold_lease(folder),
-        tracked_run(
-            folder,
-            config.ddpo.tracking,
-            store=storage,
-            name=folder.name,
-            params=flat(plain(config)),
-            tags=origin(),
-        ) as run,
-    ):
-        write_json(folder / "config.json", plain(config))
+    with open_run_folder(
+        folder,
+        config.ddpo.tracking,
+        store=storage,
+        params=flat(plain(config)),
+        tags=origin(),
+        config=plain(config),
+    ) as opened:
+        run = opened.run
         planned = plan_study(config, study, storage, console=console)
         places = {pair: folder / "trials" / training_name(*pair) for pair in planned.configs}
         open_places = {
@@ -132,17 +123,11 @@ def run_study(
                 for place, reason in failed.items():
                     end_trial(Path(place), "failed", error=reason)
         outcome = conclude(study, folder, console=console)
-        for name in ("study.json", "table.md", "config.json"):
+        for name in ("study.json", "table.md"):
             run.log_file(folder / name)
         run.log_file(folder / f"{config.name}.png", "figures")
-    synced = sync_tracking(folder)
-    uri = tracking_uri(config.ddpo.tracking, storage)
-    for what, where in (
-        ("study", folder),
-        ("figure", folder / f"{config.name}.png"),
-        ("MLflow", ui_command(uri) if synced else "not reached; see the warning above"),
-    ):
-        console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)
+    locations = {"study": folder, "figure": folder / f"{config.name}.png"}
+    opened.print_locations(locations, console=console)
     return outcome
 
 

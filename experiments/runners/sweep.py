@@ -30,11 +30,11 @@ from rlhfv_ray.models import planned_counts
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, rung_stage, train_stage
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import discard, display_path, is_there, open_folder
-from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.stages import Stage, is_done, run_stages, seconds_of
 from rlhfv_ray.sweep.search_space import TrialParams, apply_params, arguments_of, plan_trials
 from rlhfv_ray.sweep.trials import Report, SweepJob, end_trial, run_sweep, trials_at_once
-from rlhfv_ray.tracking.run import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
+from rlhfv_ray.tracking.run import TrackedRun
+from rlhfv_ray.tracking.run_folder import open_run_folder
 
 POLL_S = 2.0
 FRESH = 1  # added to the seed for images that decided nothing
@@ -64,18 +64,15 @@ def sweep(
     concurrent = trials_at_once(config.ddpo.scale, config.search.concurrent)
     check_disk(config, storage, concurrent)
     folder = storage / f"{config.name}-{fingerprint(identity(config, pipeline))}"
-    with (
-        hold_lease(folder),
-        tracked_run(
-            folder,
-            config.ddpo.tracking,
-            store=storage,
-            name=folder.name,
-            params=flat(plain(config)),
-            tags=origin(),
-        ) as run,
-    ):
-        write_json(folder / "config.json", plain(config))
+    with open_run_folder(
+        folder,
+        config.ddpo.tracking,
+        store=storage,
+        params=flat(plain(config)),
+        tags=origin(),
+        config=plain(config),
+    ) as opened:
+        run = opened.run
         shared = prepare(config, pipeline, folder, console=console)
         count = config.search.trials if config.search.kind == "bayes" else len(trials)
         console.print(forecast(config, shared, count, concurrent), highlight=False, soft_wrap=True)
@@ -91,13 +88,7 @@ def sweep(
             with poll(monitor.refresh, POLL_S):
                 run_sweep(job, trials, concurrent=concurrent)
         outcome = conclude(shared, folder, run, recipe=recipe, console=console)
-    synced = sync_tracking(folder)
-    uri = tracking_uri(config.ddpo.tracking, storage)
-    for what, where in (
-        ("sweep", display_path(folder)),
-        ("MLflow", ui_command(uri) if synced else "not reached; see the warning above"),
-    ):
-        console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)
+    opened.print_locations({"sweep": folder}, console=console)
     return outcome
 
 

@@ -1,9 +1,10 @@
-"""Brings the spool of `rlhfv_ray.tracking.run` to MLflow, and is the only module that talks to it.
+"""Send the spool of `rlhfv_ray.tracking.run` to MLflow. No other module talks to MLflow.
 
-To replay an event twice does no harm: a run is found again by a tag, a metric point carries the time of its event
-(MLflow keeps equal points once), params are compared, artifacts overwritten. So the state file is only a memory of how
-far a replay came. Runs and the experiment are always named by id, because MLflow's fluent functions leave
-`MLFLOW_EXPERIMENT_ID` in the environment, which then overrules every other choice.
+Events may be replayed twice: a tag identifies the run, a metric point carries the time of its
+event (MLflow keeps equal points once), params are compared, and artifacts are overwritten. The
+state file only records how far a replay came. Runs and experiments are always addressed by id:
+MLflow's fluent functions leave `MLFLOW_EXPERIMENT_ID` in the environment, which then overrides
+every other choice.
 """
 
 import contextlib
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SPOOL, STATE = "tracking.jsonl", "tracking_state.json"
-REQUEST_S = 5  # longest HTTP request
-LONGEST = 6000  # characters of a param that MLflow keeps; it cuts longer ones silently
-UID = "rlhfv_ray.uid"  # tag by which a run is found again
+REQUEST_S = 5  # timeout of one HTTP request
+MAX_VALUE_LENGTH = 6000  # characters of a param that MLflow keeps; it cuts longer ones silently
+UID = "rlhfv_ray.uid"  # tag that identifies a run
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def read_events(folder: Path) -> list[Event]:
-    """Read the spool of an experiment, each key once; a line torn by a crash is left out."""
+    """Return the events of an experiment's spool, each key once, without lines torn by a crash."""
     events: dict[str, Event] = {}
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / SPOOL).read_text().splitlines():
@@ -46,40 +47,42 @@ def read_events(folder: Path) -> list[Event]:
 
 
 def how_to_replay(folder: Path) -> str:
-    """Tell a user whose runs are not in MLflow yet what to do."""
-    return f"Nothing is lost: `python experiments/sync_tracking.py {display_path(folder.parent)}` replays what is missing."
+    """Return the advice for a user whose runs are not in MLflow yet."""
+    command = f"python experiments/sync_tracking.py {display_path(folder.parent)}"
+    return f"Nothing is lost: `{command}` replays what is missing."
 
 
 def database(uri: str) -> Path:
-    """Name the file of a SQLite store."""
+    """Return the absolute path of a SQLite store's file."""
     return Path(uri.removeprefix("sqlite:///")).resolve()
 
 
 class Replay:
-    """Replays events in order; only the holder of the experiment's tracking lease may."""
+    """Replays events in order. Only the holder of the experiment's tracking lease may use it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.unreached = False  # since when it was true, one warning has been given
+        self.unreached = False  # True after a failed replay, which has warned once
         self.state: dict[str, Any] = {}
         self._client: MlflowClient | None = None
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             self.state = json.loads((folder / STATE).read_text())
 
     def sync(self, events: Sequence[Event], *, abandoned: bool = False) -> bool:
-        """Replay what MLflow lacks; never raises for it.
+        """Send the events that MLflow lacks. Errors become a warning.
 
         Args:
-            events: all of the experiment.
-            abandoned: no driver is left, so runs still open were killed.
+            events: all events of the experiment.
+            abandoned: no driver is left, so runs that are still open become KILLED.
 
         Returns:
-            Whether MLflow has everything.
+            True if MLflow now has everything.
         """
         try:
             if abandoned or self.state.get("position") != len(events):
                 self._replay(events, abandoned=abandoned)
-        except Exception as error:  # noqa: BLE001 - of any client, database or cloud store: none may stop a training run
+        # Errors of any client, database or cloud store: none of them may stop a training run.
+        except Exception as error:  # noqa: BLE001
             if not self.unreached:
                 log.warning(
                     "MLflow cannot be used now: %s %s", _short(error), how_to_replay(self.folder)
@@ -90,18 +93,21 @@ class Replay:
         return not self.state["refused"]
 
     def _replay(self, events: Sequence[Event], *, abandoned: bool) -> None:
-        client = self._connect(
-            [event["content"] for event in events if event["kind"] == "target"][-1]
-        )
+        targets = [event["content"] for event in events if event["kind"] == "target"]
+        client = self._connect(targets[-1])
         try:
             for group in _grouped(events[self.state["position"] :]):
                 self._send(client, group)
                 self.state["position"] += len(group)
         finally:
             write_json(self.folder / STATE, self.state)
+        if not abandoned:
+            return
         last = {event["run"]: event["content"] for event in events if event["kind"] == "status"}
-        for run in [run for run, status in last.items() if abandoned and status == "RUNNING"]:
-            client.set_terminated(self.state["runs"][run], "KILLED", end_time=events[-1]["time"])
+        for run, status in last.items():
+            if status == "RUNNING":
+                run_id = self.state["runs"][run]
+                client.set_terminated(run_id, "KILLED", end_time=events[-1]["time"])
 
     def _connect(self, target: Mapping[str, str]) -> "MlflowClient":
         if self._client is None or self.state.get("target") != target:
@@ -117,9 +123,8 @@ class Replay:
 
         event = group[0]
         if event["kind"] == "start":
-            self.state["runs"][event["run"]] = self._find_run(client, event) or self._start_run(
-                client, event
-            )
+            run_id = self._find_run(client, event) or self._start_run(client, event)
+            self.state["runs"][event["run"]] = run_id
         if event["kind"] not in SENDERS:
             return
         try:
@@ -130,7 +135,7 @@ class Replay:
             self._refuse(client, group, error)
 
     def _refuse(self, client: "MlflowClient", group: Sequence[Event], error: Exception) -> None:
-        """Set aside what MLflow will never take, so that the rest goes on."""
+        """Set aside the events that MLflow will never accept, so that later ones are sent."""
         if len(group) > 1:
             for event in group:
                 self._send(client, [event])
@@ -140,9 +145,9 @@ class Replay:
         self.state["refused"].append(group[0]["key"])
 
     def _find_run(self, client: "MlflowClient", event: Event) -> str | None:
-        wanted = f"tags.`{UID}` = '{event['content']['uid']}'"
-        found = client.search_runs([self.state["experiment_id"]], wanted, max_results=1)
-        return found[0].info.run_id if found else None
+        query = f"tags.`{UID}` = '{event['content']['uid']}'"
+        runs = client.search_runs([self.state["experiment_id"]], query, max_results=1)
+        return runs[0].info.run_id if runs else None
 
     def _start_run(self, client: "MlflowClient", event: Event) -> str:
         content = event["content"]
@@ -159,23 +164,20 @@ class Replay:
 
 
 def _open_store(target: Mapping[str, str]) -> tuple["MlflowClient", str]:
-    """Open the store and the experiment in it; both are made where they are missing."""
+    """Open the store and the experiment in it; create both if they do not exist."""
     import mlflow
     from mlflow import environment_variables, telemetry
 
-    # Defaults, not environment variables: those would reach child processes and overrule the user's own.
-    environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.default = REQUEST_S  # 120 s
-    environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.default = (
-        0  # 7, with minutes of back-off; the replay retries
-    )
+    # Defaults, not environment variables: those would reach child processes and override the
+    # user's own settings.
+    environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.default = REQUEST_S  # MLflow's own: 120 s
+    # MLflow's own: 7 retries with minutes of back-off. The replay retries by itself.
+    environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.default = 0
     environment_variables.MLFLOW_DISABLE_TELEMETRY.default = True
-    environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.default = (
-        True  # into the progress bars of the run
-    )
-    telemetry.set_telemetry_client()  # reads the setting again
-    logging.getLogger("mlflow").setLevel(
-        logging.WARNING
-    )  # not its talk of tables, into a user's progress
+    # URLs and messages about database tables would be printed into the progress bars.
+    environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.default = True
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    telemetry.set_telemetry_client()  # makes MLflow read its telemetry setting again
     with _creating(target["uri"]):
         client = mlflow.MlflowClient(tracking_uri=target["uri"])
         return client, _experiment_id(client, target)
@@ -183,7 +185,10 @@ def _open_store(target: Mapping[str, str]) -> tuple["MlflowClient", str]:
 
 @contextlib.contextmanager
 def _creating(uri: str) -> Iterator[None]:
-    """One process at a time opens a SQLite store: several that create its tables at once break it."""
+    """Hold a lock while a SQLite store is opened.
+
+    Several processes that create its tables at the same time break it.
+    """
     if not uri.startswith("sqlite:///"):
         yield
         return
@@ -197,9 +202,9 @@ def _creating(uri: str) -> Iterator[None]:
 def _experiment_id(client: "MlflowClient", target: Mapping[str, str]) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(target["experiment"])
-    if found:
-        return found.experiment_id
+    experiment = client.get_experiment_by_name(target["experiment"])
+    if experiment:
+        return experiment.experiment_id
     try:
         return client.create_experiment(
             target["experiment"], artifact_location=target["artifacts"] or None
@@ -211,7 +216,7 @@ def _experiment_id(client: "MlflowClient", target: Mapping[str, str]) -> str:
 
 
 def _is_lost(client: "MlflowClient", runs: Mapping[str, str]) -> bool:
-    """Whether the store no longer knows the runs: somebody deleted its database."""
+    """Return True if the store no longer knows the runs, because its database was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -225,7 +230,10 @@ def _is_lost(client: "MlflowClient", runs: Mapping[str, str]) -> bool:
 
 
 def _grouped(events: Sequence[Event]) -> list[list[Event]]:
-    """Metrics of one run that follow each other go together: one request each would take minutes after an outage."""
+    """Group consecutive metric events of one run.
+
+    One request for each event would take minutes after an outage.
+    """
     groups = itertools.groupby(
         events, key=lambda event: (event["run"], event["kind"] == "metrics" or event["key"])
     )
@@ -237,11 +245,11 @@ def _send_metrics(
 ) -> None:
     from mlflow.entities import Metric
 
-    metrics = [
-        Metric(name, value, event["time"], step)
-        for event in events
-        for name, value, step in event["content"]
-    ]
+    metrics = []
+    for event in events:
+        metrics += [
+            Metric(name, value, event["time"], step) for name, value, step in event["content"]
+        ]
     for batch in _batches(metrics, 1000):
         client.log_batch(run_id, metrics=batch, synchronous=True)
 
@@ -249,19 +257,19 @@ def _send_metrics(
 def _send_params(
     client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path
 ) -> None:
-    """Log new params; MLflow never lets one change, so a change is tagged."""
+    """Log new params. MLflow never lets a param change, so a changed value becomes a tag."""
     from mlflow.entities import Param
 
     params = _without_long(client, run_id, events[0]["content"])
-    there = client.get_run(run_id).data.params
-    for names in _batches([name for name in params if name not in there], 100):
+    logged = client.get_run(run_id).data.params
+    for names in _batches([name for name in params if name not in logged], 100):
         client.log_batch(
             run_id, params=[Param(name, params[name]) for name in names], synchronous=True
         )
-    changed = [name for name, value in params.items() if there.get(name, value) != value]
+    changed = [name for name, value in params.items() if logged.get(name, value) != value]
     if changed:
-        changes = ", ".join(f"{name}: {there[name]} -> {params[name]}" for name in changed)
-        client.set_tag(run_id, "config_changed", changes[:LONGEST])
+        changes = ", ".join(f"{name}: {logged[name]} -> {params[name]}" for name in changed)
+        client.set_tag(run_id, "config_changed", changes[:MAX_VALUE_LENGTH])
 
 
 def _send_tags(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
@@ -283,12 +291,11 @@ def _send_file(client: "MlflowClient", run_id: str, events: Sequence[Event], fol
 def _send_table(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
     """As `MlflowClient.log_table`, which would append to a table that is there."""
     file = events[0]["content"]["file"]
+    entry = {"path": file, "type": "table"}
     client.log_dict(run_id, events[0]["content"]["table"], file)
     tables = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
-    if {"path": file, "type": "table"} not in tables:
-        client.set_tag(
-            run_id, "mlflow.loggedArtifacts", json.dumps([*tables, {"path": file, "type": "table"}])
-        )
+    if entry not in tables:
+        client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*tables, entry]))
 
 
 def _send_status(
@@ -311,14 +318,13 @@ SENDERS: dict[str, Callable[["MlflowClient", str, Sequence[Event], Path], None]]
 
 
 def _without_long(client: "MlflowClient", run_id: str, values: Mapping[str, str]) -> dict[str, str]:
-    """Values that MLflow would cut become artifacts, with a note in their place."""
+    """Log values that MLflow would cut as artifacts; return all values, with notes for those."""
+    fitting = dict(values)
     for name, value in values.items():
-        if len(value) > LONGEST:
+        if len(value) > MAX_VALUE_LENGTH:
             client.log_text(run_id, value, f"long/{name}.txt")
-    return {
-        name: value if len(value) <= LONGEST else f"see artifact long/{name}.txt"
-        for name, value in values.items()
-    }
+            fitting[name] = f"see artifact long/{name}.txt"
+    return fitting
 
 
 def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -1,8 +1,12 @@
 """The MLflow run tree of one experiment, fed from a local spool.
 
-What shall be in MLflow is first an event with a key, one line of `tracking.jsonl` in the experiment's folder. A key
-that is there is never appended again, so a resumed experiment repeats nothing. A background thread replays the events
-(`rlhfv_ray.tracking.run.replay`): training neither waits for MLflow nor fails with it.
+Everything for MLflow is first an event with a key: one line of `tracking.jsonl` in the
+experiment's folder. A key is never appended twice, so a resumed experiment repeats nothing. A
+background thread replays the events (`rlhfv_ray.tracking.replay`), so training neither waits for
+MLflow nor fails with it.
+
+Metric points are stored in the spool even where `metrics.jsonl` of a training stage has them too.
+A sweep deletes the training folders of its worse trials, perhaps before MLflow could be reached.
 """
 
 import contextlib
@@ -36,21 +40,25 @@ from rlhfv_ray.tracking.replay import (
     read_events,
 )
 
-LEASE_FOLDER = "tracking.lease"  # held by whoever replays; a driver holds it as long as it lives
-SYNC_S, RETRY_S = 2.0, 30.0  # between looks at the spool; after MLflow did not answer
-FLUSH_S = 60.0  # longest wait for the rest at the end of a run
+LEASE_FOLDER = "tracking.lease"  # held by the process that replays; by a driver while it lives
+SYNC_S = 2.0  # between two replays
+RETRY_S = 30.0  # between two replays while MLflow does not answer
+FLUSH_S = 60.0  # longest wait for the last replay at the end of a run
 
 log = logging.getLogger(__name__)
 
 
 def tracking_uri(config: TrackingConfig, store: Path) -> str:
-    """Where MLflow keeps the runs: as configured, else a SQLite file in the storage folder; always absolute."""
+    """Return MLflow's tracking URI: the configured one, else a SQLite file in the storage folder.
+
+    The path of a SQLite file is always absolute.
+    """
     uri = config.uri or f"sqlite:///{store / 'mlflow.db'}"
     return f"sqlite:///{database(uri)}" if uri.startswith("sqlite:///") else uri
 
 
 def ui_command(uri: str) -> str:
-    """Name the command that shows the runs of a store; of a server, its address.
+    """Return the command that shows the runs of a store; for a server, return its address.
 
     Example:
         >>> ui_command("sqlite:////data/runs/mlflow.db")
@@ -64,7 +72,7 @@ def ui_command(uri: str) -> str:
 
 
 class Spool:
-    """The events of one experiment, in memory and on disk; only its driver appends."""
+    """The events of one experiment, in memory and on disk. Only its driver appends."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,16 +80,20 @@ class Spool:
         self.events: list[Event] = []
         self.keys: set[str] = set()
         self.statuses: dict[str, list[Status]] = {}  # by run, in order
-        self.last_step: dict[tuple[str, str], int] = {}  # by run and metric
+        self.last_steps: dict[tuple[str, str], int] = {}  # by run and metric
         self._lock = threading.Lock()
         for event in read_events(folder):
             self._index(event)
-        with (folder / SPOOL).open("a+b") as stream:  # end a line torn by a crash
+        # A line torn by a crash gets its end, so that the next event starts a new line.
+        with (folder / SPOOL).open("a+b") as stream:
             if stream.tell() and os.pread(stream.fileno(), 1, stream.tell() - 1) != b"\n":
                 stream.write(b"\n")
 
     def append(self, kind: str, run: str, content: Any, *, ident: str | None = None) -> None:
-        """Add an event, unless one of its kind, run and `ident` (by default: its content) is there."""
+        """Add an event, unless one of the same kind, run and `ident` exists.
+
+        `ident` defaults to a fingerprint of the content.
+        """
         key = f"{kind}:{run}:{fingerprint({'content': content}) if ident is None else ident}"
         event = {
             "key": key,
@@ -97,30 +109,26 @@ class Spool:
             try:
                 with (self.folder / SPOOL).open("a") as stream:
                     stream.write(json.dumps(event) + "\n")
-            except (
-                OSError
-            ) as error:  # a full disk: the run has worse to report, and this must not mask it
+            except OSError as error:  # on a full disk, the run's own error must not be masked
                 log.warning(
                     "%s could not be written (%s): MLflow may lack %s.",
-                    self.folder / SPOOL,
-                    error,
-                    key,
+                    *(self.folder / SPOOL, error, key),
                 )
 
     def append_points(self, run: str, points: Sequence[tuple[str, Any, int]]) -> None:
-        """Add metric points (name, value, step) that are finite and of a later step than the metric's last one."""
+        """Add the finite metric points (name, value, step) after each metric's last step."""
         usable = [
             (name, float(value), int(step))
             for name, value, step in points
             if isinstance(value, Real)
             and math.isfinite(value)
-            and step > self.last_step.get((run, name), step - 1)
+            and step > self.last_steps.get((run, name), step - 1)
         ]
         if usable:
             self.append("metrics", run, usable)
 
     def set_status(self, run: str, status: Status) -> None:
-        """Note a run's new status."""
+        """Add a run's new status."""
         self.append("status", run, status, ident=str(len(self.statuses.get(run, []))))
 
     def _index(self, event: Event) -> None:
@@ -129,13 +137,12 @@ class Spool:
         if event["kind"] == "status":
             self.statuses.setdefault(event["run"], []).append(event["content"])
         elif event["kind"] == "metrics":
-            self.last_step.update(
-                {(event["run"], name): step for name, _, step in event["content"]}
-            )
+            for name, _, step in event["content"]:
+                self.last_steps[event["run"], name] = step
 
 
 class TrackedRun:
-    """A run of the tree. As a context it ends with the body: FINISHED, FAILED, or KILLED."""
+    """A run of the tree. As a context manager it ends with the body: FINISHED, FAILED or KILLED."""
 
     def __init__(
         self, spool: Spool, name: str, *, parent: str = "", params: Mapping[str, Any]
@@ -150,53 +157,48 @@ class TrackedRun:
             spool.append("params", self.path, _flatten(params))
 
     def stage(self, name: str, params: Mapping[str, Any] | None = None) -> "TrackedRun":
-        """Start the child run of this name, or continue it."""
+        """Start the child run with this name, or continue it."""
         return TrackedRun(self.spool, name, parent=self.path, params=params or {})
 
     def log_metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
-        """Log scalars; a point that is there, and what is not finite, is left out."""
+        """Log scalars, without values that are not finite and steps that were logged before."""
         self.spool.append_points(self.path, [(name, value, step) for name, value in values.items()])
 
     def log_records(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Log training records, each with its `step`; steps that are there are left out."""
-        points = [
-            (name, record[name], record["step"])
-            for record in records
-            for name in record
-            if name != "step"
-        ]
+        """Log training records, each with its `step`, without steps that were logged before."""
+        points: list[tuple[str, Any, int]] = []
+        for record in records:
+            points += [(name, record[name], record["step"]) for name in record if name != "step"]
         self.spool.append_points(self.path, points)
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Log a file as artifact; again only when its content changed."""
+        """Log a file as an artifact, again only when its content changed."""
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        where = os.path.relpath(path, self.spool.folder)  # so that the storage folder can be moved
-        self.spool.append("file", self.path, {"path": where, "folder": folder, "sha256": digest})
+        relative = os.path.relpath(path, self.spool.folder)  # so that the storage can be moved
+        self.spool.append("file", self.path, {"path": relative, "folder": folder, "sha256": digest})
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Log rows as the table `<name>.json`, which MLflow shows and loads as one."""
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        data = [[_finite(row.get(column)) for column in columns] for row in rows]
-        table = json.loads(json.dumps({"columns": columns, "data": data}, default=str))
+        """Log rows as the table `<name>.json`, which MLflow shows and loads as a table."""
+        columns: dict[str, None] = {}  # in the order in which they first appear
+        for row in rows:
+            columns |= dict.fromkeys(row)
+        data = [list(map(_finite_or_none, map(row.get, columns))) for row in rows]
+        table = json.loads(json.dumps({"columns": list(columns), "data": data}, default=str))
         self.spool.append(
             "table", self.path, {"file": f"{name.removesuffix('.json')}.json", "table": table}
         )
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags; the last value stays."""
+        """Set tags. The last value of a tag replaces earlier ones."""
         if tags:
             self.spool.append("tags", self.path, {name: str(value) for name, value in tags.items()})
 
     def end(self, status: Status = "FINISHED") -> None:
-        """End this run and what is still open below it; a run that has ended keeps its status."""
-        below = [
-            run
-            for run in self.spool.statuses
-            if run == self.path or run.startswith(f"{self.path}/")
-        ]
-        for run in reversed(below):
-            if self.spool.statuses[run][-1] == "RUNNING":
+        """End this run and its open children. A run that has ended keeps its status."""
+        for run in reversed(list(self.spool.statuses)):
+            in_tree = run == self.path or run.startswith(f"{self.path}/")
+            if in_tree and self.spool.statuses[run][-1] == "RUNNING":
                 self.spool.set_status(run, status)
 
     def __enter__(self) -> Self:
@@ -224,18 +226,17 @@ def tracked_run(
     """Track an experiment as an MLflow run, or continue its run, while the body runs.
 
     Args:
-        folder: of the experiment; a folder has one run tree.
+        folder: of the experiment; one folder has one run tree.
         config: where MLflow is.
-        store: the storage folder; holds MLflow's files where no server is configured.
+        store: the storage folder, which holds MLflow's files where no server is configured.
         name: of the run.
         params: may be nested; `loss: {beta: 1}` becomes `loss.beta`.
         tags: of the run.
     """
     spool = Spool(folder)
     uri = tracking_uri(config, store)
-    artifacts = (
-        "" if uri.startswith("http") else str(store.resolve() / "mlartifacts")
-    )  # a server knows its own
+    # A server chooses the folder of artifacts itself.
+    artifacts = "" if uri.startswith("http") else str(store.resolve() / "mlartifacts")
     target = {"uri": uri, "experiment": config.experiment, "artifacts": artifacts}
     targets = [event["content"] for event in spool.events if event["kind"] == "target"]
     if targets[-1:] != [target]:
@@ -249,25 +250,25 @@ def tracked_run(
         )
     with _syncing(spool), TrackedRun(spool, name, params=params) as run:
         run.set_tags(tags)
-        publish(folder / SPOOL)  # from here on a successor, on whichever node, continues this run
+        publish(folder / SPOOL)  # from here on, a successor on any node continues this run
         yield run
     publish(folder / SPOOL)
 
 
 def sync_tracking(folder: Path) -> bool:
-    """Replay an experiment's spool into MLflow; runs that a dead driver left open become KILLED.
+    """Replay an experiment's spool into MLflow. Runs that a dead driver left open become KILLED.
 
     Returns:
-        Whether MLflow now has everything; if not, a warning said why.
+        True if MLflow now has everything; otherwise a warning gives the reason.
     """
     try:
         with _replaying(folder) as replay:
             if replay.state.get("refused"):
-                replay.state = {}  # from the start: to replay twice does no harm
+                replay.state = {}  # start again; replaying an event twice does no harm
             return replay.sync(read_events(folder), abandoned=True)
     except StageFailedError:
         log.warning(
-            "%s is still running, or being replayed; whoever does that sends it to MLflow.",
+            "%s is still running, or another process replays it; that process sends it to MLflow.",
             display_path(folder),
         )
         return False
@@ -290,14 +291,14 @@ def _syncing(spool: Spool) -> Iterator[None]:
 
 
 def _follow(spool: Spool, stopped: threading.Event) -> None:
-    """Replay until the run has ended, and once more."""
+    """Replay until the run has ended, and then once more."""
     while True:
         ending = stopped.is_set()
         try:
             with _replaying(spool.folder) as replay:
                 _replay_until(stopped, spool, replay)
             return
-        except StageFailedError:  # somebody replays what an earlier driver left
+        except StageFailedError:  # another process replays what an earlier driver left
             if ending:
                 log.warning(
                     "Another process is replaying this run. %s", how_to_replay(spool.folder)
@@ -310,9 +311,8 @@ def _replay_until(stopped: threading.Event, spool: Spool, replay: Replay) -> Non
     while True:
         ending = stopped.is_set()
         replay.sync(list(spool.events))
-        if ending or (
-            stopped.is_set() and replay.unreached
-        ):  # a second try in a row would only cost time
+        # A second attempt right after a failed one would only cost time.
+        if ending or (stopped.is_set() and replay.unreached):
             return
         stopped.wait(RETRY_S if replay.unreached else SYNC_S)
 
@@ -324,7 +324,7 @@ def _replaying(folder: Path) -> Iterator[Replay]:
 
 
 def _status_after(error: BaseException | None) -> Status:
-    """Tell how a run ends whose body ended so; a signal to end arrives as one of two exceptions."""
+    """Return the status of a run by how its body ended; SIGTERM and Ctrl-C arrive as exceptions."""
     if isinstance(error, SystemExit):
         if error.code in (signal.SIGTERM, 128 + signal.SIGTERM):
             return "KILLED"
@@ -337,13 +337,12 @@ def _status_after(error: BaseException | None) -> Status:
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in params.items():
-        flat.update(
-            _flatten(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {prefix + name: str(value)}
-        )
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)
     return flat
 
 
-def _finite(value: Any) -> Any:
+def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

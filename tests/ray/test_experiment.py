@@ -429,7 +429,7 @@ def told(printed: str) -> dict:
 
 
 def test_real_data_ends_with_scores_of_both_models(cluster_of_two, small_model, bucket, tmp_path):
-    """Catches: an experiment on users' data that ends without scores, or with other scores when it was stopped; flags of a benchmark that do nothing.
+    """Catches: an experiment on users' data that ends without scores, or with others when stopped.
 
     Photos, Object HalBench in rule mode and POPE, as a Ray job whose storage is a bucket.
     """

@@ -1,4 +1,4 @@
-"""The MLflow run tree: real SQLite stores, a real server, and what must not happen when one is away."""
+"""The MLflow run tree on real SQLite stores and a real server, which may be away."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ NAN, INF = float("nan"), float("inf")
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's tables: they take seconds to make, and no time to copy."""
+    """Return a SQLite file with MLflow's tables: creating takes seconds, copying takes no time."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
     return path
@@ -49,7 +49,7 @@ def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch)
 def track(
     store: Path, *, config: TrackingConfig = CONFIG, params: Mapping[str, Any] | None = None
 ) -> Any:
-    """The context of one experiment's run, the same for every call."""
+    """Return the context of one experiment's run, the same for every call."""
     return tracked_run(
         store / "ddpo-1",
         config,
@@ -65,16 +65,16 @@ def client(store: Path) -> MlflowClient:
 
 
 def runs(mlflow: MlflowClient) -> dict[str, Run]:
-    """The experiment's runs by name; fails where a name is there twice."""
+    """Return the experiment's runs by name; fail if two have the same name."""
     experiment = mlflow.get_experiment_by_name("hallucinations")
     assert experiment is not None
-    found = mlflow.search_runs([experiment.experiment_id])
-    assert len({run.info.run_name for run in found}) == len(found)
-    return {str(run.info.run_name): run for run in found}
+    all_runs = mlflow.search_runs([experiment.experiment_id])
+    assert len({run.info.run_name for run in all_runs}) == len(all_runs)
+    return {str(run.info.run_name): run for run in all_runs}
 
 
 def points(mlflow: MlflowClient, run: str, metric: str) -> list[tuple[int, float]]:
-    """Every stored point of a metric as (step, value)."""
+    """Return every stored point of a metric as (step, value)."""
     history = mlflow.get_metric_history(runs(mlflow)[run].info.run_id, metric)
     return sorted((point.step, point.value) for point in history)
 
@@ -124,7 +124,7 @@ def test_a_resumed_run_continues_and_doubles_nothing(store: Path) -> None:
 
 
 def test_a_lost_state_doubles_nothing(store: Path) -> None:
-    """Bug: after a crash between MLflow's answer and the state's file, runs and points come a second time."""
+    """Bug: a crash between MLflow's answer and the state's file doubles runs and points."""
     with track(store, params={"beta": 0.1}) as run:
         fill(run, 8)
     before = runs(client(store))
@@ -187,7 +187,7 @@ def test_what_is_not_finite_is_left_out(store: Path) -> None:
 
 
 def test_tables_and_files_come_back(store: Path) -> None:
-    """Bug: a table grows with every resume, an old report stays, or the artifacts land in the current folder."""
+    """Bug: a table grows with every resume, an old report stays, or files go astray."""
     rows = [{"benchmark": "chair", "rate": 0.25}, {"benchmark": "mmhal", "rate": NAN, "n": 96}]
     report = store / "report.html"
     for text in ("old", "old", "new"):
@@ -239,18 +239,24 @@ def test_the_end_of_the_body_is_the_end_of_the_run(
     with pytest.raises(type(error)) as caught:
         body()
     assert caught.value is error
-    found = {name: run.info.status for name, run in runs(client(store)).items()}
-    assert found == {"ddpo": status, "train": status, "encode": "FINISHED"}
+    statuses = {name: run.info.status for name, run in runs(client(store)).items()}
+    assert statuses == {"ddpo": status, "train": status, "encode": "FINISHED"}
 
 
 def test_a_killed_driver_leaves_nothing_running(store: Path) -> None:
-    """Bug: after kill -9 the run stays RUNNING, the lease stays held, or a torn line breaks the spool."""
-    body = (
-        "import os, sys; from pathlib import Path; from rlhfv_ray.tracking.run import *; store = Path(sys.argv[1])\n"
-        "config = TrackingConfig(experiment='hallucinations')\n"
-        "with tracked_run(store / 'ddpo-1', config, store=store, name='ddpo', params={}, tags={}) as run:\n"
-        "    run.stage('train').log_records([{'step': 1, 'loss': 1.0}]); os.kill(os.getpid(), 9)\n"
-    )
+    """Bug: after kill -9 the run stays RUNNING, the lease stays held, or a torn line breaks all."""
+    body = """
+import os, sys
+from pathlib import Path
+from rlhfv_ray.tracking.run import *
+
+store = Path(sys.argv[1])
+config = TrackingConfig(experiment="hallucinations")
+run = tracked_run(store / "ddpo-1", config, store=store, name="ddpo", params={}, tags={})
+with run as parent:
+    parent.stage("train").log_records([{"step": 1, "loss": 1.0}])
+    os.kill(os.getpid(), 9)
+"""
     subprocess.run([sys.executable, "-c", body, str(store)], cwd=REPOSITORY, check=False)
     with (store / "ddpo-1" / SPOOL).open("a") as spool:
         spool.write('{"key": "metr')
@@ -293,7 +299,7 @@ def test_one_refused_event_does_not_block_the_rest(
 
 
 def test_a_deleted_database_is_filled_again(store: Path, empty_database: Path) -> None:
-    """Bug: the state says that all is there although the database is a new one."""
+    """Bug: the state says that MLflow has everything although the database is a new one."""
     with track(store) as run:
         fill(run, 8)
     shutil.copy(empty_database, store / "mlflow.db")
@@ -349,7 +355,7 @@ def server_command(store: Path, port: int) -> list[str]:
 
 @pytest.fixture
 def served(server_command: list[str], port: int) -> Iterator[Any]:
-    """Starts the server when called."""
+    """Return a function that starts the server."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
@@ -399,7 +405,7 @@ def test_an_outage_costs_nothing_and_is_made_good(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Bug: MLflow's retries hold the run for minutes, its error ends it, or what it missed is gone."""
+    """Bug: MLflow's retries hold the run for minutes, its error ends it, or events are lost."""
     config = TrackingConfig(uri=f"http://127.0.0.1:{port}", experiment="hallucinations")
     report = store / "report.html"
     report.write_text("scores")
@@ -415,12 +421,12 @@ def test_an_outage_costs_nothing_and_is_made_good(
     served()
     assert main(store) == main(store) == 0
     mlflow = MlflowClient(config.uri)
-    found = runs(mlflow)
-    assert {name: run.info.status for name, run in found.items()} == {
+    by_name = runs(mlflow)
+    assert {name: run.info.status for name, run in by_name.items()} == {
         "ddpo": "FINISHED",
         "train": "FINISHED",
     }
     assert len(points(mlflow, "train", "loss")) == 8
-    names = {file.path for file in mlflow.list_artifacts(found["ddpo"].info.run_id)}
+    names = {file.path for file in mlflow.list_artifacts(by_name["ddpo"].info.run_id)}
     assert names == {"report.html", "scores.json"}
     assert capsys.readouterr().out.splitlines()[-1] == f"{store / 'ddpo-1'}: MLflow has everything"

@@ -1,0 +1,88 @@
+"""The folder of one experiment, sweep, study or evaluation: lease, MLflow run, `config.json`."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlhfv_ray.config import TrackingConfig
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import display_path
+from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.tracking.run import (
+    TrackedRun,
+    sync_tracking,
+    tracked_run,
+    tracking_uri,
+    ui_command,
+)
+
+CONFIG_FILE = "config.json"
+LABEL_WIDTH = 14  # characters of a location's name on the terminal
+
+
+@dataclass
+class RunFolder:
+    """A folder that this process holds, and the MLflow run that records it."""
+
+    path: Path
+    run: TrackedRun
+    mlflow_location: str = ""  # a command or an address; set when the context has ended
+
+    def print_locations(self, locations: Mapping[str, Path | str], *, console: Console) -> None:
+        """Print where the results are, one line each, and MLflow last; call it after the context.
+
+        Args:
+            locations: paths by the name that people read; of a mirror, its address is printed.
+            console: of the terminal.
+        """
+        for name, location in {**locations, "MLflow": self.mlflow_location}.items():
+            text = display_path(location) if isinstance(location, Path) else location
+            console.print(f"{name:<{LABEL_WIDTH}} {text}", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def open_run_folder(
+    folder: Path,
+    tracking: TrackingConfig,
+    *,
+    store: Path,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    config: Mapping[str, Any],
+) -> Iterator[RunFolder]:
+    """Hold a folder and track the body as an MLflow run; the same call again continues both.
+
+    The run is named as the folder. It ends with the body: FINISHED, FAILED or KILLED, and what was
+    logged goes to MLflow either way. After a body without an error the rest is synchronised once
+    more, so that `mlflow_location` says whether MLflow has everything.
+
+    Args:
+        folder: of the run; it is made if it does not exist.
+        tracking: where MLflow is.
+        store: the storage folder, which holds MLflow's files where no server is configured.
+        params: of the MLflow run; may be nested.
+        tags: of the MLflow run.
+        config: content of `config.json`, which is also logged as an artifact.
+
+    Raises:
+        StageFailedError: another live driver holds the folder.
+    """
+    with (
+        hold_lease(folder),
+        tracked_run(
+            folder, tracking, store=store, name=folder.name, params=params, tags=tags
+        ) as run,
+    ):
+        write_json(folder / CONFIG_FILE, dict(config))
+        run.log_file(folder / CONFIG_FILE)
+        opened = RunFolder(folder, run)
+        yield opened
+    # Both leases are free again: `sync_tracking` takes the one on tracking itself.
+    if sync_tracking(folder):
+        opened.mlflow_location = ui_command(tracking_uri(tracking, store))
+    else:
+        opened.mlflow_location = "not reached; see the warning above"
