@@ -1,7 +1,8 @@
-"""What a user can cause or fix.
+"""Errors that a user can cause or fix.
 
-Every error says what happened, what was given, and how to fix it; each is also the standard-library
-class a caller would expect, and each survives pickling, because Ray carries them between processes.
+Every message says what happened, what was given, and how to fix it. Each class is also the
+standard-library class that a caller would expect. Each survives pickling, because Ray carries
+errors between processes.
 """
 
 
@@ -14,11 +15,11 @@ class ConfigError(RlhfvError, ValueError):
 
 
 class DataError(RlhfvError, ValueError):
-    """Input data cannot be used; one row's error quarantines the row, a file's error stops the job."""
+    """Input data cannot be used: a row's error sets that row aside, a file's error stops the job."""
 
 
 class StaleReferenceError(DataError):
-    """Reference log-probs were computed by something other than what is about to be trained."""
+    """Reference log-probs were computed by a model other than the one about to be trained."""
 
 
 class CheckpointError(RlhfvError, RuntimeError):
@@ -26,11 +27,14 @@ class CheckpointError(RlhfvError, RuntimeError):
 
 
 class StageFailedError(RlhfvError, RuntimeError):
-    """A stage of the line stopped before it was complete."""
+    """A stage of the pipeline stopped before it was complete."""
 
 
 class StorageError(StageFailedError):
-    """Storage behind an address does not answer now; unlike other failures of a stage it may go away by itself, and meets one process alone."""
+    """Storage behind an address does not answer now.
+
+    Unlike other failures of a stage, this one may go away by itself and affects one process only.
+    """
 
 
 class JudgeError(RlhfvError, RuntimeError):

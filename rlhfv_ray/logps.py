@@ -1,6 +1,7 @@
-"""Token log-probabilities and their segment-weighted sum.
+"""Compute token log-probabilities and their segment-weighted sum.
 
-Shapes: B answers of up to A tokens; N scored tokens of a batch, each once; V words, D features. All in nats.
+Shapes: B answers of up to A tokens, N scored tokens of a batch (each once), V words, D features.
+Log-probabilities are in nats.
 """
 
 from collections.abc import Callable
@@ -13,14 +14,14 @@ from torch.nn import functional
 
 from rlhfv_ray.records import PairBatch
 
-IGNORED = -100  # label of a token that is not scored: prompt, padding
-HEAD_BYTES = (
-    48 * 1024**2
-)  # of logits at a time; tokens beyond are scored in chunks, computed again in backward
+IGNORED = -100  # label of a token that is not scored: prompt or padding
+# Bytes of fp32 logits held at a time. With more tokens than fit, the tokens are scored in chunks,
+# and each chunk is computed again in backward.
+HEAD_BYTES = 48 * 1024**2
 
 
 def token_logps(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B S"]:
-    """Log-probability of every labelled token given what stands before it, from full logits.
+    """Return the log-probability of every labelled token given the tokens before it.
 
     Half-precision logits are scored in fp32, as the RLHF-V release does (`get_batch_logps`).
 
@@ -35,16 +36,12 @@ def token_logps(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> F
         >>> token_logps(torch.zeros(1, 3, 4), torch.tensor([[0, -100, 2]]))
         tensor([[ 0.0000, -1.3863]])
     """
-    scored = labels[:, 1:]
-    kept = scored != IGNORED
-    logits = logits[:, :-1]
-    logps = (
-        widened(logits)
-        .log_softmax(-1)
-        .gather(-1, scored.masked_fill(~kept, 0).unsqueeze(-1))
-        .squeeze(-1)
-    )
-    return logps.masked_fill(~kept, 0.0)
+    targets = labels[:, 1:]  # (B, S): position t of the logits predicts token t + 1
+    scored = targets != IGNORED  # (B, S) bool, answer tokens
+    logps = widened(logits[:, :-1]).log_softmax(-1)  # (B, S, V)
+    indices = targets.masked_fill(~scored, 0)  # gather refuses -100; any word does, it is zeroed
+    target_logps = logps.gather(-1, indices.unsqueeze(-1)).squeeze(-1)  # (B, S)
+    return target_logps.masked_fill(~scored, 0.0)
 
 
 def head_logps(
@@ -55,15 +52,18 @@ def head_logps(
     *,
     limit: int = HEAD_BYTES,
 ) -> Float[Tensor, " N"]:
-    """Log-probability of each target from the feature that predicts it; the same numbers as `token_logps` without its logits.
+    """Return the log-probability of each target, from the feature that predicts it.
+
+    The numbers are those of `token_logps`, without the logits of all tokens in memory.
 
     Args:
         hidden: the model's last features, one per scored token.
-        weight: of the output head.
-        bias: of the output head.
+        weight: weight of the output head.
+        bias: bias of the output head, if it has one.
         targets: token ids.
-        limit: bytes of fp32 logits that may be kept for backward. Where all fit they are; else the tokens are scored in chunks of that
-            size, and each chunk is computed again in backward.
+        limit: bytes of fp32 logits that may be kept for backward. If all fit, they are kept.
+            Otherwise the tokens are scored in chunks of at most this size, and each chunk is
+            computed again in backward.
 
     Returns:
         Nats, fp32 (float64 for float64 features).
@@ -72,76 +72,88 @@ def head_logps(
         >>> head_logps(torch.zeros(2, 3), torch.ones(4, 3), None, torch.tensor([0, 3]))
         tensor([-1.3863, -1.3863])
     """
-    chunks = -(-len(hidden) // max(1, limit // (4 * len(weight))))
-    rows = -(
-        -len(hidden) // max(1, chunks)
-    )  # all about as large: each costs a pass over the weight's gradient
-    return _HeadLogps.apply(hidden, weight, bias, targets, rows)
+    tokens = len(hidden)
+    tokens_per_limit = max(1, limit // (4 * len(weight)))  # fp32: 4 bytes for each of V logits
+    chunks = -(-tokens // tokens_per_limit)  # rounded up
+    # Chunks of about equal size: each costs one pass over the (V, D) gradient of the weight.
+    chunk_size = -(-tokens // max(1, chunks))
+    return _HeadLogps.apply(hidden, weight, bias, targets, chunk_size)
 
 
 class _HeadLogps(torch.autograd.Function):
-    """log softmax(hidden @ weight.T + bias)[target], with softmax itself overwriting the logits."""
+    """Compute log softmax(hidden @ weight.T + bias)[target], with softmax overwriting the logits.
+
+    Shapes inside: C tokens of one chunk, C <= N.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int
+        ctx: Any,
+        hidden: Tensor,  # (N, D)
+        weight: Tensor,  # (V, D)
+        bias: Tensor | None,  # (V,)
+        targets: Tensor,  # (N,)
+        chunk_size: int,
     ) -> Tensor:
-        logps, normalizers, kept = [], [], None
-        for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
-            logits = widened(functional.linear(some, weight, bias))
-            target, largest = logits.gather(-1, wanted.unsqueeze(-1)), logits.amax(-1, keepdim=True)
-            exponentials = logits.sub_(
-                largest
-            ).exp_()  # in place: the logits are the largest tensor there is
-            total = exponentials.sum(-1, keepdim=True)
-            logps.append((target - largest - total.log()).squeeze(-1))
-            normalizers.append(largest + total.log())
-            if len(hidden) <= rows and any(ctx.needs_input_grad):
-                kept = exponentials.div_(total)
-            del logits, exponentials  # before the next chunk's are made
-        ctx.rows = rows
-        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers), kept)
-        return torch.cat(logps)
+        logps = []
+        normalizers = []
+        softmax = None  # (N, V), kept for backward only if all tokens make one chunk
+        chunks = zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
+        for features, labels in chunks:
+            logits = widened(functional.linear(features, weight, bias))  # (C, V)
+            target_logits = logits.gather(-1, labels.unsqueeze(-1))  # (C, 1)
+            largest = logits.amax(
+                -1, keepdim=True
+            )  # (C, 1); without it exp overflows
+            # In place: the logits are the largest tensor of a training step.
+            exponentials = logits.sub_(largest).exp_()  # (C, V)
+            total = exponentials.sum(-1, keepdim=True)  # (C, 1)
+            logps.append((target_logits - largest - total.log()).squeeze(-1))  # (C,)
+            normalizers.append(largest + total.log())  # (C, 1) log-sum-exp, what backward needs
+            if len(hidden) <= chunk_size and any(ctx.needs_input_grad):
+                softmax = exponentials.div_(total)
+            del logits, exponentials  # frees (C, V) before the next chunk allocates its own
+        ctx.chunk_size = chunk_size
+        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers), softmax)
+        return torch.cat(logps)  # (N,)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normalizers, kept = ctx.saved_tensors
-        to_hidden, to_weight, to_bias = (
-            torch.zeros_like(tensor, dtype=dtype) if tensor is not None and needed else None
-            for tensor, needed, dtype in zip(
-                (hidden, weight, bias),
-                ctx.needs_input_grad,
-                (None, gradient.dtype, gradient.dtype),
-                strict=False,
-            )
-        )
-        for start in range(0, len(hidden), ctx.rows):
-            part = slice(start, start + ctx.rows)
-            some, scale = hidden[part], gradient[part].unsqueeze(-1)
-            softmax = kept
+        hidden, weight, bias, targets, normalizers, saved_softmax = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        # Chunks add to the head's gradients in fp32: a sum in bf16 would lose small terms.
+        wide = gradient.dtype
+        to_hidden = torch.zeros_like(hidden) if needs_hidden else None  # (N, D)
+        to_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None  # (V, D)
+        to_bias = torch.zeros_like(bias, dtype=wide) if needs_bias else None  # (V,)
+        for start in range(0, len(hidden), ctx.chunk_size):
+            chunk = slice(start, start + ctx.chunk_size)
+            features = hidden[chunk]  # (C, D)
+            scale = gradient[chunk].unsqueeze(-1)  # (C, 1) d loss / d logp of each target
+            softmax = saved_softmax  # (C, V); one chunk holds all tokens where it was saved
             if softmax is None:
-                softmax = (
-                    widened(functional.linear(some, weight, bias)).sub_(normalizers[part]).exp_()
-                )
-            slope = softmax.mul_(-scale)  # d logp / d logits = onehot - softmax
-            slope.scatter_add_(-1, targets[part].unsqueeze(-1), scale)
-            slope = slope.to(hidden.dtype)
+                logits = widened(functional.linear(features, weight, bias))
+                softmax = logits.sub_(normalizers[chunk]).exp_()
+            # d logp / d logits = onehot - softmax, times the incoming gradient, in place.
+            slope = softmax.mul_(-scale)  # (C, V)
+            slope.scatter_add_(-1, targets[chunk].unsqueeze(-1), scale)
+            slope = slope.to(hidden.dtype)  # matrix products run in the model's own precision
             if to_hidden is not None:
-                torch.mm(slope, weight, out=to_hidden[part])
+                torch.mm(slope, weight, out=to_hidden[chunk])
             if to_weight is not None:
-                accumulate(to_weight, slope.T, some)
+                accumulate(to_weight, slope.T, features)
             if to_bias is not None:
                 to_bias += slope.sum(0)
-            del softmax, slope
-        cast = [
-            None if found is None else found.to(tensor.dtype)
-            for found, tensor in ((to_weight, weight), (to_bias, bias))
-        ]
-        return to_hidden, *cast, None, None
+            del softmax, slope  # as in forward
+        if to_weight is not None:
+            to_weight = to_weight.to(weight.dtype)
+        if to_bias is not None:
+            to_bias = to_bias.to(bias.dtype)
+        return to_hidden, to_weight, to_bias, None, None
 
 
 def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a product to a sum in place, without room for the product where the dtypes allow it."""
+    """Add a matrix product to a sum in place, without memory for the product if dtypes agree."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
@@ -149,7 +161,7 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def widened(logits: Tensor) -> Tensor:
-    """Logits as they are scored: half precision becomes fp32."""
+    """Return logits in the precision they are scored in: half precision becomes fp32."""
     return logits.float() if logits.element_size() < 4 else logits
 
 
@@ -160,12 +172,14 @@ def segment_weights(
     gamma: float,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "B A"]:
-    """The weight of every answer token: gamma on corrected ones, 1 on the rest, 0 beyond the answer's end.
+    """Return the weight of every token: gamma if corrected, 1 if not, 0 beyond the answer's end.
 
     Example:
-        >>> segment_weights(torch.tensor([[True, True, False]]), torch.tensor([[False, True, False]]), gamma=5.0)
+        >>> scored = torch.tensor([[True, True, False]])
+        >>> segment_weights(scored, torch.tensor([[False, True, False]]), gamma=5.0)
         tensor([[1., 5., 0.]])
     """
+    # Mask and gamma in one tensor, so that N = |y_u| + gamma |y_c| (Eq. 5) is its sum.
     return scored.to(dtype) * (1 + (gamma - 1) * changed.to(dtype))
 
 
@@ -193,18 +207,21 @@ def weighted_logps(
         >>> weighted_logps(logps, torch.tensor([[1.0, 1.0, 5.0]]), normalize=False)
         tensor([-12.4766])
     """
-    total = (token_logps * weights).sum(-1)
+    total = (token_logps * weights).sum(-1)  # (B,)
+    # N > 0: every answer that is scored here has at least the token that ends its turn.
     return total / weights.sum(-1) if normalize else total
 
 
 def policy_token_logps(policy: Callable[..., Tensor], batch: PairBatch) -> Float[Tensor, "B A"]:
-    """The forward pass: log-probabilities of all answer tokens of a batch of pairs, 0 beyond an answer's end.
+    """Run the forward pass and return the log-probabilities of all answer tokens of a batch.
 
-    Reference pass and training step both call this, so that before the first update they agree.
+    The value is 0 beyond an answer's end. Reference pass and training step both call this function,
+    so that they agree before the first update.
 
     Args:
         policy: an `AnswerPolicy`, or the engine that wraps one.
-        batch: of pairs.
+        batch: encoded pairs or examples.
     """
-    logps = policy(batch.inputs, batch.predictors, batch.targets)
-    return torch.cat([logps, logps.new_zeros(1)])[batch.answers]  # index -1: nothing
+    logps = policy(batch.inputs, batch.predictors, batch.targets)  # (N,) each scored token once
+    padded = torch.cat([logps, logps.new_zeros(1)])  # (N + 1,): the index -1 reads the appended 0
+    return padded[batch.answers]  # (B, A); a token that both answers share is read by both

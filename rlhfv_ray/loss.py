@@ -1,6 +1,7 @@
-"""The objective: DPO on segment-weighted log-probabilities (DDPO), and what is watched beside it.
+"""Compute the objective, DPO on segment-weighted log-probabilities (DDPO), and its metrics.
 
-Symbols: P pairs; policy pi_theta is trained, reference pi_ref is its frozen start; y_w chosen, y_l rejected.
+Symbols: P pairs, B = 2P answers of up to A tokens. The policy pi_theta is trained, the reference
+pi_ref is its frozen start. y_w is the chosen answer, y_l the rejected one.
 """
 
 from typing import NamedTuple
@@ -16,11 +17,11 @@ from rlhfv_ray.records import PairBatch
 
 
 class PreferenceLoss(NamedTuple):
-    """One value per pair, each (P,)."""
+    """Loss and rewards of every pair."""
 
-    losses: Tensor
-    chosen_rewards: Tensor
-    rejected_rewards: Tensor
+    losses: Tensor  # (P,) nats
+    chosen_rewards: Tensor  # (P,) beta * (policy - reference), nats
+    rejected_rewards: Tensor  # (P,)
 
 
 def dpo_loss(
@@ -42,7 +43,7 @@ def dpo_loss(
         rejected_logps: score of y_l under the policy.
         reference_chosen_logps: score of y_w under the reference.
         reference_rejected_logps: score of y_l under the reference.
-        beta: how dearly leaving the reference is paid for, > 0.
+        beta: strength of the pull towards the reference, > 0.
 
     Example:
         Where the policy still is the reference, every reward is 0 and the loss ln 2.
@@ -51,91 +52,94 @@ def dpo_loss(
         >>> dpo_loss(same, same, same, same, beta=0.1).losses
         tensor([0.6931])
     """
-    chosen_rewards = beta * (chosen_logps - reference_chosen_logps)
-    rejected_rewards = beta * (rejected_logps - reference_rejected_logps)
-    return PreferenceLoss(
-        -logsigmoid(chosen_rewards - rejected_rewards), chosen_rewards, rejected_rewards
-    )
+    # The implicit reward of DPO (RLHF-V, Eq. 3); its partition term cancels in the difference.
+    chosen_rewards = beta * (chosen_logps - reference_chosen_logps)  # (P,)
+    rejected_rewards = beta * (rejected_logps - reference_rejected_logps)  # (P,)
+    # logsigmoid in one step: log(sigmoid(x)) underflows to -inf where x is far below 0.
+    losses = -logsigmoid(chosen_rewards - rejected_rewards)  # (P,), Eq. 4
+    return PreferenceLoss(losses, chosen_rewards, rejected_rewards)
 
 
 class StepLoss(NamedTuple):
-    """The loss of one batch, with what its metrics need; each pair's values (P,)."""
+    """The loss of one batch and the values its metrics need."""
 
-    total: Tensor  # scalar: preference_weight * mean preference loss + sft_weight * mean negative log-likelihood of chosen
-    preference: PreferenceLoss | None  # None where chosen answers are all that is learnt from
-    logps: Float[Tensor, " B"]  # then of the chosen answers alone
-    changed_share: Float[Tensor, ""]  # share of the scored tokens that are corrected
+    total: Tensor  # scalar: preference_weight * mean preference loss + sft_weight * mean NLL of y_w
+    preference: PreferenceLoss | None  # None in supervised fine-tuning
+    logps: Float[Tensor, " B"]  # chosen answers first; (P,) in fine-tuning, chosen answers alone
+    changed_share: Float[Tensor, ""]  # corrected tokens / scored tokens
 
 
 def batch_loss(scored: Float[Tensor, "B A"], batch: PairBatch, config: LossConfig) -> StepLoss:
-    """The loss of a batch: DDPO on pairs whose reference log-probabilities are known, imitation of the chosen answers, or both.
+    """Return the loss of a batch: DDPO on its pairs, imitation of its chosen answers, or both.
 
         total = preference_weight * mean DDPO loss - sft_weight * mean over pairs of log pi(y_w|x)
 
-    The second term is the RLHF-V release's; it is scored like the preference itself, so with `normalize` every answer weighs the same.
+    The second term is the RLHF-V release's. It uses the score of the preference itself, so with
+    `normalize` every answer weighs the same. DDPO needs the reference's log-probabilities.
 
     Args:
         scored: the policy's log-probability of every answer token.
         batch: masks, and the reference's log-probabilities.
-        config: beta, gamma and the weights.
+        config: beta, gamma and the weights of both terms.
     """
     pairs = len(batch.ids)
-    weights = segment_weights(
-        batch.answers >= 0, batch.changed, gamma=config.gamma, dtype=scored.dtype
+    is_scored = batch.answers >= 0  # (B, A); -1 beyond an answer's end
+    weights = segment_weights(  # (B, A): gamma on y_c, 1 on y_u, 0 elsewhere
+        is_scored, batch.changed, gamma=config.gamma, dtype=scored.dtype
     )
     share = _changed_share(weights, batch.changed)
     if config.is_sft:
+        # (P,) chosen answers alone: an example has no rejected answer.
         logps = weighted_logps(scored[:pairs], weights[:pairs], normalize=config.normalize)
         return StepLoss(-config.sft_weight * logps.mean(), None, logps, share)
     assert batch.reference_token_logps is not None, "the reference stage fills these in"
-    logps = weighted_logps(scored, weights, normalize=config.normalize)
-    reference = weighted_logps(
+    # Policy and reference get the same weights, so that both scores are Eq. 5 of the same segments.
+    logps = weighted_logps(scored, weights, normalize=config.normalize)  # (B,)
+    reference = weighted_logps(  # (B,)
         batch.reference_token_logps.to(scored.dtype), weights, normalize=config.normalize
     )
-    preference = dpo_loss(
+    preference = dpo_loss(  # rows 0 .. P-1 are chosen, P .. 2P-1 rejected
         logps[:pairs], logps[pairs:], reference[:pairs], reference[pairs:], beta=config.beta
     )
-    total = (
-        config.preference_weight * preference.losses.mean()
-        - config.sft_weight * logps[:pairs].mean()
-    )
-    return StepLoss(total, preference, logps, share)
+    preference_term = config.preference_weight * preference.losses.mean()
+    sft_term = -config.sft_weight * logps[:pairs].mean()
+    return StepLoss(preference_term + sft_term, preference, logps, share)
 
 
 def _changed_share(
     weights: Float[Tensor, "B A"], changed: Bool[Tensor, "B A"]
 ) -> Float[Tensor, ""]:
-    scored = weights > 0
+    """Return corrected tokens / scored tokens, whatever gamma is."""
+    scored = weights > 0  # (B, A); padding has weight 0
     return (changed & scored).sum() / scored.sum()
 
 
 def preference_metrics(step: StepLoss) -> Float[Tensor, " M"]:
-    """What is watched during training, as one vector in the order of `METRICS`, NaN where there is no preference; no device sync.
+    """Return the metrics of one step as a vector in the order of `METRICS`, without device sync.
 
-    A pair counts as accurate when its chosen answer's reward is strictly the higher one.
+    Metrics of the preference are NaN in supervised fine-tuning. A pair counts as accurate if its
+    margin is strictly above 0.
     """
+    values = {"loss": step.total, "segments/share": step.changed_share}
     if step.preference is None:
-        values = {
-            "loss": step.total,
-            "logps/chosen": step.logps.mean(),
-            "segments/share": step.changed_share,
-        }
+        values["logps/chosen"] = step.logps.mean()
     else:
         losses, chosen, rejected = step.preference
-        pairs, margins = len(losses), chosen - rejected
-        values = {
-            "loss": step.total,
+        pairs = len(losses)
+        margins = chosen - rejected  # (P,)
+        values |= {
             "loss/preference": losses.mean(),
             "rewards/chosen": chosen.mean(),
             "rewards/rejected": rejected.mean(),
             "rewards/margins": margins.mean(),
+            # Strict: before the first update all margins are 0, and the accuracy must be 0, not 1.
             "rewards/accuracies": (margins > 0).float().mean(),
             "logps/chosen": step.logps[:pairs].mean(),
             "logps/rejected": step.logps[pairs:].mean(),
-            "segments/share": step.changed_share,
         }
-    nothing = step.total.new_full((), float("nan"))
-    return torch.stack([values.get(name, nothing).detach().float() for name in METRICS])
+    missing = step.total.new_full((), float("nan"))  # on the step's device, so that stack works
+    # One vector: reading it later costs one device sync instead of nine.
+    return torch.stack([values.get(name, missing).detach().float() for name in METRICS])
 
 
 METRICS = (

@@ -1,6 +1,7 @@
-"""What travels along the line: one record per arrow of the design.
+"""The records that stages exchange: one per arrow of the design.
 
-Shapes: P pairs, B = 2P answers (answer p is the chosen one of pair p, answer P+p its rejected one) of up to A tokens.
+Shapes: P pairs, B = 2P answers of up to A tokens. Answer p is the chosen answer of pair p, answer
+P+p its rejected one.
 """
 
 from __future__ import annotations  # torch is not imported: readers of data do without it
@@ -17,24 +18,22 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """One image and question with two answers: `rejected` as the model said it, `chosen` as corrected."""
+    """One image and question with two answers: the model's own (`rejected`) and its correction."""
 
     id: str
     image: bytes  # encoded file (JPEG, PNG, ...), exactly as stored
     question: str
     chosen: str
     rejected: str
-    chosen_spans: tuple[Span, ...] | None = (
-        None  # characters a human marked, [start, stop); None: not marked
-    )
+    # Characters of the answer that a human marked, [start, stop); None: nobody marked it.
+    chosen_spans: tuple[Span, ...] | None = None
     rejected_spans: tuple[Span, ...] | None = None
-    origin: Mapping[str, str] = field(
-        default_factory=dict
-    )  # ds_name, origin_dataset, image_path, ...
+    # Source of the row: ds_name, origin_dataset, image_path, ...
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 class ChangedTokens(NamedTuple):
-    """Which answer tokens were corrected, one flag per token."""
+    """Masks of the corrected tokens of both answers, one flag per token."""
 
     chosen: list[bool]
     rejected: list[bool]
@@ -42,27 +41,30 @@ class ChangedTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """One image and a conversation about it whose answers are to be imitated."""
+    """One image and a conversation about it, whose answers the model learns to imitate."""
 
     id: str
     image: bytes
-    turns: tuple[tuple[str, str], ...]  # question, answer
+    turns: tuple[tuple[str, str], ...]  # (question, answer), in order
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """A pair as token ids; an answer's ids end with the token that ends the turn. Or an example: there is nothing rejected."""
+    """A pair as token ids, or an example, which has no rejected answer.
+
+    The ids of an answer end with the token that ends the turn.
+    """
 
     id: str
     image: bytes
     prompt_ids: list[int]  # image tokens expanded
-    chosen_ids: list[int]  # of an example, all that follows the first question
-    rejected_ids: list[int]  # of an example, none
-    changed: Mapping[str, ChangedTokens]  # by rule, see `segments.changed_tokens`
-    scored: list[bool] | None = (
-        None  # of `chosen_ids`: what is answer, and no later question; None: all
-    )
+    chosen_ids: list[int]  # of an example: everything after the first question
+    rejected_ids: list[int]  # of an example: empty
+    changed: Mapping[str, ChangedTokens]  # masks by rule, see `segments.changed_tokens`
+    # One flag per token of `chosen_ids`: True for answers, False for an example's later questions.
+    # None: all of them are answer tokens.
+    scored: list[bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,21 +76,23 @@ class ReferencePair(EncodedPair):
 
 
 class PairBatch(NamedTuple):
-    """P pairs laid out in R rows of T tokens, and where their B = 2P answers are found in them, chosen answers first.
+    """P pairs as R rows of T tokens, and the positions of their B = 2P answers in these rows.
 
-    A token that stands in both answers for the same reasons (their common beginning) is there, and is scored, once. An example's rejected
-    answer has no tokens.
+    A row may hold tokens that both answers of a pair begin with. Such a token has the same context
+    in both, so it is stored and scored once, and both answers point to it. The rejected answer of
+    an example has no tokens.
     """
 
-    ids: tuple[str, ...]
-    inputs: dict[
-        str, Tensor
-    ]  # of the model: input_ids (R, T), what says who sees whom, the processor's image tensors
-    predictors: (
-        Tensor  # (N,) positions in the R * T tokens: feature `predictors[i]` predicts `targets[i]`
-    )
+    ids: tuple[str, ...]  # of the P pairs
+    # The model's arguments: input_ids (R, T), the attention masks or positions that keep answers
+    # apart, and the processor's image tensors.
+    inputs: dict[str, Tensor]
+    # (N,) positions in the R * T tokens: the feature at `predictors[i]` predicts `targets[i]`.
+    predictors: Tensor
     targets: Tensor  # (N,) token ids
-    answers: Tensor  # (B, A) which of the N each token of an answer is; -1 beyond the answer's end, and where nothing is scored
+    # (B, A) index into the N scored tokens for each answer token, chosen answers first. It is -1
+    # beyond the answer's end and where nothing is scored.
+    answers: Tensor
     changed: Tensor  # (B, A) bool, corrected tokens
     reference_token_logps: Tensor | None  # (B, A) nats, fp32, 0 beyond the answer's end
 
@@ -104,7 +108,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a policy said to one prompt."""
+    """A policy's answer to one prompt."""
 
     id: str
     question: str

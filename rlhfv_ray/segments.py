@@ -1,7 +1,8 @@
-"""Which tokens of an answer pair were corrected.
+"""Find the tokens of an answer pair that were corrected.
 
-RLHF-V (arXiv 2312.00849, sec. 3.2) weighs the corrected segments y_c against the unchanged rest y_u. Human-marked spans
-say directly what was corrected; without them the two token sequences are compared.
+RLHF-V (arXiv 2312.00849, sec. 3.2) weighs the corrected segments y_c against the unchanged rest
+y_u. Spans that a human marked say directly what was corrected. Without them, the two token
+sequences are compared here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,31 +17,36 @@ def changed_tokens(
 ) -> tuple[list[bool], list[bool]]:
     """Mark the tokens that differ between two answers.
 
-    Matching blocks come from `difflib.SequenceMatcher` with its junk heuristic on, as in the RLHF-V release
-    (thunlp/Muffin, `get_diff_ids`); blocks shorter than `min_match` count as changed. The rules differ where only one
-    side has tokens between two matches: `muffin`, the release's rule, ignores such pure insertions and deletions;
-    `both_sides` marks them on the side that has them.
+    Matching blocks come from `difflib.SequenceMatcher` with its junk heuristic on, as in the RLHF-V
+    release (thunlp/Muffin, `get_diff_ids`). Blocks shorter than `min_match` count as changed. The
+    rules differ where only one side has tokens between two matches. `muffin`, the release's rule,
+    ignores such pure insertions and deletions. `both_sides` marks them on the side that has them.
 
     Args:
-        chosen: token ids; with `muffin` the release compares whole sequences, prompt included, first token left out.
+        chosen: token ids. For `muffin`, pass whole sequences without their first token, prompt
+            included: this is what the release compares.
         rejected: token ids, likewise.
-        rule: see above.
-        min_match: shortest run of equal tokens that counts as unchanged.
+        rule: `muffin` or `both_sides`, see above.
+        min_match: length of the shortest run of equal tokens that counts as unchanged.
 
     Returns:
-        One flag per token of `chosen`, and of `rejected`.
+        One flag per token of `chosen`, and one per token of `rejected`.
 
     Example:
-        One token replaced, one inserted at the end of `chosen`.
+        One token is replaced, and one is inserted at the end of `chosen`.
 
-        >>> changed_tokens([1, 2, 3, 9, 4, 5, 6, 7], [1, 2, 3, 8, 4, 5, 6], rule="both_sides")[0]
+        >>> long, short = [1, 2, 3, 9, 4, 5, 6, 7], [1, 2, 3, 8, 4, 5, 6]
+        >>> changed_tokens(long, short, rule="both_sides")[0]
         [False, False, False, True, False, False, False, True]
-        >>> changed_tokens([1, 2, 3, 9, 4, 5, 6, 7], [1, 2, 3, 8, 4, 5, 6], rule="muffin")[0]
+        >>> changed_tokens(long, short, rule="muffin")[0]
         [False, False, False, True, False, False, False, False]
     """
-    changed_chosen, changed_rejected = [False] * len(chosen), [False] * len(rejected)
-    # The release compares rejected with chosen, in this order; difflib breaks ties by its first argument.
+    changed_chosen = [False] * len(chosen)  # y_c of y_w: gamma goes on these tokens (Eq. 5)
+    changed_rejected = [False] * len(rejected)  # y_c of y_l
+    # Rejected comes first because Muffin's does: difflib breaks ties by its first argument.
     for span_rejected, span_chosen in _gaps(rejected, chosen, min_match):
+        # Muffin's quirk: a gap that is empty on one side is skipped, so a pure insertion or
+        # deletion gets no extra weight. An unchanged island shorter than min_match does.
         if rule == "muffin" and not (len(span_chosen) and len(span_rejected)):
             continue
         for position in span_chosen:
@@ -51,9 +57,14 @@ def changed_tokens(
 
 
 def _gaps(a: Sequence[int], b: Sequence[int], min_match: int) -> Iterator[tuple[range, range]]:
-    """The ranges between (and around) the matching blocks of two sequences."""
-    start_a = start_b = 0
+    """Yield the ranges before, between and after the matching blocks of two sequences."""
+    # autojunk stays on: in sequences of 200 tokens and more, difflib then never starts a match at
+    # a token that makes up over 1 % of `b`. Muffin's masks depend on it.
     *blocks, end = SequenceMatcher(None, a, b).get_matching_blocks()
-    for block in [*(block for block in blocks if block.size >= min_match), end]:
+    long_blocks = [block for block in blocks if block.size >= min_match]
+    start_a = 0
+    start_b = 0
+    for block in [*long_blocks, end]:  # `end` has size 0 and closes the last gap
         yield range(start_a, block.a), range(start_b, block.b)
-        start_a, start_b = block.a + block.size, block.b + block.size
+        start_a = block.a + block.size
+        start_b = block.b + block.size

@@ -1,8 +1,12 @@
-"""Template, token ids and changed-token masks of one pair.
+"""Encode one pair: chat template, token ids and changed-token masks.
 
-The prompt is what generation sees: the model's own chat template up to the assistant's turn, image tokens expanded by the
-processor. It is never cut. An answer is everything the template adds for the assistant, so it ends with the token that ends
-the turn; only answers are scored.
+The prompt is what generation sees: the model's own chat template up to the assistant's turn, with
+image tokens expanded by the processor. It is never cut. An answer is everything that the template
+adds for the assistant, so it ends with the token that ends the turn. Only answers are scored.
+
+Offsets: every token has a span [start, stop) of characters. It is counted in the text that the
+tokenizer got, then from the prompt's end, then from the answer's first character, as human-marked
+spans are.
 """
 
 from collections.abc import Sequence
@@ -17,67 +21,76 @@ from rlhfv_ray.segments import Rule, changed_tokens
 
 
 def prompt_text(processor: Any, question: str) -> str:
-    """The chat template of one image and one question, up to where the assistant speaks."""
+    """Return the chat template of one image and one question, up to the assistant's turn."""
     return processor.apply_chat_template(
         [_user(question)], add_generation_prompt=True, tokenize=False
     )
 
 
 def prompt_ids(processor: Any, image: Image, question: str) -> list[int]:
-    """Token ids of the prompt, image tokens expanded."""
-    return processor(images=[image], text=[prompt_text(processor, question)])["input_ids"][0]
+    """Return the token ids of the prompt, image tokens expanded."""
+    text = prompt_text(processor, question)
+    return processor(images=[image], text=[text])["input_ids"][0]
 
 
 def answer_ids(processor: Any, question: str, answer: str) -> tuple[list[int], list[Span]]:
-    """Token ids of an answer as the template continues the prompt, and each token's characters in the answer.
+    """Return the token ids of an answer after its prompt, and each token's span in the answer.
 
-    Ids are cut from the tokenised whole where the prompt's ids are a prefix of it, so that tokens meet at the border as
-    they do in generation; else the answer is tokenised alone.
+    Prompt and answer are tokenized together if the prompt's ids are a prefix of the result. Tokens
+    then meet at the border as they do in generation. Otherwise the answer is tokenized alone.
     """
     prompt = prompt_text(processor, question)
-    whole = processor.apply_chat_template([_user(question), _assistant(answer)], tokenize=False)
-    ids, offsets = _continued(processor, prompt, whole)
-    lead = max(
-        whole.find(answer, len(prompt)) - len(prompt), 0
-    )  # characters the template puts before the answer
+    text = processor.apply_chat_template([_user(question), _assistant(answer)], tokenize=False)
+    ids, offsets = _continued(processor, prompt, text)
+    # Characters that the template puts between prompt and answer: LLaVA-1.5's prompt ends with
+    # "ASSISTANT:", and the answer follows a space. A template that trims the answer hides it (-1).
+    lead = max(text.find(answer, len(prompt)) - len(prompt), 0)
     return ids, [(start - lead, stop - lead) for start, stop in offsets]
 
 
 def conversation_ids(
     processor: Any, turns: Sequence[tuple[str, str]]
 ) -> tuple[list[int], list[bool]]:
-    """Token ids of all that follows a conversation's first question, and which of them are answers, ends of turns included."""
+    """Return the token ids after a conversation's first question, and a mask of its answers.
+
+    The mask is True on answers and on the tokens that end their turns, False on later questions.
+    """
     messages: list[dict[str, Any]] = []
-    answers: list[Span] = []
+    answers: list[Span] = []  # characters of each answer in the conversation's text
+    text = ""
     for number, (question, answer) in enumerate(turns):
-        messages.append(_user(question, image=number == 0))
+        messages.append(_user(question, image=number == 0))  # the image stands in the first turn
         before = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         messages.append(_assistant(answer))
-        whole = processor.apply_chat_template(messages, tokenize=False)
-        answers.append((len(before), len(whole)))
+        text = processor.apply_chat_template(messages, tokenize=False)
+        answers.append((len(before), len(text)))
     prompt = prompt_text(processor, turns[0][0])
-    ids, offsets = _continued(processor, prompt, whole)
-    return ids, _within(
-        offsets, [(start - len(prompt), stop - len(prompt)) for start, stop in answers]
-    )
+    ids, offsets = _continued(processor, prompt, text)
+    spans = [(start - len(prompt), stop - len(prompt)) for start, stop in answers]
+    return ids, _within(offsets, spans)
 
 
-def _continued(processor: Any, prompt: str, whole: str) -> tuple[list[int], list[Span]]:
-    """Token ids of what a conversation's text has beyond its prompt, and each token's characters there."""
-    if not whole.startswith(prompt):
+def _continued(processor: Any, prompt: str, text: str) -> tuple[list[int], list[Span]]:
+    """Return the token ids of a text after its prompt, and each token's span after the prompt."""
+    if not text.startswith(prompt):
         raise DataError(
-            "template: the chat template's prompt is not how its conversation begins; use another template."
+            "template: a conversation must begin with its prompt, but this chat template renders "
+            "the two differently; use another template."
         )
+    # Text alone: the image placeholder is one token here, so both sides count alike.
     before = processor.tokenizer(prompt)["input_ids"]
-    encoded = processor.tokenizer(whole, return_offsets_mapping=True)
-    ids, offsets, shift = encoded["input_ids"], encoded["offset_mapping"], len(prompt)
-    if ids[: len(before)] == before:
-        ids, offsets = ids[len(before) :], offsets[len(before) :]
-    else:
+    encoded = processor.tokenizer(text, return_offsets_mapping=True)
+    if encoded["input_ids"][: len(before)] == before:
+        ids = encoded["input_ids"][len(before) :]
+        offsets = encoded["offset_mapping"][len(before) :]
+        shift = len(prompt)  # these offsets count from the start of the text
+    else:  # the border falls inside a token, which generation could not produce after the prompt
         encoded = processor.tokenizer(
-            whole[len(prompt) :], add_special_tokens=False, return_offsets_mapping=True
+            text[len(prompt) :], add_special_tokens=False, return_offsets_mapping=True
         )
-        ids, offsets, shift = encoded["input_ids"], encoded["offset_mapping"], 0
+        ids = encoded["input_ids"]
+        offsets = encoded["offset_mapping"]
+        shift = 0
     return list(ids), [(start - shift, stop - shift) for start, stop in offsets]
 
 
@@ -91,10 +104,11 @@ def encode_pair(
         processor: the model's processor, with a fast tokenizer and a chat template.
         min_match: see `changed_tokens`.
         max_length: longest prompt + answer, in tokens.
-        spans: use the spans that a human marked, where there are any.
+        spans: use the spans that a human marked, where the pair has them.
 
     Raises:
-        DataError: the image cannot be read, an answer does not fit, or both answers give the same tokens.
+        DataError: the image cannot be read, an answer does not fit, or both answers give the same
+            tokens.
     """
     prompt = prompt_ids(processor, decode_image(pair.image), pair.question)
     chosen, chosen_offsets = answer_ids(processor, pair.question, pair.chosen)
@@ -102,13 +116,15 @@ def encode_pair(
     _check_length(prompt, chosen, rejected, max_length=max_length)
     if chosen == rejected:
         raise DataError(
-            "equal_answers: chosen and rejected give the same tokens, so there is nothing to prefer."
+            "equal_answers: chosen and rejected give the same tokens, so neither can be preferred."
         )
+    # Masks of all rules are stored, so that a change of rule or gamma encodes nothing again.
     changed = {
         rule: _changed(prompt, chosen, rejected, rule=rule, min_match=min_match)
         for rule in get_args(Rule)
     }
     if spans and (pair.chosen_spans is not None or pair.rejected_spans is not None):
+        # Marks win over every rule. The unmarked side of a marked pair has no corrected token.
         marked = ChangedTokens(
             _within(chosen_offsets, pair.chosen_spans or ()),
             _within(rejected_offsets, pair.rejected_spans or ()),
@@ -132,24 +148,23 @@ def encode_example(example: Example, processor: Any, *, max_length: int) -> Enco
     ids, scored = conversation_ids(processor, example.turns)
     _check_length(prompt, ids, max_length=max_length)
     changed = {rule: ChangedTokens([False] * len(ids), []) for rule in get_args(Rule)}
-    return EncodedPair(
-        example.id, example.image, prompt, ids, [], changed, None if all(scored) else scored
-    )
+    stored_mask = None if all(scored) else scored  # one turn, the usual case, needs no mask
+    return EncodedPair(example.id, example.image, prompt, ids, [], changed, stored_mask)
 
 
 def _check_length(prompt: list[int], *answers: list[int], max_length: int) -> None:
-    length = len(prompt) + max(map(len, answers))
-    if length > max_length:
+    # Refused, not cut: a cut answer would teach the model to stop in the middle.
+    longest = max(map(len, answers))
+    if len(prompt) + longest > max_length:
         raise DataError(
-            f"too_long: {len(prompt)} prompt + {length - len(prompt)} answer tokens exceed data.max_length = {max_length}."
+            f"too_long: {len(prompt)} prompt + {longest} answer tokens exceed data.max_length = "
+            f"{max_length}."
         )
 
 
 def _user(question: str, *, image: bool = True) -> dict[str, Any]:
-    return {
-        "role": "user",
-        "content": [*([{"type": "image"}] if image else []), {"type": "text", "text": question}],
-    }
+    images = [{"type": "image"}] if image else []
+    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
 
 
 def _assistant(answer: str) -> dict[str, Any]:
@@ -159,14 +174,21 @@ def _assistant(answer: str) -> dict[str, Any]:
 def _changed(
     prompt: list[int], chosen: list[int], rejected: list[int], *, rule: Rule, min_match: int
 ) -> ChangedTokens:
-    """`both_sides` compares the answers alone; `muffin` the whole sequences but their first token, as the release does."""
+    """Compare what the rule compares, and return the masks of the answers' tokens."""
+    # Muffin's quirk: the release compares whole sequences, prompt included, without their first
+    # token. Its difflib may match answer tokens with prompt tokens; `both_sides` avoids that.
     context = prompt[1:] if rule == "muffin" else []
-    masks = changed_tokens(context + chosen, context + rejected, rule=rule, min_match=min_match)
-    return ChangedTokens(*(mask[len(context) :] for mask in masks))
+    chosen_mask, rejected_mask = changed_tokens(
+        context + chosen, context + rejected, rule=rule, min_match=min_match
+    )
+    return ChangedTokens(chosen_mask[len(context) :], rejected_mask[len(context) :])
 
 
 def _within(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """Whether each token shares a character with a marked span."""
-    return [
-        any(start < stop_ and start_ < stop for start_, stop_ in spans) for start, stop in offsets
-    ]
+    """Return one flag per token: True if it shares a character with one of the spans."""
+    return [_overlaps(offset, spans) for offset in offsets]
+
+
+def _overlaps(token: Span, spans: Sequence[Span]) -> bool:
+    # Half-open ranges: a token that only touches a span's border shares no character with it.
+    return any(token[0] < stop and start < token[1] for start, stop in spans)
