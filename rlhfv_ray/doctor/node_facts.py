@@ -24,7 +24,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Checkup:
-    """What to check."""
+    """The settings of a check."""
 
     storage: str = "runs"
     """Folder, or address, that every node has to reach and write."""
@@ -46,7 +46,7 @@ def facts(checkup: Checkup, storage: str, token: str) -> dict[str, Any]:
     """Return one node's facts; runs on that node.
 
     Args:
-        checkup: what to check.
+        checkup: the settings.
         storage: the storage folder's path.
         token: part of the name of the file that the node writes there.
     """
