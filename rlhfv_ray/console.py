@@ -1,4 +1,7 @@
-"""What a command shows and how it ends: a bar on a terminal, a line every few seconds in a job's log, errors that say the fix, exit codes."""
+"""Progress, errors and exit codes of a command.
+
+Progress is a bar on a terminal, and a line every few seconds in a job's log.
+"""
 
 import contextlib
 import logging
@@ -24,33 +27,36 @@ from rlhfv_ray.errors import JudgeError, RlhfvError, StageFailedError
 
 LINE_EVERY_S = 10.0
 STOPPED, TERMINATED = 130, 143
-EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first kind that fits
+EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first class that matches
 
 
 class ProgressBar:
-    """How much of some work is done."""
+    """The progress of one piece of work."""
 
     def __init__(self, title: str, total: int, bar: Progress | None) -> None:
-        self.title, self.total, self.bar = title, total, bar
-        self.done, self.started, self.printed = 0, time.monotonic(), time.monotonic()
+        self.title = title
+        self.total = total
+        self.bar = bar  # None where there is no terminal
         self.task = bar.add_task(title, total=total, note="") if bar else None
+        self.done = 0
+        self.started = time.monotonic()
+        self.printed = self.started
 
     def advance(self, to: int, note: str = "") -> None:
-        """So much is done by now; `note` says how it goes."""
+        """Show that `to` units of the total are done; `note` is a short text beside the bar."""
         self.done = to
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=to, note=note)
         elif time.monotonic() - self.printed > LINE_EVERY_S or to == self.total:
             self.printed = time.monotonic()
-            print(
-                f"{self.title}: {to}/{self.total} after {self.printed - self.started:.0f} s {note}".rstrip(),
-                flush=True,
-            )
+            seconds = self.printed - self.started
+            line = f"{self.title}: {to}/{self.total} after {seconds:.0f} s {note}"
+            print(line.rstrip(), flush=True)
 
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressBar]:
-    """Show how far some work is; `done` of it was there before."""
+    """Show the progress of the body's work; `done` units of `total` were done before."""
     if not sys.stdout.isatty():
         yield ProgressBar(title, total, None)
         return
@@ -70,7 +76,7 @@ def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressB
 
 @contextlib.contextmanager
 def poll(look: Callable[[], None], every: float) -> Iterator[None]:
-    """Call `look` every so many seconds while the body runs, and once more after it."""
+    """Call `look` every `every` seconds while the body runs, and once more after it."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -88,7 +94,7 @@ def poll(look: Callable[[], None], every: float) -> Iterator[None]:
 
 
 def run_command(body: Callable[[], None]) -> int:
-    """Run a command; returns its exit code, after an error of ours was shown."""
+    """Run a command; show an error of ours without a traceback; return the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:

@@ -32,15 +32,15 @@ from tests.s3_server import BUCKET
 
 def test_what_one_node_publishes_another_fetches(node):
     """Catches: lost files, half a folder, hidden or left-out files sent, a stale small file."""
-    here = node("a")
-    (here / "stage" / "model").mkdir(parents=True)
+    first_storage = node("a")
+    (first_storage / "stage" / "model").mkdir(parents=True)
     contents = {"one.txt": "1", "sub/two.txt": "22", ".hidden": "x", "model/big": "heavy"}
     for name, text in contents.items():
-        (here / "stage" / name).parent.mkdir(exist_ok=True)
-        (here / "stage" / name).write_text(text)
-    publish(here / "stage", without=("model",))
+        (first_storage / "stage" / name).parent.mkdir(exist_ok=True)
+        (first_storage / "stage" / name).write_text(text)
+    publish(first_storage / "stage", without=("model",))
     second = node("b") / "stage"
-    assert second != here / "stage" and not second.exists()
+    assert second != first_storage / "stage" and not second.exists()
     fetch(second)
     files = [path for path in second.rglob("*") if path.is_file()]
     assert {str(file.relative_to(second)) for file in files} == {"one.txt", "sub/two.txt"}
@@ -56,7 +56,7 @@ def test_what_one_node_publishes_another_fetches(node):
 
 def test_only_what_changed_is_sent_again(node, monkeypatch):
     """Catches: a heartbeat that sends every file of a folder again."""
-    here = node("a")
+    first_storage = node("a")
     uploads = []
     send = bucket._send
 
@@ -65,15 +65,15 @@ def test_only_what_changed_is_sent_again(node, monkeypatch):
         send(system, keys)
 
     monkeypatch.setattr(bucket, "_send", recording_send)
-    (here / "stage").mkdir()
-    (here / "stage" / "large").write_bytes(bytes(bucket.SMALL + 1))
-    (here / "stage" / "small").write_text("a")
-    publish(here / "stage")
-    publish(here / "stage")
-    (here / "stage" / "small").write_text("ab")
-    publish(here / "stage")
+    (first_storage / "stage").mkdir()
+    (first_storage / "stage" / "large").write_bytes(bytes(bucket.SMALL + 1))
+    (first_storage / "stage" / "small").write_text("a")
+    publish(first_storage / "stage")
+    publish(first_storage / "stage")
+    (first_storage / "stage" / "small").write_text("ab")
+    publish(first_storage / "stage")
     bucket._synced.clear()  # another process of the same node
-    publish(here / "stage")
+    publish(first_storage / "stage")
     assert uploads == [["large", "small"], [], ["small"], ["small"]]
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -216,6 +217,33 @@ def test_torn_attempt_of_the_same_step_is_replaced(trained, two):
     assert manifest.step == 2
     assert not (target / TAG / "left_over.pt").exists()
     assert f"{TAG}/left_over.pt" not in manifest.files
+
+
+@pytest.mark.parametrize(("share", "trained"), [(2.0, True), (0.98, True), (8.0, False)])
+def test_a_checkpoint_that_does_not_fit_is_not_begun(share, trained, group, writer):
+    """Catches: the disk check removed, turned round, or without its 5 % to spare.
+
+    16 bytes per trained weight in fp32 (weight, master copy, two moments), 4 per frozen one.
+    """
+    with pytest.raises(CheckpointError, match=r"GiB free, and a checkpoint takes .* make room"):
+        save_checkpoint(meta_engine(writer, share, trained), writer, step=1, records=[])
+    assert not writer.checkpoints.exists()
+
+
+@pytest.mark.parametrize(("share", "trained"), [(0.5, True), (2.0, False)])
+def test_a_checkpoint_that_fits_passes_the_disk_check(share, trained, group, writer):
+    """Catches: a disk check that always refuses, or counts AdamW's states of frozen weights."""
+    engine = meta_engine(writer, share, trained)
+    with pytest.raises(AttributeError, match="save_checkpoint"):  # past the check: no real engine
+        save_checkpoint(engine, writer, step=1, records=[])
+
+
+def meta_engine(writer, share: float, trained: bool):
+    """One weight, without memory, whose 16 bytes per number are a share of the free space."""
+    count = int(share * shutil.disk_usage(writer.folder).free / 16)
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.empty(count, device="meta"), requires_grad=trained)
+    return SimpleNamespace(module=module)
 
 
 def test_a_disk_full_in_the_middle_of_writing_leaves_the_last_one_whole(trained, other, tmp_path):

@@ -1,0 +1,72 @@
+"""Progress, errors and exit codes of a command, without a terminal."""
+
+import signal
+
+import pytest
+
+from rlhfv_ray import console
+from rlhfv_ray.console import poll, progress_bar, run_command
+from rlhfv_ray.errors import ConfigError, JudgeError, StageFailedError, StorageError
+
+
+@pytest.fixture(autouse=True)
+def former_handler():
+    """Give back the handler that `run_command` replaces."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def failing(error: BaseException):
+    def body() -> None:
+        raise error
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("lower beta"), 2),
+        (StageFailedError("lower beta"), 4),
+        (StorageError("lower beta"), 4),
+        (JudgeError("lower beta"), 5),
+    ],
+)
+def test_an_error_of_ours_is_shown_and_has_its_code(error, code, capsys):
+    """Catches: a traceback for a user's mistake; a script that cannot tell why a command failed."""
+    assert run_command(failing(error)) == code
+    shown = capsys.readouterr().err
+    assert "lower beta" in shown and type(error).__name__ in shown and "Traceback" not in shown
+
+
+def test_success_interruption_and_defects_differ(capsys):
+    """Catches: Ctrl-C that looks like success; a defect of ours whose traceback is swallowed."""
+    assert run_command(lambda: None) == 0
+    assert run_command(failing(KeyboardInterrupt())) == 130
+    assert "The same command goes on where this one was." in capsys.readouterr().out
+    with pytest.raises(ZeroDivisionError):
+        run_command(failing(ZeroDivisionError()))
+
+
+def test_a_job_s_log_gets_a_line_every_few_seconds(monkeypatch, capsys):
+    """Catches: a log with a line per step, or without the last one."""
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with progress_bar("Trials", 4) as bar:
+        for done, now in ((1, 9.0), (2, 11.0), (3, 12.0), (4, 13.0)):
+            clock[0] = now
+            bar.advance(done, "well")
+    assert capsys.readouterr().out.splitlines() == [
+        "Trials: 2/4 after 11 s well",
+        "Trials: 4/4 after 13 s well",
+    ]
+
+
+def test_the_last_look_comes_after_the_body():
+    """Catches: the work since the last look never shown; a last look lost to an error."""
+    events = []
+    with pytest.raises(ZeroDivisionError), poll(lambda: events.append("look"), every=60):
+        events.append("body")
+        raise ZeroDivisionError
+    assert events == ["body", "look"]
