@@ -12,7 +12,7 @@ Two layouts of the same pairs give the same log-probabilities:
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class Layout:
     )
     split_head: bool = False  # the logits are the output head on the body's features, so the head may run by itself
     accepts: frozenset[str] = frozenset({"pixel_values"})  # inputs the model knows
+    # Attention within a pair is causal but for its fork, so `models.attention` needs no mask.
+    forked: ClassVar[bool] = True
 
     def image_inputs(self, processor: Any, images: Sequence[bytes]) -> dict[str, Tensor]:
         """The processor's image tensors (pixel_values, ...) for encoded images: no crop, no flip, always the same."""

@@ -8,12 +8,13 @@ so, but for the head, do models whose attention takes no mask of ours.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.models.attention import FORKED_SDPA
 from rlhfv_ray.models.batch import Layout
 
 
@@ -41,6 +42,7 @@ class RopeLayout(Layout):
 class GemmaLayout(Layout):
     """Gemma 3: the tokens of an image see each other both ways, and some layers see only a window."""
 
+    forked: ClassVar[bool] = False  # an image's tokens see later ones, which needs a mask
     image_token: int = field(kw_only=True)
     window: int = field(kw_only=True)
 
@@ -73,7 +75,7 @@ def layout_of(model: Any, layout: str = "auto", *, row_tokens: int = 0) -> Layou
     """
     config = model.config
     attention = config.get_text_config()._attn_implementation
-    able = config.model_type in TESTED and attention == "sdpa"
+    able = config.model_type in TESTED and attention in ("sdpa", FORKED_SDPA)
     if layout == "shared" and not able:
         raise ConfigError(
             f"model.layout = 'shared': not with a model of type {config.model_type} and {attention} attention. Shared rows are tested "

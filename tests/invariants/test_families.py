@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlhfv_ray.config import GenerationConfig
 from rlhfv_ray.data.encoding import encode_example, encode_pair
 from rlhfv_ray.inference.generate import answer_prompts
 from rlhfv_ray.logps import IGNORED, policy_token_logps, token_logps
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, recompute_activations
-from rlhfv_ray.models import policy as policy_module
+from rlhfv_ray.models import attention as attention_module
 from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import EncodedPair, Example, PreferencePair, Prompt
 from tests.families import FAMILIES, save
@@ -96,24 +97,27 @@ def test_shared_rows_equal_plain_rows(family):
 
 
 def test_shared_rows_need_no_mask(family, monkeypatch):
-    """Catches: rows that fall back to masked attention unseen, in which half of what is computed is hidden."""
+    """Catches: forks that do not reach a family's attention, so that masked scores are computed."""
     model, processor, pairs = family
-    layout, masked = layout_of(model), []
+    layout = layout_of(model)
+    boolean_masks = []
 
     def record(module, query, key, value, attention_mask, **settings):
-        masked.append(
+        # The masks of a vision tower are (B, 1, 1, T) or no bool.
+        boolean_masks.append(
             attention_mask is not None
             and attention_mask.shape[-1] > 1
             and attention_mask.dtype == torch.bool
         )
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
 
-    monkeypatch.setattr(policy_module, "sdpa_attention_forward", record)
+    monkeypatch.setattr(attention_module, "sdpa_attention_forward", record)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", record)
     batch = collate_pairs(pairs, processor, rule="muffin", layout=layout)
     policy_token_logps(AnswerPolicy(model, layout), batch)
-    assert any(masked) == (
-        model.config.model_type == "gemma3"
-    )  # its images' tokens see each other both ways
+    assert boolean_masks  # the vision tower's attention at least passed through here
+    # In Gemma 3 the tokens of an image see each other both ways.
+    assert any(boolean_masks) == (model.config.model_type == "gemma3")
 
 
 def test_whole_model_scores_the_same(family):
