@@ -36,7 +36,7 @@ class Pretraining:
     out: Path = SHIPPED
     """Folder to write the model and its processor to."""
     start: str = ""
-    """Model folder to continue from, with careless captions only. Empty: start at random weights."""
+    """Model folder to continue from, with careless captions only. Empty: random weights."""
     scenes: int = 16_000
     """Number of pictures. Each use of a picture draws a new caption for it."""
     vision_steps: int = 400
