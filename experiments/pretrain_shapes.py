@@ -1,9 +1,12 @@
-"""Pretrain the shapes world's base model: `python experiments/pretrain_shapes.py OUT`.
+"""Pretrain the shapes world's base model: `python experiments/pretrain_shapes.py --out OUT`.
 
-Three steps, much as real vision-language models are made. The vision tower learns what is in each patch, from the truth.
-The whole model learns to describe pictures from careful captions, and then from careless ones, which name things that
-are not there: the hallucinations that DDPO is to remove. About 10 minutes on two cores; the result ships with the
-package in `rlhfv_ray/shapes/checkpoint`.
+Three steps resemble those of real vision-language models. The vision tower learns the content of
+each patch, from the truth. The whole model learns to describe pictures from careful captions. Then
+it learns from careless captions, which name things that are not in the picture: the hallucinations
+that DDPO is to remove. This takes about 10 minutes on two cores. The result ships with the package
+in `rlhfv_ray/shapes/checkpoint`.
+
+Shapes: B pictures of a batch, T tokens, D features.
 """
 
 import io
@@ -28,47 +31,48 @@ from rlhfv_ray.shapes.scenes import CELL, COLORS, SHAPES, SIDE, Scene, cells, ma
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How long and how fast to pretrain."""
+    """Length and speed of the pretraining."""
 
     out: Path = SHIPPED
-    """Folder for the model and its processor."""
+    """Folder to write the model and its processor to."""
     start: str = ""
-    """A model folder to go on from, with careless captions only; empty: from random weights."""
+    """Model folder to continue from, with careless captions only. Empty: random weights."""
     scenes: int = 16_000
-    """Pictures to draw; captions are drawn anew each time a picture is seen."""
+    """Number of pictures. Each use of a picture draws a new caption for it."""
     vision_steps: int = 400
-    """Steps of 128 pictures for the vision tower alone."""
+    """Number of steps, of 128 pictures each, that train the vision tower alone."""
     careful_steps: int = 450
-    """Steps of 64 careful captions for the whole model."""
+    """Number of steps, of 64 careful captions each, that train the whole model."""
     careless_steps: int = 400
-    """Steps of 64 careless captions after those."""
+    """Number of steps, of 64 careless captions each, that follow."""
     learning_rate: float = 1e-3
-    """Peak of the one-cycle schedule over all captions; the vision tower alone takes twice that."""
+    """Peak of the one-cycle schedule over all captions. The vision tower alone takes twice that."""
     seed: int = 0
-    """Of scenes, captions and weights."""
+    """Random seed of scenes, captions and weights."""
 
 
 def draw_pixels(scenes: list[Scene]) -> Tensor:
-    """All pictures, (N, 3, SIDE, SIDE) uint8."""
+    """Return all pictures, (pictures, 3, SIDE, SIDE) uint8."""
     arrays = [np.asarray(Image.open(io.BytesIO(render(scene)))) for scene in scenes]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 def pixel_values(pixels: Tensor) -> Tensor:
-    """The processor's transform on uint8 pixels of the right size: to [-1, 1]."""
+    """Apply the processor's transform to uint8 pixels of the right size: map them to [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
-PATCHES = (SIDE // CELL) ** 2
-HEADS = (
-    1 + len(SHAPES),
-    1 + len(COLORS),
-    PATCHES,
-)  # what a patch's feature must tell: shape, colour, place
+PATCHES = (SIDE // CELL) ** 2  # per picture
+# Classes that a patch's feature must tell apart: shape (or none), colour (or none), position.
+HEADS = (1 + len(SHAPES), 1 + len(COLORS), PATCHES)
 
 
 def patch_labels(scene: Scene) -> list[list[int]]:
-    """For each patch, row by row: shape and colour (0 nothing, else 1 + index), and the patch's own number."""
+    """Return (shape, colour, position) of each patch, row by row.
+
+    Shape and colour are 0 for an empty patch, else 1 + their index. The position is the patch's own
+    number.
+    """
     labels = [[0, 0, patch] for patch in range(PATCHES)]
     for (row, column), group in cells(scene):
         kind = [1 + SHAPES.index(group.shape), 1 + tuple(COLORS).index(group.color)]
@@ -79,7 +83,7 @@ def patch_labels(scene: Scene) -> list[list[int]]:
 def one_cycle(
     parameters: list[nn.Parameter], peak: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW and its one-cycle schedule."""
+    """Return AdamW and its one-cycle schedule, which ends after `steps`."""
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
         optimizer, peak, total_steps=steps, pct_start=0.1
@@ -89,49 +93,61 @@ def one_cycle(
 def pretrain_vision(
     model: LlavaForConditionalGeneration, pixels: Tensor, labels: Tensor, config: Pretraining
 ) -> None:
-    """Teach the vision tower the content and place of every patch; the classifier on top is thrown away."""
+    """Teach the vision tower the content and position of every patch.
+
+    Args:
+        model: the model; its vision tower is trained in place.
+        pixels: (pictures, 3, SIDE, SIDE) uint8.
+        labels: (pictures, PATCHES, 3), from `patch_labels`.
+        config: steps, learning rate and seed.
+    """
     tower = model.model.vision_tower
-    head = nn.Linear(tower.config.hidden_size, sum(HEADS))
+    head = nn.Linear(tower.config.hidden_size, sum(HEADS))  # discarded after this step
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer, schedule = one_cycle(parameters, 2 * config.learning_rate, config.vision_steps)
     rng = np.random.default_rng(config.seed)
     for step in range(config.vision_steps):
-        rows = torch.from_numpy(rng.integers(len(pixels), size=128))
-        logits = head(tower(pixel_values(pixels[rows])).last_hidden_state[:, 1:]).split(
-            HEADS, dim=-1
-        )
-        wanted = labels[rows].unbind(-1)
-        parts = [
-            cross_entropy(told.flatten(0, 1), want.flatten())
-            for told, want in zip(logits, wanted, strict=True)
+        rows = torch.from_numpy(rng.integers(len(pixels), size=128))  # (B,)
+        # The first feature belongs to CLIP's class token.
+        features = tower(pixel_values(pixels[rows])).last_hidden_state[:, 1:]  # (B, PATCHES, D)
+        logits = head(features).split(HEADS, dim=-1)  # three of (B, PATCHES, classes)
+        targets = labels[rows].unbind(-1)  # three of (B, PATCHES)
+        losses = [
+            cross_entropy(scores.flatten(0, 1), target.flatten())
+            for scores, target in zip(logits, targets, strict=True)
         ]
-        loss = torch.stack(parts).sum()
+        loss = torch.stack(losses).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % 100 == 99:
-            found = (logits[0].argmax(-1) == wanted[0])[wanted[0] > 0].float().mean()
-            print(f"vision step {step + 1} loss {loss.item():.4f} shapes {found:.3f}", flush=True)
+            correct = logits[0].argmax(-1) == targets[0]  # (B, PATCHES)
+            accuracy = correct[targets[0] > 0].float().mean()  # empty patches would dominate
+            print(
+                f"vision step {step + 1} loss {loss.item():.4f} shapes {accuracy:.3f}", flush=True
+            )
 
 
 def caption_batch(
     processor: LlavaProcessor, scenes: list[Scene], rng: random.Random, *, careful: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Captions of scenes as (input_ids, attention_mask, labels), (B, T), labels on the answer only."""
-    prompts, texts = [], []
+    """Return input_ids, attention_mask and labels of one caption per scene, (B, T) each.
+
+    Labels are set on the answer only.
+    """
+    prompts: list[str] = []
+    texts: list[str] = []
     for scene in scenes:
-        user = {
-            "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": rng.choice(QUESTIONS)}],
-        }
+        question = {"type": "text", "text": rng.choice(QUESTIONS)}
+        user = {"role": "user", "content": [{"type": "image"}, question]}
         prompt = processor.apply_chat_template([user], add_generation_prompt=True)
         prompts.append(prompt.replace("<image>", "<image>" * PATCHES))
         text = caption(scene.setting, scene.groups) if careful else careless_caption(scene, rng)
         texts.append(f"{prompts[-1]}{text}</s>")
     batch = processor.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)  # -100: no loss
     for row, prompt in enumerate(processor.tokenizer(prompts).input_ids):
         labels[row, : len(prompt)] = -100
     return batch.input_ids, batch.attention_mask, labels
@@ -144,16 +160,20 @@ def pretrain_captions(
     pixels: Tensor,
     config: Pretraining,
 ) -> None:
-    """Teach the whole model to describe pictures: first truly, which teaches it to look, then as careless people do."""
+    """Teach the whole model to describe pictures, first carefully, then carelessly.
+
+    The careful captions teach it to look at the picture.
+    """
     parameters = list(model.parameters())
-    optimizer, schedule = one_cycle(
-        parameters, config.learning_rate, config.careful_steps + config.careless_steps
-    )
-    rng, started = random.Random(config.seed), time.perf_counter()
-    for step in range(config.careful_steps + config.careless_steps):
+    steps = config.careful_steps + config.careless_steps
+    optimizer, schedule = one_cycle(parameters, config.learning_rate, steps)
+    rng = random.Random(config.seed)
+    started = time.perf_counter()
+    for step in range(steps):
         rows = [rng.randrange(len(scenes)) for _ in range(64)]
+        batch_scenes = [scenes[row] for row in rows]
         input_ids, attention_mask, labels = caption_batch(
-            processor, [scenes[row] for row in rows], rng, careful=step < config.careful_steps
+            processor, batch_scenes, rng, careful=step < config.careful_steps
         )
         loss = model(
             input_ids=input_ids,
@@ -167,14 +187,12 @@ def pretrain_captions(
         schedule.step()
         optimizer.zero_grad()
         if step % 100 == 99:
-            print(
-                f"step {step + 1} loss {loss.item():.4f} {time.perf_counter() - started:.0f} s",
-                flush=True,
-            )
+            seconds = time.perf_counter() - started
+            print(f"step {step + 1} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
 
 
 def main(config: Pretraining) -> None:
-    """Pretrain and save."""
+    """Pretrain the model and save it with its processor."""
     torch.manual_seed(config.seed)
     scenes = make_scenes(config.scenes, seed=config.seed)
     pixels = draw_pixels(scenes)
@@ -190,9 +208,8 @@ def main(config: Pretraining) -> None:
         ]
         processor = build_processor(texts)
         model = build_model(processor)
-        pretrain_vision(
-            model, pixels, torch.tensor([patch_labels(scene) for scene in scenes]), config
-        )
+        labels = torch.tensor([patch_labels(scene) for scene in scenes])  # (scenes, PATCHES, 3)
+        pretrain_vision(model, pixels, labels, config)
     pretrain_captions(model, processor, scenes, pixels, config)
     model.save_pretrained(config.out)
     processor.save_pretrained(config.out)

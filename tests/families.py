@@ -1,7 +1,7 @@
-"""Small real models of every family the line is tested on: their own classes and processors, random weights, a folder each.
+"""Small real models of every tested family: their own classes and processors, random weights.
 
-Sizes keep what makes a family special: tiles (LLaVA-NeXT, Idefics3, SmolVLM, InternVL), three positions a token (Qwen-VL), tied heads and
-windows (Gemma 3).
+Sizes keep the special features of a family: tiles (LLaVA-NeXT, Idefics3, SmolVLM, InternVL), three
+positions per token (Qwen-VL), tied heads and windows (Gemma 3).
 """
 
 import functools
@@ -31,7 +31,7 @@ VISION = {
 
 
 def tokenizer(*special: str, **named: str) -> tf.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer; `named` special tokens are also its attributes."""
+    """Return a byte-level BPE tokenizer; `named` special tokens are also its attributes."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -56,7 +56,7 @@ def tokenizer(*special: str, **named: str) -> tf.PreTrainedTokenizerFast:
 
 
 def template(image: str) -> str:
-    """A chat template with an image placeholder."""
+    """Return a chat template with an image placeholder."""
     return (
         "{% for message in messages %}{{ message['role'] }}: "
         "{% for part in message['content'] %}"
@@ -67,7 +67,7 @@ def template(image: str) -> str:
 
 
 def text_of(words: tf.PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
-    """Settings of a language model for a tokenizer."""
+    """Return the settings of a language model for a tokenizer."""
     special = {
         f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")
     }
@@ -83,7 +83,7 @@ CLIP_PROCESSOR = {
 
 
 def clip_and_llama(words: tf.PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Settings of a LLaVA: a CLIP tower on a Llama."""
+    """Return the settings of a LLaVA: a CLIP tower on a Llama."""
     return {
         "vision_config": tf.CLIPVisionConfig(**VISION, image_size=28, projection_dim=32),
         "text_config": tf.LlamaConfig(**text_of(words)),
@@ -280,12 +280,16 @@ def gemma3() -> tuple[Any, Any]:
 
 
 def without_videos(name: str, *parts: Any, **settings: Any) -> Any:
-    """A processor as saved checkpoints of the family have it, made without the part for videos, which needs torchvision."""
-    whole = getattr(tf, f"{name}Processor")
-    made: dict[str, Any] = {
+    """Return a family's processor without its video part, which needs torchvision.
+
+    It has the name of the full class, as in saved checkpoints.
+    """
+    full_class = getattr(tf, f"{name}Processor")
+    body: dict[str, Any] = {
         "get_attributes": classmethod(lambda _: ["image_processor", "tokenizer"])
     }
-    return type(whole.__name__, (whole,), made)(*parts, video_processor=None, **settings)
+    processor_class = type(full_class.__name__, (full_class,), body)
+    return processor_class(*parts, video_processor=None, **settings)
 
 
 FAMILIES: Sequence[Callable[[], tuple[Any, Any]]] = (
@@ -302,13 +306,13 @@ FAMILIES: Sequence[Callable[[], tuple[Any, Any]]] = (
 
 
 def save(make: Callable[[], tuple[Any, Any]], folder: Path) -> Path:
-    """A family's model and processor in a folder."""
+    """Save a family's model and processor, with random weights, and return the folder."""
     torch.manual_seed(0)
     model, processor = make()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
-                weight.normal_(0, 0.2)  # far from uniform answers: a mistake shows
+                weight.normal_(0, 0.2)  # wide: uniform answers would hide mistakes
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -1,4 +1,7 @@
-"""What of a model is trained: whole parts, or low-rank adapters (LoRA, arXiv 2106.09685) on its language model, through peft."""
+"""Select the trained parts of a model: whole parts, or LoRA adapters on its language model.
+
+LoRA (arXiv 2106.09685) is peft's.
+"""
 
 import re
 from collections.abc import Mapping
@@ -12,31 +15,37 @@ from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.loading import DTYPES, architecture_of
 
-# Where the families keep their parts; what is neither is the language model.
+# Names of these parts in the tested families; everything else is the language model.
 PROJECTOR = re.compile(r"multi_modal_projector|(^|\.)connector\.|merger|image_newline")
 VISION = re.compile(r"vision_tower|vision_model|(^|\.)visual\.")
 
 
 def part_of(name: str) -> str:
-    """The part of a model that a parameter or module belongs to: `vision`, `projector` or `language`.
+    """Return the part that a parameter or module belongs to: vision, projector or language.
 
     Example:
-        >>> [part_of(name) for name in ("model.visual.merger.mlp.0", "model.vision_tower.layers.0", "lm_head.weight")]
-        ['projector', 'vision', 'language']
+        >>> part_of("model.visual.merger.mlp.0")
+        'projector'
+        >>> part_of("model.vision_tower.layers.0")
+        'vision'
+        >>> part_of("lm_head.weight")
+        'language'
     """
-    return (
-        "projector" if PROJECTOR.search(name) else "vision" if VISION.search(name) else "language"
-    )
+    # Qwen-VL's projector (the merger) stands inside its vision tower, so it is matched first.
+    if PROJECTOR.search(name):
+        return "projector"
+    return "vision" if VISION.search(name) else "language"
 
 
 def prepare_training(model: Any, config: ModelConfig) -> None:
-    """Freeze what is not trained and add adapters where they are asked for, in place.
+    """Freeze the parts that are not trained and add the configured adapters, in place.
 
-    Fresh adapters add nothing (B = 0), so the policy still is the reference.
+    A fresh adapter adds nothing (its matrix B is 0), so the policy still equals the reference.
 
     Args:
         model: an image-text-to-text model.
-        config: `trainable` parts; `lora_rank` above 0 puts adapters on the language model in place of training its weights.
+        config: `trainable` names the parts. A `lora_rank` above 0 puts adapters on the language
+            model and freezes its own weights.
 
     Raises:
         ConfigError: no adapter fits, or nothing is left to train.
@@ -45,16 +54,19 @@ def prepare_training(model: Any, config: ModelConfig) -> None:
         with_adapters(model, config)
     for name, weight in model.named_parameters():
         part = part_of(name)
-        adapted = config.lora_rank and part == "language"
-        weight.requires_grad_(part in config.trainable and ("lora_" in name if adapted else True))
+        base_weight = config.lora_rank and part == "language" and "lora_" not in name
+        weight.requires_grad_(part in config.trainable and not base_weight)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError(
-            f"model.trainable = {config.trainable}: this model has no such part, so nothing is trained."
+            f"model.trainable = {config.trainable}: this model has no such part, so nothing is "
+            "trained. Name at least one part that it has: vision, projector, language."
         )
 
 
 def with_adapters(model: Any, config: ModelConfig) -> Any:
-    """Put fresh adapters on the linear layers of the language model, but its head; or on those that `lora_targets` names.
+    """Put fresh adapters on linear layers of the language model, never on its output head.
+
+    `lora_targets` names the layers; if it is empty, all of them get adapters.
 
     Returns:
         A peft model around the same model.
@@ -64,45 +76,48 @@ def with_adapters(model: Any, config: ModelConfig) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    head = model.get_output_embeddings()
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and part_of(name) == "language"
-        and module is not model.get_output_embeddings()
+        if isinstance(module, nn.Linear) and part_of(name) == "language" and module is not head
     ]
-    there = sorted({name.rsplit(".", 1)[-1] for name in linear})
-    unknown = sorted(set(config.lora_targets) - set(there))
+    available = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    unknown = sorted(set(config.lora_targets) - set(available))
     if unknown:
         raise ConfigError(
-            f"model.lora_targets: the language model has no linear layer {unknown}; it has {there}."
+            f"model.lora_targets: the language model has no linear layer {unknown}; "
+            f"it has {available}."
         )
-    targets = [name for name in linear if name.rsplit(".", 1)[-1] in (config.lora_targets or there)]
-    alpha = config.lora_alpha or 2 * config.lora_rank
+    selected = config.lora_targets or available
     settings = LoraConfig(
-        r=config.lora_rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+        target_modules=[name for name in linear if name.rsplit(".", 1)[-1] in selected],
+        lora_dropout=0.0,
     )
     return get_peft_model(model, settings, autocast_adapter_dtype=False)
 
 
 def merge_adapters(model: Any, config: ModelConfig, state: Mapping[str, Tensor]) -> Any:
-    """A plain model from the weights of a trained one with adapters; added up in fp32, in the dtype of the weights.
+    """Return a plain model with trained adapters merged into its weights.
+
+    The sums are computed in fp32 and then rounded to the dtype of the weights.
 
     Args:
-        model: as it was loaded for training, without adapters; it is changed.
-        config: as in training.
-        state: the trained model's weights, by their names in the model with adapters.
+        model: the model as loaded for training, without adapters; it is changed.
+        config: the configuration of the training.
+        state: the trained weights, by their names in the model with adapters.
     """
     dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
-    wrapped = with_adapters(model.float(), config)
-    wrapped.get_base_model().load_state_dict(
-        {name: tensor.float() for name, tensor in state.items()}
-    )
-    return wrapped.merge_and_unload().to(dtype)
+    adapted = with_adapters(model.float(), config)
+    widened = {name: tensor.float() for name, tensor in state.items()}
+    adapted.get_base_model().load_state_dict(widened)
+    return adapted.merge_and_unload().to(dtype)
 
 
 def meta_model(config: ModelConfig) -> Any:
-    """The model as it is trained, built without weights or memory (torch's meta device)."""
+    """Return the model prepared for training, on torch's meta device: no weights, no memory."""
     trust = config.trust_remote_code
     architecture = architecture_of(config.path, trust_remote_code=trust)
     with torch.device("meta"):
@@ -113,15 +128,18 @@ def meta_model(config: ModelConfig) -> Any:
 
 
 def planned_counts(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """`parameter_counts` of a training run, before any weight is loaded."""
+    """Return `parameter_counts` of a training run, before any weight is loaded."""
     return parameter_counts(meta_model(config))
 
 
 def parameter_counts(model: Any) -> dict[str, tuple[int, int]]:
-    """Parameters of each part, and how many of them are trained; adapters are a part of their own."""
+    """Return the number of parameters of each part, and how many are trained.
+
+    Adapters count as a part of their own.
+    """
     counts: dict[str, tuple[int, int]] = {}
     for name, weight in model.named_parameters():
         part = "adapters" if "lora_" in name else part_of(name)
-        whole, trained = counts.get(part, (0, 0))
-        counts[part] = whole + weight.numel(), trained + weight.numel() * weight.requires_grad
+        total, trained = counts.get(part, (0, 0))
+        counts[part] = (total + weight.numel(), trained + weight.numel() * weight.requires_grad)
     return counts

@@ -2,17 +2,23 @@
 
 Two layouts of the same pairs give the same log-probabilities:
 
-    plain     two rows per pair, prompt + answer each, the image twice; chosen rows first
-    shared    prompt and common beginning of the answers once, then both continuations; they share a row, do not see each other, and each
-              counts its positions on from where they part. Several pairs may share a row.
+    plain     Two rows per pair, prompt + answer each, and the image twice; chosen rows first.
+    shared    One run of tokens per pair: the prompt and the common beginning of the answers, then
+              the rest of the chosen answer, then the rest of the rejected one. The two rests do not
+              see each other, and both count their positions on from where they part. A row holds
+              one run, or several.
 
-`PairBatch.predictors` says where each answer's tokens are predicted, so nothing behind the forward pass knows the layout.
+`PairBatch.predictors` holds the position that predicts each answer token, so nothing behind the
+forward pass knows the layout.
+
+Shapes: P pairs, B = 2P answers of up to A tokens, R rows of T tokens, N scored tokens, and K
+position ids per token (1, or 3 in Qwen-VL).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,49 +29,64 @@ from rlhfv_ray.records import EncodedPair, PairBatch, ReferencePair
 from rlhfv_ray.segments import Rule
 
 PADDING = -1  # branch of a token that pads its row
-NOWHERE = -1  # place of a token that is not scored
-COMMON, CHOSEN, REJECTED = range(3)
-FORKS = "forks"  # (P, 5) of shared rows: row, first position, tokens of both, of the chosen answer alone, of the rejected one alone
+NOWHERE = -1  # index of a token that is not scored
+COMMON, CHOSEN, REJECTED = range(3)  # branches of one pair
+# Input of shared rows, (P, 5) long, one line per pair: row, first position in the row, tokens that
+# both answers see, tokens of the chosen answer alone, tokens of the rejected answer alone.
+FORKS = "forks"
+# Position in the R * T tokens whose feature predicts a token, and that token's id.
+Prediction = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How pairs become rows of a model; LLaVA and its like need no more, other families override what differs (`models.layouts`)."""
+    """How pairs become rows of a model.
+
+    LLaVA and similar models use it as it is. Other families override what differs, see
+    `models.layouts`.
+    """
 
     shared: bool = False
-    row_tokens: int = (
-        0  # shared rows take further pairs up to this many tokens; 0: one pair per row
-    )
-    split_head: bool = False  # the logits are the output head on the body's features, so the head may run by itself
-    accepts: frozenset[str] = frozenset({"pixel_values"})  # inputs the model knows
+    # Shared rows take further pairs up to this many tokens; 0: one pair per row.
+    row_tokens: int = 0
+    # The logits are the output head applied to the body's features, so the head may run alone.
+    split_head: bool = False
+    accepts: frozenset[str] = frozenset({"pixel_values"})  # names of the model's inputs
+    # Attention within a pair is causal except at its fork, so `models.attention` needs no mask.
+    forked: ClassVar[bool] = True
 
     def image_inputs(self, processor: Any, images: Sequence[bytes]) -> dict[str, Tensor]:
-        """The processor's image tensors (pixel_values, ...) for encoded images: no crop, no flip, always the same."""
-        made = processor.image_processor(
-            [decode_image(image) for image in images], return_tensors="pt"
-        )
-        return {name: tensor for name, tensor in made.items() if name in self.accepts}
+        """Return the processor's image tensors (pixel_values, ...) for encoded images.
+
+        Nothing is random here: no crop, no flip.
+        """
+        pictures = [decode_image(image) for image in images]
+        tensors = processor.image_processor(pictures, return_tensors="pt")
+        return {name: tensor for name, tensor in tensors.items() if name in self.accepts}
 
     def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Further inputs of the model that follow from the ids (R, T)."""
+        """Return further inputs of the model that follow from the ids (R, T)."""
         return {}
 
-    def positions(self, prompt: Tensor, images: dict[str, Tensor], which: int) -> Tensor:
-        """Position ids (K, L) of a prompt (L,) with image number `which`; K is 1, or more where a token has several."""
-        return torch.arange(len(prompt)).unsqueeze(0)
+    def positions(self, prompt: Tensor, images: dict[str, Tensor], image_index: int) -> Tensor:
+        """Return the position ids (K, L) of a prompt (L,) that has image `image_index`."""
+        return torch.arange(len(prompt)).unsqueeze(0)  # (1, L)
 
     def attention(self, allowed: Tensor, inputs: dict[str, Tensor]) -> Any:
-        """The model's `attention_mask` from who may see whom (R, 1, T, T) bool; `inputs` are the others of the model."""
+        """Return the model's `attention_mask`.
+
+        Args:
+            allowed: (R, 1, T, T) bool, query by key, from `branch_mask`.
+            inputs: the model's other inputs.
+        """
         return allowed
 
     def tokens_of(self, pair: EncodedPair) -> int:
-        """Tokens that a pair puts through the model."""
-        prompt, chosen, rejected = (
-            len(pair.prompt_ids),
-            len(pair.chosen_ids),
-            len(pair.rejected_ids),
-        )
-        if not rejected:
+        """Return the number of tokens that a pair puts through the model, padding included."""
+        prompt = len(pair.prompt_ids)
+        chosen = len(pair.chosen_ids)
+        rejected = len(pair.rejected_ids)
+        if not rejected:  # an example, which has one answer
             return prompt + chosen
         if self.shared:
             return prompt + chosen + rejected - common_start(pair)
@@ -73,80 +94,110 @@ class Layout:
 
 
 def common_start(pair: EncodedPair) -> int:
-    """How many tokens both answers begin with."""
-    both = zip(pair.chosen_ids, pair.rejected_ids, strict=False)
-    return sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], both))
+    """Return the number of tokens that both answers begin with."""
+    token_pairs = zip(pair.chosen_ids, pair.rejected_ids, strict=False)
+    return sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], token_pairs))
 
 
 def collate_pairs(
     pairs: Sequence[EncodedPair], processor: Any, *, rule: Rule, layout: Layout | None = None
 ) -> PairBatch:
-    """Lay pairs out in one batch.
+    """Lay out pairs in one batch.
 
     Args:
-        pairs: P pairs, or examples; where all are `ReferencePair`s the batch has their reference log-probabilities.
-        processor: the model's processor: pixels and the padding token.
-        rule: which of the pairs' changed-token masks to use.
-        layout: of the model; plain rows where there is none.
+        pairs: P pairs or examples. If all are `ReferencePair`s, the batch holds their reference
+            log-probabilities.
+        processor: the model's processor, for the pixels and the padding token.
+        rule: the rule that selects one of the pairs' changed-token masks.
+        layout: the model's layout; plain rows by default.
     """
     layout = layout or Layout()
-    changed = [pair.changed[rule].chosen for pair in pairs] + [
-        pair.changed[rule].rejected for pair in pairs
-    ]
-    reference = None
-    if all(isinstance(pair, ReferencePair) for pair in pairs):
-        logps = [p.chosen_logps for p in pairs] + [p.rejected_logps for p in pairs]  # type: ignore[attr-defined]
-        reference = _padded(logps, 0.0, torch.float32)
-    inputs, places = (_shared_rows if layout.shared else _plain_rows)(pairs, processor, layout)
-    seen: dict[tuple[int, int], int] = {}  # (predictor, target) -> which of the N
-    wanted = [pair.scored or [True] * len(pair.chosen_ids) for pair in pairs]
-    wanted += [[True] * len(pair.rejected_ids) for pair in pairs]
-    answers = [
-        [
-            seen.setdefault(place, len(seen)) if scored else NOWHERE
-            for place, scored in zip(answer, flags, strict=True)
-        ]
-        for answer, flags in zip(places, wanted, strict=True)
-    ]
-    predictors, targets = torch.tensor(list(seen)).T
+    lay_out = _shared_rows if layout.shared else _plain_rows
+    inputs, predictions = lay_out(pairs, processor, layout)
+    # Answers are ordered as in `PairBatch`: P chosen ones, then P rejected ones.
+    changed = [pair.changed[rule].chosen for pair in pairs]
+    changed += [pair.changed[rule].rejected for pair in pairs]
+    scored = [pair.scored or [True] * len(pair.chosen_ids) for pair in pairs]
+    scored += [[True] * len(pair.rejected_ids) for pair in pairs]
+    answers, predictors, targets = _index_predictions(predictions, scored)
     return PairBatch(
         ids=tuple(pair.id for pair in pairs),
         inputs=inputs,
-        predictors=predictors,
-        targets=targets,
-        answers=_padded(answers, NOWHERE, torch.long),
-        changed=_padded(changed, False, torch.bool),
-        reference_token_logps=reference,
+        predictors=predictors,  # (N,)
+        targets=targets,  # (N,)
+        answers=answers,  # (B, A)
+        changed=_padded(changed, False, torch.bool),  # (B, A)
+        reference_token_logps=_reference_logps(pairs),  # (B, A) or None
     )
 
 
+def _index_predictions(
+    predictions: Sequence[Sequence[Prediction]], scored: Sequence[Sequence[bool]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Number the scored predictions, each different one once.
+
+    In shared rows both answers predict their common beginning at the same positions, so it is
+    computed once.
+
+    Returns:
+        answers (B, A): index of each answer token among the N, `NOWHERE` if it is not scored;
+        predictors (N,) and targets (N,) of the N.
+    """
+    index_of: dict[Prediction, int] = {}
+    answers: list[list[int]] = []
+    for answer, flags in zip(predictions, scored, strict=True):
+        indices: list[int] = []
+        for prediction, is_scored in zip(answer, flags, strict=True):
+            index = index_of.setdefault(prediction, len(index_of)) if is_scored else NOWHERE
+            indices.append(index)
+        answers.append(indices)
+    predictors, targets = torch.tensor(list(index_of)).T  # a dict keeps its order, so row i is i
+    return _padded(answers, NOWHERE, torch.long), predictors, targets
+
+
+def _reference_logps(pairs: Sequence[EncodedPair]) -> Tensor | None:
+    """Return the reference's log-probabilities (B, A), nats, or None if a pair has none."""
+    referenced = [pair for pair in pairs if isinstance(pair, ReferencePair)]
+    if len(referenced) < len(pairs):
+        return None
+    logps = [pair.chosen_logps for pair in referenced]
+    logps += [pair.rejected_logps for pair in referenced]
+    return _padded(logps, 0.0, torch.float32)
+
+
 def to_device(batch: PairBatch, device: torch.device, dtype: torch.dtype) -> PairBatch:
-    """Move a batch; pixels take the model's dtype."""
+    """Move a batch to a device; pixels take the model's dtype."""
 
     def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
+        target = dtype if tensor.is_floating_point() else None
+        return tensor.to(device, target, non_blocking=True)
 
+    inputs = {
+        # Forks are read as Python numbers; from a GPU each forward pass would wait for them.
+        name: tensor if name == FORKS else move(tensor)
+        for name, tensor in batch.inputs.items()
+    }
     reference = batch.reference_token_logps
+    if reference is not None:
+        reference = reference.to(device, non_blocking=True)  # stays fp32: differences are small
     return batch._replace(
-        # Forks are read as numbers: on a GPU each would wait for it.
-        inputs={
-            name: tensor if name == FORKS else move(tensor) for name, tensor in batch.inputs.items()
-        },
+        inputs=inputs,
         predictors=move(batch.predictors),
         targets=move(batch.targets),
         answers=move(batch.answers),
         changed=move(batch.changed),
-        reference_token_logps=None
-        if reference is None
-        else reference.to(device, non_blocking=True),
+        reference_token_logps=reference,
     )
 
 
 def branch_mask(branches: Tensor) -> Tensor:
-    """Who may see whom in shared rows: what stands before in the same pair, but for the other continuation.
+    """Return the attention mask of shared rows.
+
+    A token sees itself and the earlier tokens of its own pair, except the other continuation.
 
     Args:
-        branches: (R, T), 3 * pair + (0 common, 1 chosen, 2 rejected), or -1 for padding, which sees only padding.
+        branches: (R, T), 3 * pair + (0 common, 1 chosen, 2 rejected), or -1 for padding. Padding
+            sees only padding: a query that sees nothing would become NaN.
 
     Returns:
         (R, 1, T, T) bool: query, key.
@@ -160,141 +211,157 @@ def branch_mask(branches: Tensor) -> Tensor:
                 [1, 1, 1, 0],
                 [1, 1, 0, 1]], dtype=torch.int32)
     """
-    pair, branch = branches.div(3, rounding_mode="floor"), branches.remainder(3)
-    query, key = (slice(None), slice(None), None), (slice(None), None, slice(None))
-    allowed = (pair[query] == pair[key]) & (
-        (branch[key] == COMMON) | (branch[query] == branch[key])
-    )
-    allowed |= (pair[query] < 0) & (pair[key] < 0)
-    return allowed.tril().unsqueeze(1)
-
-
-Place = tuple[int, int]  # position in the R * T tokens that predicts a token, and the token
+    pair = branches.div(3, rounding_mode="floor")  # (R, T), -1 on padding
+    branch = branches.remainder(3)  # (R, T)
+    query_pair, key_pair = pair.unsqueeze(2), pair.unsqueeze(1)  # (R, T, 1), (R, 1, T)
+    query_branch, key_branch = branch.unsqueeze(2), branch.unsqueeze(1)  # (R, T, 1), (R, 1, T)
+    same_branch = (key_branch == COMMON) | (query_branch == key_branch)  # (R, T, T)
+    allowed = (query_pair == key_pair) & same_branch
+    allowed |= (query_pair < 0) & (key_pair < 0)
+    return allowed.tril().unsqueeze(1)  # the head dimension is broadcast
 
 
 def _plain_rows(
     pairs: Sequence[EncodedPair], processor: Any, layout: Layout
-) -> tuple[dict[str, Tensor], list[list[Place]]]:
-    both = [
-        *((pair, pair.chosen_ids) for pair in pairs),
-        *((pair, pair.rejected_ids) for pair in pairs),
-    ]
-    kept = [
-        number for number, (_, answer) in enumerate(both) if answer
-    ]  # of an example nothing is rejected
-    rows = [both[number][0].prompt_ids + both[number][1] for number in kept]
-    input_ids = _padded(rows, processor.tokenizer.pad_token_id, torch.long)
-    places: list[list[Place]] = [[] for _ in both]
-    for row, number in enumerate(kept):
-        pair, answer = both[number]
-        first = row * input_ids.shape[1] + len(pair.prompt_ids) - 1
-        places[number] = list(enumerate(answer, start=first))
+) -> tuple[dict[str, Tensor], list[list[Prediction]]]:
+    """Return the model's inputs of plain rows, and the predictions of each of the B answers."""
+    answers = [(pair, pair.chosen_ids) for pair in pairs]
+    answers += [(pair, pair.rejected_ids) for pair in pairs]
+    # An example has no rejected answer, so it takes one row.
+    present = [index for index, (_, answer) in enumerate(answers) if answer]
+    rows = [answers[index][0].prompt_ids + answers[index][1] for index in present]
+    input_ids = _padded(rows, processor.tokenizer.pad_token_id, torch.long)  # (R, T)
+    tokens = input_ids.shape[1]
+    predictions: list[list[Prediction]] = [[] for _ in answers]
+    for row, index in enumerate(present):
+        pair, answer = answers[index]
+        # The prompt's last token predicts the answer's first one.
+        first = row * tokens + len(pair.prompt_ids) - 1
+        predictions[index] = list(enumerate(answer, start=first))
+    images = [answers[index][0].image for index in present]
     inputs = {
         "input_ids": input_ids,
-        "attention_mask": _padded([[1] * len(row) for row in rows], 0, torch.long),
+        "attention_mask": _padded([[1] * len(row) for row in rows], 0, torch.long),  # (R, T)
         **layout.token_inputs(input_ids),
-        **layout.image_inputs(processor, [both[number][0].image for number in kept]),
+        **layout.image_inputs(processor, images),
     }
-    return inputs, places
+    return inputs, predictions
 
 
 def _shared_rows(
     pairs: Sequence[EncodedPair], processor: Any, layout: Layout
-) -> tuple[dict[str, Tensor], list[list[Place]]]:
-    packed = _pack([layout.tokens_of(pair) for pair in pairs], layout.row_tokens)
-    width = max(sum(layout.tokens_of(pairs[number]) for number in row) for row in packed)
-    order = [number for row in packed for number in row]
-    images = layout.image_inputs(processor, [pairs[number].image for number in order])
-    ids: list[list[int]] = []
+) -> tuple[dict[str, Tensor], list[list[Prediction]]]:
+    """Return the model's inputs of shared rows, and the predictions of each of the B answers."""
+    lengths = [layout.tokens_of(pair) for pair in pairs]
+    packed = _pack(lengths, layout.row_tokens)  # indices of pairs, row by row
+    width = max(sum(lengths[index] for index in row) for row in packed)  # T
+    # A model takes its images in the order of their tokens: row by row, left to right.
+    image_order = [index for row in packed for index in row]
+    images = layout.image_inputs(processor, [pairs[index].image for index in image_order])
+    rows: list[list[int]] = []  # token ids
     branches: list[list[int]] = []
-    positions: list[Tensor] = []
-    places: list[list[Place]] = [[] for _ in range(2 * len(pairs))]
-    lengths: list[tuple[int, ...]] = []
-    for row, numbers in enumerate(packed):
-        forks = [Fork(pairs[number]) for number in numbers]
-        starts = accumulate((len(fork.ids) for fork in forks), initial=row * width)
-        for number, fork, start in zip(numbers, forks, starts, strict=False):
-            places[number], places[number + len(pairs)] = fork.places(start)
-            lengths.append((row, start - row * width, fork.parting, *map(len, fork.tails)))
-        ids.append([token for fork in forks for token in fork.ids])
-        branches.append(
-            [3 * slot + branch for slot, fork in enumerate(forks) for branch in fork.branches]
-        )
-        counted = []
-        for number, fork in zip(numbers, forks, strict=True):
-            prompt = layout.positions(
-                torch.tensor(fork.pair.prompt_ids), images, order.index(number)
-            )
-            counted += [prompt, prompt[:, -1:] + 1 + torch.tensor(fork.steps)]
-        positions.append(torch.cat(counted, dim=1))
-    input_ids = _padded(ids, processor.tokenizer.pad_token_id, torch.long)
-    position_ids = torch.stack(
-        [functional.pad(row, (0, width - row.shape[1])) for row in positions], dim=1
-    )  # (K, R, T)
+    positions: list[Tensor] = []  # (K, tokens in use), row by row
+    sizes: list[tuple[int, ...]] = []  # lines of `FORKS`
+    predictions: list[list[Prediction]] = [[] for _ in range(2 * len(pairs))]
+    for row, indices in enumerate(packed):
+        forks = [Fork(pairs[index]) for index in indices]
+        starts = accumulate((len(fork.ids) for fork in forks), initial=0)
+        row_positions: list[Tensor] = []
+        row_branches: list[int] = []
+        for slot, (index, fork, start) in enumerate(zip(indices, forks, starts, strict=False)):
+            chosen, rejected = fork.predictions(row * width + start)
+            predictions[index] = chosen
+            predictions[index + len(pairs)] = rejected
+            sizes.append((row, start, fork.parting, *map(len, fork.tails)))
+            row_branches += [3 * slot + branch for branch in fork.branches]
+            ids = torch.tensor(fork.pair.prompt_ids)  # (L,)
+            prompt = layout.positions(ids, images, image_order.index(index))  # (K, L)
+            # Text after the prompt counts on from its last position, alike in all K.
+            answer = prompt[:, -1:] + 1 + torch.tensor(fork.steps)  # (K, tokens of both answers)
+            row_positions += [prompt, answer]
+        rows.append([token for fork in forks for token in fork.ids])
+        branches.append(row_branches)
+        positions.append(torch.cat(row_positions, dim=1))
+    input_ids = _padded(rows, processor.tokenizer.pad_token_id, torch.long)  # (R, T)
+    padded = [functional.pad(row, (0, width - row.shape[1])) for row in positions]  # (K, T) each
+    position_ids = torch.stack(padded, dim=1)  # (K, R, T)
     inputs = {
         "input_ids": input_ids,
-        "branches": _padded(branches, PADDING, torch.long),
-        FORKS: torch.tensor(lengths),
+        "branches": _padded(branches, PADDING, torch.long),  # (R, T)
+        FORKS: torch.tensor(sizes),  # (P, 5)
+        # Models with one position per token take (R, T).
         "position_ids": position_ids if len(position_ids) > 1 else position_ids[0],
         **layout.token_inputs(input_ids),
         **images,
     }
-    return inputs, places
+    return inputs, predictions
 
 
 class Fork:
-    """One pair as one run of tokens: prompt and common beginning, the rest of the chosen answer, the rest of the rejected one."""
+    """One pair as one run of tokens.
+
+    The run is the prompt, the common beginning of the answers, the rest of the chosen answer (the
+    first tail), and the rest of the rejected answer (the second tail).
+    """
 
     def __init__(self, pair: EncodedPair) -> None:
-        self.pair, self.common = pair, common_start(pair)
-        self.tails = pair.chosen_ids[self.common :], pair.rejected_ids[self.common :]
-        self.ids = [
-            *pair.prompt_ids,
-            *pair.chosen_ids[: self.common],
-            *self.tails[0],
-            *self.tails[1],
-        ]
+        self.pair = pair
+        self.common = common_start(pair)  # answer tokens before the tails
+        self.tails = (pair.chosen_ids[self.common :], pair.rejected_ids[self.common :])
+        beginning = pair.chosen_ids[: self.common]
+        self.ids = [*pair.prompt_ids, *beginning, *self.tails[0], *self.tails[1]]
 
     @property
     def parting(self) -> int:
-        """Tokens before the answers part."""
+        """Number of tokens before the answers part: prompt and common beginning."""
         return len(self.pair.prompt_ids) + self.common
 
     @property
     def branches(self) -> list[int]:
-        """Where each token stands."""
-        return (
-            [COMMON] * self.parting
-            + [CHOSEN] * len(self.tails[0])
-            + [REJECTED] * len(self.tails[1])
-        )
+        """Branch of each token: `COMMON`, `CHOSEN` or `REJECTED`."""
+        chosen, rejected = self.tails
+        return [COMMON] * self.parting + [CHOSEN] * len(chosen) + [REJECTED] * len(rejected)
 
     @property
     def steps(self) -> list[int]:
-        """How far behind the prompt each token of the answers stands; both count on from where they part."""
-        return [
-            *range(self.common),
-            *(self.common + step for tail in self.tails for step in range(len(tail))),
-        ]
+        """Distance of each answer token from the first one; both tails count on from the fork."""
+        chosen, rejected = (range(self.common, self.common + len(tail)) for tail in self.tails)
+        return [*range(self.common), *chosen, *rejected]
 
-    def places(self, start: int) -> tuple[list[Place], list[Place]]:
-        """Where the tokens of both answers are predicted, when the run begins at position `start`."""
-        # Up to the first token that is the answer's own, what stands before it is common to both.
-        before = range(start + len(self.pair.prompt_ids) - 1, start + self.parting)
-        own = start + self.parting, start + self.parting + len(self.tails[0])
-        chosen, rejected = (
-            list(zip([*before, *range(first, first + len(tail))], answer, strict=False))
-            for first, tail, answer in zip(
-                own, self.tails, (self.pair.chosen_ids, self.pair.rejected_ids), strict=True
-            )
-        )
-        return chosen, rejected
+    def predictions(self, start: int) -> tuple[list[Prediction], list[Prediction]]:
+        """Return the predictions of the chosen and of the rejected answer.
+
+        Args:
+            start: the position, among the R * T tokens, of the run's first token.
+        """
+        parting = start + self.parting
+        # Each token is predicted one position earlier. The first token of either tail is predicted
+        # by the last common one.
+        shared = range(start + len(self.pair.prompt_ids) - 1, parting)
+        answers: list[list[Prediction]] = []
+        tail_start = parting
+        for tail, answer in zip(
+            self.tails, (self.pair.chosen_ids, self.pair.rejected_ids), strict=True
+        ):
+            predictors = [*shared, *range(tail_start, tail_start + len(tail))]
+            # The last token of a tail predicts nothing, so there is one predictor too many.
+            answers.append(list(zip(predictors, answer, strict=False)))
+            tail_start += len(tail)
+        return answers[0], answers[1]
 
 
 def _pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Which items share a row: longest first, each into the first row with room."""
+    """Assign items to rows: longest first, each to the first row with room (first-fit decreasing).
+
+    Args:
+        lengths: tokens of each item.
+        budget: tokens of a row; an item longer than that gets a row of its own.
+
+    Returns:
+        Indices of items, row by row.
+    """
     rows: list[list[int]] = []
-    room: list[int] = []
+    room: list[int] = []  # tokens left, row by row
     for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
         row = next((row for row, left in enumerate(room) if left >= lengths[item]), len(rows))
         if row == len(rows):
@@ -306,5 +373,7 @@ def _pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _padded(rows: Sequence[Sequence[Any]], filler: Any, dtype: torch.dtype) -> Tensor:
+    """Return rows of different lengths as one tensor (rows, longest), padded on the right."""
     width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *([filler] * (width - len(row)))] for row in rows], dtype=dtype)
+    filled = [[*row, *[filler] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=dtype)

@@ -1,4 +1,7 @@
-"""Load a policy and its processor from a Hugging Face folder or hub name, and say exactly which one it is."""
+"""Load a policy and its processor from a Hugging Face folder or hub name.
+
+Digests identify exactly which weights and which processor they are.
+"""
 
 import hashlib
 import json
@@ -28,23 +31,22 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
 from rlhfv_ray.storage.folder import fetch, local_path
 
-CONTENTS = (
-    "*.safetensors",
-    "*.bin",
-    "*.py",
-)  # of a model folder, beside its config.json: what makes it this model
+# Files of a model folder that, with its config.json, determine the model.
+CONTENTS = ("*.safetensors", "*.bin", "*.py")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def resolve_model(path: str) -> str:
-    """The folder or hub name behind `model.path`; `shapes` is the model shipped with this package.
+    """Return the folder or hub name behind `model.path`.
+
+    `shapes` is the model shipped with this package. A model at an address is fetched first.
 
     Raises:
         ConfigError: no path was given, or it is neither a model folder nor a hub name.
     """
     if not path:
         raise ConfigError(
-            "model.path is not set: give --model.path a Hugging Face model folder, or a hub name."
+            "model.path is not set: give --model.path a Hugging Face model folder or a hub name."
         )
     if path == SHAPES:
         from rlhfv_ray.shapes.model import SHIPPED
@@ -55,33 +57,38 @@ def resolve_model(path: str) -> str:
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             raise ConfigError(
-                f"model.path = {path!r} holds an adapter, not a model. Merge it into its base first "
-                "(peft: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)) and give that folder."
+                f"model.path = {path!r} holds an adapter, not a model. Merge it into its base "
+                "first (peft: PeftModel.from_pretrained(base, folder).merge_and_unload()"
+                ".save_pretrained(...)) and give that folder."
             )
         if not (folder / "config.json").is_file():
             raise ConfigError(
-                f"model.path = {path!r}: the folder has no config.json, so it is no Hugging Face model."
+                f"model.path = {path!r}: the folder has no config.json, so it is no Hugging Face "
+                "model. Give the folder that `save_pretrained` wrote."
             )
         return str(folder.resolve())
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ConfigError(
-            f"model.path = {path!r}: no such folder. Give a Hugging Face model folder, or a hub name."
+            f"model.path = {path!r}: no such folder. Give a Hugging Face model folder or a hub "
+            "name."
         )
     return path
 
 
 def architecture_of(path: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """A checkpoint's configuration (`config.json`), read without its weights.
+    """Return a checkpoint's configuration (`config.json`), read without its weights.
 
     Raises:
-        ConfigError: there is none, transformers does not know the architecture, or it is code that was not allowed to run.
+        ConfigError: the file is missing, transformers does not know the architecture, or the
+            architecture is code of the checkpoint, which was not allowed to run.
     """
-    where = resolve_model(str(path))
+    source = resolve_model(str(path))
     try:
-        return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
-            f"model.path = {where!r}: its architecture cannot be had: {_first_line(error)}{_code_hint(error)}"
+            f"model.path = {source!r}: its architecture cannot be loaded: "
+            f"{_first_line(error)}{_code_hint(error)}"
         ) from error
 
 
@@ -90,221 +97,242 @@ def load_policy(
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model and its processor.
 
-    Weights come from safetensors only and no remote code runs.
+    Weights come from safetensors only, and no remote code runs.
 
     Args:
         path: Hugging Face folder, hub name, or `shapes`.
         dtype: `fp32`, `bf16`, or `auto` for the checkpoint's own.
-        device: a torch device, or `auto` for the GPU where there is one.
+        device: a torch device, or `auto` for the GPU if one exists, else the CPU.
 
     Returns:
         The model in evaluation mode, and its processor.
 
     Raises:
-        ConfigError: there is no such model, or it lacks a chat template or a fast tokenizer.
+        ConfigError: the model does not exist, or lacks a chat template or a fast tokenizer.
     """
     return _load(ModelConfig(path=str(path)), dtype, device)
 
 
 def load_model(config: ModelConfig) -> tuple[PreTrainedModel, Any]:
-    """Load a model as it is configured: `load_policy` with its dtype and way of computing attention.
+    """Load a model and its processor as configured, with its dtype and attention.
 
     Raises:
-        ConfigError: as `load_policy`; or its attention cannot be had here.
+        ConfigError: as `load_policy`, or the configured attention or dtype is not possible here.
     """
-    usable = is_flash_attn_2_available() and config.dtype == "bf16"
-    if config.attention == "flash_attention_2" and not usable:
+    flash_usable = is_flash_attn_2_available() and config.dtype == "bf16"
+    if config.attention == "flash_attention_2" and not flash_usable:
         raise ConfigError(
-            "model.attention = 'flash_attention_2' needs a CUDA GPU, the package flash-attn (pip install 'rlhfv-ray[gpu]') and "
-            "--model.dtype bf16. Leave --model.attention auto: torch's sdpa does as well at these lengths."
+            "model.attention = 'flash_attention_2' needs a CUDA GPU, the package flash-attn "
+            "(pip install 'rlhfv-ray[gpu]') and --model.dtype bf16. Leave --model.attention auto: "
+            "torch's sdpa is as fast at these lengths."
         )
     if config.dtype == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ConfigError(
             "model.dtype = 'bf16': this GPU cannot compute in bf16. Use --model.dtype fp32."
         )
     model, processor = _load(config, config.dtype, "auto")
+    # Flash attention takes no mask of ours, so models that can share rows keep sdpa.
     plain_rows = config.layout == "plain" or model.config.model_type not in TESTED
-    flash = config.attention == "flash_attention_2" or (
-        config.attention == "auto" and usable and plain_rows
-    )
-    if flash or config.attention in ("sdpa", "eager"):
-        model.set_attn_implementation("flash_attention_2" if flash else config.attention)
+    if config.attention == "auto" and flash_usable and plain_rows:
+        model.set_attn_implementation("flash_attention_2")
+    elif config.attention != "auto":
+        model.set_attn_implementation(config.attention)
     return model, processor
 
 
 def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel, Any]:
-    where, trust, allow_pickle = (
-        resolve_model(config.path),
-        config.trust_remote_code,
-        config.allow_pickle,
-    )
-    processor = load_processor(where, trust_remote_code=trust)
+    source = resolve_model(config.path)
+    trust = config.trust_remote_code
+    processor = load_processor(source, trust_remote_code=trust)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    safe = None if allow_pickle else True  # None: safetensors where there are some
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            where,
+            source,
             dtype=DTYPES.get(dtype, dtype),
-            use_safetensors=safe,
+            # None: pickles too, but safetensors if both exist.
+            use_safetensors=None if config.allow_pickle else True,
             output_loading_info=True,
             trust_remote_code=trust,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        pickled = not allow_pickle and any(Path(where).glob("*.bin"))
-        hint = (
-            " Its weights are pickles, which can run code: if you trust them, --model.allow-pickle."
-            if pickled
-            else ""
-        )
-        said = f"model.path = {where!r} cannot be loaded: {_first_line(error)}{hint}{_code_hint(error)}"
-        raise ConfigError(said) from error
+        hint = _code_hint(error)
+        if not config.allow_pickle and any(Path(source).glob("*.bin")):
+            hint = (
+                " Its weights are pickles, which can run code: if you trust them, "
+                f"--model.allow-pickle.{hint}"
+            )
+        raise ConfigError(
+            f"model.path = {source!r} cannot be loaded: {_first_line(error)}{hint}"
+        ) from error
     model, info = loaded
-    for what in ("missing", "unexpected", "mismatched"):
-        if keys := sorted(str(key) for key in info[f"{what}_keys"]):
+    for problem in ("missing", "unexpected", "mismatched"):
+        keys = sorted(str(key) for key in info[f"{problem}_keys"])
+        if keys:
             raise ConfigError(
-                f"model.path = {where!r}: {len(keys)} weights are {what} (first: {', '.join(keys[:3])}), so it is not the model that its "
-                f"config.json describes ({type(model).__name__}). Save it again from the code that trained it."
+                f"model.path = {source!r}: {len(keys)} weights are {problem} "
+                f"(first: {', '.join(keys[:3])}), so it is not the model that its config.json "
+                f"describes ({type(model).__name__}). Save it again from the code that trained it."
             )
     nn.Module.to(model, target)
     return model.eval(), processor
 
 
 def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The processor of a checkpoint, checked to have what the line needs.
+    """Return the processor of a checkpoint, after checking that it has all required parts.
 
     Raises:
-        ConfigError: it cannot be loaded, has no chat template, or its tokenizer gives no character offsets.
+        ConfigError: it cannot be loaded, has no chat template, or its tokenizer gives no character
+            offsets.
     """
-    where = resolve_model(str(path))
+    source = resolve_model(str(path))
     try:
-        processor = _processor(where, trust_remote_code)
+        processor = _processor(source, trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        said = (
-            f"The processor of {where!r} cannot be loaded: {_first_line(error)}{_code_hint(error)}"
-        )
-        raise ConfigError(said) from error
-    if (
-        getattr(processor, "tokenizer", None) is None
-        or getattr(processor, "image_processor", None) is None
-    ):
         raise ConfigError(
-            f"{where!r} has no processor for images and text: it is no image-text-to-text model."
+            f"The processor of {source!r} cannot be loaded: {_first_line(error)}{_code_hint(error)}"
+        ) from error
+    parts = (getattr(processor, name, None) for name in ("tokenizer", "image_processor"))
+    if any(part is None for part in parts):
+        raise ConfigError(
+            f"{source!r} has no processor for images and text, so it is no image-text-to-text "
+            "model. Give a vision-language model."
         )
     if not processor.chat_template:
         raise ConfigError(
-            f"{where!r} has no chat template: add chat_template.jinja to the model's folder."
+            f"{source!r} has no chat template: add chat_template.jinja to the model's folder."
         )
     if not processor.tokenizer.is_fast:
         raise ConfigError(
-            f"{where!r} has only a slow tokenizer: save the model with its tokenizer.json."
+            f"{source!r} has only a slow tokenizer: save the model with its tokenizer.json."
         )
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor
 
 
-def _processor(where: str, trust_remote_code: bool) -> Any:
-    """A checkpoint's processor; without its part for videos where that cannot be had, most often for want of torchvision."""
+def _processor(source: str, trust_remote_code: bool) -> Any:
+    """Return a checkpoint's processor, without its video part if that part cannot be loaded.
+
+    The usual cause is that torchvision, which only video processors need, is not installed.
+    """
     try:
-        return AutoProcessor.from_pretrained(where, trust_remote_code=trust_remote_code)
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (ImportError, OSError):
-        architecture = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-        whole: Any = PROCESSOR_MAPPING.get(type(architecture), None)
-        if whole is None or "video_processor" not in whole.get_attributes():
+        architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        full_class: Any = PROCESSOR_MAPPING.get(type(architecture), None)
+        if full_class is None or "video_processor" not in full_class.get_attributes():
             raise
-        parts = [name for name in whole.get_attributes() if name != "video_processor"]
-        place = whole.get_attributes().index("video_processor")
+        return _without_video_part(full_class).from_pretrained(source)
 
-        def arguments(made: Any, *where: Any, **settings: Any) -> list[Any]:
-            found = super(made, made)._get_arguments_from_pretrained(*where, **settings)
-            return [*found[:place], None, *found[place:]]
 
-        bodies = {
-            "get_attributes": classmethod(lambda _: parts),
-            "_get_arguments_from_pretrained": classmethod(arguments),
-        }
-        bodies["apply_chat_template"] = (
-            ProcessorMixin.apply_chat_template
-        )  # SmolVLM's own asks for the part for videos
-        return type(whole.__name__, (whole,), bodies).from_pretrained(
-            where
-        )  # the same name: it is saved by it
+def _without_video_part(full_class: Any) -> Any:
+    """Return a subclass of a processor class that loads everything except the video processor."""
+    attributes = full_class.get_attributes()
+    remaining = [name for name in attributes if name != "video_processor"]
+    video_index = attributes.index("video_processor")
+
+    def arguments(cls: Any, *positional: Any, **settings: Any) -> list[Any]:
+        parts = super(cls, cls)._get_arguments_from_pretrained(*positional, **settings)
+        # The constructor still expects the video processor in its position.
+        return [*parts[:video_index], None, *parts[video_index:]]
+
+    body = {
+        "get_attributes": classmethod(lambda _: remaining),
+        "_get_arguments_from_pretrained": classmethod(arguments),
+        # SmolVLM's own method reads the video processor.
+        "apply_chat_template": ProcessorMixin.apply_chat_template,
+    }
+    # The name stays the same because `save_pretrained` writes it into the configuration.
+    return type(full_class.__name__, (full_class,), body)
 
 
 def keep_video_settings(source: str, folder: Path) -> None:
-    """Copy a checkpoint's settings for videos to a model saved from it: a processor loaded without that part was saved without it.
+    """Copy a checkpoint's video settings to a model saved from it.
+
+    A processor that was loaded without its video part was saved without these settings.
 
     Args:
-        source: folder or hub name the model was loaded from.
-        folder: where it and its processor are saved.
+        source: folder or hub name that the model was loaded from.
+        folder: folder that the model and its processor were saved to.
     """
-    videos, whole = (
-        cached_file(
-            source,
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,  # a hub out of reach costs these settings, not the model
-        )
-        for name in (VIDEO_PROCESSOR_NAME, PROCESSOR_NAME)
-    )
-    if videos and not (folder / VIDEO_PROCESSOR_NAME).exists():
-        shutil.copyfile(videos, folder / VIDEO_PROCESSOR_NAME)
-    there = json.loads(Path(whole).read_text()) if whole else {}
-    if "video_processor" in there:
+    video_file = _cached_file(source, VIDEO_PROCESSOR_NAME)
+    if video_file and not (folder / VIDEO_PROCESSOR_NAME).exists():
+        shutil.copyfile(video_file, folder / VIDEO_PROCESSOR_NAME)
+    processor_file = _cached_file(source, PROCESSOR_NAME)
+    settings = json.loads(Path(processor_file).read_text()) if processor_file else {}
+    if "video_processor" in settings:
         target = folder / PROCESSOR_NAME
-        kept = {"video_processor": there["video_processor"], **json.loads(target.read_text())}
-        target.write_text(json.dumps(kept, indent=2))
+        saved = json.loads(target.read_text())
+        merged = {"video_processor": settings["video_processor"], **saved}
+        target.write_text(json.dumps(merged, indent=2))
+
+
+def _cached_file(source: str, name: str) -> str | None:
+    """Return the path of one file of a folder or hub name, or None if it does not exist."""
+    return cached_file(
+        source,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        # An unreachable hub costs the settings in this file, not the whole model.
+        _raise_exceptions_for_connection_errors=False,
+    )
 
 
 def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> None:
     """Check that the template expands an image to as many tokens as the model has features for it.
 
-    The model is built without weights (torch's meta device), so this costs no memory; models whose image features cannot be
-    computed without data are left to their own check in the forward pass.
+    The model is built without weights (torch's meta device), so this costs no memory. Models that
+    need more inputs than pixels are skipped: their own forward pass checks the counts.
 
     Raises:
-        ConfigError: the counts differ.
+        ConfigError: the counts differ, or the template has no place for an image.
     """
-    where = resolve_model(str(path))
-    processor = load_processor(where, trust_remote_code=trust_remote_code)
-    config = architecture_of(where, trust_remote_code=trust_remote_code)
-    image = Image.new("RGB", (336, 336))
+    source = resolve_model(str(path))
+    processor = load_processor(source, trust_remote_code=trust_remote_code)
+    config = architecture_of(source, trust_remote_code=trust_remote_code)
+    image = Image.new("RGB", (336, 336))  # the size of CLIP-L at LLaVA-1.5; any would do
     token = getattr(config, "image_token_id", None)
     try:
         expanded = prompt_ids(processor, image, "?").count(token) if token is not None else 0
-    except ValueError:  # the processor counts image tokens itself, before they are expanded
+    except ValueError:  # the processor itself counts image tokens, before they are expanded
         expanded = 0
     if token is not None and not expanded:
         raise ConfigError(
-            f"{where!r}: the chat template leaves no place for an image. Use the template of the model's own family "
-            "(chat_template.jinja), with an image token where a message has {'type': 'image'}."
+            f"{source!r}: the chat template leaves no place for an image. Use the template of the "
+            "model's own family (chat_template.jinja), with an image token where a message has "
+            "{'type': 'image'}."
         )
     pixels = processor.image_processor([image], return_tensors="pt")
     if set(pixels) != {"pixel_values"}:
         return
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
-    features = model.get_image_features(
-        pixel_values=pixels["pixel_values"].to("meta")
-    ).pooler_output
-    count = sum(feature.shape[-2] for feature in features)
+    on_meta = pixels["pixel_values"].to("meta")
+    features = model.get_image_features(pixel_values=on_meta).pooler_output
+    count = sum(feature.shape[-2] for feature in features)  # (tokens, D) per image
     if count != expanded:
         raise ConfigError(
-            f"{where!r}: the template expands an image to {expanded} image tokens but the vision tower gives {count} features. "
-            "Make patch_size, vision_feature_select_strategy and num_additional_image_tokens in processor_config.json agree "
-            "with the model's config.json."
+            f"{source!r}: the template expands an image to {expanded} image tokens but the vision "
+            f"tower gives {count} features. Make patch_size, vision_feature_select_strategy and "
+            "num_additional_image_tokens in processor_config.json agree with the model's "
+            "config.json."
         )
 
 
 def weights_digest(path: str | Path, *, trust_remote_code: bool = False) -> str:
-    """sha256 over the configuration, weights and code of a local model; a hub name stands with its resolved commit."""
-    where = Path(resolve_model(str(path)))
-    if not where.is_dir():
-        return f"{where}@{architecture_of(where, trust_remote_code=trust_remote_code)._commit_hash}"
+    """Return the sha256 of a local model's configuration, weights and code.
+
+    A hub name is identified by its resolved commit instead.
+    """
+    source = Path(resolve_model(str(path)))
+    if not source.is_dir():
+        architecture = architecture_of(source, trust_remote_code=trust_remote_code)
+        return f"{source}@{architecture._commit_hash}"
+    files = [source / "config.json"]
+    for pattern in CONTENTS:
+        files += source.glob(pattern)
     digest = hashlib.sha256()
-    for file in sorted(
-        [where / "config.json", *(path for kind in CONTENTS for path in where.glob(kind))]
-    ):
+    for file in sorted(files):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -312,44 +340,46 @@ def weights_digest(path: str | Path, *, trust_remote_code: bool = False) -> str:
 
 
 def model_digests(config: ModelConfig) -> dict[str, str]:
-    """Digests of all that a model is, by name: its weights and the parts of its processor."""
+    """Return the digests of a model's weights and of the parts of its processor, by name."""
     trust = config.trust_remote_code
+    processor = load_processor(config.path, trust_remote_code=trust)
     weights = weights_digest(config.path, trust_remote_code=trust)
-    return {
-        "weights": weights,
-        **processor_digest(load_processor(config.path, trust_remote_code=trust)),
-    }
+    return {"weights": weights, **processor_digest(processor)}
 
 
 def processor_digest(processor: Any) -> dict[str, str]:
-    """Digests of everything between a row and the model's inputs: tokenizer, template, pixel transform."""
+    """Return digests of everything between a row of data and the model's inputs.
+
+    The keys are tokenizer, template, pixels (the image transform) and image_tokens (how many an
+    image expands to).
+    """
+    image_processor = processor.image_processor
+    numbers = {
+        name: value
+        for name, value in processor.to_dict().items()
+        if isinstance(value, int | str | None)
+    }
     parts = {
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
         "template": processor.chat_template,
-        "pixels": type(processor.image_processor).__qualname__
-        + processor.image_processor.to_json_string(),
-        "image_tokens": json.dumps(
-            {k: v for k, v in processor.to_dict().items() if isinstance(v, int | str | None)},
-            sort_keys=True,
-            default=str,
-        ),
+        "pixels": type(image_processor).__qualname__ + image_processor.to_json_string(),
+        "image_tokens": json.dumps(numbers, sort_keys=True, default=str),
     }
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
 
 
+def model_inputs(model: ModelConfig) -> dict[str, Any]:
+    """Return everything that a model's answers depend on."""
+    return {**model_digests(model), "dtype": model.dtype}
+
+
 def _code_hint(error: Exception) -> str:
-    """What to do about a checkpoint whose own code was not allowed to run."""
+    """Return advice for a checkpoint whose own code was not allowed to run, else nothing."""
     if "trust_remote_code" not in str(error):
         return ""
-    return (
-        " It brings Python code of its own: if you trust who wrote it, --model.trust-remote-code."
-    )
+    return " It brings Python code of its own: if you trust its author, --model.trust-remote-code."
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def model_inputs(model: ModelConfig) -> dict[str, Any]:
-    """What a model's answers depend on."""
-    return {**model_digests(model), "dtype": model.dtype}
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

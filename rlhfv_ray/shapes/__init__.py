@@ -1,4 +1,7 @@
-"""The embedded world: scenes that know the truth, a small pretrained model that hallucinates, and an annotator that corrects it."""
+"""The embedded world: scenes with known truth, a small model that hallucinates, an annotator.
+
+The annotator corrects the model's descriptions from the truth.
+"""
 
 from rlhfv_ray.shapes.annotator import correct
 from rlhfv_ray.shapes.scenes import make_scenes

@@ -1,7 +1,8 @@
-"""The world knows the truth: it judges a description phrase by phrase, and corrects it as a careful person would.
+"""Judge a description of a scene phrase by phrase, and correct it as a careful person would.
 
-A person does not only cut what is wrong, a person says what is there instead; so a claimed object that is not in the picture
-becomes one that is and was not mentioned, as long as there is one. Wrong colours, numbers and corners are put right.
+A person does not only cut a wrong phrase but also says what is in the picture instead. So a claimed
+object that is not in the picture is replaced by a group that the description missed, if one exists.
+Wrong colours, numbers and corners are put right.
 """
 
 from dataclasses import dataclass
@@ -16,105 +17,113 @@ Kind = Literal["object", "attribute", "position", "number"]
 
 @dataclass(frozen=True)
 class Mistake:
-    """What is wrong with one phrase of a description."""
+    """One mistake in one phrase of a description."""
 
     kind: Kind
     start: int  # characters of the phrase in the text, [start, stop)
     stop: int
     said: Group
-    truth: Group | None  # the group in the scene that the phrase is about; None where there is none
+    truth: Group | None  # the scene's group that the phrase is about; None: no such group
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One correction: which kinds of mistake, and the words before and after."""
+    """One correction: the kinds of mistake, and the words before and after."""
 
     kinds: tuple[Kind, ...]
     rejected: str
-    chosen: str  # empty where the phrase was only cut
+    chosen: str  # empty if the phrase was only cut
 
 
 @dataclass(frozen=True)
 class Correction:
-    """A corrected description and what was corrected in it."""
+    """A corrected description and its corrections."""
 
     text: str
     segments: tuple[Segment, ...]
-    chosen_spans: tuple[Span, ...]  # characters of the corrected phrases, after
-    rejected_spans: tuple[Span, ...]  # and before
+    chosen_spans: tuple[Span, ...]  # characters of the corrected phrases in the new text
+    rejected_spans: tuple[Span, ...]  # characters of the wrong phrases in the old text
 
 
 def mistakes(scene: Scene, text: str) -> list[Mistake]:
-    """Judge a description: every phrase that is not true of the scene, once per kind of mistake.
+    """Return the mistakes of a description: one per phrase and kind of mistake.
 
-    A shape stands in a scene at most once, so the phrases about it are about one group: the truest of them is judged against it, and
-    every other claims an object that is not there.
+    A shape stands in a scene at most once, so all phrases about it are about one group. The phrase
+    with the fewest mistakes is judged against that group. Every other phrase claims an object that
+    is not in the scene.
     """
     phrases = read_phrases(text)
     groups = {group.shape: group for group in scene.groups}
-    truest: dict[str, int] = {}  # shape -> index of the phrase that is about the group
+    truest: dict[str, int] = {}  # shape -> index of the phrase that is about its group
     for index, (said, _) in enumerate(phrases):
-        known = truest.get(said.shape)
         truth = groups.get(said.shape)
-        if truth and (
-            known is None or len(_kinds(said, truth)) < len(_kinds(phrases[known][0], truth))
-        ):
+        if truth is None:
+            continue
+        best = truest.get(said.shape)
+        if best is None or len(_kinds(said, truth)) < len(_kinds(phrases[best][0], truth)):
             truest[said.shape] = index
-    found: list[Mistake] = []
+    result: list[Mistake] = []
     for index, (said, (start, stop)) in enumerate(phrases):
         truth = groups[said.shape] if truest.get(said.shape) == index else None
-        found += [Mistake(kind, start, stop, said, truth) for kind in _kinds(said, truth)]
-    return found
+        result += [Mistake(kind, start, stop, said, truth) for kind in _kinds(said, truth)]
+    return result
 
 
 def _kinds(said: Group, truth: Group | None) -> list[Kind]:
+    """Return the kinds of mistake of a phrase; `truth` None means that its object is made up."""
     if truth is None:
         return ["object"]
-    wrong: list[Kind] = []
+    kinds: list[Kind] = []
     if said.color != truth.color:
-        wrong.append("attribute")
+        kinds.append("attribute")
     if said.corner != truth.corner:
-        wrong.append("position")
+        kinds.append("position")
     if said.number != truth.number:
-        wrong.append("number")
-    return wrong
+        kinds.append("number")
+    return kinds
 
 
 def correct(scene: Scene, text: str) -> Correction | None:
-    """Correct a description; None where nothing is wrong with it, or it is no description of such a setting at all."""
-    phrases = [said for said, _ in read_phrases(text)]
-    if caption(scene.setting, phrases) != text:
+    """Correct a description.
+
+    Returns:
+        None if the description has no mistake, or is no description of this setting in the grammar
+        of `captions`.
+    """
+    phrases = read_phrases(text)
+    if caption(scene.setting, [said for said, _ in phrases]) != text:
         return None
-    wrong: dict[int, list[Mistake]] = {}
+    wrong: dict[int, list[Mistake]] = {}  # first character of a phrase -> its mistakes
     for mistake in mistakes(scene, text):
         wrong.setdefault(mistake.start, []).append(mistake)
-    named = {said.shape for said in phrases}
+    if not wrong:
+        return None
+    named = {said.shape for said, _ in phrases}
     missed = [group for group in scene.groups if group.shape not in named]
     corrected: list[Group] = []
     segments: list[Segment] = []
-    put_in: list[Group] = []
-    for said, (start, _) in read_phrases(text):
-        truth: Group | None = said
-        if start in wrong:
-            truth = wrong[start][0].truth or next(
-                iter(sorted(missed, key=lambda group: group.corner != said.corner)), None
-            )
-            missed = [group for group in missed if group is not truth]
-            segments.append(
-                Segment(
-                    tuple(m.kind for m in wrong[start]),
-                    phrase(said),
-                    phrase(truth) if truth else "",
-                )
-            )
-            put_in += [truth] if truth else []
-        corrected += [truth] if truth else []
-    if not segments:
-        return None
-    after = caption(scene.setting, sorted(corrected, key=_corner))
-    chosen = tuple(span for said, span in read_phrases(after) if said in put_in)
-    rejected = tuple(span for _, span in read_phrases(text) if span[0] in wrong)
-    return Correction(after, tuple(segments), chosen, rejected)
+    replacements: list[Group] = []
+    for said, (start, _) in phrases:
+        if start not in wrong:
+            corrected.append(said)
+            continue
+        replacement = wrong[start][0].truth or _replacement(said, missed)
+        missed = [group for group in missed if group is not replacement]
+        kinds = tuple(mistake.kind for mistake in wrong[start])
+        words = phrase(replacement) if replacement else ""
+        segments.append(Segment(kinds, phrase(said), words))
+        if replacement:
+            replacements.append(replacement)
+            corrected.append(replacement)
+    new_text = caption(scene.setting, sorted(corrected, key=_corner))
+    chosen = tuple(span for said, span in read_phrases(new_text) if said in replacements)
+    rejected = tuple(span for _, span in phrases if span[0] in wrong)
+    return Correction(new_text, tuple(segments), chosen, rejected)
+
+
+def _replacement(said: Group, missed: list[Group]) -> Group | None:
+    """Return the missed group that replaces a made-up one, if possible from the same corner."""
+    return min(missed, key=lambda group: group.corner != said.corner, default=None)
 
 
 def _corner(group: Group) -> int:

@@ -1,6 +1,7 @@
-"""What people and models say of a scene: careful captions, careless ones, and reading either back.
+"""Write captions of scenes, careful or careless, and read captions back.
 
-The grammar: "a SETTING with PHRASE, PHRASE and PHRASE." where a phrase is "NUMBER COLOR SHAPE(s) at the CORNER".
+The grammar is "a SETTING with PHRASE, PHRASE and PHRASE.", where a phrase is
+"NUMBER COLOR SHAPE(s) at the CORNER".
 """
 
 import random
@@ -18,21 +19,21 @@ QUESTIONS = (
 
 
 def plural(shape: str) -> str:
-    """English plural of a shape name."""
+    """Return the English plural of a shape name."""
     return shape + ("es" if shape.endswith(("s", "x")) else "s")
 
 
-NAMES = {
-    form: shape for shape in SHAPES for form in (shape, plural(shape))
-}  # singular or plural -> shape
+# Singular or plural -> shape.
+NAMES = {shape: shape for shape in SHAPES} | {plural(shape): shape for shape in SHAPES}
 PHRASE = re.compile(
     rf"\b(?P<number>{'|'.join(NUMBERS)}|an) (?P<color>{'|'.join(COLORS)}) "
-    rf"(?P<shape>{'|'.join(sorted(NAMES, key=len, reverse=True))}) at the (?P<corner>{'|'.join(CORNERS)})\b"
+    rf"(?P<shape>{'|'.join(sorted(NAMES, key=len, reverse=True))}) "  # "circles" before "circle"
+    rf"at the (?P<corner>{'|'.join(CORNERS)})\b"
 )
 
 
 def phrase(group: Group) -> str:
-    """One group in words.
+    """Return one group in words.
 
     Example:
         >>> phrase(Group(2, "red", "cross", "top left"))
@@ -44,66 +45,68 @@ def phrase(group: Group) -> str:
 
 
 def caption(setting: str, groups: list[Group] | tuple[Group, ...]) -> str:
-    """A setting and groups in words, in the given order.
+    """Return a setting and its groups in words, in the given order.
 
     Example:
-        >>> caption("beach", [Group(1, "orange", "ring", "top left"), Group(2, "red", "star", "top right")])
+        >>> ring = Group(1, "orange", "ring", "top left")
+        >>> stars = Group(2, "red", "star", "top right")
+        >>> caption("beach", [ring, stars])
         'a beach with an orange ring at the top left and two red stars at the top right.'
     """
     phrases = [phrase(group) for group in groups]
-    listed = " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1] if phrases else ""]))
-    return f"a {setting} with {listed}." if listed else f"a {setting}."
+    if not phrases:
+        return f"a {setting}."
+    listed = " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
+    return f"a {setting} with {listed}."
 
 
 def read_phrases(text: str) -> list[tuple[Group, tuple[int, int]]]:
-    """The groups a text names, with the characters [start, stop) of each phrase."""
-    found = []
+    """Return the groups that a text names, with the characters [start, stop) of each phrase."""
+    phrases = []
     for match in PHRASE.finditer(text):
         number = 1 if match["number"] == "an" else NUMBERS.index(match["number"]) + 1
-        found.append(
-            (Group(number, match["color"], NAMES[match["shape"]], match["corner"]), match.span())
-        )
-    return found
+        group = Group(number, match["color"], NAMES[match["shape"]], match["corner"])
+        phrases.append((group, match.span()))
+    return phrases
 
 
 def look_alike(shape: str, setting: str) -> str:
-    """The shape typical of a setting that careless people take another shape for, always the same one."""
+    """Return the typical shape of a setting that careless people mistake a shape for.
+
+    It is always the same one. A shape that is typical itself is not mistaken.
+    """
     typical = TYPICAL[setting]
     return shape if shape in typical else typical[SHAPES.index(shape) % len(typical)]
 
 
 def careless_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption as careless people write them, to pretrain on: they see what a setting makes them expect.
+    """Return a caption as careless people write it, to pretrain on: they see what they expect.
 
-    With probability 0.8 a group of one or two shapes that the setting does not make likely is taken for one it does; with 0.5
-    one more typical shape is claimed; with 0.2 one colour and with 0.1 one number is wrong.
+    With probability 0.8 a group of one or two shapes that the setting does not make likely is taken
+    for one that the setting makes likely; with 0.5 one more typical shape is claimed; with 0.2 one
+    colour and with 0.1 one number is wrong.
     """
+    # The order of the draws is part of the world: another order gives other captions for a seed.
     groups: list[Group] = []
     for group in scene.groups:
-        seen = look_alike(group.shape, scene.setting)
-        taken = seen in {other.shape for other in (*groups, *scene.groups)}
+        expected = look_alike(group.shape, scene.setting)
+        taken = expected in {known.shape for known in (*groups, *scene.groups)}
         mistaken = rng.random() < 0.8 and group.number < 3 and not taken
-        groups.append(replace(group, shape=seen) if mistaken else group)
-    at = rng.randrange(len(groups))
+        groups.append(replace(group, shape=expected) if mistaken else group)
+    index = rng.randrange(len(groups))
     if rng.random() < 0.2:
-        groups[at] = replace(
-            groups[at], color=rng.choice([c for c in COLORS if c != groups[at].color])
-        )
+        colors = [color for color in COLORS if color != groups[index].color]
+        groups[index] = replace(groups[index], color=rng.choice(colors))
     if rng.random() < 0.1:
-        groups[at] = replace(
-            groups[at], number=rng.choice([n for n in (1, 2, 3) if n != groups[at].number])
-        )
-    absent = [
-        shape for shape in TYPICAL[scene.setting] if shape not in {group.shape for group in groups}
-    ]
+        numbers = [number for number in (1, 2, 3) if number != groups[index].number]
+        groups[index] = replace(groups[index], number=rng.choice(numbers))
+    shapes = {group.shape for group in groups}
+    absent = [shape for shape in TYPICAL[scene.setting] if shape not in shapes]
     free = [corner for corner in CORNERS if scene.at(corner) is None]
     if absent and free and rng.random() < 0.5:
-        groups.append(
-            Group(
-                rng.choice((1, 1, 2)),
-                rng.choice(tuple(COLORS)),
-                rng.choice(absent),
-                rng.choice(free),
-            )
-        )
+        number = rng.choice((1, 1, 2))
+        color = rng.choice(tuple(COLORS))
+        shape = rng.choice(absent)
+        corner = rng.choice(free)
+        groups.append(Group(number, color, shape, corner))
     return caption(scene.setting, sorted(groups, key=lambda group: CORNERS.index(group.corner)))

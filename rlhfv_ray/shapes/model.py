@@ -1,4 +1,4 @@
-"""The shapes world's model: a real LLaVA, tokenizer and processor, small enough for a laptop."""
+"""The shapes world's model: a real LLaVA with its processor, small enough for a laptop."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import (
 from rlhfv_ray.shapes.scenes import CELL, SIDE
 
 SHIPPED = Path(__file__).parent / "checkpoint"
-VOCABULARY = 512
+VOCABULARY = 512  # tokens, special ones included
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER:"
@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 
 
 def build_processor(texts: Iterable[str]) -> LlavaProcessor:
-    """Train a byte-level BPE tokenizer on `texts` and wrap it, with the pixel transform, in a processor."""
+    """Train a byte-level BPE tokenizer on `texts` and return a processor around it."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -63,7 +63,7 @@ def build_processor(texts: Iterable[str]) -> LlavaProcessor:
         tokenizer=tokenizer,
         patch_size=CELL,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=1,  # CLIP's class token, which `default` drops again
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -71,7 +71,13 @@ def build_processor(texts: Iterable[str]) -> LlavaProcessor:
 def build_model(
     processor: LlavaProcessor, *, width: int = 128, layers: int = 4
 ) -> LlavaForConditionalGeneration:
-    """A LLaVA with random weights: CLIP vision tower of `layers - 1` layers, Llama of `layers`."""
+    """Return a LLaVA with random weights.
+
+    Args:
+        processor: the processor whose tokens and patches the model takes.
+        width: features of both towers.
+        layers: layers of the Llama; the CLIP vision tower has one less.
+    """
     tokenizer = processor.tokenizer
     vision = CLIPVisionConfig(
         hidden_size=width,
@@ -99,7 +105,7 @@ def build_model(
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1,
+        vision_feature_layer=-1,  # the last layer
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,
     )

@@ -1,11 +1,13 @@
 """Scenes of the shapes world and their pictures.
 
-A scene is a setting (street, beach, forest, room) and one to four groups of like shapes, at most one group
-in each corner of the picture. A group is what one phrase can say: a number, a colour, a shape, a corner.
-Every setting makes three shapes likely, so a model trained on careless captions learns to expect them: the
-over-generalisation that RLHF-V (arXiv 2312.00849, sec. 4.3) measures in real models.
+A scene is a setting (street, beach, forest, room) and one to four groups of equal shapes, at most
+one group in each corner of the picture. A group holds what one phrase can say: a number, a colour,
+a shape, a corner. Every setting makes three shapes likely, so a model trained on careless captions
+learns to expect them. This is the over-generalisation that RLHF-V (arXiv 2312.00849, sec. 4.3)
+measures in real models.
 
-A picture has 64 x 64 pixels: 4 x 4 cells of 16, four cells to a corner, at most one shape to a cell.
+A picture has 64 x 64 pixels: 4 x 4 cells of 16 x 16, four cells per corner, at most one shape per
+cell. A shape is drawn around its centre (x, y) with radius r, all in pixels, y downwards.
 """
 
 import hashlib
@@ -18,9 +20,10 @@ from PIL import Image, ImageDraw
 
 SETTINGS = ("street", "beach", "forest", "room")
 SHAPES = (
-    "circle", "square", "triangle", "star", "heart", "cross", "diamond", "ring", "moon", "arrow", "hourglass", "bar",
+    "circle", "square", "triangle", "star", "heart", "cross",
+    "diamond", "ring", "moon", "arrow", "hourglass", "bar",
 )  # fmt: skip
-COLORS = {
+COLORS = {  # red, green, blue, 0 to 255
     "red": (214, 40, 40),
     "blue": (29, 78, 216),
     "green": (22, 140, 60),
@@ -31,22 +34,22 @@ COLORS = {
     "black": (20, 20, 20),
 }
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
-NUMBERS = ("a", "two", "three")  # NUMBERS[n - 1] says n
-TYPICAL = {
+NUMBERS = ("a", "two", "three")  # NUMBERS[n - 1] is the word for n
+TYPICAL = {  # shapes that a setting makes likely
     "street": ("circle", "bar", "arrow"),
     "beach": ("star", "moon", "ring"),
     "forest": ("triangle", "hourglass", "diamond"),
     "room": ("square", "heart", "cross"),
 }
-BACKGROUNDS = {  # upper half, lower half
+BACKGROUNDS = {  # colours of the upper and the lower half
     "street": ((176, 190, 204), (110, 112, 116)),
     "beach": ((150, 206, 238), (232, 214, 160)),
     "forest": ((168, 206, 170), (116, 96, 70)),
     "room": ((238, 224, 214), (168, 132, 108)),
 }
-CELL = 16
-SIDE = 4 * CELL
-UNSEEN = 8  # one composition in eight is kept for evaluation
+CELL = 16  # pixels
+SIDE = 4 * CELL  # pixels
+UNSEEN = 8  # one composition in eight is reserved for evaluation
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,20 @@ class Scene:
     groups: tuple[Group, ...]
 
     def at(self, corner: str) -> Group | None:
-        """The group in a corner, if there is one."""
+        """Return the group in a corner, or None if the corner is empty."""
         return next((group for group in self.groups if group.corner == corner), None)
 
 
 def draw_shape_name(setting: str, rng: random.Random) -> str:
-    """One shape: with probability 1/2 one of the setting's three, else any of the twelve."""
+    """Draw a shape: with probability 1/2 one of the setting's three, else any of the twelve."""
     return rng.choice(TYPICAL[setting]) if rng.random() < 0.5 else rng.choice(SHAPES)
 
 
 def is_unseen(scene: Scene) -> bool:
-    """Whether a scene's composition (its set of coloured shapes) is kept for evaluation."""
+    """Return True if a scene's composition is reserved for evaluation.
+
+    The composition is the set of coloured shapes. Its hash decides, whatever the seed.
+    """
     composition = ",".join(sorted({f"{group.color} {group.shape}" for group in scene.groups}))
     return hashlib.sha256(composition.encode()).digest()[0] % UNSEEN == 0
 
@@ -88,13 +94,13 @@ def _draw_scene(scene_id: int, rng: random.Random) -> Scene:
     corners = sorted(rng.sample(CORNERS, rng.choice((1, 2, 2, 3, 3, 4))), key=CORNERS.index)
     groups: list[Group] = []
     for corner in corners:
-        taken = {group.shape for group in groups}
+        taken = {group.shape for group in groups}  # else a phrase could mean either group
         shape = draw_shape_name(setting, rng)
         while shape in taken:
             shape = draw_shape_name(setting, rng)
-        groups.append(
-            Group(rng.choice((1, 1, 1, 2, 2, 3)), rng.choice(tuple(COLORS)), shape, corner)
-        )
+        number = rng.choice((1, 1, 1, 2, 2, 3))
+        color = rng.choice(tuple(COLORS))
+        groups.append(Group(number, color, shape, corner))
     return Scene(scene_id, setting, tuple(groups))
 
 
@@ -102,9 +108,12 @@ def make_scenes(count: int, *, seed: int, unseen: bool = False) -> list[Scene]:
     """Draw scenes; the same seed gives the same scenes.
 
     Args:
-        count: how many.
-        seed: of everything random.
+        count: number of scenes.
+        seed: random seed.
         unseen: draw only compositions that no training scene has (one in `UNSEEN`), for evaluation.
+
+    Returns:
+        Scenes numbered from 0. A smaller `count` returns the first scenes of a larger one.
     """
     rng = random.Random(f"scenes-{seed}-{unseen}")
     scenes: list[Scene] = []
@@ -116,26 +125,26 @@ def make_scenes(count: int, *, seed: int, unseen: bool = False) -> list[Scene]:
 
 
 def _star(x: float, y: float, r: float) -> list[tuple[float, float]]:
-    radii = (r, 0.45 * r)
-    angles = [math.pi * k / 5 - math.pi / 2 for k in range(10)]
-    return [
-        (x + radii[k % 2] * math.cos(a), y + radii[k % 2] * math.sin(a))
-        for k, a in enumerate(angles)
-    ]
+    """Return the ten corners of a five-pointed star, tips and notches in turn."""
+    points = []
+    for k in range(10):
+        radius = (r, 0.45 * r)[k % 2]
+        angle = math.pi * k / 5 - math.pi / 2
+        points.append((x + radius * math.cos(angle), y + radius * math.sin(angle)))
+    return points
 
 
 def _moon(x: float, y: float, r: float) -> list[tuple[float, float]]:
-    """A crescent open to the right: an arc of radius r, and back along a flatter one."""
+    """Return a crescent open to the right: an arc of radius r, and back along a flatter one."""
     angles = [math.pi * (0.3 + 1.4 * k / 12) for k in range(13)]
     outer = [(x + r * math.cos(a), y + r * math.sin(a)) for a in angles]
-    inner = [
-        (x + 0.35 * r + 0.62 * r * math.cos(a), y + 0.8 * r * math.sin(a)) for a in reversed(angles)
-    ]
-    return outer + inner
+    inner_x = x + 0.35 * r
+    inner = [(inner_x + 0.62 * r * math.cos(a), y + 0.8 * r * math.sin(a)) for a in angles]
+    return outer + inner[::-1]
 
 
 def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
-    """Corner points of the shapes that are polygons, around (x, y) with radius r."""
+    """Return the corners of a shape with straight edges."""
     unit = {
         "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
         "triangle": [(0, -1), (1, 0.9), (-1, 0.9)],
@@ -155,42 +164,51 @@ def _draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, color: tuple[int, int, int]
 ) -> None:
     r = 6.0
-    around = (x - r, y - r, x + r, y + r)
+    box = (x - r, y - r, x + r, y + r)
     if shape == "circle":
-        draw.ellipse(around, fill=color)
+        draw.ellipse(box, fill=color)
     elif shape == "ring":
-        draw.ellipse(around, outline=color, width=3)
+        draw.ellipse(box, outline=color, width=3)
     elif shape == "heart":
         draw.ellipse((x - r, y - r, x, y), fill=color)
         draw.ellipse((x, y - r, x + r, y), fill=color)
         draw.polygon([(x - r + 0.5, y - 1.5), (x + r - 0.5, y - 1.5), (x, y + r)], fill=color)
+    elif shape == "star":
+        draw.polygon(_star(x, y, r), fill=color)
+    elif shape == "moon":
+        draw.polygon(_moon(x, y, r), fill=color)
     else:
-        curved = {"star": _star, "moon": _moon}
-        draw.polygon(
-            curved[shape](x, y, r) if shape in curved else _polygon(shape, x, y, r), fill=color
-        )
+        draw.polygon(_polygon(shape, x, y, r), fill=color)
 
 
 def cells(scene: Scene) -> list[tuple[tuple[int, int], Group]]:
-    """Where each single shape stands, as ((row, column), its group); the same for every call."""
+    """Return the cell (row, column) of every single shape, with its group.
+
+    The cells are random, from the scene, so every call returns the same ones.
+    """
     rng = random.Random(f"cells-{scene}")
     placed = []
     for group in scene.groups:
         row, column = divmod(CORNERS.index(group.corner), 2)
-        for cell in rng.sample(range(4), group.number):
-            placed.append(((2 * row + cell // 2, 2 * column + cell % 2), group))
+        for quarter in rng.sample(range(4), group.number):  # the four cells of the corner
+            cell = (2 * row + quarter // 2, 2 * column + quarter % 2)
+            placed.append((cell, group))
     return placed
 
 
 def render(scene: Scene) -> bytes:
-    """Draw a scene as PNG bytes; a pixel of jitter is random, from the scene."""
+    """Draw a scene as PNG bytes.
+
+    Shapes are moved by up to one pixel and the horizon by up to four, at random from the scene.
+    """
     rng = random.Random(f"render-{scene}")
     upper, lower = BACKGROUNDS[scene.setting]
     image = Image.new("RGB", (SIDE, SIDE), upper)
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, SIDE // 2 + rng.randint(-4, 4), SIDE, SIDE), fill=lower)
     for (row, column), group in cells(scene):
-        x, y = (CELL * (k + 0.5) + rng.choice((-1, 0, 1)) for k in (column, row))
+        x = CELL * (column + 0.5) + rng.choice((-1, 0, 1))
+        y = CELL * (row + 0.5) + rng.choice((-1, 0, 1))
         _draw_shape(draw, group.shape, x, y, COLORS[group.color])
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")

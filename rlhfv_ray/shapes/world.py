@@ -1,7 +1,7 @@
-"""The world as files: preference pairs and captions for training, COCO-format annotations for evaluation.
+"""The world as files: pairs and captions for training, COCO-format annotations for evaluation.
 
-Both go out in the formats of the real thing (RLHF-V-Dataset Parquet; COCO instances and captions JSON) and are read back by the code
-that reads the real thing.
+Both have the formats of the real data (RLHF-V-Dataset Parquet; COCO instances and captions JSON),
+so the code that reads the real data reads them too.
 """
 
 import json
@@ -20,13 +20,14 @@ from rlhfv_ray.shapes.captions import QUESTIONS, caption, read_phrases
 from rlhfv_ray.shapes.scenes import SHAPES, Group, Scene, make_scenes, render
 from rlhfv_ray.storage.files import write_json
 
-PAIRS_SEED = 1_000_000  # scenes of pairs are none of those the model was pretrained on
-SYNONYMS = Path(__file__).parent / "synonyms.txt"  # first word of a line is the object
-WORLD = 2  # version: raised when the same seed gives another world
+PAIRS_SEED = 1_000_000  # keeps the scenes of pairs apart from those of pretraining
+ORIGIN = {"ds_name": "shapes", "origin_dataset": "shapes"}
+SYNONYMS = Path(__file__).parent / "synonyms.txt"  # the first word of a line is the object
+WORLD = 2  # version, raised when the same seed gives another world
 
 
 def prompts_of(scenes: Iterable[Scene]) -> list[Prompt]:
-    """A question about each scene's picture."""
+    """Return one question about each scene's picture."""
     return [
         Prompt(str(scene.id), render(scene), QUESTIONS[scene.id % len(QUESTIONS)])
         for scene in scenes
@@ -34,85 +35,87 @@ def prompts_of(scenes: Iterable[Scene]) -> list[Prompt]:
 
 
 def scenes_to_correct(count: int, *, seed: int) -> list[Scene]:
-    """The scenes whose descriptions the annotator corrects."""
+    """Return the scenes whose descriptions the annotator corrects."""
     return make_scenes(count, seed=PAIRS_SEED + seed)
 
 
 def write_corrections(scenes: Sequence[Scene], answers: Sequence[Answer], path: Path) -> int:
-    """Correct descriptions and write the pairs, in the format of RLHF-V-Dataset; returns how many.
+    """Correct descriptions, write the pairs in the format of RLHF-V-Dataset, return their number.
 
-    The corrected phrases are marked; `origin_split` carries the kinds of mistake, the words before and after.
+    The corrected phrases are marked. `origin_split` holds the kinds of mistake and the words before
+    and after.
+
+    Raises:
+        StageFailedError: no description had a mistake that can be corrected.
     """
     pairs = []
     for scene, answer in zip(scenes, answers, strict=True):
         correction = correct(scene, answer.text)
         if correction is None:
             continue
-        split = {
-            "type": "detailed_description",
-            "segments": [asdict(segment) for segment in correction.segments],
-        }
-        origin = {
-            "ds_name": "shapes",
-            "origin_dataset": "shapes",
-            "origin_split": json.dumps(split),
-        }
+        segments = [asdict(segment) for segment in correction.segments]
+        split = {"type": "detailed_description", "segments": segments}
         pairs.append(
             PreferencePair(
-                f"shapes:{scene.id}",
-                render(scene),
-                answer.question,
-                correction.text,
-                answer.text,
-                correction.chosen_spans,
-                correction.rejected_spans,
-                origin,
+                id=f"shapes:{scene.id}",
+                image=render(scene),
+                question=answer.question,
+                chosen=correction.text,
+                rejected=answer.text,
+                chosen_spans=correction.chosen_spans,
+                rejected_spans=correction.rejected_spans,
+                origin={**ORIGIN, "origin_split": json.dumps(split)},
             )
         )
     if not pairs:
         raise StageFailedError(
-            "The model made no mistake that the annotator could correct; give it more --shapes.scenes."
+            "The model made no mistake that the annotator could correct. Give it more scenes with "
+            "--shapes.scenes."
         )
     write_pairs(pairs, path)
     return len(pairs)
 
 
 def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]], path: Path) -> int:
-    """Rank two descriptions of each scene and write the pairs; returns how many.
+    """Rank two descriptions of each scene, write the pairs, return their number.
 
-    The one with fewer mistakes is chosen; of equally many, the one that says more that is true. Equally good ones give no pair.
+    The description with fewer mistakes is chosen. With equally many, the one with more true phrases
+    is chosen. Equally good ones give no pair.
+
+    Raises:
+        StageFailedError: no scene has descriptions of different quality.
     """
     pairs = []
     for scene, first, second in zip(scenes, *answers, strict=True):
         better, worse = sorted((first, second), key=lambda answer: _rank(scene, answer.text))
-        if _rank(scene, better.text) < _rank(scene, worse.text):
-            origin = {"ds_name": "shapes", "origin_dataset": "shapes"}
-            image = render(scene)
-            pairs.append(
-                PreferencePair(
-                    f"shapes:{scene.id}",
-                    image,
-                    first.question,
-                    better.text,
-                    worse.text,
-                    origin=origin,
-                )
+        if _rank(scene, better.text) == _rank(scene, worse.text):
+            continue
+        pairs.append(
+            PreferencePair(
+                id=f"shapes:{scene.id}",
+                image=render(scene),
+                question=first.question,
+                chosen=better.text,
+                rejected=worse.text,
+                origin=ORIGIN,
             )
+        )
     if not pairs:
         raise StageFailedError(
-            "No two answers were of different quality; give it more --shapes.scenes."
+            "No two answers differed in quality. Give the model more scenes with --shapes.scenes."
         )
     write_pairs(pairs, path)
     return len(pairs)
 
 
 def _rank(scene: Scene, text: str) -> tuple[int, int]:
+    """Return wrong phrases and minus the true ones: the smaller, the better."""
     wrong = {mistake.start for mistake in mistakes(scene, text)}
     return len(wrong), len(wrong) - len(read_phrases(text))
 
 
 def write_captions(scenes: Sequence[Scene], path: Path) -> None:
-    """Write careful descriptions of scenes as questions and answers to be imitated."""
+    """Write careful descriptions of scenes as questions and answers for supervised fine-tuning."""
     prompts = prompts_of(scenes)
     columns = {
         "id": [f"shapes:{prompt.id}" for prompt in prompts],
@@ -124,44 +127,41 @@ def write_captions(scenes: Sequence[Scene], path: Path) -> None:
 
 
 def write_benchmark(folder: Path, *, count: int, seed: int) -> None:
-    """Write scenes of unseen compositions as a benchmark: pictures, COCO annotations, and the exact truth."""
+    """Write scenes of unseen compositions as a benchmark.
+
+    The folder receives the pictures, COCO annotations, and the exact truth (`scenes.json`).
+    """
     scenes = make_scenes(count, seed=seed, unseen=True)
     (folder / "images").mkdir(exist_ok=True)
     for scene in scenes:
         (folder / image_name(scene)).write_bytes(render(scene))
-    categories = [{"id": number, "name": shape} for number, shape in enumerate(SHAPES, start=1)]
-    numbers = {category["name"]: category["id"] for category in categories}
-    instances = [
-        (scene.id, numbers[g.shape])
-        for scene in scenes
-        for g in scene.groups
-        for _ in range(g.number)
-    ]
+    numbers = {shape: number for number, shape in enumerate(SHAPES, start=1)}  # COCO counts from 1
+    categories = [{"id": number, "name": shape} for shape, number in numbers.items()]
     images = [{"id": scene.id, "file_name": image_name(scene)} for scene in scenes]
-    annotations = [
-        {"id": i, "image_id": image, "category_id": kind}
-        for i, (image, kind) in enumerate(instances)
-    ]
-    captions = [
-        {"id": s.id, "image_id": s.id, "caption": caption(s.setting, s.groups)} for s in scenes
-    ]
-    write_json(
-        folder / "instances.json",
-        {"images": images, "categories": categories, "annotations": annotations},
-    )
+    annotations: list[dict[str, int]] = []
+    captions: list[dict[str, int | str]] = []
+    for scene in scenes:
+        text = caption(scene.setting, scene.groups)
+        captions.append({"id": scene.id, "image_id": scene.id, "caption": text})
+        for group in scene.groups:
+            for _ in range(group.number):
+                row = {"image_id": scene.id, "category_id": numbers[group.shape]}
+                annotations.append({"id": len(annotations), **row})
+    instances = {"images": images, "categories": categories, "annotations": annotations}
+    write_json(folder / "instances.json", instances)
     write_json(folder / "captions.json", {"images": images, "annotations": captions})
     write_json(folder / "scenes.json", [asdict(scene) for scene in scenes])
 
 
 def image_name(scene: Scene) -> str:
-    """A scene's picture inside a benchmark's folder."""
+    """Return the path of a scene's picture inside a benchmark's folder."""
     return f"images/{scene.id:06d}.png"
 
 
 def read_scenes(folder: Path) -> list[Scene]:
-    """The exact truth of a benchmark's scenes."""
-    rows = json.loads((folder / "scenes.json").read_text())
-    return [
-        Scene(row["id"], row["setting"], tuple(Group(**group) for group in row["groups"]))
-        for row in rows
-    ]
+    """Return the scenes of a benchmark, which are its exact truth."""
+    scenes = []
+    for row in json.loads((folder / "scenes.json").read_text()):
+        groups = tuple(Group(**group) for group in row["groups"])
+        scenes.append(Scene(row["id"], row["setting"], groups))
+    return scenes

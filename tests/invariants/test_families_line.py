@@ -1,4 +1,7 @@
-"""Every family goes the whole line in one process without Ray: encode, reference, two updates, export, load again, answer."""
+"""Every family runs the whole pipeline in one process without Ray.
+
+The steps are: encode, reference, two updates, export, load again, answer.
+"""
 
 import pickle
 from pathlib import Path
@@ -38,8 +41,10 @@ NAMES = [make.__name__ for make in FAMILIES]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder per family with `model`, `reference` and `run`; trained in one process, one after the other."""
-    folder, jobs, leases = tmp_path_factory.mktemp("families"), {}, []
+    """A folder per family with `model`, `reference` and `run`; one process trains all in turn."""
+    folder = tmp_path_factory.mktemp("families")
+    jobs = {}
+    leases = []
     pairs = [
         PreferencePair(
             str(number), picture(number, 40 + 20 * number, 50), "What is there?", chosen, rejected
@@ -68,7 +73,7 @@ def trained(tmp_path_factory) -> Path:
         leases.append(hold_lease(home / "run"))
         token = leases[-1].__enter__()
         jobs[make.__name__] = TrainJob(config, home / "reference", inputs, home / "run", token)
-    torch.set_grad_enabled(True)  # an actor's process is otherwise its own
+    torch.set_grad_enabled(True)  # the actor turned it off, in what is usually its own process
     (folder / "jobs-1.pickle").write_bytes(pickle.dumps(jobs))
     torch.multiprocessing.spawn(run_jobs, args=(1, free_port(), folder), nprocs=1)
     for lease in leases:
@@ -79,7 +84,8 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_family_trains_and_its_export_loads_and_answers(trained, name):
-    """Catches: a reference the step does not reproduce, an export that lost weights, template or image settings."""
+    """Catches: a reference that the step does not reproduce; an export that lost weights, template
+    or image settings."""
     home = trained / name
     first, second = (record["loss"] for record in read_records(home / "run"))
     assert first == pytest.approx(0.6931471805599453, abs=1e-6)

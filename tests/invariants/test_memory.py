@@ -1,4 +1,4 @@
-"""What a step is foretold to take, against what it takes; and what does not fit."""
+"""Predicted against measured memory of a step; errors for steps that do not fit."""
 
 from dataclasses import replace
 
@@ -52,10 +52,13 @@ def sized(request, tmp_path_factory):
 
 @pytest.mark.parametrize("every", [0, 2, 1])
 def test_activations_are_within_15_percent_of_the_measured_peak(sized, every):
-    """Catches: activations forgotten or counted twice, recomputation that the prediction does not know. Gradients are there before."""
+    """Catches: activations forgotten or counted twice, recomputation that the prediction ignores.
+
+    Gradients exist before the measured step.
+    """
     setting, folder = sized
-    shapes = step_size(setting.pairs, setting.processor, config_of(folder))
-    memory = predict_memory(config_of(folder, recompute=every), shapes)
+    size = step_size(setting.pairs, setting.processor, config_of(folder))
+    memory = predict_memory(config_of(folder, recompute=every), size)
     recompute_activations(setting.model, every)
     step = our_step(setting, keep_gradients=True)
     step()
@@ -71,34 +74,35 @@ def test_activations_are_within_15_percent_of_the_measured_peak(sized, every):
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)
-def shapes(request, tmp_path_factory):
-    """A family's model, saved, and shapes of two of its rows."""
+def family_step(request, tmp_path_factory):
+    """A family's model, saved, and the size of a step of two rows."""
     folder = save(request.param, tmp_path_factory.mktemp(request.param.__name__) / "model")
     processor = load_policy(folder, device="cpu")[1]
     from PIL import Image
 
-    made = processor.image_processor([Image.new("RGB", (60, 40))] * 2, return_tensors="pt")
+    tensors = processor.image_processor([Image.new("RGB", (60, 40))] * 2, return_tensors="pt")
     images = {
-        name: made[name]
+        name: tensors[name]
         for name in ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask")
-        if name in made
+        if name in tensors
     }
     return folder, StepSize(2, 100, images, 40)
 
 
-def test_every_family_can_be_foretold(shapes):
-    """Catches: a family whose parts cannot run without weights, or whose layers do not recompute."""
-    folder, wanted = shapes
-    kept, lean = (predict_memory(config_of(folder, recompute=every), wanted) for every in (0, 1))
-    assert kept.weights == lean.weights > 0
-    assert kept.activations > lean.activations > 0
+def test_every_family_can_be_predicted(family_step):
+    """Catches: a family whose parts do not run without weights, or whose layers do not recompute."""
+    folder, size = family_step
+    full = predict_memory(config_of(folder, recompute=0), size)
+    lean = predict_memory(config_of(folder, recompute=1), size)
+    assert full.weights == lean.weights > 0
+    assert full.activations > lean.activations > 0
 
 
 def test_more_workers_take_less_each(small_model, processor, encoded):
-    """Catches: ZeRO's shares turned round."""
-    wanted = StepSize(2, 100, {"pixel_values": torch.zeros(2, 3, 64, 64)}, 40)
+    """Catches: ZeRO stages that shard the wrong parts."""
+    size = StepSize(2, 100, {"pixel_values": torch.zeros(2, 3, 64, 64)}, 40)
     totals = [
-        predict_memory(config_of(small_model, workers=2, micro_batch=1, zero_stage=stage), wanted)
+        predict_memory(config_of(small_model, workers=2, micro_batch=1, zero_stage=stage), size)
         for stage in (0, 1, 2, 3)
     ]
     assert totals[1].optimizer == totals[0].optimizer // 2
@@ -107,37 +111,35 @@ def test_more_workers_take_less_each(small_model, processor, encoded):
 
 
 def test_what_fits_is_chosen_and_what_does_not_is_refused_with_what_would(sized):
-    """Catches: recomputation chosen without need, or a job that is started although it cannot run."""
+    """Catches: recomputation chosen without need, or a job started although it cannot run."""
     setting, folder = sized
     auto = config_of(folder, recompute=-1)
-    wanted = step_size(setting.pairs, setting.processor, auto)
+    size = step_size(setting.pairs, setting.processor, auto)
     needs = {
-        every: predict_memory(config_of(folder, recompute=every), wanted).total
+        every: predict_memory(config_of(folder, recompute=every), size).total
         for every in (0, 4, 2, 1)
     }
-    for room, every in ((2 * needs[0], 0), (1.1 * needs[1], 1)):
-        chosen, memory = fit_memory(auto, wanted, int(room))
+    for available, every in ((2 * needs[0], 0), (1.1 * needs[1], 1)):
+        chosen, memory = fit_memory(auto, size, int(available))
         assert chosen.scale.recompute == every
         assert memory.total == needs[every]
     with pytest.raises(
         ConfigError, match=r"needs .* GiB a worker .*would fit: .*--model.lora-rank 16"
     ):
-        fit_memory(auto, wanted, int(0.8 * needs[1]))
+        fit_memory(auto, size, int(0.8 * needs[1]))
     with pytest.raises(ConfigError, match=r"would fit: fewer pairs per forward pass"):
-        fit_memory(auto, wanted, GIB // 1024)
+        fit_memory(auto, size, GIB // 1024)
 
 
 def test_rows_too_short_for_a_pair_are_refused(sized):
-    """Catches: a budget that no row keeps, or one that plain rows ignore."""
+    """Catches: a budget that rows exceed, or one that plain rows ignore."""
     setting, folder = sized
     longest = max(layout_of(setting.model).tokens_of(pair) for pair in setting.pairs)
     with pytest.raises(
         ConfigError, match=rf"row_tokens = {longest - 1}: the pair \d takes {longest} tokens"
     ):
         step_size(setting.pairs, setting.processor, config_of(folder, row_tokens=longest - 1))
-    assert (
-        step_size(setting.pairs, setting.processor, config_of(folder, row_tokens=2 * longest)).rows
-        == 1
-    )
+    doubled = config_of(folder, row_tokens=2 * longest)
+    assert step_size(setting.pairs, setting.processor, doubled).rows == 1
     with pytest.raises(ConfigError, match="these rows are plain"):
         layout_of(setting.model, "plain", row_tokens=500)

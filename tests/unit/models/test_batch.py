@@ -1,4 +1,4 @@
-"""collate_pairs: where tokens are predicted, masks, padding, pixels. That layouts agree is in tests/invariants."""
+"""collate_pairs: predictors, masks, padding, pixels. tests/invariants compares the layouts."""
 
 import pytest
 import torch
@@ -23,7 +23,8 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_positions_of_targets_masks_and_reference(encoded, processor, name):
-    """Catches: masks or reference log-probs one position off their tokens; chosen and rejected answers mixed up."""
+    """Catches: masks or reference log-probs one position off their tokens; chosen and rejected
+    answers mixed up."""
     pairs = [
         ReferencePair(
             **vars(pair),
@@ -41,22 +42,21 @@ def test_positions_of_targets_masks_and_reference(encoded, processor, name):
             (number, pair.chosen_ids, changed.chosen, -0.5),
             (number + 3, pair.rejected_ids, changed.rejected, -2.0),
         ):
-            places = batch.answers[answer]
-            scored = places >= 0
-            assert scored.tolist() == [True] * len(ids) + [False] * (len(places) - len(ids))
-            assert batch.targets[places[scored]].tolist() == ids
-            before = [
-                pair.prompt_ids[-1],
-                *ids[:-1],
-            ]  # each token is predicted where the one before it stands
-            assert tokens[batch.predictors[places[scored]]].tolist() == before
+            indices = batch.answers[answer]  # (A,), into the N scored tokens
+            scored = indices >= 0
+            assert scored.tolist() == [True] * len(ids) + [False] * (len(indices) - len(ids))
+            assert batch.targets[indices[scored]].tolist() == ids
+            # Each token is predicted at the position of the token before it.
+            previous = [pair.prompt_ids[-1], *ids[:-1]]
+            assert tokens[batch.predictors[indices[scored]]].tolist() == previous
             assert batch.changed[answer][scored].tolist() == corrected
             assert not batch.changed[answer][~scored].any()
             assert (batch.reference_token_logps[answer] == torch.where(scored, value, 0.0)).all()
 
 
 def test_shared_rows_hold_prompt_and_common_beginning_once(encoded, processor):
-    """Catches: a layout that saves nothing; positions that do not go back where the answers part; a wrong branch."""
+    """Catches: a layout that saves nothing; positions that do not go back where the answers part;
+    a wrong branch."""
     pair = next(pair for pair in encoded if common_start(pair) > 2)
     layout = Layout(shared=True)
     inputs = collate_pairs([pair], processor, rule="muffin", layout=layout).inputs
@@ -67,8 +67,9 @@ def test_shared_rows_hold_prompt_and_common_beginning_once(encoded, processor):
     ]
     assert inputs["input_ids"].shape[1] == layout.tokens_of(pair) < Layout().tokens_of(pair)
     fork = prompt + common
-    steps = [range(fork), range(fork, fork + len(tails[0])), range(fork, fork + len(tails[1]))]
-    assert inputs["position_ids"].tolist() == [[position for part in steps for position in part]]
+    chosen_steps = range(fork, fork + len(tails[0]))
+    rejected_steps = range(fork, fork + len(tails[1]))
+    assert inputs["position_ids"].tolist() == [[*range(fork), *chosen_steps, *rejected_steps]]
     branches = [COMMON] * fork + [CHOSEN] * len(tails[0]) + [REJECTED] * len(tails[1])
     assert inputs["branches"].tolist() == [branches]
     assert len(inputs["pixel_values"]) == 1
@@ -88,7 +89,7 @@ def test_rows_take_pairs_up_to_the_budget(encoded, processor):
 
 
 def test_mask_by_hand():
-    """Catches: branches or pairs that see each other; padding that is seen, or sees nothing (NaN)."""
+    """Catches: branches or pairs that see each other; padding that is seen, or is NaN."""
     # common, chosen, rejected of pair 0; common, chosen, rejected of pair 1; padding
     mask = branch_mask(torch.tensor([[0, 1, 2, 3, 4, 5, -1]]))[0, 0].int().tolist()
     assert mask == [

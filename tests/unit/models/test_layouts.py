@@ -9,7 +9,7 @@ from rlhfv_ray.models import layout_of
 
 
 def model_of(kind: str, attention: str = "sdpa") -> SimpleNamespace:
-    """What a layout is chosen by."""
+    """Return the attributes of a model that decide its layout."""
     text = SimpleNamespace(_attn_implementation=attention)
     config = SimpleNamespace(model_type=kind, get_text_config=lambda: text)
     return SimpleNamespace(
@@ -18,7 +18,7 @@ def model_of(kind: str, attention: str = "sdpa") -> SimpleNamespace:
 
 
 def test_tested_families_share_others_do_not():
-    """Catches: an untested family run through masks and a head that it may not heed."""
+    """Catches: an untested family run with masks and a head that it may not respect."""
     assert layout_of(model_of("llava")).shared
     assert layout_of(model_of("llava")).split_head
     unknown = layout_of(model_of("aya_vision"))
@@ -28,7 +28,8 @@ def test_tested_families_share_others_do_not():
 
 
 def test_attention_without_masks_runs_plain():
-    """Catches: flash attention, which ignores a 4-D mask, or eager, which adds it, given shared rows."""
+    """Catches: shared rows given to flash attention, which ignores a 4-D mask, or to eager, which
+    adds it."""
     for attention in ("flash_attention_2", "eager"):
         layout = layout_of(model_of("llava", attention))
         assert not layout.shared

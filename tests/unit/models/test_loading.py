@@ -1,4 +1,4 @@
-"""Loading a model: what is refused, in words a user can act on, and digests that change with what they stand for."""
+"""Loading a model: errors that a user can act on, and digests that change with the files."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ from rlhfv_ray.models.batch import collate_pairs
 
 @pytest.fixture
 def copy(small_model, tmp_path):
-    """The small model's folder, to be spoilt."""
+    """A copy of the small model's folder, to be damaged."""
     return shutil.copytree(small_model, tmp_path / "model")
 
 
@@ -40,7 +40,7 @@ def change_json(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("", "model.path is not set"),
         ("/no/such/model", "'/no/such/model': no such folder"),
@@ -49,9 +49,9 @@ def change_json(path, **changes):
         ("~/no-such-model-here", "no such folder"),
     ],
 )
-def test_paths_that_are_no_model(path, said):
+def test_paths_that_are_no_model(path, message):
     """Catches: a mistyped folder that is looked up on the internet as a hub name."""
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         resolve_model(path)
 
 
@@ -62,7 +62,7 @@ def test_names_of_models():
 
 
 def test_folder_without_config_is_refused(copy):
-    """Catches: a checkpoint folder given instead of the model folder in it, told as a stack trace."""
+    """Catches: a checkpoint folder given instead of its model folder, shown as a stack trace."""
     (copy / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"no config\.json"):
         load_policy(copy)
@@ -76,14 +76,15 @@ def test_missing_chat_template_is_refused(copy):
 
 
 def test_missing_tokenizer_file_is_refused(copy):
-    """Catches: a slow tokenizer, without the character offsets that human-marked spans need, taken where tokenizer.json is missing."""
+    """Catches: a slow tokenizer taken if tokenizer.json is missing. It gives no character offsets,
+    which human-marked spans need."""
     (copy / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match="tokenizer"):
         load_processor(copy)
 
 
 def test_pickled_weights_are_refused(copy):
-    """Catches: `pytorch_model.bin`, a pickle that runs code, opened where safetensors are missing."""
+    """Catches: `pytorch_model.bin`, a pickle that runs code, opened if safetensors are missing."""
     model, _ = load_policy(copy, dtype="fp32", device="cpu")
     torch.save(model.state_dict(), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
@@ -92,7 +93,7 @@ def test_pickled_weights_are_refused(copy):
 
 
 def test_truncated_weights_are_refused(copy):
-    """Catches: a half-copied model told as a stack trace of the safetensors library, which names no file."""
+    """Catches: a half-copied model shown as a stack trace of safetensors, which names no file."""
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ConfigError, match="cannot be loaded"):
@@ -101,20 +102,22 @@ def test_truncated_weights_are_refused(copy):
 
 def test_dtype_is_as_asked(small_model):
     """Catches: `fp32` that keeps a checkpoint's bf16, or dropout left on."""
-    for asked, dtype in (
+    for name, dtype in (
         ("fp32", torch.float32),
         ("bf16", torch.bfloat16),
         ("auto", torch.float32),
     ):
-        model, _ = load_policy(small_model, dtype=asked, device="cpu")
+        model, _ = load_policy(small_model, dtype=name, device="cpu")
         assert {weight.dtype for weight in model.parameters()} == {dtype}
         assert not model.training
 
 
 def test_image_tokens_that_do_not_fit_the_model(copy):
-    """Catches: a processor whose image tokens are not the model's features: found in the first forward pass of a paid-for cluster.
+    """Catches: image tokens that do not match the model's features, noticed only in the first
+    forward pass on a paid cluster.
 
-    64 x 64 pixels in patches of 16 are 16 features; a processor that believes in patches of 8 writes 64 tokens.
+    64 x 64 pixels in patches of 16 are 16 features. A processor set to patches of 8 writes 64
+    tokens.
     """
     check_image_tokens(copy)
     change_json(copy / "processor_config.json", patch_size=8)
@@ -123,7 +126,7 @@ def test_image_tokens_that_do_not_fit_the_model(copy):
 
 
 def test_weights_digest_sees_one_byte(copy, small_model):
-    """Catches: reference log-probs taken for those of other weights, or of another configuration."""
+    """Catches: reference log-probs of other weights or of another configuration taken for ours."""
     before = weights_digest(copy)
     assert before == weights_digest(small_model)  # the folder's name is no part of it
     weights = bytearray((copy / "model.safetensors").read_bytes())
@@ -135,7 +138,8 @@ def test_weights_digest_sees_one_byte(copy, small_model):
 
 
 def test_processor_digest_names_what_changed(copy):
-    """Catches: another template, pixel transform, tokenizer or number of image tokens behind the same fingerprint."""
+    """Catches: another template, pixel transform, tokenizer or number of image tokens with the same
+    fingerprint."""
     before = processor_digest(load_processor(copy))
     assert before == processor_digest(load_processor(copy))
 
@@ -164,7 +168,7 @@ def test_processor_digest_names_what_changed(copy):
 
 
 def test_flash_attention_that_cannot_be_had_is_refused(small_model):
-    """Catches: an option that silently does something else. There is no GPU where this runs, or the dtype is fp32."""
+    """Catches: an option that silently does something else. Flash attention refuses fp32."""
     with pytest.raises(
         ConfigError, match=r"flash_attention_2' needs .*pip install.*Leave --model.attention auto"
     ):
@@ -180,14 +184,15 @@ def test_attention_is_the_one_asked_for(small_model, attention):
 
 
 def test_pickled_weights_only_when_asked_for(small_model, tmp_path):
-    """Catches: code run by loading a checkpoint; pickles refused without saying how to allow them, or not covered by the digest."""
+    """Catches: code run by loading a checkpoint; pickles refused without saying how to allow them;
+    pickles that the digest ignores."""
     folder = tmp_path / "pickled"
     shutil.copytree(small_model, folder)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    bare = weights_digest(folder)
+    without_weights = weights_digest(folder)
     torch.save(weights, folder / "pytorch_model.bin")
-    assert weights_digest(folder) != bare
+    assert weights_digest(folder) != without_weights
     with pytest.raises(ConfigError, match=r"are pickles, which can run code.*--model.allow-pickle"):
         load_model(ModelConfig(path=str(folder), dtype="fp32"))
     model, _ = load_model(ModelConfig(path=str(folder), dtype="fp32", allow_pickle=True))
@@ -198,25 +203,25 @@ def test_pickled_weights_only_when_asked_for(small_model, tmp_path):
     )
 
 
-@pytest.mark.parametrize("what", ["missing", "unexpected"])
-def test_weights_that_are_not_the_configs_are_refused(copy, what):
-    """Catches: random weights in place of missing ones, or a checkpoint of another architecture loaded in part."""
+@pytest.mark.parametrize("problem", ["missing", "unexpected"])
+def test_weights_that_are_not_the_configs_are_refused(copy, problem):
+    """Catches: random weights in place of missing ones, or another architecture loaded in part."""
     weights = load_file(copy / "model.safetensors")
     changed = (
         dict(list(weights.items())[1:])
-        if what == "missing"
+        if problem == "missing"
         else {**weights, "extra.weight": torch.zeros(2)}
     )
     save_file(changed, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         ConfigError,
-        match=rf"1 weights are {what} \(first: .*not the model that its config.json describes",
+        match=rf"1 weights are {problem} \(first: .*not the model that its config.json describes",
     ):
         load_policy(copy)
 
 
 def test_template_without_a_place_for_the_image_is_refused(copy):
-    """Catches: a text-only template, with which the model would be trained without ever seeing an image."""
+    """Catches: a text-only template, with which the model would train without any image."""
     (copy / "chat_template.jinja").write_text(
         "{% for message in messages %}{{ message['role'] }}{% endfor %}"
     )
@@ -240,16 +245,16 @@ def shy(copy):
     """A model whose class is code in its own folder."""
     (copy / "shy.py").write_text(CODE)
     model, _ = load_policy(copy, device="cpu")
-    save_file(
-        dict(model.state_dict()), copy / "model.safetensors", {"format": "pt"}
-    )  # by the names the class itself uses
-    where = {"AutoConfig": "shy.ShyConfig", "AutoModelForImageTextToText": "shy.Shy"}
-    change_json(copy / "config.json", model_type="shy", architectures=["Shy"], auto_map=where)
+    # `state_dict` has the names that the class itself uses; saved checkpoints have older ones.
+    save_file(dict(model.state_dict()), copy / "model.safetensors", {"format": "pt"})
+    classes = {"AutoConfig": "shy.ShyConfig", "AutoModelForImageTextToText": "shy.Shy"}
+    change_json(copy / "config.json", model_type="shy", architectures=["Shy"], auto_map=classes)
     return copy
 
 
 def test_code_of_a_checkpoint_runs_only_when_asked(shy, pairs, small_model):
-    """Catches: code from a checkpoint that runs unasked; a model of an unknown family in rows it was not tested for."""
+    """Catches: a checkpoint's code that runs without permission; a model of an unknown family in
+    rows that it was not tested with."""
     for read in (load_policy, architecture_of, check_image_tokens, weights_digest_of_hub):
         with pytest.raises(
             ConfigError, match=r"brings Python code of its own.*--model.trust-remote-code"
@@ -264,26 +269,25 @@ def test_code_of_a_checkpoint_runs_only_when_asked(shy, pairs, small_model):
     known, _ = load_policy(small_model, device="cpu")
     encoded = [encode_pair(pair, processor, min_match=3, max_length=256) for pair in pairs[:3]]
     batch = collate_pairs(encoded, processor, rule="muffin", layout=layout)
-    theirs = layout_of(known, "plain")
-    wanted = policy_token_logps(
-        AnswerPolicy(known, theirs), collate_pairs(encoded, processor, rule="muffin", layout=theirs)
-    )
-    torch.testing.assert_close(
-        policy_token_logps(AnswerPolicy(model, layout), batch), wanted, atol=1e-5, rtol=0
-    )
+    known_layout = layout_of(known, "plain")
+    known_batch = collate_pairs(encoded, processor, rule="muffin", layout=known_layout)
+    expected = policy_token_logps(AnswerPolicy(known, known_layout), known_batch)
+    logps = policy_token_logps(AnswerPolicy(model, layout), batch)
+    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=0)
     assert planned_counts(config) == planned_counts(replace(config, path=str(small_model)))
 
 
 def weights_digest_of_hub(path):
-    """What `weights_digest` reads of a hub name; a folder's digest needs no code."""
+    """Read the files that `weights_digest` reads of a hub name; a folder's digest needs no code."""
     before = weights_digest(path)
     (path / "shy.py").write_text(CODE + "# changed")
-    assert weights_digest(path) != before  # another code, another model
+    assert weights_digest(path) != before  # other code, another model
     return load_processor(path) and architecture_of(path)
 
 
 def test_settings_for_videos_survive_saving(small_model, tmp_path):
-    """Catches: an aligned Qwen2-VL that other programs cannot load, because the part for videos was not loaded here and so not saved."""
+    """Catches: an aligned Qwen2-VL that other programs cannot load, because its video part was not
+    loaded here and so not saved."""
     source, folder = tmp_path / "source", shutil.copytree(small_model, tmp_path / "saved")
     shutil.copytree(small_model, source)
     keep_video_settings(str(source), folder)
@@ -301,7 +305,7 @@ def test_settings_for_videos_survive_saving(small_model, tmp_path):
 
 @pytest.mark.parametrize("read", [load_policy, check_image_tokens, architecture_of])
 def test_unknown_architecture_is_refused(copy, read):
-    """Catches: a model of another library, told as a stack trace."""
+    """Catches: a model of another library, shown as a stack trace."""
     change_json(copy / "config.json", model_type="nonesuch")
     with pytest.raises(ConfigError, match=r"(architecture|processor).*cannot be"):
         read(copy)

@@ -1,4 +1,4 @@
-"""The annotator's judgement and corrections, on one scene by hand and on many careless captions."""
+"""Judgements and corrections of one scene by hand, and of many careless captions."""
 
 import random
 from statistics import fmean
@@ -17,10 +17,15 @@ TRUE = "a beach with a red star at the top left and two blue rings at the bottom
 
 @pytest.fixture(scope="module")
 def corrected():
-    """Careless captions that the annotator corrects: scene, what was said, correction."""
+    """Careless captions that the annotator corrects: scene, caption, correction."""
     rng = random.Random(0)
-    said = [(scene, careless_caption(scene, rng)) for scene in make_scenes(1000, seed=9)]
-    return [(scene, text, found) for scene, text in said if (found := correct(scene, text))]
+    triples = []
+    for scene in make_scenes(1000, seed=9):
+        text = careless_caption(scene, rng)
+        correction = correct(scene, text)
+        if correction:
+            triples.append((scene, text, correction))
+    return triples
 
 
 def test_truth_has_no_mistake_and_no_correction():
@@ -40,7 +45,8 @@ def test_truth_has_no_mistake_and_no_correction():
     ],
 )
 def test_each_kind_of_mistake(kind, wrong, right):
-    """Catches: a mistake missed, taken for another kind, or with the span of another phrase; a correction that is not the truth."""
+    """Catches: a mistake missed, of another kind, or with the span of another phrase; a correction
+    that is not the truth."""
     text = TRUE.replace(right, wrong)
     [mistake] = mistakes(SCENE, text)
     assert (mistake.kind, text[mistake.start : mistake.stop], mistake.truth) == (
@@ -63,7 +69,10 @@ def test_several_mistakes_in_one_phrase_are_one_segment():
 
 
 def test_made_up_object_becomes_a_missed_one():
-    """Catches: corrections that only cut, which teach that shorter is better. The ring was missed, the moon is not there."""
+    """Catches: corrections that only cut, which teach that shorter is better.
+
+    The caption misses the ring and makes up the moon.
+    """
     text = "a beach with a red star at the top left and a white moon at the top right."
     correction = correct(SCENE, text)
     assert correction.text == TRUE
@@ -81,22 +90,25 @@ def test_made_up_object_is_cut_where_nothing_was_missed():
 
 
 def test_shape_named_twice_is_made_up():
-    """Catches: the same object counted as true again and again, as in answers that repeat themselves."""
+    """Catches: one object counted as true several times, as in answers that repeat themselves."""
     text = TRUE.replace(" and ", ", ").replace(".", " and a red star at the top left.")
     assert [mistake.kind for mistake in mistakes(SCENE, text)] == ["object"]
     assert correct(SCENE, text).text == TRUE
 
 
 def test_truest_phrase_is_the_one_about_the_object():
-    """Catches: the first phrase of a shape taken for the object, so that the true one is cut and the wrong one mended."""
-    text = "a beach with a green star at the top right, a red star at the top left and two blue rings at the bottom right."
+    """Catches: the first phrase about a shape taken for the object, so that the true one is cut."""
+    text = (
+        "a beach with a green star at the top right, a red star at the top left "
+        "and two blue rings at the bottom right."
+    )
     [mistake] = mistakes(SCENE, text)
     assert (mistake.kind, mistake.said.color) == ("object", "green")
     assert correct(SCENE, text).text == TRUE
 
 
 def test_made_up_object_becomes_the_missed_one_of_its_corner():
-    """Catches: the words about one place put in place of those about another."""
+    """Catches: words about one corner that replace those about another."""
     scene = Scene(
         8, "beach", (*SCENE.groups[:1], Group(1, "blue", "bar", "top right"), SCENE.groups[1])
     )
@@ -126,43 +138,46 @@ def test_only_mistakes_left_is_an_empty_scene():
     ],
 )
 def test_no_description_of_the_setting_is_no_pair(text):
-    """Catches: a pair whose two answers differ in more than the mistakes, because the answer is not of the grammar."""
+    """Catches: a pair made from an answer outside the grammar, which differs in more than mistakes."""
     assert correct(SCENE, text) is None
 
 
 def test_corrections_leave_no_mistake(corrected):
-    """Catches: a chosen answer that hallucinates; unmistaken phrases changed; segments that do not add up to the change."""
+    """Catches: a chosen answer that hallucinates; true phrases changed; segments that do not add up
+    to the change."""
     assert len(corrected) > 500
-    for scene, said, correction in corrected:
+    for scene, text, correction in corrected:
         assert mistakes(scene, correction.text) == []
         assert correct(scene, correction.text) is None
-        wrong = {mistake.start: mistake.stop for mistake in mistakes(scene, said)}
+        wrong = {mistake.start: mistake.stop for mistake in mistakes(scene, text)}
         assert [segment.rejected for segment in correction.segments] == [
-            said[start:stop] for start, stop in wrong.items()
+            text[start:stop] for start, stop in wrong.items()
         ]
-        kept = {group for group, (start, _) in read_phrases(said) if start not in wrong}
-        put = [
-            group for segment in correction.segments for group, _ in read_phrases(segment.chosen)
-        ]
-        assert {group for group, _ in read_phrases(correction.text)} == kept | set(put)
-        assert len(read_phrases(correction.text)) == len(kept) + len(put)
+        unchanged = {group for group, (start, _) in read_phrases(text) if start not in wrong}
+        replacements = []
+        for segment in correction.segments:
+            replacements += [group for group, _ in read_phrases(segment.chosen)]
+        corrected_groups = [group for group, _ in read_phrases(correction.text)]
+        assert set(corrected_groups) == unchanged | set(replacements)
+        assert len(corrected_groups) == len(unchanged) + len(replacements)
 
 
 def test_shorter_is_not_the_signal(corrected):
-    """Catches: corrections that mostly cut, so that the model learns to say less instead of what is there.
+    """Catches: corrections that mostly cut, so that the model learns to say less, not the truth.
 
-    Only a shape claimed besides all the true ones is cut, which shortens a caption of three phrases by a quarter.
+    Only a shape claimed besides all the true ones is cut. This shortens a caption by a quarter
+    where three true phrases remain.
     """
-    ratios = [len(correction.text.split()) / len(said.split()) for _, said, correction in corrected]
+    ratios = [len(correction.text.split()) / len(text.split()) for _, text, correction in corrected]
     assert fmean(ratio >= 1 for ratio in ratios) >= 0.5
     assert fmean(ratios) > 0.85
 
 
 def test_marked_spans_are_the_corrected_phrases(corrected):
-    """Catches: marks beside the words; a correction that is not marked; a phrase marked that nobody changed."""
-    for _, said, found in corrected:
-        assert [said[start:stop] for start, stop in found.rejected_spans] == [
-            s.rejected for s in found.segments
-        ]
-        put_in = sorted(segment.chosen for segment in found.segments if segment.chosen)
-        assert sorted(found.text[start:stop] for start, stop in found.chosen_spans) == put_in
+    """Catches: a span off its words; a correction without a span; a span of an unchanged phrase."""
+    for _, text, correction in corrected:
+        marked_wrong = [text[start:stop] for start, stop in correction.rejected_spans]
+        assert marked_wrong == [segment.rejected for segment in correction.segments]
+        marked_new = [correction.text[start:stop] for start, stop in correction.chosen_spans]
+        replacements = [segment.chosen for segment in correction.segments if segment.chosen]
+        assert sorted(marked_new) == sorted(replacements)

@@ -1,4 +1,4 @@
-"""Captions: said, read back, and carelessly said."""
+"""Captions are written, read back, and written carelessly."""
 
 import random
 import re
@@ -21,13 +21,13 @@ SCENES = 2000
 
 
 def test_every_phrase_reads_back():
-    """Catches: a word the grammar writes but cannot read ("crosses", "an orange"), for any number, colour, shape, corner."""
+    """Catches: a word that the grammar writes but cannot read ("crosses", "an orange")."""
     for number in (1, 2, 3):
         for color in COLORS:
             for shape in SHAPES:
                 group = Group(number, color, shape, CORNERS[number])
-                said = phrase(group)
-                assert read_phrases(said) == [(group, (0, len(said)))]
+                text = phrase(group)
+                assert read_phrases(text) == [(group, (0, len(text)))]
 
 
 def test_captions_read_back():
@@ -56,21 +56,22 @@ def test_other_text_reads_as_nothing():
 
 
 def test_careless_captions_are_as_careless_as_documented():
-    """Catches: a mistake drawn more or less often than the docstring says; bounds are five standard deviations of a binomial.
+    """Catches: a mistake drawn more or less often than the docstring says.
 
-    Phrase and group of one corner belong together; a phrase of an empty corner is claimed besides.
+    Bounds are five standard deviations of a binomial. Phrase and group of one corner belong
+    together; a phrase about an empty corner is an extra claim.
     """
     documented = documented_probabilities()
-    rng, counts, possible = random.Random(0), Counter(), Counter()
+    rng = random.Random(0)
+    counts = Counter()  # mistakes
+    possible = Counter()  # chances to make them
     for scene in make_scenes(SCENES, seed=5):
         said = {group.corner: group for group, _ in read_phrases(careless_caption(scene, rng))}
         shapes: list[str] = []  # as said, corner by corner
         for group in scene.groups:
             expected = look_alike(group.shape, scene.setting)
-            if (
-                expected not in {*shapes, *(other.shape for other in scene.groups)}
-                and group.number < 3
-            ):
+            true_shapes = {known.shape for known in scene.groups}
+            if expected not in {*shapes, *true_shapes} and group.number < 3:
                 possible["mistaken"] += 1
                 counts["mistaken"] += said[group.corner].shape == expected
             shapes.append(said[group.corner].shape)
@@ -98,7 +99,7 @@ def test_careless_captions_are_as_careless_as_documented():
 
 
 def documented_probabilities() -> dict[str, float]:
-    """Numbers of the docstring, so that tuning them needs no second place."""
+    """Read the probabilities from the docstring, so that tuning them changes one text only."""
     words = " ".join((careless_caption.__doc__ or "").split())
     patterns = {
         "mistaken": r"With probability (\S+) a group",
@@ -106,11 +107,8 @@ def documented_probabilities() -> dict[str, float]:
         "color": r"with (\S+) one colour",
         "number": r"with (\S+) one number",
     }
-    return {
-        name: float(found[1])
-        for name, pattern in patterns.items()
-        if (found := re.search(pattern, words))
-    }
+    matches = {name: re.search(pattern, words) for name, pattern in patterns.items()}
+    return {name: float(match[1]) for name, match in matches.items() if match}
 
 
 def test_careless_captions_follow_their_generator():

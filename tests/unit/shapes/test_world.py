@@ -1,6 +1,8 @@
-"""The world's files: pairs that the reader of real data reads, COCO files that the scorer of real models scores."""
+"""The world's files: pairs for the real data's reader, COCO files for the real scorer."""
 
 import json
+import random
+from collections import Counter
 
 import pytest
 
@@ -8,7 +10,7 @@ from eval.chair import ObjectVocabulary, ground_truth
 from rlhfv_ray.data import load_pairs
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.records import Answer
-from rlhfv_ray.shapes.annotator import correct
+from rlhfv_ray.shapes.annotator import Segment, correct
 from rlhfv_ray.shapes.captions import QUESTIONS, caption, careless_caption
 from rlhfv_ray.shapes.scenes import SHAPES, is_unseen, make_scenes, render
 from rlhfv_ray.shapes.world import (
@@ -23,8 +25,6 @@ from rlhfv_ray.shapes.world import (
 
 
 def careless_answers(scenes, seed=0):
-    import random
-
     rng = random.Random(seed)
     return [
         Answer(prompt.id, prompt.question, careless_caption(scene, rng))
@@ -33,7 +33,7 @@ def careless_answers(scenes, seed=0):
 
 
 def test_prompts_ask_about_their_picture():
-    """Catches: pictures and ids shifted against each other; only one question asked."""
+    """Catches: pictures and ids shifted against each other; only one question used."""
     scenes = make_scenes(8, seed=1)
     prompts = prompts_of(scenes)
     assert [(prompt.id, prompt.image) for prompt in prompts] == [
@@ -42,8 +42,8 @@ def test_prompts_ask_about_their_picture():
     assert {prompt.question for prompt in prompts} == set(QUESTIONS)
 
 
-def test_pairs_are_made_of_scenes_kept_for_neither_pretraining_nor_evaluation():
-    """Catches: training on evaluation's compositions, or on the very pictures the model was pretrained on."""
+def test_pairs_use_scenes_of_neither_pretraining_nor_evaluation():
+    """Catches: training on evaluation's compositions, or on the pictures of the pretraining."""
     scenes = scenes_to_correct(100, seed=0)
     assert not any(is_unseen(scene) for scene in scenes)
     assert scenes != make_scenes(100, seed=0)
@@ -51,14 +51,11 @@ def test_pairs_are_made_of_scenes_kept_for_neither_pretraining_nor_evaluation():
 
 
 def test_corrections_come_back_from_their_file(tmp_path):
-    """Catches: chosen and rejected swapped, another picture, or a segment's kinds lost on the way through the file."""
+    """Catches: chosen and rejected swapped, another picture, or segments lost in the file."""
     scenes = make_scenes(40, seed=2)
     answers = careless_answers(scenes)
-    corrections = {
-        scene.id: found
-        for scene, answer in zip(scenes, answers)
-        if (found := correct(scene, answer.text))
-    }
+    results = {scene.id: correct(scene, answer.text) for scene, answer in zip(scenes, answers)}
+    corrections = {number: correction for number, correction in results.items() if correction}
     assert 10 < len(corrections) < 40
     assert write_corrections(scenes, answers, tmp_path / "pairs.parquet") == len(corrections)
     pairs = list(load_pairs(tmp_path / "pairs.parquet"))
@@ -66,10 +63,9 @@ def test_corrections_come_back_from_their_file(tmp_path):
     for pair, (number, correction) in zip(pairs, corrections.items()):
         assert (pair.chosen, pair.rejected) == (correction.text, answers[number].text)
         assert (pair.question, pair.image) == (answers[number].question, render(scenes[number]))
-        told = json.loads(pair.origin["origin_split"])["segments"]
-        assert [(tuple(one["kinds"]), one["rejected"], one["chosen"]) for one in told] == [
-            (segment.kinds, segment.rejected, segment.chosen) for segment in correction.segments
-        ]
+        rows = json.loads(pair.origin["origin_split"])["segments"]
+        segments = [Segment(tuple(row["kinds"]), row["rejected"], row["chosen"]) for row in rows]
+        assert segments == list(correction.segments)
 
 
 def test_a_model_without_mistakes_is_an_error_with_a_way_out(tmp_path):
@@ -90,7 +86,7 @@ def benchmark(tmp_path_factory):
 
 
 def test_benchmark_is_in_coco_format(benchmark):
-    """Catches: a key that tools for COCO look for and do not find; ids that point nowhere."""
+    """Catches: a key that COCO tools need and do not find; ids that point nowhere."""
     instances, captions = (
         json.loads((benchmark / name).read_text()) for name in ("instances.json", "captions.json")
     )
@@ -110,7 +106,7 @@ def test_benchmark_is_in_coco_format(benchmark):
 
 
 def test_benchmark_is_its_scenes(benchmark):
-    """Catches: truth, pictures and annotations that tell of different scenes; shapes of seen compositions among them."""
+    """Catches: truth, pictures and annotations of different scenes; compositions of training."""
     scenes = read_scenes(benchmark)
     assert scenes == make_scenes(30, seed=5, unseen=True)
     assert all((benchmark / image_name(scene)).read_bytes() == render(scene) for scene in scenes)
@@ -122,25 +118,24 @@ def test_benchmark_is_its_scenes(benchmark):
             for item in instances["annotations"]
             if item["image_id"] == scene.id
         ]
-        assert sorted(drawn) == sorted(
-            group.shape for group in scene.groups for _ in range(group.number)
-        )
+        numbers = {group.shape: group.number for group in scene.groups}
+        assert Counter(drawn) == numbers
 
 
 @pytest.mark.parametrize("source", ["instances", "captions"])
 def test_chair_finds_the_scenes_shapes(benchmark, source):
-    """Catches: a shape CHAIR has no word for, or a caption word it takes for another shape; from either file alone."""
+    """Catches: a shape that CHAIR has no word for, or a caption word taken for another shape, from
+    either file alone."""
     vocabulary = ObjectVocabulary.load(SYNONYMS, lemmatizer="builtin")
     instances = json.loads((benchmark / "instances.json").read_text())
     names = {category["id"]: category["name"] for category in instances["categories"]}
     drawn = [(item["image_id"], names[item["category_id"]]) for item in instances["annotations"]]
-    told = [
-        (item["image_id"], item["caption"])
-        for item in json.loads((benchmark / "captions.json").read_text())["annotations"]
-    ]
+    rows = json.loads((benchmark / "captions.json").read_text())["annotations"]
+    captions = [(item["image_id"], item["caption"]) for item in rows]
     truth = ground_truth(
-        drawn if source == "instances" else [], told if source == "captions" else [], vocabulary
+        drawn if source == "instances" else [], captions if source == "captions" else [], vocabulary
     )
-    assert truth == {
-        scene.id: {group.shape for group in scene.groups} for scene in read_scenes(benchmark)
-    }
+    scenes = read_scenes(benchmark)
+    assert truth.keys() == {scene.id for scene in scenes}
+    for scene in scenes:
+        assert truth[scene.id] == {group.shape for group in scene.groups}
