@@ -9,7 +9,7 @@ import io
 import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlhfv_ray", "eval", "experiments")
@@ -97,7 +97,8 @@ def measure_source(source: str) -> Density:
 def measure(files: Iterable[Path]) -> Density:
     """Sum the measurements of files."""
     parts = [measure_source(file.read_text()) for file in files]
-    return Density(*(sum(column, start=type(column[0])()) for column in zip(*parts, strict=True)))
+    totals: list[Any] = [sum(column, start=type(column[0])()) for column in zip(*parts)]
+    return Density(*totals)
 
 
 def python_files(*folders: str) -> list[Path]:
