@@ -177,10 +177,10 @@ def head_sides(count: int, tokens: int, *, device: torch.device, head: Head) -> 
 
     our_results = (ours(), hidden.grad, weight.grad)
     peer_results = (peer(), hidden.grad, weight.grad)
-    names = ("log-probs", "features", "weights")
-    for our_value, peer_value, name in zip(our_results, peer_results, names, strict=True):
-        what = f"head {count}x{tokens}: {name}"
-        assert_close(our_value, peer_value, tolerance=TOLERANCE[head.dtype], what=what)
+    quantities = ("log-probs", "features", "weights")
+    for our_value, peer_value, quantity in zip(our_results, peer_results, quantities, strict=True):
+        title = f"head {count}x{tokens}: {quantity}"
+        assert_close(our_value, peer_value, tolerance=TOLERANCE[head.dtype], what=title)
     return HeadSides(ours, peer, hidden, weight)
 
 

@@ -24,7 +24,8 @@ trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
 nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
 head=${nodes[0]}
-address="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}'):6379"
+addresses=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
+address="${addresses%% *}:6379"
 
 # The first node runs two Rays: a head without CPUs, and a worker with them.
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \

@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export NLTK_DATA="$PWD/.venv/nltk_data" OMP_NUM_THREADS=1
 bash tests/fetch_wordnet.sh "$NLTK_DATA"
-nice .venv/bin/python -m pytest -q --durations=15 -m "not ray" tests rlhfv_ray eval > .venv/tests.log 2>&1 &
+nice .venv/bin/python -m pytest -q --durations=15 -m "not ray" tests rlhfv_ray eval \
+    > .venv/tests.log 2>&1 &
 others=$!
 status=0
 .venv/bin/python -m pytest -q --durations=15 -m ray tests || status=$?

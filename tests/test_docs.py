@@ -69,8 +69,8 @@ def test_readme_names_every_recipe(readme):
 
 def test_readme_tree_is_complete(readme):
     """Catches: an entry point left out of the README's tour of the files."""
-    names = {path.name for path in (ROOT / "experiments").glob("*.py")} - {"__init__.py"}
-    assert sorted(name for name in names if name not in readme) == []
+    scripts = {path.name for path in (ROOT / "experiments").glob("*.py")} - {"__init__.py"}
+    assert sorted(script for script in scripts if script not in readme) == []
 
 
 def fields_of(kind: type) -> set[str]:
