@@ -96,12 +96,9 @@ def measure_source(source: str) -> Density:
 
 def measure(files: Iterable[Path]) -> Density:
     """Sum the measurements of files."""
-    total: Any = None
-    for file in files:
-        density = measure_source(file.read_text())
-        pairs = zip(total, density, strict=True) if total else ()
-        total = Density(*(ours + theirs for ours, theirs in pairs)) if total else density
-    return total
+    parts = [measure_source(file.read_text()) for file in files]
+    totals: list[Any] = [sum(column, start=type(column[0])()) for column in zip(*parts)]
+    return Density(*totals)
 
 
 def python_files(*folders: str) -> list[Path]:

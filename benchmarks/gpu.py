@@ -1,7 +1,10 @@
-"""Speed on one large GPU, with random weights of LLaVA-1.5-7B's shape: `python benchmarks/gpu.py --json FILE`.
+"""Measure speed on one large GPU: `python benchmarks/gpu.py --json FILE [--page FILE]`.
 
-Needs torch, transformers, Pillow and jaxtyping only; no download. `--tiny` runs the same cells at toy size on the CPU. Times are forward and
-backward (CUDA events, interleaved, medians); MFU counts the operations of the de-duplicated tokens against 989 TFLOP/s (H200, dense bf16).
+The models have random weights and the size of LLaVA-1.5-7B and 13B. The script needs torch,
+transformers, Pillow and jaxtyping, and no download. The LoRA cells also need peft. `--tiny` runs
+the same cells at toy size on the CPU. Times are medians of forward and backward by CUDA events,
+with both sides timed by turns. MFU (model FLOPs utilisation) counts operations of de-duplicated
+tokens against 989 TFLOP/s (H200, dense bf16).
 """
 
 import argparse
@@ -12,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the project is not installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the project may not be installed
 
 import torch
 
@@ -30,7 +33,7 @@ from benchmarks.settings import LLAVA, LLAVA_7B, LLAVA_13B, Setting, make_pairs,
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.models import AnswerPolicy, layout_of, prepare_training, recompute_activations
 
-PEAK = 989e12  # of an H200, dense bf16
+PEAK = 989e12  # FLOP/s of an H200, dense bf16
 TINY = replace(
     LLAVA,
     width=64,
@@ -45,24 +48,27 @@ TINY = replace(
 
 
 def main() -> None:
-    """Run all cells and write what they gave."""
+    """Run all cells and write their rows."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--json", type=Path, required=True, help="file for the rows")
-    parser.add_argument("--page", type=Path, help="also write the rows as a page")
-    parser.add_argument("--tiny", action="store_true", help="toy size on the CPU: does it run?")
+    parser.add_argument("--json", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--page", type=Path, help="Markdown page to write too")
+    parser.add_argument("--tiny", action="store_true", help="run at toy size on the CPU")
     settings = parser.parse_args()
     if not settings.tiny and not torch.cuda.is_available():
-        parser.error("there is no GPU here; --tiny runs the same cells at toy size on the CPU.")
-    rows = tiny() if settings.tiny else whole()
+        parser.error(
+            "No GPU is available. Use --tiny to run the same cells at toy size on the CPU."
+        )
+    rows = tiny() if settings.tiny else full()
     settings.json.write_text(json.dumps([row.as_dict() for row in rows], indent=1))
     if settings.page:
         settings.page.parent.mkdir(parents=True, exist_ok=True)
         settings.page.write_text(page(rows))
 
 
-def whole() -> list[Row]:
-    """The cells at true size."""
-    cuda, half = torch.device("cuda"), torch.bfloat16
+def full() -> list[Row]:
+    """Run the cells at full size, in bf16 on the GPU."""
+    cuda = torch.device("cuda")
+    half = torch.bfloat16
     heads = [(2, 723, 2.5), (8, 723, 2.8)]
     rows = shown(head_cells(heads, rounds=5, device=cuda, head=Head(4096, 32_064, dtype=half)))
     setting = make_setting(LLAVA_7B, pairs=1, device=cuda, dtype=half)
@@ -77,7 +83,7 @@ def whole() -> list[Row]:
     several = with_pairs(setting, 16)
     rows += shown([reference_cell(several, "7B", rounds=3)])
     rows += shown([generation_cell(several, "7B", rounds=1, batch=64, new_tokens=32, goal=15.0)])
-    del setting, several  # room for the next model
+    del setting, several  # frees memory for the next model
     torch.cuda.empty_cache()
     return rows + adapter_cells(
         make_setting(LLAVA_13B, pairs=1, device=cuda, dtype=half), "13B LoRA", rounds=3, goal=2.0
@@ -85,7 +91,7 @@ def whole() -> list[Row]:
 
 
 def tiny() -> list[Row]:
-    """The same cells at toy size, in fp32 on the CPU."""
+    """Run the same cells at toy size, in fp32 on the CPU."""
     cpu = torch.device("cpu")
     rows = shown(head_cells([(2, 120, 0.0)], rounds=1, device=cpu, head=Head(32, 200)))
     setting = make_setting(TINY, pairs=1, device=cpu, dtype=torch.float32)
@@ -100,84 +106,68 @@ def tiny() -> list[Row]:
 
 
 def adapter_cells(setting: Setting, name: str, *, rounds: int, goal: float) -> list[Row]:
-    """(b) and (d) with adapters of rank 16 on the language model, the rest frozen."""
+    """Run (b) and (d) with LoRA adapters of rank 16 on the language model and all else frozen."""
     if not importlib.util.find_spec("peft"):
-        print(f"peft is not installed, so the cells of {name} are left out")
+        print(f"peft is not installed, so the cells of {name} are skipped")
         return []
     prepare_training(setting.model, ModelConfig(lora_rank=16, trainable=("language",)))
     return shown(step_cells(setting, f"{name}, 1 pair", rounds=rounds, goal=goal))
 
 
 def with_pairs(setting: Setting, count: int) -> Setting:
-    """The same model with so many pairs."""
+    """Return the setting with `count` pairs."""
     return replace(setting, pairs=make_pairs(setting.size, count))
 
 
 def ladder(setting: Setting, *, pairs: int, rounds: int) -> list[Row]:
-    """What each step up from the release's way gains, rung by rung, beside what its operations predict."""
+    """Measure the gain of each change from the release's step to ours.
+
+    The note of a row compares the gain with the one that the number of operations predicts.
+    """
     size, model = setting.size, setting.model
-    one, several = setting, with_pairs(setting, pairs)
-
-    def plain(checkpointing: bool) -> float:
-        return size.flops(shared=False, checkpointing=checkpointing)
-
-    body = (
-        6 * size.width * size.words * (size.tokens[0] - 2 * size.answer)
-    )  # the head on tokens nobody scores
-    heads = (
-        plain(True),
-        plain(True) - body,
-        size.flops(shared=True, checkpointing=True),
-        size.flops(shared=True),
-    )
-    policy = AnswerPolicy(model, layout_of(model, "plain"))
+    several = with_pairs(setting, pairs)
+    plain = AnswerPolicy(model, layout_of(model, "plain"))
+    all_flops = size.flops(shared=False, checkpointing=True)
+    unscored_tokens = size.tokens[0] - 2 * size.answer
+    head_flops = 6 * size.width * size.words * unscored_tokens  # of the head on unscored tokens
+    shared_flops = size.flops(shared=True)
+    recomputed_flops = size.flops(shared=True, checkpointing=True)
+    # Name, step, `recompute_activations`, pairs, and operations per pair.
     rungs = [
-        ("the release's shape", concatenated_step(one, checkpointing=True), 1, 1, heads[0]),
-        ("+ head on answers only", our_step(one, policy), 1, 1, heads[1]),
-        ("+ one shared row", our_step(one), 1, 1, heads[2]),
-        ("- activation checkpointing", our_step(one), 0, 1, heads[3]),
-        (f"+ {pairs} pairs a step", our_step(several), 0, pairs, heads[3]),
+        ("the release's shape", concatenated_step(setting, checkpointing=True), 1, 1, all_flops),
+        ("+ head on answers only", our_step(setting, plain), 1, 1, all_flops - head_flops),
+        ("+ one shared row", our_step(setting), 1, 1, recomputed_flops),
+        ("- activation checkpointing", our_step(setting), 0, 1, shared_flops),
+        (f"+ {pairs} pairs a step", our_step(several), 0, pairs, shared_flops),
     ]
-    rows, before = [], None
+    rows = []
+    before = None  # time and operations per pair of the rung below
     for name, step, every, count, flops in rungs:
         recompute_activations(model, every)
         step()
         time = median(seconds(step, setting.device) for _ in range(rounds)) / count
         memory = peak_bytes(step, setting.device) / count / 2**30
         recompute_activations(model, 0)
-        gain, predicted = (before[0] / time, before[1] / flops) if before else (1.0, 1.0)
-        note = f"gain {gain:.2f}, operations predict {predicted:.2f}; {memory:.2f} GiB a pair on top of the weights"
-        rows.append(
-            Row(
-                f"ladder: {name}",
-                time,
-                time if before is None else before[0],
-                gain,
-                0.0,
-                True,
-                note=note,
-            )
+        before_time, before_flops = before or (time, flops)
+        gain, predicted = before_time / time, before_flops / flops
+        note = (
+            f"gain {gain:.2f}, operations predict {predicted:.2f}; "
+            f"{memory:.2f} GiB a pair on top of the weights"
         )
+        rows.append(Row(f"ladder: {name}", time, before_time, gain, 0.0, True, note=note))
         before = (time, flops)
     return shown(rows)
 
 
 def throughput(setting: Setting, name: str, *, rounds: int) -> Row:
-    """Share of the GPU's peak that our step reaches on the operations of de-duplicated tokens."""
+    """Measure the share of the GPU's peak that our step reaches on de-duplicated tokens."""
     step = our_step(setting)
     step()
     time = median(seconds(step, setting.device) for _ in range(rounds))
     share = setting.size.flops(shared=True) * len(setting.pairs) / time / PEAK
     goal = 0.45 if len(setting.pairs) >= 4 and setting.device.type == "cuda" else 0.0
-    return Row(
-        f"MFU, {name}",
-        time,
-        0.0,
-        share,
-        goal,
-        share >= goal,
-        note=f"{len(setting.pairs) / time:.2f} pairs/s",
-    )
+    note = f"{len(setting.pairs) / time:.2f} pairs/s"
+    return Row(f"MFU, {name}", time, 0.0, share, goal, share >= goal, note=note)
 
 
 if __name__ == "__main__":

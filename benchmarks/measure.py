@@ -1,4 +1,7 @@
-"""Two ways to the same result, measured side by side: interleaved in one process, the ratio of medians, and only after they agree."""
+"""Time two functions with the same result side by side.
+
+Calls are interleaved in one process. Before any timing, `assert_close` checks that results agree.
+"""
 
 import platform
 import time
@@ -14,25 +17,25 @@ import transformers
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of the benchmark; times in seconds per call, medians."""
+    """One cell of the benchmark. Times are medians, in seconds per call."""
 
     cell: str
     ours: float
     peer: float
-    ratio: float  # peer / ours: how many times faster ours is; for memory how many times less ours takes
+    ratio: float  # peer / ours: above 1, ours is faster or takes less memory
     goal: float
     passed: bool
     unit: str = "s"
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the row as JSON-ready values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How often each side is called, after one call that does not count, and on which clock."""
+    """Number of timed calls of each side, after one warm-up call, and the device they run on."""
 
     rounds: int
     device: torch.device
@@ -47,20 +50,21 @@ def compare(
     timing: Timing,
     note: str = "",
 ) -> Row:
-    """Time two functions in turn; process time on a CPU, events on CUDA."""
+    """Time two functions by turns, with process time on a CPU and events on CUDA."""
     times: tuple[list[float], list[float]] = ([], [])
     for function in (ours, peer):
         function()
     for _ in range(timing.rounds):
         for function, measured in zip((ours, peer), times, strict=True):
             measured.append(seconds(function, timing.device))
-    mine, theirs = (median(measured) for measured in times)
-    ratio = median(b / a for a, b in zip(*times, strict=True))
-    return Row(cell, mine, theirs, ratio, goal, ratio >= goal, note=note)
+    our_time, peer_time = (median(measured) for measured in times)
+    # The ratio of each round cancels what slows the whole machine down for a while.
+    ratio = median(peer_s / our_s for our_s, peer_s in zip(*times, strict=True))
+    return Row(cell, our_time, peer_time, ratio, goal, ratio >= goal, note=note)
 
 
 def seconds(function: Callable[[], Any], device: torch.device) -> float:
-    """Time of one call."""
+    """Return the time of one call, in seconds."""
     if device.type != "cuda":
         start = time.process_time()
         function()
@@ -74,7 +78,10 @@ def seconds(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """Most memory a call has on top of what was there before: counted by CUDA's allocator, else from torch's own events."""
+    """Return the peak memory of a call, in bytes above the memory in use before it.
+
+    CUDA's allocator counts it on a GPU, torch's profiler on a CPU.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -94,7 +101,7 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
 
 
 def allocations(profile: Any) -> Sequence[int]:
-    """Bytes taken (+) and given back (-) on the CPU, in order of time."""
+    """Return the bytes allocated (+) and freed (-) on the CPU, in order of time."""
     events = [
         event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
     ]
@@ -102,10 +109,10 @@ def allocations(profile: Any) -> Sequence[int]:
 
 
 def assert_close(ours: Any, peer: Any, *, tolerance: float, what: str) -> None:
-    """The gate: a ratio is void where results differ.
+    """Check that two results agree, because a ratio of times means nothing where they differ.
 
     Raises:
-        AssertionError: they differ by more than `tolerance` of the peer's norm.
+        AssertionError: the results differ by more than `tolerance` times the peer's norm.
     """
     distance = float((ours - peer).float().norm() / peer.float().norm().clamp_min(1e-30))
     assert distance <= tolerance, (
@@ -114,34 +121,39 @@ def assert_close(ours: Any, peer: Any, *, tolerance: float, what: str) -> None:
 
 
 def shown(rows: Sequence[Row]) -> list[Row]:
-    """The same rows, printed."""
+    """Print rows, and return them as a list."""
     for row in rows:
         print(line(row), flush=True)
     return list(rows)
 
 
 def line(row: Row) -> str:
-    """One row as text."""
+    """Format one row as a line of text."""
     verdict = "ok    " if row.passed else "MISSED"
     sides = f"ours {row.ours:9.4g} {row.unit}  peer {row.peer:9.4g} {row.unit}"
-    return f"{verdict} {row.cell:<52} {sides}  ratio {row.ratio:5.2f} (goal {row.goal:.2f})  {row.note}"
+    ratio = f"ratio {row.ratio:5.2f} (goal {row.goal:.2f})"
+    return f"{verdict} {row.cell:<52} {sides}  {ratio}  {row.note}"
 
 
 def page(rows: Sequence[Row]) -> str:
-    """The rows as Markdown."""
+    """Format rows as a Markdown page."""
+    processor = platform.processor() or platform.machine()
+    python = platform.python_version()
     head = [
         f"# Speed, {date.today().isoformat()}",
         "",
-        f"{platform.processor() or platform.machine()}, one thread, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}. Process time, interleaved, medians; each cell only after both sides agreed. "
-        "Cells of workers: wall clock. Why a goal is missed: the entry of this date in docs/LOG.md.",
+        f"Machine: {processor}, one thread, Python {python}, torch {torch.__version__},",
+        f"transformers {transformers.__version__}.",
+        "Times are medians of process time; both sides are timed by turns.",
+        "A cell is timed only after both sides agreed. Cells of workers use the wall clock.",
+        "The entry of this date in docs/LOG.md explains each missed goal.",
         "",
         "| cell | ours | peer | ratio | goal | |",
         "|---|---|---|---|---|---|",
     ]
     body = [
-        f"| {row.cell} | {row.ours:.4g} {row.unit} | {row.peer:.4g} {row.unit} | {row.ratio:.2f} | {row.goal:.2f} "
-        f"| {'' if row.passed else '**missed** '}{row.note} |"
+        f"| {row.cell} | {row.ours:.4g} {row.unit} | {row.peer:.4g} {row.unit} "
+        f"| {row.ratio:.2f} | {row.goal:.2f} | {'' if row.passed else '**missed** '}{row.note} |"
         for row in rows
     ]
     return "\n".join([*head, *body, ""])

@@ -1,7 +1,10 @@
-"""What the field does, written anew and plainly: the other side of each comparison.
+"""Plain versions of the field's usual code: the other side of each comparison.
 
-`concatenated_loss` has the shape of the RLHF-V release's step (Muffin's trainer: chosen and rejected as two padded rows, the image encoded
-twice, `labels=` passed so that a cross-entropy nobody uses is computed, full logits, fp32 log-softmax over all of them).
+`concatenated_loss` has the shape of the RLHF-V release's step (Muffin's trainer). Chosen and
+rejected are two padded rows, and the image is encoded twice. `labels=` makes the model compute an
+unused cross-entropy. The log-softmax runs in fp32 over the full logits.
+
+Shapes: P pairs, 2P rows (chosen, then rejected), T tokens of a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,54 +26,57 @@ from rlhfv_ray.segments import Rule
 def concatenated_inputs(
     pairs: Sequence[ReferencePair], processor: Any, layout: Layout, *, rule: Rule
 ) -> dict[str, Any]:
-    """Two padded rows per pair with labels, and masks and reference on all positions (2P, T-1)."""
+    """Build two padded rows per pair, with labels, masks and reference at all positions."""
     batch = collate_pairs(pairs, processor, rule=rule, layout=layout)
     rows, width = batch.inputs["input_ids"].shape
-    labels = torch.full((rows, width), IGNORED)
-    changed, reference = (
-        torch.zeros(rows, width - 1, dtype=torch.bool),
-        torch.zeros(rows, width - 1),
-    )
+    labels = torch.full((rows, width), IGNORED)  # (2P, T)
+    changed = torch.zeros(rows, width - 1, dtype=torch.bool)  # (2P, T-1), corrected tokens
+    reference = torch.zeros(rows, width - 1)  # (2P, T-1), nats
     assert batch.reference_token_logps is not None
     for row in range(rows):
-        scored = batch.answers[row] >= 0
-        places = batch.predictors[batch.answers[row][scored]] - row * width
-        labels[row, places + 1] = batch.targets[batch.answers[row][scored]]
-        changed[row, places] = batch.changed[row][scored]
-        reference[row, places] = batch.reference_token_logps[row][scored]
+        is_scored = batch.answers[row] >= 0  # (A,); -1 pads shorter answers
+        scored = batch.answers[row][is_scored]
+        positions = batch.predictors[scored] - row * width  # from the flat batch to this row
+        labels[row, positions + 1] = batch.targets[scored]
+        changed[row, positions] = batch.changed[row][is_scored]
+        reference[row, positions] = batch.reference_token_logps[row][is_scored]
     return {"inputs": batch.inputs, "labels": labels, "changed": changed, "reference": reference}
 
 
-def concatenated_loss(model: Any, made: dict[str, Any], loss: LossConfig) -> Tensor:
-    """Loss of a batch of pairs as the release computes it."""
-    logits = model(**made["inputs"], labels=made["labels"], use_cache=False).logits
-    logps = token_logps(logits, made["labels"])
-    weights = (made["labels"][:, 1:] != IGNORED) * (
-        1 + (loss.gamma - 1) * made["changed"].to(logps.dtype)
+def concatenated_loss(model: Any, rows: dict[str, Any], loss: LossConfig) -> Tensor:
+    """Return the loss of `concatenated_inputs` as the release computes it."""
+    labels = rows["labels"]
+    logits = model(**rows["inputs"], labels=labels, use_cache=False).logits  # (2P, T, V)
+    logps = token_logps(logits, labels)  # (2P, T-1)
+    weights = (labels[:, 1:] != IGNORED) * (1 + (loss.gamma - 1) * rows["changed"].to(logps.dtype))
+    policy = weighted_logps(logps, weights, normalize=loss.normalize)  # (2P,)
+    reference = weighted_logps(rows["reference"], weights, normalize=loss.normalize)  # (2P,)
+    pairs = len(policy) // 2
+    preference = dpo_loss(
+        policy[:pairs], policy[pairs:], reference[:pairs], reference[pairs:], beta=loss.beta
     )
-    ours, reference = (
-        weighted_logps(part, weights, normalize=loss.normalize)
-        for part in (logps, made["reference"])
-    )
-    pairs = len(ours) // 2
-    found = dpo_loss(
-        ours[:pairs], ours[pairs:], reference[:pairs], reference[pairs:], beta=loss.beta
-    )
-    return found.losses.mean()
+    return preference.losses.mean()
 
 
 def full_head_logps(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The release's head: logits of every token, a cross-entropy that is thrown away, log-softmax of all again."""
+    """Return token log-probs, (B, T-1), as the release's head computes them.
+
+    It takes the logits of every token, and computes a cross-entropy that nothing uses.
+    """
     logits = torch.nn.functional.linear(hidden, weight)
-    shifted, wanted = logits[:, :-1].contiguous(), labels[:, 1:].contiguous()
+    predictions = logits[:, :-1].contiguous()
+    targets = labels[:, 1:].contiguous()
     torch.nn.functional.cross_entropy(
-        shifted.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED
+        predictions.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED
     )
     return token_logps(logits, labels)
 
 
 def one_by_one_logps(model: Any, rows: Sequence[dict[str, Any]]) -> list[Tensor]:
-    """A reference pass one answer at a time, as the release's script does it: `rows` hold inputs and labels of one answer each."""
+    """Run a reference pass one answer at a time, as the release's script does.
+
+    Each of `rows` holds the inputs and labels of one answer.
+    """
     with torch.no_grad():
         return [
             token_logps(model(**row["inputs"], labels=row["labels"]).logits, row["labels"])
@@ -79,11 +85,15 @@ def one_by_one_logps(model: Any, rows: Sequence[dict[str, Any]]) -> list[Tensor]
 
 
 def trl_step(
-    model: Any, made: dict[str, Any], *, beta: float, checkpointing: bool
+    model: Any, rows: dict[str, Any], *, beta: float, checkpointing: bool
 ) -> tuple[Any, Callable[[], Tensor]]:
-    """TRL's DPOTrainer on a batch of `concatenated_inputs`: a copy of the model, and a function that computes loss and gradients of it.
+    """Set up TRL's DPOTrainer on a batch of `concatenated_inputs`.
 
-    TRL computes the reference's log-probs in every step, for it refuses cached ones where there are images; its loss has no token weights.
+    TRL refuses cached reference log-probs for batches with images, so it computes them in every
+    step. Its loss has no token weights.
+
+    Returns:
+        A copy of the model, and a function that computes the copy's loss and gradients.
     """
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -117,10 +127,10 @@ def trl_step(
             train_dataset=data,
         )
     policy: Any = trainer.model
-    if checkpointing:  # as its own loop does before the first step
+    if checkpointing:  # TRL's own loop enables it before the first step
         policy.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     policy.train()
-    inputs = {**made["inputs"], "completion_mask": (made["labels"] != IGNORED).long()}
+    inputs = {**rows["inputs"], "completion_mask": (rows["labels"] != IGNORED).long()}
 
     def step() -> Tensor:
         policy.zero_grad(set_to_none=True)

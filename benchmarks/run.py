@@ -1,6 +1,7 @@
-"""Speed on one CPU thread: `python benchmarks/run.py --json FILE [--quick]`; writes the rows, and a page under docs/benchmarks.
+"""Measure speed on one CPU thread: `python benchmarks/run.py --json FILE [--quick] [--page FILE]`.
 
-Ratios are of process time, interleaved, medians; a cell whose two sides do not agree fails before it is timed.
+Ratios are medians of process time, with both sides timed by turns. A cell whose two sides disagree
+fails before it is timed.
 """
 
 import argparse
@@ -25,19 +26,19 @@ from benchmarks.workers import worker_cells
 
 
 def main() -> None:
-    """Run all cells and write what they gave."""
+    """Run all cells and write their rows."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument(
         "--json",
         type=Path,
         required=True,
-        help="file for the rows {cell, ours, peer, ratio, goal, passed}",
+        help="JSON file to write; each row has cell, ours, peer, ratio, goal and passed",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="three rounds instead of five, the smaller sizes only"
+        "--quick", action="store_true", help="run three rounds instead of five, smaller sizes only"
     )
     parser.add_argument(
-        "--page", type=Path, help="also write the rows as a page, e.g. docs/benchmarks/cpu.md"
+        "--page", type=Path, help="Markdown page to write too, e.g. docs/benchmarks/cpu.md"
     )
     settings = parser.parse_args()
     torch.set_num_threads(1)
@@ -50,8 +51,9 @@ def main() -> None:
 
 
 def cells(*, quick: bool) -> list[Row]:
-    """All cells, each shown as it is done."""
-    cpu, rounds = torch.device("cpu"), 3 if quick else 5
+    """Run all cells, and print each when it is done."""
+    cpu = torch.device("cpu")
+    rounds = 3 if quick else 5
     shapes = [(2, 229, 2.5)] if quick else [(2, 229, 2.5), (8, 229, 2.8), (4, 723, 7.0)]
     rows = shown(head_cells(shapes, rounds=rounds, device=cpu, head=Head()))
     for name, size, goal in (("Muffin lengths", MUFFIN, 2.0), ("LLaVA-1.5 lengths", LLAVA, 2.4)):
@@ -68,7 +70,7 @@ def cells(*, quick: bool) -> list[Row]:
     if importlib.util.find_spec("trl"):
         rows += shown(trl_cells(setting, "Muffin lengths", rounds=rounds))
     else:
-        print("TRL is not installed (pip install -e '.[bench]'), so its cells are left out")
+        print("TRL is not installed, so its cells are skipped; pip install -e '.[bench]'")
     return rows + shown(worker_cells(quick=quick))
 
 

@@ -1,4 +1,7 @@
-"""Models of true shapes with random weights, and random pairs of true lengths: what the speed benchmark's cells run on; no downloads."""
+"""Models with random weights and realistic sizes, and random pairs with realistic lengths.
+
+The cells of the speed benchmark run on them. They need no download.
+"""
 
 import dataclasses
 import random
@@ -27,7 +30,7 @@ IMAGE_TOKEN, FIRST_WORD = 1, 10
 
 @dataclass(frozen=True)
 class Size:
-    """A LLaVA, and the lengths of its pairs."""
+    """Sizes of a LLaVA, and lengths of its pairs in tokens."""
 
     width: int
     layers: int
@@ -37,24 +40,26 @@ class Size:
     vision_width: int
     vision_layers: int
     image_side: int  # pixels; patches of 14
-    prompt: int  # text tokens of the prompt
+    prompt: int  # text tokens, image tokens not included
     answer: int
-    common: int  # tokens both answers begin with
+    common: int  # tokens of the common prefix of both answers
 
     @property
     def image_tokens(self) -> int:
-        """Patches of an image."""
+        """Return the number of patches of an image."""
         return (self.image_side // 14) ** 2
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Tokens of a pair: two padded rows, and one shared row."""
+        """Return the tokens of a pair as two padded rows, and as one shared row."""
         before = self.image_tokens + self.prompt
         return 2 * (before + self.answer), before + 2 * self.answer - self.common
 
     def flops(self, *, shared: bool, checkpointing: bool = False) -> float:
-        """Floating-point operations of forward and backward of one pair."""
-        tokens, passes = self.tokens[int(shared)], 8 if checkpointing else 6
+        """Count the floating-point operations of forward and backward of one pair."""
+        tokens = self.tokens[int(shared)]
+        # Operations per weight and token: forward 2, backward 4, recomputed forward 2.
+        passes = 8 if checkpointing else 6
         block = 4 * self.width**2 + 3 * self.width * self.feedforward
         rows = 1 if shared else 2
         scored = 2 * self.answer - self.common if shared else tokens
@@ -77,7 +82,7 @@ LLAVA_13B = dataclasses.replace(LLAVA_7B, width=5120, layers=40, feedforward=138
 
 @dataclass(frozen=True)
 class Setting:
-    """A model with its pairs in both layouts, on a device."""
+    """A model and its pairs, on a device."""
 
     size: Size
     model: Any
@@ -87,17 +92,17 @@ class Setting:
 
     @property
     def policy(self) -> AnswerPolicy:
-        """The model as the line runs it."""
+        """Return the model as the pipeline runs it."""
         return AnswerPolicy(self.model, layout_of(self.model))
 
     @property
     def plain(self) -> Layout:
-        """Two rows per pair."""
+        """Return the layout with two rows per pair."""
         return layout_of(self.model, "plain")
 
 
 def make_setting(size: Size, *, pairs: int, device: torch.device, dtype: torch.dtype) -> Setting:
-    """Random weights of a true shape, made on the device, and random pairs; no downloads."""
+    """Build a model with random weights on the device, and random pairs."""
     vision = CLIPVisionConfig(
         hidden_size=size.vision_width,
         intermediate_size=4 * size.vision_width,
@@ -140,25 +145,33 @@ def make_setting(size: Size, *, pairs: int, device: torch.device, dtype: torch.d
 
 
 def make_pairs(size: Size, count: int) -> list[ReferencePair]:
-    """Pairs of random words with lengths as given, a fifth of the words after the common beginning corrected."""
+    """Build pairs of random tokens.
+
+    A fifth of the tokens after the common prefix are marked as corrected.
+    """
     rng = random.Random(0)
 
     def words(number: int) -> list[int]:
         return [rng.randrange(FIRST_WORD, size.words) for _ in range(number)]
 
-    made = []
+    def marks() -> list[bool]:
+        return [False] * size.common + [rng.random() < 0.2 for _ in range(tail)]
+
+    def logps() -> list[float]:
+        return [-rng.random() for _ in range(size.answer)]
+
+    pairs = []
+    tail = size.answer - size.common
     for number in range(count):
-        common, tail = words(size.common), size.answer - size.common
-        chosen, rejected = [*common, 2, *words(tail - 1)], [*common, 3, *words(tail - 1)]
-        flags = [
-            [False] * size.common + [rng.random() < 0.2 for _ in range(tail)] for _ in range(2)
-        ]
+        common = words(size.common)
+        # Tokens 2 and 3 make the answers differ right after the common prefix.
+        chosen = [*common, 2, *words(tail - 1)]
+        rejected = [*common, 3, *words(tail - 1)]
+        changed = ChangedTokens(marks(), marks())
         file = BytesIO()
         Image.effect_noise((640, 480), 60).convert("RGB").save(file, "JPEG")
         prompt = [IMAGE_TOKEN] * size.image_tokens + words(size.prompt)
-        logps = [[-rng.random() for _ in range(size.answer)] for _ in range(2)]
-        changed = ChangedTokens(*flags)
-        made.append(
+        pairs.append(
             ReferencePair(
                 str(number),
                 file.getvalue(),
@@ -166,20 +179,22 @@ def make_pairs(size: Size, count: int) -> list[ReferencePair]:
                 chosen,
                 rejected,
                 {"both_sides": changed},
-                chosen_logps=logps[0],
-                rejected_logps=logps[1],
+                chosen_logps=logps(),
+                rejected_logps=logps(),
             )
         )
-    return made
+    return pairs
 
 
 def on(part: Any, setting: Setting) -> Any:
-    """Tensors on the setting's device, pixels in the model's dtype."""
-    if isinstance(part, dict):
-        return {
-            name: tensor.to(
-                setting.device, setting.model.dtype if tensor.is_floating_point() else None
-            )
-            for name, tensor in part.items()
-        }
-    return part.to(setting.device)
+    """Move a tensor, or a dict of model inputs, to the setting's device.
+
+    Pixels of a dict take the model's dtype.
+    """
+    if not isinstance(part, dict):
+        return part.to(setting.device)
+    moved = {}
+    for name, tensor in part.items():
+        dtype = setting.model.dtype if tensor.is_floating_point() else None
+        moved[name] = tensor.to(setting.device, dtype)
+    return moved

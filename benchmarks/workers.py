@@ -1,6 +1,8 @@
-"""Cells of whole training jobs, on the shapes world and CPU: what Ray costs, what a second worker brings, what the host does per pair.
+"""Cells of whole training jobs, on the shapes world and a CPU.
 
-A job runs in processes of its own, so these cells are on the wall clock: tokens per second while training goes, start-up not counted.
+They measure the cost of Ray, the gain of a second worker, and the host's time per pair. A job runs
+in processes of its own, so these cells use the wall clock. Rates are tokens per second of training,
+without the start-up.
 """
 
 import functools
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.measure import Row
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
@@ -38,20 +41,25 @@ from rlhfv_ray.training.metrics_log import append_records, read_records
 from rlhfv_ray.training.sampler import micro_batches, prefetched
 from rlhfv_ray.training.train import TrainJob, load_engine, train_ddpo, train_worker, update
 
-BATCH = 32  # the paper's; so is the length of answers, about
-CAPTIONS = 4  # of the shapes world in an answer: 98 tokens
+BATCH = 32  # pairs per update, as in the paper
+CAPTIONS = 4  # per answer: 98 tokens, about as long as the paper's answers
 RAY_CPUS = 2
-WIDTH, LAYERS = (
-    256,
-    6,
-)  # of a larger shapes model with random weights: updates of about a second, as the smallest real ones
+# Sizes of a shapes model with random weights. Its updates take about a second, as those of the
+# smallest real models do.
+WIDTH = 256
+LAYERS = 6
+BUDGET_MS = 1.0  # host time per pair
 
 
 def worker_cells(*, quick: bool) -> list[Row]:
-    """(g) Ray Train against the same loop without it, one worker and two, (h) the host's share of a step."""
+    """Compare Ray Train with the same loop without it, for one worker and two (g).
+
+    The last cell is the host's share of a step (h).
+    """
     import ray
 
-    rounds, steps = (1, 6) if quick else (3, 6)
+    jobs = 1 if quick else 3
+    steps = 6
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ray.init(
@@ -63,63 +71,67 @@ def worker_cells(*, quick: bool) -> list[Row]:
         )
         try:
             config, reference = prepare(folder, steps)
-            rates: dict[str, list[float]] = {"ray": [], "bare": [], "two": []}
-            losses: dict[str, list[float]] = {}
-            two = replace(config, scale=replace(config.scale, workers=2))
-            for turn in range(rounds):
-                for name, some, run in (
-                    ("bare", config, run_bare),
-                    ("ray", config, train_ddpo),
-                    ("two", two, run_bare),
-                ):
-                    rate, losses[name] = trained(some, reference, folder / f"{name}-{turn}", run)
-                    rates[name].append(rate)
+            rates, losses = measure_jobs(config, reference, folder, jobs=jobs)
             ceiling = side_by_side(config, reference, folder)
-            host, collating = host_seconds(config, reference, folder / "host")
+            wait_s, collate_s = host_seconds(config, reference, folder / "host")
         finally:
             ray.shutdown()
     assert losses["ray"] == losses["bare"], "Ray changes the losses"
     apart = max(abs(a - b) for a, b in zip(losses["bare"], losses["two"], strict=True))
-    assert apart <= 1e-5, f"losses of one and two workers are {apart:.2g} apart"
-    through, bare, double = (median(rates[name]) for name in ("ray", "bare", "two"))
-    note = f"tokens/s, {rounds} jobs each, the same losses to the bit"
-    rows = [
-        Row(
-            "g Ray Train, steady",
-            through,
-            bare,
-            through / bare,
-            0.95,
-            through / bare >= 0.95,
-            unit="/s",
-            note=note,
-        )
-    ]
-    note = f"tokens/s, one global batch of {BATCH}; losses within {apart:.1g}; two jobs that share nothing do {ceiling / bare:.2f} of one"
-    rows.append(
-        Row(
-            "g two workers, steady",
-            double,
-            bare,
-            double / bare,
-            1.6,
-            double / bare >= 1.6,
-            unit="/s",
-            note=note,
-        )
+    assert apart <= 1e-5, f"losses of one and two workers differ by {apart:.2g}"
+    ray_note = f"tokens/s, {jobs} jobs each, the same losses to the bit"
+    two_note = (
+        f"tokens/s, one global batch of {BATCH}; losses within {apart:.1g}; "
+        f"two jobs that share nothing do {ceiling / rates['bare']:.2f} of one"
     )
-    note = f"the step's thread waits so long for a pair, against a budget of 1 ms; making one takes {1000 * collating:.1f} ms beside it"
-    ratio = 1 / (1000 * host)
+    host_note = (
+        "wait of the step's thread for a pair; the peer is a budget of 1 ms; "
+        f"a second thread takes {1000 * collate_s:.1f} ms to make one"
+    )
+    wait_ms = 1000 * wait_s
+    ratio = BUDGET_MS / wait_ms
     return [
-        *rows,
+        rate_row("g Ray Train, steady", rates["ray"], rates["bare"], goal=0.95, note=ray_note),
+        rate_row("g two workers, steady", rates["two"], rates["bare"], goal=1.6, note=two_note),
         Row(
-            "h host time per pair", 1000 * host, 1.0, ratio, 1.0, ratio >= 1.0, unit="ms", note=note
+            "h host time per pair",
+            wait_ms,
+            BUDGET_MS,
+            ratio,
+            1.0,
+            ratio >= 1.0,
+            unit="ms",
+            note=host_note,
         ),
     ]
 
 
+def rate_row(cell: str, ours: float, peer: float, *, goal: float, note: str) -> Row:
+    """Compare two rates, of which a higher one is better."""
+    return Row(cell, ours, peer, ours / peer, goal, ours / peer >= goal, unit="/s", note=note)
+
+
+def measure_jobs(
+    config: DDPOConfig, reference: Path, folder: Path, *, jobs: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Run the loop alone, under Ray Train, and with two workers, by turns.
+
+    Returns:
+        Median tokens per second, and the losses of the last job, both by the name of the variant.
+    """
+    two = replace(config, scale=replace(config.scale, workers=2))
+    variants = {"bare": (config, run_bare), "ray": (config, train_ddpo), "two": (two, run_bare)}
+    rates: dict[str, list[float]] = {name: [] for name in variants}
+    losses: dict[str, list[float]] = {}
+    for turn in range(jobs):
+        for name, (variant, run) in variants.items():
+            rate, losses[name] = trained(variant, reference, folder / f"{name}-{turn}", run)
+            rates[name].append(rate)
+    return {name: median(values) for name, values in rates.items()}, losses
+
+
 def prepare(folder: Path, steps: int) -> tuple[DDPOConfig, Path]:
-    """Pairs of long answers to pictures, and their reference log-probs; needs Ray."""
+    """Write pairs of long answers and their reference log-probs. Ray must be running."""
     write_pairs(long_pairs(320), folder / "pairs.parquet")
     processor = load_processor("shapes")
     torch.manual_seed(0)
@@ -146,55 +158,65 @@ def prepare(folder: Path, steps: int) -> tuple[DDPOConfig, Path]:
 
 
 def long_pairs(count: int) -> Iterator[PreferencePair]:
-    """Pictures with answers of several captions each, the first of them the picture's own."""
-    rng, scenes = random.Random(0), make_scenes(count + CAPTIONS, seed=0)
+    """Yield pictures with answers of several captions each.
+
+    The first caption of an answer describes its picture.
+    """
+    rng = random.Random(0)
+    scenes = make_scenes(count + CAPTIONS, seed=0)
     for number, scene in enumerate(scenes[:count]):
-        chosen, rejected = (
-            " ".join(careless_caption(other, rng) for other in scenes[number : number + CAPTIONS])
-            for _ in range(2)
-        )
+        captioned = scenes[number : number + CAPTIONS]
+        chosen = " ".join(careless_caption(neighbour, rng) for neighbour in captioned)
+        rejected = " ".join(careless_caption(neighbour, rng) for neighbour in captioned)
         yield PreferencePair(f"long:{number}", render(scene), QUESTIONS[0], chosen, rejected)
 
 
 def trained(
     config: DDPOConfig, reference: Path, folder: Path, run: Callable[[TrainJob], None]
 ) -> tuple[float, list[float]]:
-    """Run one job: its tokens per second, the median over reports after the first, and its losses."""
+    """Run one job.
+
+    Returns:
+        Tokens per second, as the median over all reports but the first, and the losses.
+    """
     folder.mkdir()
     with hold_lease(folder) as token:
         run(TrainJob(config, reference, reference_inputs(config.model, config.data), folder, token))
     records = read_records(folder)
-    later = records[config.scale.log_every :]
-    return median(record["system/tokens_per_second"] for record in later), [
-        record["loss"] for record in records
-    ]
+    steady = records[config.scale.log_every :]
+    rate = median(record["system/tokens_per_second"] for record in steady)
+    return rate, [record["loss"] for record in records]
 
 
 def side_by_side(config: DDPOConfig, reference: Path, folder: Path) -> float:
-    """Tokens per second of two jobs of one worker at the same time: what this machine's two CPUs can do at best."""
-    with ThreadPoolExecutor(2) as both:
+    """Return the total tokens per second of two jobs of one worker that run at the same time.
+
+    This is the best that the machine's two CPUs can do.
+    """
+    with ThreadPoolExecutor(2) as threads:
         jobs = [
-            both.submit(trained, config, reference, folder / f"side-{number}", run_bare)
+            threads.submit(trained, config, reference, folder / f"side-{number}", run_bare)
             for number in range(2)
         ]
         return sum(job.result()[0] for job in jobs)
 
 
 def run_bare(job: TrainJob) -> None:
-    """The workers' loop in plain processes."""
+    """Run the workers' loop in plain processes."""
     world = job.config.scale.workers
-    torch.multiprocessing.spawn(bare_worker, args=(world, free_port(), job), nprocs=world)  # pyright: ignore[reportPrivateImportUsage]
+    arguments = (world, free_port(), job)
+    spawn(bare_worker, args=arguments, nprocs=world)
 
 
 def bare_worker(rank: int, world: int, port: int, job: TrainJob) -> None:
-    """One rank without Ray; rank 0 writes the records."""
+    """Run one rank without Ray; rank 0 writes the records."""
     with group(rank, world, port):
         train_worker(job, functools.partial(write, rank, job.folder))
 
 
 @contextmanager
 def group(rank: int, world: int, port: int) -> Iterator[None]:
-    """A gloo group of one thread each."""
+    """Join a gloo process group, with one thread per process, until the body ends."""
     torch.set_num_threads(1)
     settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ |= {name: str(value) for name, value in settings.items()} | {"DS_ACCELERATOR": "cpu"}
@@ -208,30 +230,35 @@ def group(rank: int, world: int, port: int) -> Iterator[None]:
 
 
 def write(rank: int, folder: Path, report: dict[str, Any]) -> None:
-    """What Ray's controller does with a report."""
+    """Append a report's records to the log, as Ray's controller does."""
     if rank == 0:
         append_records(folder, report["records"])
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """Return a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def host_seconds(config: DDPOConfig, reference: Path, folder: Path) -> tuple[float, float]:
-    """Seconds per pair that a step waits for its batch (made in a thread beside it), and that making a pair takes."""
+    """Measure the host's time per pair, in seconds.
+
+    Returns:
+        The time that a step waits for its batch, which a second thread makes, and the time that
+        making the batch takes.
+    """
     folder.mkdir()
     results = folder / "seconds.txt"
     job = TrainJob(config, reference, {}, folder, "")
-    torch.multiprocessing.spawn(host_worker, args=(free_port(), job, results), nprocs=1)  # pyright: ignore[reportPrivateImportUsage]
-    waited, made = map(float, results.read_text().split())
-    return waited, made
+    spawn(host_worker, args=(free_port(), job, results), nprocs=1)
+    wait_s, collate_s = map(float, results.read_text().split())
+    return wait_s, collate_s
 
 
 def host_worker(rank: int, port: int, job: TrainJob, results: Path) -> None:
-    """Train a few updates, with a clock where batches are waited for and made."""
+    """Train a few updates, and time the waits for batches and the making of batches."""
     config = job.config
     with group(rank, 1, port):
         engine, processor = load_engine(config)
@@ -241,20 +268,20 @@ def host_worker(rank: int, port: int, job: TrainJob, results: Path) -> None:
         )
         batches = micro_batches(pairs, lengths, collate, config, start=0, stop=config.optim.steps)
         waits: list[float] = []
-        clocked = timed(prefetched(batches), waits)
+        timed_batches = timed(prefetched(batches), waits)
         for step in range(config.optim.steps):
-            update(engine, clocked, job, step=step, rate=1e-5)
-        making: list[float] = []
-        for batch in timed(
-            micro_batches(pairs, lengths, collate, config, start=0, stop=20), making
-        ):
+            update(engine, timed_batches, job, step=step, rate=1e-5)
+        collating: list[float] = []
+        batches = micro_batches(pairs, lengths, collate, config, start=0, stop=20)
+        for batch in timed(batches, collating):
             to_device(batch, torch.device("cpu"), torch.float32)
     size = config.scale.micro_batch
-    results.write_text(f"{median(waits[2:]) / size} {median(making) / size}")
+    # The first waits include the start of the thread that makes the batches.
+    results.write_text(f"{median(waits[2:]) / size} {median(collating) / size}")
 
 
 def timed(batches: Iterator[Any], seconds: list[float]) -> Iterator[Any]:
-    """The same batches; how long each was waited for."""
+    """Yield the same batches, and append the seconds that each took to `seconds`."""
     while True:
         start = time.perf_counter()
         batch = next(batches, None)

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# A Ray cluster inside a Slurm allocation, and one command on it:
-#     sbatch deploy/slurm.sh python experiments/ddpo.py paper --model.path ... --data.path ... --storage /shared/runs
-# Every node needs this checkout and its environment (.venv, `make .venv/ready`) at the same place. The first node is the head and takes no task.
+# Starts a Ray cluster inside a Slurm allocation, and runs one command on it:
+#     sbatch deploy/slurm.sh python experiments/ddpo.py paper --model.path ... --data.path ... \
+#         --storage /shared/runs
+# Every node needs this checkout and its environment (.venv, `make .venv/ready`) at the same path.
+# The first node runs the head, which takes no task, and a worker.
 #SBATCH --job-name=rlhfv-ray
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -15,16 +17,17 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 source .venv/bin/activate
 
-# A token of this job alone, in a file that only its owner reads, on storage that all nodes see.
+# A token for this job alone, in a file that only its owner can read, on storage of all nodes.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$PWD/.ray-token-$SLURM_JOB_ID"
 (umask 077; python -c "import secrets; print(secrets.token_hex(32))" > "$RAY_AUTH_TOKEN_PATH")
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
 nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
 head=${nodes[0]}
-address="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}'):6379"
+addresses=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
+address="${addresses%% *}:6379"
 
-# Two Rays on the head's node: a head without CPUs, and a worker that has them.
+# The first node runs two Rays: a head without CPUs, and a worker with them.
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
     ray start --head --port=6379 --num-cpus=0 --num-gpus=0 --dashboard-host=127.0.0.1 --block &
 for _ in $(seq 60); do
@@ -32,11 +35,15 @@ for _ in $(seq 60); do
     sleep 2
 done
 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-    ray start --address="$address" --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --block &
+    ray start --address="$address" --num-cpus="$SLURM_CPUS_PER_TASK" \
+    --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --block &
 
-# As many nodes as were asked for, the head besides.
+# Wait for all requested nodes, plus the head.
 for _ in $(seq 60); do
-    count=$(RAY_ADDRESS=$address python -c "import ray; ray.init('auto', logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))")
+    count=$(RAY_ADDRESS=$address python -c "
+import ray
+ray.init('auto', logging_level='ERROR')
+print(sum(node['Alive'] for node in ray.nodes()))")
     if [ "$count" -gt "$SLURM_JOB_NUM_NODES" ]; then break; fi
     sleep 2
 done

@@ -1,4 +1,4 @@
-"""Replay tracked experiments into MLflow: what it missed while it was down is added, nothing is doubled.
+"""Replay tracked experiments into MLflow: add the records that it missed, each exactly once.
 
 Example: python experiments/sync_tracking.py runs
 """
@@ -18,24 +18,26 @@ def main(storage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ST
     """Replay every experiment of a storage folder.
 
     Args:
-        storage: Folder or address of experiments, as in the `storage` setting of the runs; a single experiment's folder will do.
+        storage: Folder or address with experiments: the `storage` setting of the runs, or the
+            folder of a single experiment.
 
     Returns:
-        The exit code: 0 when MLflow has everything, else 1.
+        The exit code: 0 if MLflow has everything, else 1.
     """
-    place = fetch_local(storage, only=SPOOL)
-    folders = sorted(spool.parent for spool in place.rglob(SPOOL))
+    local_storage = fetch_local(storage, only=SPOOL)
+    folders = sorted(spool.parent for spool in local_storage.rglob(SPOOL))
     if not folders:
-        print(f"{storage}: no tracked experiment here (no {SPOOL} at any depth)")
+        print(f"{storage} has no tracked experiment: no {SPOOL} at any depth. Check the path.")
         return 1
-    synced = []
+    complete = True
     for folder in folders:
         fetch(folder, without=LARGE_DIRS)
-        synced.append(sync_tracking(folder))
-        print(
-            f"{display_path(folder)}: {'MLflow has everything' if synced[-1] else 'MLflow lacks something, see the warning'}"
-        )
-    return 0 if all(synced) else 1
+        if sync_tracking(folder):
+            print(f"{display_path(folder)}: MLflow has everything")
+        else:
+            complete = False
+            print(f"{display_path(folder)}: MLflow lacks some records, see the warning")
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Fixtures: jaxtyping's shape checks on, small real models, and pairs with answers of the shapes world."""
+"""Shared fixtures: small real models and pairs of the shapes world.
+
+Importing this module switches jaxtyping's shape checks on for the numeric modules.
+"""
 
 import os
 
@@ -11,6 +14,7 @@ from jaxtyping import install_import_hook
 install_import_hook(["rlhfv_ray.logps", "rlhfv_ray.loss"], "beartype.beartype")
 
 import contextlib
+import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -27,34 +31,32 @@ from rlhfv_ray.shapes.scenes import make_scenes, render
 
 
 def careless_pairs(count: int, seed: int = 0) -> list[PreferencePair]:
-    """Pairs as the shapes world makes them, from careless captions instead of a model's answers."""
-    import random
-
-    rng, pairs = random.Random(seed), []
+    """Make pairs of the shapes world from careless captions instead of a model's answers."""
+    rng = random.Random(seed)
+    pairs = []
     for scene in make_scenes(4 * count, seed=seed):
-        said = careless_caption(scene, rng)
-        corrected = correct(scene, said)
+        caption = careless_caption(scene, rng)
+        corrected = correct(scene, caption)
         if corrected is not None and len(pairs) < count:
-            question = QUESTIONS[scene.id % len(QUESTIONS)]
-            pairs.append(
-                PreferencePair(f"shapes:{scene.id}", render(scene), question, corrected.text, said)
-            )
+            image, question = render(scene), QUESTIONS[scene.id % len(QUESTIONS)]
+            pair = PreferencePair(f"shapes:{scene.id}", image, question, corrected.text, caption)
+            pairs.append(pair)
     return pairs
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait until something is true."""
+    """Wait until the condition holds, and fail after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"the condition did not hold within {seconds} s"
         time.sleep(0.01)
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of so many bytes; only root can make one."""
+    """Mount a file system of `size` bytes until the body ends; only root can do it."""
     if os.geteuid() != 0:
-        pytest.skip("needs root, to mount a small file system")
+        pytest.skip("mounting a small file system needs root")
     disk = folder / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
@@ -73,7 +75,7 @@ def processor():
 
 @pytest.fixture(scope="session")
 def policy():
-    """The shipped shapes model, fp32 on the CPU."""
+    """Load the shipped shapes model, fp32 on the CPU."""
     from rlhfv_ray.models import load_policy
 
     model, _ = load_policy(SHIPPED, dtype="fp32", device="cpu")
@@ -82,7 +84,7 @@ def policy():
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory, processor) -> Path:
-    """A LLaVA of 60 k random parameters, saved."""
+    """Save a LLaVA with 60 k random parameters, and return its folder."""
     from rlhfv_ray.shapes.model import build_model
 
     torch.manual_seed(0)

@@ -18,28 +18,28 @@ BUCKET = "lab"
 
 @dataclass(frozen=True)
 class S3:
-    """The server, and the environment in which it is found."""
+    """A running server, and the environment variables that point clients to it."""
 
     environment: Mapping[str, str]
     server: ThreadedMotoServer
 
     @staticmethod
     def address(name: str) -> str:
-        """Of a folder in its bucket."""
+        """Return the address of a folder in the server's bucket."""
         return f"s3://{BUCKET}/{name}"
 
     def objects(self) -> s3fs.S3FileSystem:
-        """What is in it, as it is now."""
+        """Open the server's objects, without a cache of listings."""
         url, key, secret, _ = self.environment.values()
         return s3fs.S3FileSystem(endpoint_url=url, key=key, secret=secret, use_listings_cache=False)
 
     @staticmethod
     def mirror(temporary: Path, address: str) -> Path:
-        """Of an address, as a process has it whose temporary folder that is."""
+        """Return the mirror of an address for a process with this temporary folder."""
         return temporary / f"rlhfv-ray-mirror-{os.getuid()}" / address.replace("://", "/")
 
     def go_away(self, seconds: float) -> None:
-        """Refuse every connection for a while."""
+        """Refuse every connection for `seconds`."""
         self.server.stop()
         time.sleep(seconds)
         self.server.start()
@@ -47,20 +47,20 @@ class S3:
 
 @contextmanager
 def s3_server() -> Iterator[S3]:
-    """A server with an empty bucket until the body has ended; one at a time."""
-    s3_backends.reset()  # what was stored is the process's, not the server's
-    s3fs.S3FileSystem.clear_instance_cache()  # of a server before
+    """Run a server with an empty bucket until the body ends. Only one can run at a time."""
+    s3_backends.reset()  # moto stores objects per process, not per server
+    s3fs.S3FileSystem.clear_instance_cache()  # it may hold a client of an earlier server
     port = free_port()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
-    where = {
+    environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "anyone",
         "AWS_SECRET_ACCESS_KEY": "anything",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     try:
-        s3 = S3(where, server)
+        s3 = S3(environment, server)
         s3.objects().mkdir(BUCKET)
         yield s3
     finally:

@@ -1,4 +1,4 @@
-"""What the documents promise is there: files, commands, recipes, and a word on every setting."""
+"""The documents name files, commands, recipes and tests that exist; every setting has a help."""
 
 import ast
 import dataclasses
@@ -14,17 +14,11 @@ from rlhfv_ray import config
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [page for page in (README, *sorted((ROOT / "docs").rglob("*.md"))) if page.is_file()]
-OURS = (
-    "rlhfv_ray",
-    "eval",
-    "experiments",
-    "tests",
-    "benchmarks",
-    "docs",
-)  # other repositories' files go by their repository's name
-# A file of ours by its path, or a folder of ours with its slash, wherever it stands in a page.
-OUR_PATH = re.compile(
-    rf"(?<![\w./-])(?:{'|'.join(OURS)})/(?:[\w.-]+/)*(?:[\w-]+\.\w+|(?![\w.*<{{]))"
+# Paths that begin with another name are other repositories' files.
+FOLDERS = ("rlhfv_ray", "eval", "experiments", "tests", "benchmarks", "docs")
+# A file by its path, or a folder with its final slash, anywhere in a page.
+REPOSITORY_PATH = re.compile(
+    rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/(?:[\w.-]+/)*(?:[\w-]+\.\w+|(?![\w.*<{{]))"
 )
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 MAKE = re.compile(r"^\s*\$?\s*make ([a-z]+)", re.MULTILINE)
@@ -40,12 +34,15 @@ def readme() -> str:
 
 
 def missing_paths(text: str) -> list[str]:
-    return sorted(path for path in set(OUR_PATH.findall(text)) if not (ROOT / path).exists())
+    return sorted(path for path in set(REPOSITORY_PATH.findall(text)) if not (ROOT / path).exists())
 
 
 def test_paths_are_found_in_text():
-    """Catches: a pattern that finds nothing, and so a check that passes on every page."""
-    text = "`eval/no.py`, rlhfv_ray/config.py (see nowhere/at/all.py), docs/no_such/, eval/response_rate, docs/<what>.md, Muffin/eval/x.py"
+    """Catches: a pattern that matches nothing, so that the check passes on every page."""
+    text = (
+        "`eval/no.py`, rlhfv_ray/config.py (see nowhere/at/all.py), docs/no_such/, "
+        "eval/response_rate, docs/<what>.md, Muffin/eval/x.py"
+    )
     assert missing_paths(text) == ["docs/no_such/", "eval/no.py"]
 
 
@@ -53,30 +50,27 @@ def test_paths_are_found_in_text():
 def test_files_that_pages_name_exist(page):
     """Catches: a command or link in a document that leads nowhere after a file was renamed."""
     text = page.read_text()
+    broken_links = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
     assert missing_paths(text) == []
-    assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
+    assert broken_links == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_make_targets_that_pages_name_exist(page):
-    """Catches: `make something` in a document that make does not know."""
+    """Catches: a `make` target in a document that the Makefile does not have."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(MAKE.findall(page.read_text())) <= targets
 
 
 def test_readme_names_every_recipe(readme):
-    """Catches: a recipe nobody can find."""
-    assert [name for name in RECIPES if not re.search(rf"`{name}`|\b{name}\b", readme)] == []
+    """Catches: a recipe that the README does not mention."""
+    assert [name for name in RECIPES if not re.search(rf"\b{name}\b", readme)] == []
 
 
 def test_readme_tree_is_complete(readme):
-    """Catches: a package or entry point left out of the README's tour of the files."""
-    entries = [
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "experiments").glob("*.py")
-        if path.name != "__init__.py"
-    ]
-    assert [entry for entry in entries if Path(entry).name not in readme] == []
+    """Catches: an entry point left out of the README's tour of the files."""
+    scripts = {path.name for path in (ROOT / "experiments").glob("*.py")} - {"__init__.py"}
+    assert sorted(script for script in scripts if script not in readme) == []
 
 
 def fields_of(kind: type) -> set[str]:
@@ -88,7 +82,10 @@ CONFIGS = [kind for _, kind in inspect.getmembers(config, dataclasses.is_datacla
 
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
 def test_every_setting_has_a_docstring(kind):
-    """Catches: a field that `--help` lists without a word. Parts (fields that are configs) are described by their class."""
+    """Catches: a field that `--help` lists without an explanation.
+
+    Fields that are configs themselves are described by their class.
+    """
     body = ast.parse(inspect.getsource(kind)).body[0].body
     described = {
         first.target.id
@@ -106,12 +103,11 @@ def test_every_setting_has_a_docstring(kind):
 
 
 def test_tests_that_pages_name_exist():
-    """Catches: a promise whose test was renamed or taken away."""
-    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
-    written = {
-        name
-        for file in (ROOT / "tests").rglob("*.py")
-        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
-    }
+    """Catches: a promise whose test was renamed or removed."""
+    named, existing = set(), set()
+    for page in PAGES:
+        named.update(re.findall(r"`(test_\w+)`", page.read_text()))
+    for file in (ROOT / "tests").rglob("*.py"):
+        existing.update(re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE))
     assert len(named) > 10
-    assert sorted(named - written) == []
+    assert sorted(named - existing) == []

@@ -1,4 +1,4 @@
-"""The files that start clusters: what their readers accept, no secret in them, no open door, and commands that are there."""
+"""Cluster files: their readers accept them, and they hold no secret, open port or stale command."""
 
 import re
 import shlex
@@ -12,18 +12,16 @@ import yaml
 from ray.autoscaler._private.util import validate_config
 
 ROOT = Path(__file__).parents[2]
-CLUSTER, KUBERAY, SLURM = (
-    ROOT / "cluster.yaml",
-    ROOT / "deploy/kuberay.yaml",
-    ROOT / "deploy/slurm.sh",
-)
+CLUSTER = ROOT / "cluster.yaml"
+KUBERAY = ROOT / "deploy/kuberay.yaml"
+SLURM = ROOT / "deploy/slurm.sh"
 RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 SECRET = re.compile(
     r"AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9]{8}|-----BEGIN|(?i:password|secret_access_key)\s*[:=]\s*\S"
 )
 
-# The fields of KubeRay's API that the file uses (ray.io/v1: RayJobSpec, RayClusterSpec, HeadGroupSpec, WorkerGroupSpec); no others are allowed,
-# so that a misspelt one fails here and is not passed over by the API server.
+# The fields of KubeRay's API that the file uses (ray.io/v1: RayJobSpec, RayClusterSpec,
+# HeadGroupSpec, WorkerGroupSpec). No others are allowed: the API server ignores a misspelt field.
 CONTAINER = {
     "type": "object",
     "required": ["name", "image"],
@@ -66,10 +64,8 @@ TEMPLATE = {
         }
     },
 }
-PARAMS = {
-    "type": "object",
-    "additionalProperties": {"type": "string"},
-}  # KubeRay's are strings, numbers too
+# KubeRay wants every parameter as a string, numbers included.
+PARAMS = {"type": "object", "additionalProperties": {"type": "string"}}
 RAYJOB = {
     "type": "object",
     "required": ["apiVersion", "kind", "metadata", "spec"],
@@ -147,28 +143,25 @@ def rayjob() -> dict[str, Any]:
 
 
 def test_ray_accepts_the_cluster_file(cluster):
-    """Catches: a field that `ray up` refuses when the first people wait for it."""
-    filled = {"cluster_synced_files": []}  # by `ray up` itself
+    """Catches: a field that `ray up` refuses."""
+    filled = {"cluster_synced_files": []}  # `ray up` adds it itself
     validate_config({**cluster, **filled})
     with pytest.raises(jsonschema.ValidationError, match="file_mount"):
         validate_config({**cluster, **filled, "file_mount": {}})
 
 
 def test_the_head_takes_no_task_and_workers_have_gpus(cluster):
-    """Catches: a driver that shares its CPUs with eight actors; workers that stay when nobody needs them."""
-    head, workers = (
-        cluster["available_node_types"][name] for name in (cluster["head_node_type"], "a100")
-    )
+    """Catches: a driver that shares its CPUs with eight actors; idle workers that are kept."""
+    head = cluster["available_node_types"][cluster["head_node_type"]]
+    workers = cluster["available_node_types"]["a100"]
     assert head["resources"] == {"CPU": 0}
-    assert (
-        workers["resources"]["GPU"] == 8
-        and workers["min_workers"] == 0 < workers["max_workers"] <= cluster["max_workers"]
-    )
+    assert workers["resources"]["GPU"] == 8
+    assert workers["min_workers"] == 0 < workers["max_workers"] <= cluster["max_workers"]
     assert cluster["provider"]["cache_stopped_nodes"] is False
 
 
 def test_the_rayjob_has_kuberays_fields(rayjob):
-    """Catches: a misspelt field, which Kubernetes drops without a word."""
+    """Catches: a misspelt field, which Kubernetes drops without an error."""
     jsonschema.validate(rayjob, RAYJOB)
     wrong = yaml.safe_load(KUBERAY.read_text().replace("backoffLimit", "backOffLimit"))
     with pytest.raises(jsonschema.ValidationError, match="backOffLimit"):
@@ -177,7 +170,7 @@ def test_the_rayjob_has_kuberays_fields(rayjob):
 
 @pytest.mark.parametrize("path", [CLUSTER, KUBERAY, SLURM], ids=lambda path: path.name)
 def test_no_secret_and_no_open_door(path):
-    """Catches: a key in the file, a dashboard for everybody, Ray without its token, an image that is another one tomorrow."""
+    """Catches: a key in the file, a public dashboard, Ray without its token, an unpinned image."""
     text = path.read_text()
     assert not SECRET.search(text)
     assert "token" in text and "0.0.0.0" not in text and ":latest" not in text
@@ -187,27 +180,27 @@ def test_no_secret_and_no_open_door(path):
 
 
 def test_images_have_the_ray_of_the_constraints(cluster, rayjob):
-    """Catches: nodes of another Ray than the one that is tested."""
+    """Catches: nodes with another version of Ray than the tested one."""
     assert RAY
     assert f":{RAY[1]}-" in cluster["docker"]["image"]
     assert rayjob["spec"]["rayClusterSpec"]["rayVersion"] == RAY[1]
 
 
 def test_the_packages_of_the_cluster_are_those_of_the_project(cluster, tmp_path):
-    """Catches: a second list of packages that falls behind; a set-up command that does not run."""
+    """Catches: a second list of packages that gets out of date; a set-up command that fails."""
     assert "~/rlhfv-ray/pyproject.toml" in cluster["file_mounts"]
-    (command,) = [one for one in cluster["setup_commands"] if "tomllib" in one]
+    (command,) = [command for command in cluster["setup_commands"] if "tomllib" in command]
     reading = command.split("&& ")[1].split(" >")[0]
-    listed = subprocess.run(
+    done = subprocess.run(
         ["bash", "-c", reading], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\n")
-    assert any(one.startswith("ray[") for one in listed) and any(
-        one.startswith("deepspeed") for one in listed
     )
+    packages = done.stdout.split("\n")
+    assert any(package.startswith("ray[") for package in packages)
+    assert any(package.startswith("deepspeed") for package in packages)
 
 
 def test_the_slurm_script_is_a_script():
-    """Catches: a syntax error found after an hour in the queue; a call without a command that starts a cluster for nothing."""
+    """Catches: a syntax error that shows after an hour in the queue; a start without a command."""
     subprocess.run(["bash", "-n", str(SLURM)], check=True)
     called = subprocess.run(["bash", str(SLURM)], capture_output=True, text=True, check=False)
     assert called.returncode == 2 and "usage" in called.stderr
@@ -217,7 +210,7 @@ def test_the_slurm_script_is_a_script():
 @pytest.mark.parametrize(
     "path", [KUBERAY, SLURM, ROOT / "docs/cluster.md"], ids=lambda path: path.name
 )
-def test_commands_name_scripts_that_are_there(path):
+def test_commands_name_scripts_that_exist(path):
     """Catches: an entry point that was renamed."""
     scripts = re.findall(r"python ((?:experiments|eval)/\w+\.py)", path.read_text())
     assert scripts
