@@ -58,10 +58,10 @@ def reads_yes(answer: str) -> bool:
     """Return whether an answer is yes by the official rule.
 
     Example:
-        >>> [reads_yes(answer) for answer in ("Yes, there is.", "No, there is not.", "There is no dog")]
-        [True, False, False]
-        >>> [reads_yes(answer) for answer in ("There isn't.", "NO!")]
-        [True, True]
+        >>> [reads_yes(answer) for answer in ("Yes, there is.", "No, there is not.")]
+        [True, False]
+        >>> [reads_yes(answer) for answer in ("There is no dog", "There isn't.", "NO!")]
+        [False, True, True]
     """
     words = _first_sentence(answer).replace(",", "").split(" ")
     return not {"No", "no", "not"} & set(words)
