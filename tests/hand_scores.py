@@ -13,7 +13,7 @@ from eval.benchmarks.contract import (
     Ratio,
     Scores,
     Span,
-    chair_parts,
+    chair_ratios,
 )
 from eval.chair import AnswerScore
 from rlhfv_ray.records import Answer, Prompt
@@ -29,7 +29,7 @@ HALLUCINATION = Metric("hallucination_rate", "lower", "answers rated below 3")
 def judged(number: int, *, spans: Sequence[Span] = (), text: str = TEXT) -> JudgedAnswer:
     """An answer that names a dog (true) and, if marked so, a cat (false); 1 of 2 true objects is named."""
     hallucinated = (("cat", "cat"),) if any(mark.kind == "object" for mark in spans) else ()
-    parts = chair_parts(AnswerScore(1 + len(hallucinated), hallucinated, 1, 2), 6)
+    parts = chair_ratios(AnswerScore(1 + len(hallucinated), hallucinated, 1, 2), 6)
     parts["wrong_attributes"] = Ratio(sum(mark.kind == "attribute" for mark in spans), 1)
     return JudgedAnswer(Answer(str(number), "What is <here>?", text), parts, tuple(spans))
 

@@ -7,9 +7,10 @@ Descriptions. The mentions of an answer are its nouns (NLTK's tags, WordNet's le
 that are in `relation.json`, as objects or as words that go with one. An image has objects that are
 in it (`truth`) and objects that one would expect there, but that are not (`hallu`):
 
-    chair = hallucinated mentions / mentions        cover = objects of truth named / objects of truth
-    hal   = answers with a hallucinated mention     cog   = objects of hallu named / objects of hallu
-            / answers
+    hal   = answers with a hallucinated mention / answers
+    chair = hallucinated mentions / mentions
+    cover = objects of truth named / objects of truth
+    cog   = objects of hallu named / objects of hallu
 
 Each is pooled over answers, as in the code; the paper writes means of ratios. A mention is true in
 three cases: it is one of `safe_words.txt`; it is an object of truth or goes with one; or it is near
