@@ -31,14 +31,14 @@ def test_a_benchmark_is_made_with_its_own_settings(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("mode", ["rule", "judge"])
 def test_shapes_has_a_judge_in_judge_mode_only(mode: str, tmp_path: Path) -> None:
     """Catches: a judge that is paid in rule mode, or is left out in judge mode."""
-    write_benchmark(tmp_path / "pictures", count=1, seed=0)
+    write_benchmark(tmp_path, count=1, seed=0)
     config = EvalConfig(model=("a",), shapes=ShapesBenchConfig(mode=mode))  # pyright: ignore[reportArgumentType]
     benchmark = make_benchmark(
         "shapes",
         config,
         decoding=DECODING,
         storage=tmp_path,
-        shapes_folder=tmp_path / "pictures",
+        shapes_folder=tmp_path,
     )
     assert benchmark.judged is (mode == "judge")
     assert len(benchmark.prompts) == 1
