@@ -21,7 +21,20 @@ from eval.words.lemmas import LemmatizerName, builtin_lemma, choose_lemmatizer, 
 from rlhfv_ray.errors import DataError
 
 COCO_SYNONYMS = Path(__file__).parent / "data" / "coco_object_synonyms.txt"
-_ANIMALS = "bird cat dog horse sheep cow elephant bear zebra giraffe animal cub".split()
+_ANIMALS = [
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "animal",
+    "cub",
+]
 # Two lemmas that are read as one word, besides the vocabulary's own two-word terms.
 COCO_PHRASES: Mapping[str, str] = {
     **{f"baby {animal}": animal for animal in _ANIMALS},
