@@ -112,8 +112,9 @@ def find_annotations(folder: Path) -> list[Path]:
         if len(existing) == 1:
             (missing,) = (path.name for path in pair if path not in existing)
             raise DataError(
-                f"COCO annotations: {str(folder)!r} lacks {missing}. With {existing[0].name} alone, "
-                "true objects would count as hallucinated. Put the missing file there."
+                f"COCO annotations: {str(folder)!r} lacks {missing}. "
+                f"With {existing[0].name} alone, true objects would count as hallucinated. "
+                "Put the missing file there."
             )
     if not files:
         raise DataError(
@@ -145,7 +146,7 @@ def load_truth(folder: Path, vocabulary: ObjectVocabulary, *, cache: Path) -> Co
 
 def _fingerprint(files: Sequence[Path], vocabulary: ObjectVocabulary) -> str:
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    # The code is part of the fingerprint: otherwise a corrected lemma would not change a cached truth.
+    # The code is part of the fingerprint, so that a corrected lemma makes a new truth.
     sources = (__file__, chair.__file__, lemmas.__file__)
     rules = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in sources]
     words = [dict(vocabulary.objects), dict(vocabulary.phrases), vocabulary.lemmatizer]

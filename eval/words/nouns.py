@@ -32,7 +32,7 @@ class Noun(NamedTuple):
 
 
 def nearness(read: Callable[[str], Any]) -> Callable[[str, str], bool]:
-    """Return a test of whether two words are near, by the vectors of the spaCy `Doc`s from `read`."""
+    """Return a test for near words, by the vectors of the spaCy `Doc`s that `read` returns."""
     docs = cache(read)
 
     def near(word: str, target: str) -> bool:
