@@ -1,11 +1,12 @@
-"""CHAIR: which objects an answer names, and which of them are not in the image.
+"""CHAIR: the objects that an answer names, and those of them that are not in the image.
 
-Rohrbach et al., "Object Hallucination in Image Captioning" (arXiv 1809.02156), with the vocabulary and the counting
-of Object HalBench as RLHF-V (arXiv 2312.00849) released it. A *word* is what the answer says ("scooter"), an *object*
-what it stands for ("motorcycle"), a *mention* the pair of both. There are two ways from an answer to its mentions:
+Rohrbach et al., "Object Hallucination in Image Captioning" (arXiv 1809.02156), with the vocabulary
+and the counting of Object HalBench as RLHF-V (arXiv 2312.00849) released it. A *word* is in the
+answer ("scooter"), an *object* is what the word stands for ("motorcycle"), a *mention* is the pair.
+There are two ways from an answer to its mentions:
 
     rule mode       `mentions(answer)`: the answer's own words, repeats kept
-    extracted mode  `match(refine(names))`: object names that a judge took from the answer, each word once
+    extracted mode  `match(refine(names))`: names that a judge took from the answer, each word once
 """
 
 import re
@@ -19,9 +20,8 @@ from typing import NamedTuple, Protocol, Self
 from eval.words.lemmas import LemmatizerName, builtin_lemma, choose_lemmatizer, wordnet_lemma
 from rlhfv_ray.errors import DataError
 
-# Two lemmas read as one word, besides the vocabulary's own two-word terms. "home plate" and "train track" keep "plate"
-# and "train" from being read alone; "wine glas" is what some lemmatisers make of "wine glasses".
-_ANIMALS = (
+COCO_SYNONYMS = Path(__file__).parent / "data" / "coco_object_synonyms.txt"
+_ANIMALS = [
     "bird",
     "cat",
     "dog",
@@ -34,21 +34,28 @@ _ANIMALS = (
     "giraffe",
     "animal",
     "cub",
-)
+]
+# Two lemmas that are read as one word, besides the vocabulary's own two-word terms.
 COCO_PHRASES: Mapping[str, str] = {
-    **{f"{age} {animal}": animal for animal in _ANIMALS for age in ("baby", "adult")},
-    **{f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")},
-    **{"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"},
-    **{"home plate": "home plate", "train track": "train track"},
+    **{f"baby {animal}": animal for animal in _ANIMALS},
+    **{f"adult {animal}": animal for animal in _ANIMALS},
+    "passenger jet": "jet",
+    "passenger train": "train",
+    "bow tie": "tie",
+    "toilet seat": "toilet",
+    "wine glas": "wine glass",  # some lemmatisers turn "wine glasses" into "wine glas"
+    "home plate": "home plate",  # so that "plate" is not read alone
+    "train track": "train track",  # so that "train" is not read alone
 }
 
-# Hyphenated words stay whole and punctuation is a token of its own, so that "hot, dog" is no hot dog. On prose this
-# gives the same mentions as the release's tokeniser; unlike it, "**dog**" and "cat/dog" are read as well.
+# Hyphenated words stay whole. Punctuation is a token of its own, so that "hot, dog" is no hot dog.
+# On prose this gives the same mentions as the release's tokeniser; unlike that tokeniser, it also
+# reads "**dog**" and "cat/dog".
 _TOKEN = re.compile(r"\w+(?:-\w+)*|[^\w\s]")
 
 
 class Mention(NamedTuple):
-    """One naming of an object in an answer: `text[start:stop]`, read as `word`."""
+    """A mention and its position in the answer: `text[start:stop]`, read as `word`."""
 
     word: str
     object: str
@@ -57,16 +64,16 @@ class Mention(NamedTuple):
 
 
 class AnswerScore(NamedTuple):
-    """What one answer adds to the rates; also the item of a paired test between two systems."""
+    """One answer's counts, which rates sum and which paired tests compare."""
 
     mentions: int
-    hallucinated: tuple[tuple[str, str], ...]  # (word, object), in the order of the mentions
+    hallucinated: tuple[tuple[str, str], ...]  # mentions (word, object), in text order
     true_objects_named: int  # distinct
-    true_objects: int
+    true_objects: int  # in the image
 
 
 class ChairScores(NamedTuple):
-    """CHAIR over n answers, as fractions; None where nothing was counted."""
+    """CHAIR over n answers, as fractions; None if the denominator is 0."""
 
     response_rate: float | None
     response_rate_all: float | None
@@ -77,7 +84,7 @@ class ChairScores(NamedTuple):
 
 
 class TaggedWord(Protocol):
-    """What `ObjectVocabulary.refine` needs of a word; spaCy's `Token` is one."""
+    """A word with its lemma and tag, for `ObjectVocabulary.refine`; spaCy's `Token` is one."""
 
     lemma_: str
     tag_: str  # Penn Treebank
@@ -91,9 +98,10 @@ class _Noun:
 
 @dataclass(frozen=True)
 class ObjectVocabulary:
-    """The words that name objects, and how inflected words are led back to them.
+    """The words that name objects, and a lemmatiser that reduces inflected words to them.
 
-    `lemmatizer` belongs in every report: "wordnet" is the release's rule mode, "builtin" a smaller stand-in.
+    Every report states `lemmatizer`: "wordnet" is the release's rule mode, "builtin" a substitute
+    that needs no download.
     """
 
     objects: Mapping[str, str]  # word or phrase -> object
@@ -104,20 +112,16 @@ class ObjectVocabulary:
     def load(
         cls, path: str | Path | None = None, *, lemmatizer: LemmatizerName | None = None
     ) -> Self:
-        """Read a synonym file: one object per line, the object first, its other names after commas.
+        """Read a synonym file: one object per line, then its other names after commas.
 
         Args:
             path: None for the packaged COCO list of Object HalBench.
-            lemmatizer: None for WordNet where NLTK finds its data, otherwise the built-in one.
+            lemmatizer: None for WordNet if NLTK finds its data, otherwise the built-in one.
 
         Raises:
             DataError: the file cannot be read or is no synonym list.
         """
-        path = (
-            Path(path)
-            if path is not None
-            else Path(__file__).parent / "data" / "coco_object_synonyms.txt"
-        )
+        path = COCO_SYNONYMS if path is None else Path(path)
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -133,10 +137,11 @@ class ObjectVocabulary:
         phrases: Mapping[str, str] | None = None,
         lemmatizer: LemmatizerName | None = None,
     ) -> Self:
-        """Build the vocabulary of another world from rows of (object, synonym, ...), in lower case.
+        """Build another vocabulary from rows of (object, synonym, ...), in lower case.
 
         Example:
-            >>> shapes = ObjectVocabulary.from_synonyms([("circle", "disc"), ("star",)], lemmatizer="builtin")
+            >>> synonyms = [("circle", "disc"), ("star",)]
+            >>> shapes = ObjectVocabulary.from_synonyms(synonyms, lemmatizer="builtin")
             >>> shapes.mentions("Two discs beside a blue star.")
             [('disc', 'circle'), ('star', 'star')]
         """
@@ -145,7 +150,8 @@ class ObjectVocabulary:
             for word in row:
                 if not word or objects.setdefault(word, row[0]) != row[0]:
                     raise DataError(
-                        f"object vocabulary: {word!r} in {list(row)} is empty or names another object too"
+                        f"object vocabulary: {word!r} in {list(row)} is empty, "
+                        "or it names another object too"
                     )
         if not objects:
             raise DataError(
@@ -155,7 +161,9 @@ class ObjectVocabulary:
         return cls(objects, {**own_phrases, **(phrases or {})}, choose_lemmatizer(lemmatizer))
 
     def mentions(self, text: str) -> list[tuple[str, str]]:
-        """List what an answer's own words name, as (word, object) in text order, repeats kept (rule mode).
+        """List the mentions (word, object) in an answer's own words (rule mode).
+
+        They are in text order, and repeats are kept.
 
         Example:
             >>> vocabulary = ObjectVocabulary.load(lemmatizer="builtin")
@@ -165,72 +173,71 @@ class ObjectVocabulary:
         return [(mention.word, mention.object) for mention in self.locate(text)]
 
     def locate(self, text: str) -> list[Mention]:
-        """Find the same mentions with their character positions, e.g. to colour the hallucinated ones."""
+        """Return the mentions with their character positions, e.g. to highlight hallucinations."""
         tokens = list(_TOKEN.finditer(text))
         lemmas = [self.lemma(token.group().lower()) for token in tokens]
-        read: list[tuple[str, int, int]] = []
+        words: list[tuple[str, int, int]] = []  # (word, start, stop)
         for position, phrase in self._phrases_in(lemmas):
             last = position if phrase is None else position + 1
-            read.append((phrase or lemmas[position], tokens[position].start(), tokens[last].end()))
-        kept = self._counted([word for word, _, _ in read])
+            words.append((phrase or lemmas[position], tokens[position].start(), tokens[last].end()))
+        counted = self._counted([word for word, _, _ in words])
         return [
             Mention(word, self.objects[word], start, stop)
-            for word, start, stop in read
-            if word in kept
+            for word, start, stop in words
+            if word in counted
         ]
 
     def refine(
         self, names: Iterable[str], *, read: Callable[[str], Iterable[TaggedWord]] | None = None
     ) -> list[str]:
-        """Bring object names from a judge into the vocabulary's form: the step before `match`.
+        """Reduce a judge's names of objects to the vocabulary's words: the step before `match`.
 
-        As the release does it, each name is read as "a NAME"; if it holds two-word terms, they replace it,
-        otherwise its runs of nouns do; what comes up twice is kept once.
+        As in the release, each name is read as "a NAME". Its two-word terms replace it; without
+        one, its runs of nouns do. Repeats are dropped.
 
         Args:
             names: as the judge wrote them.
-            read: a tagger, e.g. `spacy.load("en_core_web_trf")`, which is the release's. Without one every word of a
-                name counts as a noun, so "wooden table" stays whole and matches nothing: the judge must leave
-                attributes out.
+            read: a tagger, e.g. `spacy.load("en_core_web_trf")`, which is the release's. Without
+                one, every word of a name counts as a noun. Then "wooden table" stays whole and
+                matches nothing, so the judge must leave out attributes.
 
         Example:
-            >>> ObjectVocabulary.load(lemmatizer="builtin").refine(["Wine glasses", "baby elephants", "dogs", "dog"])
+            >>> vocabulary = ObjectVocabulary.load(lemmatizer="builtin")
+            >>> vocabulary.refine(["Wine glasses", "baby elephants", "dogs", "dog"])
             ['wine glass', 'elephant', 'dog']
         """
         refined: list[str] = []
         for name in names:
             words = list(read(f"a {name}") if read else self._read_nouns(name))
-            phrases = [
-                phrase for _, phrase in self._phrases_in([word.lemma_ for word in words]) if phrase
-            ]
+            lemmas = [word.lemma_ for word in words]
+            phrases = [phrase for _, phrase in self._phrases_in(lemmas) if phrase]
             refined += phrases or _noun_runs(words)
         return list(dict.fromkeys(refined))
 
     def match(self, names: Iterable[str]) -> list[tuple[str, str]]:
-        """Look up refined names: (word, object) of those in the vocabulary, each word once (extracted mode).
+        """Return the mentions (word, object) among refined names, each word once (extracted mode).
 
         Example:
-            >>> ObjectVocabulary.load(lemmatizer="builtin").match(["scooter", "sky", "scooter", "bow tie"])
+            >>> vocabulary = ObjectVocabulary.load(lemmatizer="builtin")
+            >>> vocabulary.match(["scooter", "sky", "scooter", "bow tie"])
             [('scooter', 'motorcycle'), ('bow tie', 'tie')]
         """
         unique = list(dict.fromkeys(names))
-        kept = self._counted(unique)
-        return [(word, self.objects[word]) for word in unique if word in kept]
+        counted = self._counted(unique)
+        return [(word, self.objects[word]) for word in unique if word in counted]
 
     def lemma(self, word: str) -> str:
-        """Lead a lower-case noun back to its singular; an unknown word stays as it is."""
-        return (
-            wordnet_lemma(word)
-            if self.lemmatizer == "wordnet"
-            else builtin_lemma(word, self._known_words)
-        )
+        """Return the singular of a lower-case noun; an unknown word is returned unchanged."""
+        if self.lemmatizer == "wordnet":
+            return wordnet_lemma(word)
+        return builtin_lemma(word, self._known_words)
 
     @cached_property
     def _known_words(self) -> frozenset[str]:
         return frozenset(" ".join((*self.objects, *self.phrases)).split())
 
     def _phrases_in(self, lemmas: Sequence[str]) -> Iterator[tuple[int, str | None]]:
-        """Step through the lemmas, two at a time where they read as one word: (position, that word or None)."""
+        """Yield the position of each word, with the word it is read as if it spans two lemmas."""
         position = 0
         while position < len(lemmas):
             phrase = self.phrases.get(" ".join(lemmas[position : position + 2]))
@@ -243,9 +250,8 @@ class ObjectVocabulary:
         return {word for word in words if word in self.objects} - dropped
 
     def _read_nouns(self, name: str) -> list[_Noun]:
-        text = (
-            name if name in self.objects else name.lower()
-        )  # "iPhone" is spelled so in the COCO list
+        # The COCO list has one word with a capital: "iPhone".
+        text = name if name in self.objects else name.lower()
         return [_Noun(self.lemma(token)) for token in _TOKEN.findall(text)]
 
 
@@ -254,7 +260,12 @@ def ground_truth(
     captions: Iterable[tuple[int, str]],
     vocabulary: ObjectVocabulary,
 ) -> dict[int, set[str]]:
-    """Collect the objects of each image that has instances (image id, category) or captions (image id, caption).
+    """Return the objects in each image: annotated, or mentioned in one of its captions.
+
+    Args:
+        instances: (image id, category) of each annotated object.
+        captions: (image id, caption).
+        vocabulary: reads categories and captions.
 
     Raises:
         DataError: a category is not in the vocabulary.
@@ -263,7 +274,8 @@ def ground_truth(
     for image, category in instances:
         if category not in vocabulary.objects:
             raise DataError(
-                f"image {image}: category {category!r} is not in the object vocabulary; add it there"
+                f"image {image}: category {category!r} is not in the object vocabulary; "
+                "add it there"
             )
         truth.setdefault(image, set()).add(vocabulary.objects[category])
     for image, caption in captions:
@@ -272,16 +284,19 @@ def ground_truth(
 
 
 def count_words(answer: str) -> int:
-    """Count the words of an answer as the release does: only single spaces separate them, not line ends."""
+    """Count the words of an answer as the release does: single spaces alone separate words."""
     return len(answer.strip().split(" "))
 
 
 def score_answer(mentions: Sequence[tuple[str, str]], truth: AbstractSet[str]) -> AnswerScore:
-    """Tell the hallucinated mentions of one answer from the true ones.
+    """Separate the hallucinated mentions of one answer from the true ones, and count.
 
     Example:
-        >>> score_answer([("pup", "dog"), ("dog", "dog"), ("cat", "cat")], {"dog", "car"})
-        AnswerScore(mentions=3, hallucinated=(('cat', 'cat'),), true_objects_named=1, true_objects=2)
+        >>> score = score_answer([("pup", "dog"), ("dog", "dog"), ("cat", "cat")], {"dog", "car"})
+        >>> score.hallucinated
+        (('cat', 'cat'),)
+        >>> score.mentions, score.true_objects_named, score.true_objects
+        (3, 1, 2)
     """
     named = {name for _, name in mentions}
     hallucinated = tuple(mention for mention in mentions if mention[1] not in truth)
@@ -293,7 +308,9 @@ def chair_scores(
     truth: Sequence[AbstractSet[str]],
     words: Sequence[int],
 ) -> ChairScores:
-    """Aggregate CHAIR over answers (arXiv 1809.02156, sec. 2.1; the release's CHAIRs_refine, CHAIRs, CHAIRi, obj_rec).
+    """Aggregate CHAIR over answers (arXiv 1809.02156, sec. 2.1).
+
+    The release calls these rates CHAIRs_refine, CHAIRs, CHAIRi and obj_rec.
 
         response_rate     = answers with a hallucinated mention / answers with any mention
         response_rate_all = answers with a hallucinated mention / answers
@@ -309,33 +326,36 @@ def chair_scores(
         DataError: the three differ in length.
 
     Example:
-        A true dog and a false cat; then nothing named where a car is.
+        The first answer names a true dog and a false cat. The second misses the car.
 
-        >>> chair_scores([[("dog", "dog"), ("cat", "cat")], []], [{"dog"}, {"car"}], [6, 2])
-        ChairScores(response_rate=1.0, response_rate_all=0.5, mention_rate=0.5, object_recall=0.5, words=4.0, n=2)
+        >>> mentions = [[("dog", "dog"), ("cat", "cat")], []]
+        >>> scores = chair_scores(mentions, [{"dog"}, {"car"}], [6, 2])
+        >>> scores.response_rate, scores.response_rate_all
+        (1.0, 0.5)
+        >>> scores.mention_rate, scores.object_recall, scores.words, scores.n
+        (0.5, 0.5, 4.0, 2)
     """
     if not len(mentions) == len(truth) == len(words):
         lengths = f"{len(mentions)} mentions, {len(truth)} truth, {len(words)} words"
-        raise DataError(f"CHAIR needs one of each per answer, got {lengths}")
+        raise DataError(f"CHAIR needs all three for every answer, got {lengths}")
     scores = [
         score_answer(answer, objects) for answer, objects in zip(mentions, truth, strict=True)
     ]
-    wrong = sum(bool(score.hallucinated) for score in scores)
+    hallucinating = sum(bool(score.hallucinated) for score in scores)
+    hallucinated_mentions = sum(len(score.hallucinated) for score in scores)
+    true_objects_named = sum(score.true_objects_named for score in scores)
     return ChairScores(
-        response_rate=_share(wrong, sum(score.mentions > 0 for score in scores)),
-        response_rate_all=_share(wrong, len(scores)),
-        mention_rate=_share(
-            sum(len(s.hallucinated) for s in scores), sum(s.mentions for s in scores)
-        ),
-        object_recall=_share(
-            sum(s.true_objects_named for s in scores), sum(s.true_objects for s in scores)
-        ),
-        words=_share(sum(words), len(scores)),
+        response_rate=_ratio(hallucinating, sum(score.mentions > 0 for score in scores)),
+        response_rate_all=_ratio(hallucinating, len(scores)),
+        mention_rate=_ratio(hallucinated_mentions, sum(score.mentions for score in scores)),
+        object_recall=_ratio(true_objects_named, sum(score.true_objects for score in scores)),
+        words=_ratio(sum(words), len(scores)),
         n=len(scores),
     )
 
 
 def _noun_runs(words: Iterable[TaggedWord]) -> list[str]:
+    """Join the lemmas of nouns that follow each other."""
     runs: list[list[str]] = [[]]
     for word in words:
         if word.tag_ in ("NN", "NNS", "NNP", "NNPS"):
@@ -345,5 +365,5 @@ def _noun_runs(words: Iterable[TaggedWord]) -> list[str]:
     return [" ".join(run) for run in runs if run]
 
 
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _ratio(numerator: int, denominator: int) -> float | None:
+    return numerator / denominator if denominator else None

@@ -1,10 +1,11 @@
-"""COCO 2014's annotations, reduced once to what evaluations need: the objects of every image, and the images of four scenes.
+"""COCO 2014's annotations, reduced once: the objects in every image, and the images of four scenes.
 
-The files are large (instances_train2014.json: 450 MB, most of it outlines), so they are mapped into memory, and only the few fields in use are
-decoded. The result is kept beside other caches, under a name that stands for the files, the vocabulary and the rules in force.
+The files are large (instances_train2014.json: 450 MB, most of it outlines). So they are mapped into
+memory, and only the few fields in use are decoded. The result is cached in a file whose name holds
+a fingerprint of the annotation files, the vocabulary and the code that reads words.
 
-A scene's images are those that a human caption says it of. Over-generalisation (RLHF-V, arXiv 2312.00849, Table 2) asks whether a model
-names the objects typical of a scene more wrongly inside it than anywhere.
+An image belongs to a scene if one of its human captions names the scene. The scenes are those of
+over-generalisation (RLHF-V, arXiv 2312.00849, Table 2; `eval.over_generalization`).
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +26,7 @@ from eval.chair import ObjectVocabulary, ground_truth
 from eval.over_generalization import CocoTruth
 from eval.words import lemmas
 from rlhfv_ray.config import fingerprint
-from rlhfv_ray.console import ProgressBar as Progress
-from rlhfv_ray.console import progress_bar
+from rlhfv_ray.console import ProgressBar, progress_bar
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import fetch
@@ -33,8 +34,9 @@ from rlhfv_ray.storage.folder import fetch
 SPLITS = ("train2014", "val2014")
 KINDS = ("instances", "captions")
 SCENES = ("living room", "kitchen", "bathroom", "street")
-TYPICAL = 10  # objects of a scene
-ADVANCE_EVERY = 5000  # captions
+TYPICAL = 10  # objects that count as typical of a scene
+ADVANCE_EVERY = 5000  # captions between two updates of the progress bar
+UNPACK_AGAIN = "it may be cut off: unpack annotations_trainval2014.zip again"
 _SCENE = re.compile(r"\b(?:(living)[ -]?room|(kitchen)|(bathroom)|(street))s?\b", re.IGNORECASE)
 _IMAGE_ID = re.compile(r"(?:.*/)?(?:COCO_[a-z]+\d{4}_)?([0-9]{1,12})(?:\.jpe?g)?")
 T = TypeVar("T")
@@ -65,8 +67,8 @@ class _Captions(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class _RememberingVocabulary(ObjectVocabulary):
-    # Captions have 6 million words, most of which come again and again; a lemma takes 3 to 4 us.
+class _CachingVocabulary(ObjectVocabulary):
+    # Captions have 6 million words, most of them repeated; a lemma takes 3 to 4 us.
     lemmas: dict[str, str] = field(default_factory=dict)
 
     def lemma(self, word: str) -> str:
@@ -76,61 +78,62 @@ class _RememberingVocabulary(ObjectVocabulary):
 
 
 def coco_id(value: object) -> int:
-    """The COCO id that a number or a file name stands for.
+    """Return the COCO id in a number or a file name.
 
     Raises:
-        DataError: it stands for none.
+        DataError: the value holds no COCO id.
 
     Example:
         >>> coco_id(42), coco_id("42"), coco_id("COCO_val2014_000000000042.jpg")
         (42, 42, 42)
     """
-    number = (
-        isinstance(value, int | str)
-        and not isinstance(value, bool)
-        and _IMAGE_ID.fullmatch(str(value))
-    )
-    if not number:
+    is_name = isinstance(value, int | str) and not isinstance(value, bool)
+    match = _IMAGE_ID.fullmatch(str(value)) if is_name else None
+    if not match:
         raise DataError(
             f"image_id {value!r}: expected a COCO id such as 42 or 'COCO_val2014_000000000042.jpg'"
         )
-    return int(number[1])
+    return int(match[1])
 
 
 def find_annotations(folder: Path) -> list[Path]:
-    """The annotation files that are there: instances and captions of each split.
+    """Return the existing annotation files: instances and captions of each split.
 
     Raises:
-        DataError: there are none, or one of a pair is missing.
+        DataError: no file exists, or one file of a split is missing.
     """
-    splits = {split: [folder / f"{kind}_{split}.json" for kind in KINDS] for split in SPLITS}
-    files = [path for pair in splits.values() for path in pair if path.is_file()]
-    where = f"COCO annotations: {str(folder)!r}"
-    if not files:
-        names = ", ".join(f"{kind}_{split}.json" for split in SPLITS for kind in KINDS)
-        raise DataError(
-            f"{where} holds none of {names}; unpack annotations_trainval2014.zip there."
-        )
-    for pair in splits.values():
-        missing = [path.name for path in pair if path not in files]
-        if len(missing) == 1:
-            there = next(path.name for path in pair if path in files)
+    names: list[str] = []
+    files: list[Path] = []
+    for split in SPLITS:
+        pair = [folder / f"{kind}_{split}.json" for kind in KINDS]
+        existing = [path for path in pair if path.is_file()]
+        names += [path.name for path in pair]
+        files += existing
+        if len(existing) == 1:
+            (missing,) = (path.name for path in pair if path not in existing)
             raise DataError(
-                f"{where} lacks {missing[0]}: {there} alone makes true objects look hallucinated. Put it there."
+                f"COCO annotations: {str(folder)!r} lacks {missing}. "
+                f"With {existing[0].name} alone, true objects would count as hallucinated. "
+                "Put the missing file there."
             )
+    if not files:
+        raise DataError(
+            f"COCO annotations: {str(folder)!r} holds none of {', '.join(names)}; "
+            "unpack annotations_trainval2014.zip there."
+        )
     return files
 
 
 def load_truth(folder: Path, vocabulary: ObjectVocabulary, *, cache: Path) -> CocoTruth:
-    """Reduce the annotations in a folder, or find what was made of them before.
+    """Reduce the annotations in a folder, or read the cached result.
 
     Args:
-        folder: with instances_{train,val}2014.json and captions_{train,val}2014.json, or one split of them.
-        vocabulary: what counts as an object, as for `ground_truth`, whose result this is.
+        folder: with instances and captions of train2014, val2014 or both (`*_train2014.json`).
+        vocabulary: reads objects, as for `ground_truth`, whose result this is.
         cache: folder of the result.
 
     Raises:
-        DataError: a file is missing, cut off, or holds something else; names the file.
+        DataError: a file is missing, cut off, or of another kind; the message names it.
     """
     files = find_annotations(folder)
     path = cache / f"coco-truth-{_fingerprint(files, vocabulary)}.json"
@@ -138,80 +141,78 @@ def load_truth(folder: Path, vocabulary: ObjectVocabulary, *, cache: Path) -> Co
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         write_json(path, _reduce(files, vocabulary))
-    return _read(path, CocoTruth, "delete it, and it is made anew")
+    return _read(path, CocoTruth, "delete it, and the next run makes it again")
 
 
 def _fingerprint(files: Sequence[Path], vocabulary: ObjectVocabulary) -> str:
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    # Other rules make another truth of the same files: without this, a corrected lemma would never be seen.
-    rules = [
-        hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()
-        for file in (__file__, chair.__file__, lemmas.__file__)
-    ]
+    # The code is part of the fingerprint, so that a corrected lemma makes a new truth.
+    sources = (__file__, chair.__file__, lemmas.__file__)
+    rules = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in sources]
     words = [dict(vocabulary.objects), dict(vocabulary.phrases), vocabulary.lemmatizer]
     return fingerprint({"files": facts, "vocabulary": words, "rules": rules})
 
 
 def _reduce(files: Sequence[Path], vocabulary: ObjectVocabulary) -> dict[str, Any]:
-    again = "it may be cut off: unpack annotations_trainval2014.zip again"
-    instances, captions = ([path for path in files if path.name.startswith(kind)] for kind in KINDS)
-    said = [row for path in captions for row in _read(path, _Captions, again).annotations]
+    captions: list[_Caption] = []
+    for path in _files_of("captions", files):
+        captions += _read(path, _Captions, UNPACK_AGAIN).annotations
     images: dict[str, set[int]] = {scene: set() for scene in SCENES}
-    remembering = _RememberingVocabulary(
-        vocabulary.objects, vocabulary.phrases, vocabulary.lemmatizer
-    )
-    with progress_bar("COCO annotations", len(said)) as counter:
-        annotated = (pair for path in instances for pair in _annotated(path, again))
-        truth = ground_truth(annotated, _captioned(said, images, counter), remembering)
-        counter.advance(len(said))
-    return {
-        "objects": {str(image): sorted(truth[image]) for image in sorted(truth)},
-        "scenes": {
-            scene: {"objects": _typical(truth, images[scene]), "images": sorted(images[scene])}
-            for scene in SCENES
-        },
-    }
+    caching = _CachingVocabulary(vocabulary.objects, vocabulary.phrases, vocabulary.lemmatizer)
+    instances = chain.from_iterable(map(_read_instances, _files_of("instances", files)))
+    with progress_bar("COCO annotations", len(captions)) as bar:
+        truth = ground_truth(instances, _sort_into_scenes(captions, images, bar), caching)
+        bar.advance(len(captions))
+    scenes = {}
+    for scene in SCENES:
+        typical = _typical_objects(truth, images[scene])
+        scenes[scene] = {"objects": typical, "images": sorted(images[scene])}
+    objects = {str(image): sorted(truth[image]) for image in sorted(truth)}
+    return {"objects": objects, "scenes": scenes}
 
 
-def _annotated(path: Path, again: str) -> Iterator[tuple[int, str]]:
-    found = _read(path, _Instances, again)
-    names = {category.id: category.name for category in found.categories}
-    for row in found.annotations:
+def _files_of(kind: str, files: Sequence[Path]) -> list[Path]:
+    return [path for path in files if path.name.startswith(kind)]
+
+
+def _read_instances(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield image id and category of each annotated object."""
+    instances = _read(path, _Instances, UNPACK_AGAIN)
+    names = {category.id: category.name for category in instances.categories}
+    for row in instances.annotations:
         if row.category_id not in names:
             raise DataError(
-                f"{path}: image {row.image_id} has an object of category {row.category_id}, which is not listed."
+                f"{path}: image {row.image_id} has an object of category {row.category_id}, "
+                "which is not listed. Use the original file."
             )
         yield row.image_id, names[row.category_id]
 
 
-def _captioned(
-    said: Iterable[_Caption], images: Mapping[str, set[int]], counter: Progress
+def _sort_into_scenes(
+    captions: Iterable[_Caption], images: Mapping[str, set[int]], bar: ProgressBar
 ) -> Iterator[tuple[int, str]]:
-    """Hand captions on, and note the scenes they speak of."""
-    for number, row in enumerate(said):
-        for found in _SCENE.finditer(row.caption):
-            images[SCENES[int(found.lastindex or 0) - 1]].add(row.image_id)
+    """Yield image id and text of each caption, and add the image to the scenes that it names."""
+    for number, row in enumerate(captions):
+        for match in _SCENE.finditer(row.caption):
+            images[SCENES[int(match.lastindex or 0) - 1]].add(row.image_id)
         if number % ADVANCE_EVERY == 0:
-            counter.advance(number)
+            bar.advance(number)
         yield row.image_id, row.caption
 
 
-def _typical(truth: Mapping[int, AbstractSet[str]], images: Iterable[int]) -> list[str]:
-    """The objects in most of the images; of equally frequent ones the first by name."""
-    counts = Counter(name for image in images for name in truth[image])
+def _typical_objects(truth: Mapping[int, AbstractSet[str]], images: Iterable[int]) -> list[str]:
+    """Return the objects in most of the images; equally frequent ones are sorted by name."""
+    counts = Counter(chain.from_iterable(truth[image] for image in images))
     return sorted(counts, key=lambda name: (-counts[name], name))[:TYPICAL]
 
 
-def _read(path: Path, kind: type[T], what_to_do: str) -> T:
+def _read(path: Path, kind: type[T], remedy: str) -> T:
     try:
         with (
             path.open("rb") as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             return msgspec.json.decode(data, type=kind)
-    except (
-        OSError,
-        ValueError,
-        msgspec.MsgspecError,
-    ) as error:  # ValueError: an empty file cannot be mapped
-        raise DataError(f"{path} cannot be read: {error}; {what_to_do}.") from error
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        # ValueError: an empty file cannot be mapped.
+        raise DataError(f"{path} cannot be read: {error}; {remedy}.") from error

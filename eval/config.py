@@ -1,4 +1,4 @@
-"""What a user can set in an evaluation; field docstrings are the command line's help."""
+"""The settings of an evaluation; field docstrings are the help of the command line."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,47 +14,51 @@ from rlhfv_ray.config import (
 from rlhfv_ray.errors import ConfigError
 
 BenchmarkName = Literal["shapes", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber"]
-# The release generates with these (Muffin, eval/muffin_inference_logp.py and its siblings).
+# The settings of the release (Muffin, eval/muffin_inference_logp.py and its siblings).
 RELEASED_DECODING = GenerationConfig(max_new_tokens=1024, beams=3, repetition_penalty=1.1)
 
 
-def _check(ok: bool, name: str, given: object, allowed: str) -> None:
-    if not ok:
+def _require(valid: bool, name: str, given: object, allowed: str) -> None:
+    if not valid:
         raise ConfigError(f"{name} = {given!r}: must be {allowed}.")
 
 
 @dataclass(frozen=True)
 class JudgeConfig(EndpointConfig):
-    """Who judges answers, and how."""
+    """The judge of answers and its settings."""
 
     kind: Literal["openai", "replay", "oracle"] = "openai"
-    """`openai`: a model behind an OpenAI-speaking server. `replay`: verdicts recorded earlier. `oracle`: the shapes world itself, for
-    answers about it."""
+    """`openai`: a model on a server with OpenAI's API. `replay`: verdicts of an earlier run.
+    `oracle`: the shapes world itself, for answers about its pictures."""
     prompt: str = ""
-    """File with the judge's prompt, for example a benchmark's official one, or a folder of them (objects.txt, mmhal.txt, llava.txt or
-    llava.json); empty: ours, versioned."""
+    """File with the judge's prompt, for example a benchmark's official one, or a folder with
+    objects.txt, mmhal.txt and llava.txt (or llava.json). Empty: the prompts of this project."""
     structured: bool = False
-    """Ask for JSON by a schema where objects are extracted. Needs a server that supports it; scores made so are a variant of their own."""
+    """Request JSON by a schema when a judge lists objects. The server must support it. These scores
+    are not compared with scores without a schema."""
     votes: int = 1
-    """Verdicts on every answer; above 1 with a temperature above 0."""
+    """Number of verdicts on every answer; more than 1 needs a temperature above 0."""
     verdicts: str = ""
-    """Of `replay`: a verdicts.jsonl of an earlier evaluation."""
+    """File with the verdicts for `replay`: verdicts.jsonl of an earlier evaluation."""
     cache: str = ""
-    """Folder of all verdicts ever paid for, shared between runs; empty: `judge-cache` in the storage folder."""
+    """Folder with the cached replies of judges, shared between runs. Empty: `judge-cache` in the
+    storage folder."""
     max_missing: float = 0.02
-    """Largest share of answers that may stay without a verdict; more stop the evaluation."""
+    """Largest fraction of answers without a verdict, 0 to 1; more stop the evaluation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.votes >= 1, "judge.votes", self.votes, ">= 1")
-        _check(
+        _require(self.votes >= 1, "judge.votes", self.votes, ">= 1")
+        _require(
             self.votes == 1 or self.temperature > 0,
             "judge.votes",
             self.votes,
             "1 at temperature 0: all would agree",
         )
-        _check(0 <= self.max_missing <= 1, "judge.max_missing", self.max_missing, "between 0 and 1")
-        _check(
+        _require(
+            0 <= self.max_missing <= 1, "judge.max_missing", self.max_missing, "between 0 and 1"
+        )
+        _require(
             self.kind != "replay" or bool(self.verdicts),
             "judge.verdicts",
             self.verdicts,
@@ -64,16 +68,19 @@ class JudgeConfig(EndpointConfig):
 
 @dataclass(frozen=True)
 class ObjectHalBenchConfig:
-    """Object HalBench: objects that detailed descriptions name although they are not there."""
+    """Object HalBench: hallucinated objects in detailed descriptions of COCO images."""
 
     questions: str = ""
-    """obj_halbench_300_with_image.jsonl of the RLHF-V release: image_id, question, image (base64) on every line."""
+    """obj_halbench_300_with_image.jsonl of the RLHF-V release. Every line has image_id, question
+    and image (base64)."""
     annotations: str = ""
     """Folder with COCO 2014's instances_{train,val}2014.json and captions_{train,val}2014.json."""
     mode: Literal["judge", "rule"] = "judge"
-    """`judge`: a judge lists an answer's objects, as in the paper. `rule`: the answer's own words, without any judge."""
+    """`judge`: a judge lists an answer's objects, as in the paper. `rule`: the answer's own words
+    are read, without a judge."""
     tagger: str = ""
-    """spaCy pipeline that reads the judge's names; empty: en_core_web_trf if it is installed, else nouns by the built-in rules."""
+    """spaCy pipeline that reads the judge's names. Empty: en_core_web_trf if it is installed, else
+    the built-in rules, by which every word is a noun."""
 
 
 @dataclass(frozen=True)
@@ -81,60 +88,65 @@ class MMHalBenchConfig:
     """MMHal-Bench: 96 questions, rated from 0 to 6 by a judge."""
 
     questions: str = ""
-    """response_template.json of MMHal-Bench (or with images, mmhal-bench_with_image.jsonl)."""
+    """response_template.json of MMHal-Bench, or mmhal-bench_with_image.jsonl, which has images."""
     images: str = ""
-    """Folder of its images, named by image_id or as in image_src; not needed where the questions hold them."""
+    """Folder of its images, named by image_id or as in image_src. Leave it empty if the question
+    file has the images."""
 
 
 @dataclass(frozen=True)
 class LLaVABenchConfig:
-    """LLaVA Bench (COCO): 90 questions, judged against a reference answer."""
+    """LLaVA Bench (COCO): 90 questions, scored by a judge against a reference answer."""
 
     questions: str = ""
-    """qa90_questions.jsonl."""
+    """The file qa90_questions.jsonl."""
     references: str = ""
-    """qa90_gpt4_answer.jsonl."""
+    """The file qa90_gpt4_answer.jsonl."""
     context: str = ""
-    """caps_boxes_coco2014_val_80.jsonl: captions and boxes, what the judge sees of the image."""
+    """The file caps_boxes_coco2014_val_80.jsonl: captions and boxes, which show the judge the
+    image as text."""
     images: str = ""
     """Folder of COCO val2014 images."""
 
 
 @dataclass(frozen=True)
 class POPEConfig:
-    """POPE: is there such an object in the image? No judge needed."""
+    """POPE: yes/no questions about objects in COCO images. No judge is needed."""
 
     questions: str = ""
-    """Folder with coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json (those that are there are asked)."""
+    """Folder with coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json, or
+    some of them, or one such file."""
     images: str = ""
     """Folder of COCO val2014 images."""
 
 
 @dataclass(frozen=True)
 class AMBERConfig:
-    """AMBER: descriptions and yes/no questions on annotated images. No judge needed."""
+    """AMBER: descriptions and yes/no questions on annotated images. No judge is needed."""
 
     data: str = ""
-    """AMBER's data folder: annotations.json, relation.json, safe_words.txt, query/query_all.json."""
+    """AMBER's data folder, with annotations.json, relation.json, safe_words.txt and
+    query/query_all.json."""
     images: str = ""
     """Folder of its images."""
     part: Literal["all", "generative", "discriminative"] = "all"
-    """Descriptions, yes/no questions, or both."""
+    """`generative`: descriptions. `discriminative`: yes/no questions. `all`: both."""
 
 
 @dataclass(frozen=True)
 class ShapesBenchConfig:
-    """The embedded benchmark, on pictures whose truth is known."""
+    """The embedded benchmark: drawn pictures whose truth is known."""
 
     scenes: int = 600
-    """Pictures, of unseen compositions."""
+    """Number of pictures; their compositions are not in the training pairs."""
     seed: int = 0
-    """Of the pictures."""
+    """Random seed of the pictures."""
     mode: Literal["rule", "judge"] = "rule"
-    """`rule`: by the answer's own words. `judge`: a judge lists an answer's objects; with --judge.kind oracle the world does it itself."""
+    """`rule`: the answer's own words are read. `judge`: a judge lists an answer's objects; with
+    --judge.kind oracle, the shapes world is the judge."""
 
     def __post_init__(self) -> None:
-        _check(self.scenes >= 1, "shapes.scenes", self.scenes, ">= 1")
+        _require(self.scenes >= 1, "shapes.scenes", self.scenes, ">= 1")
 
 
 @dataclass(frozen=True)
@@ -167,57 +179,65 @@ class BenchmarkSettings(BenchmarkFiles):
 
 @dataclass(frozen=True)
 class LoadConfig:
-    """How models are loaded."""
+    """Settings for loading models."""
 
     dtype: Literal["fp32", "bf16"] = "bf16"
-    """Precision of weights and forward pass."""
+    """Floating-point format of weights and forward pass."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """How attention is computed; auto: flash-attention 2 where it can be had, else torch's sdpa."""
+    """Attention implementation. auto: flash-attention 2 if it is available, else torch's sdpa."""
     allow_pickle: bool = False
-    """Also load weights that are pickles (*.bin). They can run code on loading: only from people you trust."""
+    """Load pickled weights (*.bin) too. They can run code while loading, so allow them only from
+    people you trust."""
     trust_remote_code: bool = False
-    """Run the Python code that a checkpoint brings for its model. It can do anything: only from people you trust."""
+    """Run the Python code in a checkpoint. It can do anything, so allow it only from people you
+    trust."""
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How answering is spread. Nothing here changes an answer, save that a batch's padding rounds sums otherwise."""
+    """The processes that generate answers.
+
+    These settings do not change an answer, except that the padding of a batch changes rounding.
+    """
 
     actors: int = 1
-    """Processes that hold a model; with GPUs, one GPU each."""
+    """Number of processes that hold a model; with `gpu`, each has one GPU."""
     gpu: bool = False
     """Give every actor a GPU."""
     cpus: float = 1.0
-    """CPUs of every actor."""
+    """Number of CPUs of every actor."""
     rows: int = 64
-    """Prompts an actor takes at a time: the unit that is resumed after a fault."""
+    """Prompts per task of an actor. A task is the unit that is repeated after a fault."""
     batch: int = 16
     """Prompts per forward pass."""
 
     def __post_init__(self) -> None:
         for name in ("actors", "rows", "batch"):
-            _check(getattr(self, name) >= 1, f"inference.{name}", getattr(self, name), ">= 1")
-        _check(self.cpus > 0, "inference.cpus", self.cpus, "> 0")
+            _require(getattr(self, name) >= 1, f"inference.{name}", getattr(self, name), ">= 1")
+        _require(self.cpus > 0, "inference.cpus", self.cpus, "> 0")
 
 
 @dataclass(frozen=True)
 class EvalConfig(BenchmarkSettings):
-    """One evaluation: models (or answers), benchmarks, judge."""
+    """One evaluation: models or files of answers, benchmarks and judge."""
 
     model: tuple[str, ...] = ()
-    """Hugging Face folders or hub names; `shapes` is the embedded model, `api` the model of --endpoint. The first is the base that the
-    others are compared with."""
+    """Hugging Face folders or hub names. `shapes` is the embedded model, `api` the model of
+    --endpoint. The first one is the base, with which the others are compared."""
     answers: tuple[str, ...] = ()
-    """Files of answers in the release's formats, in place of models; for one benchmark at a time."""
+    """Files of answers in the release's formats, instead of models. They need exactly one
+    benchmark."""
     benchmarks: tuple[BenchmarkName, ...] = ("shapes",)
-    """What to evaluate on."""
+    """Benchmarks to evaluate on."""
     name: str = "eval"
-    """Shown in MLflow and in the evaluation folder's name."""
+    """Name of the evaluation in MLflow, and the first part of its folder's name."""
     storage: str = "runs"
-    """Folder of everything that is written; on a cluster, one that every node reaches, or an address (s3://bucket/runs). Relative: below
-    the current folder, or below ~/rlhfv-ray inside a Ray job."""
+    """Folder for all outputs. On a cluster, every node must reach it, or it is an address such as
+    s3://bucket/runs. A relative path is below the current folder, or below ~/rlhfv-ray inside a
+    Ray job."""
     decoding: Literal["custom", "released"] = "custom"
-    """`released`: as the RLHF-V release answers, 3 beams, repetition penalty 1.1, 1024 tokens. `custom`: by the generation fields."""
+    """`released`: as in the RLHF-V release, with 3 beams, repetition penalty 1.1 and 1024 tokens.
+    `custom`: by the generation fields."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     loading: LoadConfig = field(default_factory=LoadConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
@@ -225,28 +245,28 @@ class EvalConfig(BenchmarkSettings):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _check(
+        _require(
             bool(self.model) != bool(self.answers),
             "model",
             self.model,
-            "given, or else --answers, but not both",
+            "set, or else --answers, but not both",
         )
-        _check(bool(self.benchmarks), "benchmarks", self.benchmarks, "at least one")
-        _check(
+        _require(bool(self.benchmarks), "benchmarks", self.benchmarks, "at least one")
+        _require(
             not self.answers or len(self.benchmarks) == 1,
             "benchmarks",
             self.benchmarks,
             "one, with --answers",
         )
-        _check(len(set(self.model)) == len(self.model), "model", self.model, "different models")
-        custom = self.generation == GenerationConfig()
-        _check(
-            self.decoding == "custom" or custom,
+        _require(len(set(self.model)) == len(self.model), "model", self.model, "different models")
+        default_generation = self.generation == GenerationConfig()
+        _require(
+            self.decoding == "custom" or default_generation,
             "decoding",
             self.decoding,
             "custom, as generation fields are set too",
         )
-        _check(
+        _require(
             "api" not in self.model or bool(self.endpoint.model),
             "endpoint.model",
             self.endpoint.model,

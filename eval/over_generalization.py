@@ -1,4 +1,7 @@
-"""Over-generalisation: objects that a scene makes likely, hallucinated more often than others."""
+"""Over-generalisation: a scene's typical objects are hallucinated more often inside the scene.
+
+RLHF-V, arXiv 2312.00849, Table 2.
+"""
 
 import hashlib
 import json
@@ -10,25 +13,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SceneType:
-    """A kind of place."""
+    """A type of scene, such as a kitchen: its typical objects and its images."""
 
-    objects: tuple[str, ...]  # in most of its images, the most frequent first
+    objects: tuple[str, ...]  # typical ones, the most frequent first
     images: frozenset[int]
 
 
 @dataclass(frozen=True)
 class CocoTruth:
-    """What is in COCO's images."""
+    """The objects in each image, and the images of each scene."""
 
     objects: Mapping[int, frozenset[str]]  # by image id
     scenes: Mapping[str, SceneType]
 
     def digest(self, images: Iterable[int]) -> str:
-        """Stands for all that is known about some images, and what is typical of the scenes."""
-        chosen = sorted(images)
-        objects = [[image, sorted(self.objects[image])] for image in chosen]
+        """Return a digest of the truth about some images, and of the scenes' typical objects."""
+        image_ids = sorted(images)
+        objects = [[image, sorted(self.objects[image])] for image in image_ids]
         scenes = [
-            [name, scene.objects, sorted(scene.images & set(chosen))]
+            [name, scene.objects, sorted(scene.images & set(image_ids))]
             for name, scene in self.scenes.items()
         ]
         return hashlib.sha256(json.dumps([objects, scenes]).encode()).hexdigest()
@@ -37,21 +40,22 @@ class CocoTruth:
 def over_generalization(
     truth: CocoTruth, named: Mapping[int, Sequence[tuple[str, str]]]
 ) -> dict[str, Any]:
-    """How much more often the objects typical of a scene are hallucinated inside it (RLHF-V, arXiv 2312.00849, Table 2).
+    """Compare the hallucination of a scene's typical objects inside the scene and overall.
 
-        rate(images) = hallucinated mentions of the scene's typical objects / their mentions, in the answers on these images
+        rate(images) = hallucinated mentions of the scene's typical objects / their mentions,
+                       in the answers on these images
         rise = rate(images of the scene) - rate(all images)
 
     Args:
-        truth: of at least the images asked about.
+        truth: on at least the images in `named`.
         named: by image, the mentions (word, object) of the answer to it.
 
     Returns:
-        Per scene `in_scene`, `overall` and `rise` as fractions and `n`, answers on its images; and `mean_rise` over the
-        scenes. None where nothing was counted.
+        Per scene `in_scene`, `overall` and `rise` as fractions, and `n`, the number of answers on
+        its images; and `mean_rise` over the scenes. A rate without mentions is None.
 
     Example:
-        In the kitchen one of two sinks is not there, anywhere one of three.
+        One of two sinks in the kitchen is hallucinated, and one of three overall.
 
         >>> truth = CocoTruth(
         ...     {1: frozenset({"sink"}), 2: frozenset({"oven"}), 3: frozenset({"sink"})},
@@ -61,24 +65,32 @@ def over_generalization(
         >>> {name: round(value, 2) for name, value in rises["kitchen"].items()}
         {'in_scene': 0.5, 'overall': 0.33, 'rise': 0.17, 'n': 2}
     """
-
-    def rate(images: Iterable[int], objects: AbstractSet[str]) -> float | None:
-        right = [
-            name in truth.objects[image]
-            for image in images
-            for _, name in named[image]
-            if name in objects
-        ]
-        return right.count(False) / len(right) if right else None
-
-    rates: dict[str, Any] = {}
+    scenes: dict[str, Any] = {}
+    rises: list[float] = []
     for name, scene in truth.scenes.items():
-        inside, typical = (
-            [image for image in named if image in scene.images],
-            frozenset(scene.objects),
-        )
-        in_scene, overall = rate(inside, typical), rate(named, typical)
-        rise = None if in_scene is None or overall is None else in_scene - overall
-        rates[name] = {"in_scene": in_scene, "overall": overall, "rise": rise, "n": len(inside)}
-    rises = [scene["rise"] for scene in rates.values() if scene["rise"] is not None]
-    return {**rates, "mean_rise": sum(rises) / len(rises) if rises else None}
+        typical = frozenset(scene.objects)
+        images = [image for image in named if image in scene.images]
+        in_scene = _hallucination_rate(truth, named, images, typical)
+        overall = _hallucination_rate(truth, named, named, typical)
+        rise = None
+        if in_scene is not None and overall is not None:
+            rise = in_scene - overall
+            rises.append(rise)
+        scenes[name] = {"in_scene": in_scene, "overall": overall, "rise": rise, "n": len(images)}
+    return {**scenes, "mean_rise": sum(rises) / len(rises) if rises else None}
+
+
+def _hallucination_rate(
+    truth: CocoTruth,
+    named: Mapping[int, Sequence[tuple[str, str]]],
+    images: Iterable[int],
+    objects: AbstractSet[str],
+) -> float | None:
+    """Return the fraction of mentions of some objects that are hallucinated, on some images."""
+    mentions = 0
+    hallucinated = 0
+    for image in images:
+        names = [name for _, name in named[image] if name in objects]
+        mentions += len(names)
+        hallucinated += sum(name not in truth.objects[image] for name in names)
+    return hallucinated / mentions if mentions else None

@@ -1,21 +1,29 @@
 """AMBER (arXiv 2311.07397): descriptions and yes/no questions on annotated images, without a judge.
 
-Facts from github.com/junyangwang0410/AMBER, `inference.py` and `data/`. Ids 1 to 1004 describe an image each, the others ask about one.
+Facts from github.com/junyangwang0410/AMBER, `inference.py` and `data/`. Questions 1 to 1004 ask for
+a description of an image. The others are yes/no questions about one.
 
-Descriptions. The nouns of an answer (NLTK's tags, WordNet's lemmas, capitals kept) that are in `relation.json`, as objects or as words that
-go with one, are its mentions. With the objects that are in the image (`truth`) and those one would expect there (`hallu`):
+Descriptions. The mentions of an answer are its nouns (NLTK's tags, WordNet's lemmas, capitals kept)
+that are in `relation.json`, as objects or as words that go with one. An image has objects that are
+in it (`truth`) and objects that one would expect there, but that are not (`hallu`):
 
-    chair = hallucinated mentions / mentions        cover = objects of truth named / objects of truth
-    hal   = answers with a hallucinated mention     cog   = objects of hallu named / objects of hallu
+    hal   = answers with a hallucinated mention / answers
+    chair = hallucinated mentions / mentions
+    cover = objects of truth named / objects of truth
+    cog   = objects of hallu named / objects of hallu
 
-each pooled over answers, as the code does; the paper writes means of ratios. A mention is true if it is one of `safe_words.txt`, an object of
-truth or goes with one, or is near one (spaCy's en_core_web_lg, similarity > 0.8). It stands for the first word that it equals, where words
-that go with objects come before the objects, so that "ground" covers grass before ground; and an object annotated twice is covered once at most.
+Each is pooled over answers, as in the code; the paper writes means of ratios. A mention is true in
+three cases: it is one of `safe_words.txt`; it is an object of truth or goes with one; or it is near
+such a word (spaCy's en_core_web_lg, similarity > 0.8). A mention stands for the first word that it
+equals. Words that go with objects come before the objects, so "ground" covers grass before ground.
+An object that is annotated twice is covered once at most.
 
-Yes/no questions. `No` is the positive class of precision, recall and F1: it says that something is not there, or not so. The code takes "Yes"
-and "No" and nothing else, by the larger of two logits (its issue 2); here an answer is its first word yes or no, in any case, and what has
-neither is wrong whatever is true. The code's own reading of the same answers is kept beside the scores. The code also adds 0.001 to every
-denominator and 0.0001 to F1's (existence: 0.001), which is left out. AMBER score = (100 - chair + F1) / 2, by the paper.
+Yes/no questions. `No` is the positive class of precision, recall and F1: it says that something is
+not there, or not so. The code accepts "Yes" and "No" alone, by the larger of two logits (its issue
+2). Here an answer is its first word yes or no, in any case. An answer with neither is wrong,
+whatever the truth. The rates by the code's own reading stand beside the scores. The code also adds
+0.001 to every denominator and 0.0001 to F1's (existence: 0.001), which is left out here. The paper
+defines AMBER score = (100 - chair + F1) / 2.
 """
 
 import hashlib
@@ -24,6 +32,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +57,8 @@ from rlhfv_ray.records import Answer, Prompt
 
 GENERATIVE = "generative"
 ATTRIBUTES = ("state", "number", "action")
-TYPES = {  # in annotations.json -> group; of questions about relations, those whose truth is no are just "relation"
+# Type in annotations.json -> group. Relation questions whose truth is no have the type "relation".
+TYPES = {
     GENERATIVE: GENERATIVE,
     "discriminative-hallucination": "existence",
     **{f"discriminative-attribute-{name}": name for name in ATTRIBUTES},
@@ -56,41 +66,44 @@ TYPES = {  # in annotations.json -> group; of questions about relations, those w
 }
 DESCRIPTIONS = (
     Metric("hal", "lower", "descriptions with a hallucinated mention"),
-    Metric("chair", "lower", "hallucinated mentions, of all mentions of objects that AMBER knows"),
-    Metric("cover", "higher", "objects of the image that are named, of all of them"),
-    Metric("cog", "lower", "objects named that one would expect there but are not, of all of them"),
+    Metric("chair", "lower", "hallucinated mentions, of all mentions of objects known to AMBER"),
+    Metric("cover", "higher", "objects in the images that are named, of all objects in the images"),
+    Metric("cog", "lower", "expected but absent objects that are named, of all of them"),
     WORDS._replace(meaning="mean length of a description in words; shorter is not better"),
 )
 QUESTIONS = (
-    Metric("accuracy", "higher", "yes/no answers that are right"),
-    Metric("precision", "higher", "right ones, of the answers no"),
-    Metric("recall", "higher", "answered no, of the questions where that is right"),
+    Metric("accuracy", "higher", "right answers to yes/no questions"),
+    Metric("precision", "higher", "right answers, of the answers no"),
+    Metric("recall", "higher", "answered no, of the questions whose right answer is no"),
     Metric("f1", "higher", "harmonic mean of precision and recall", is_proportion=False),
 )
 QUERIES = "query/query_all.json"
 FILES = (QUERIES, "annotations.json", "relation.json", "safe_words.txt")
-EXACT = {"Yes": False, "No": True}
+EXACT = {"Yes": False, "No": True}  # the only answers that the code reads -> says no
 
 
 class Item(NamedTuple):
-    """A question with its annotation."""
+    """A question with its annotation.
+
+    The manifest's digest covers the fields in this order.
+    """
 
     id: str
     image: str
     query: str
     group: str
     truth: tuple[str, ...] = ()  # objects in the image
-    hallu: tuple[str, ...] = ()  # objects that one would expect there
-    is_no: bool = False  # the right answer to a yes/no question
+    hallu: tuple[str, ...] = ()  # objects that one would expect, but that are not in the image
+    is_no: bool = False  # whether no is the right answer to a yes/no question
 
 
 class Description(NamedTuple):
-    """What one description names."""
+    """The counts of one description."""
 
     mentions: int
-    hallucinated: tuple[int, ...]  # which of the mentions
-    covered: int  # of truth
-    expected: int  # of hallu
+    hallucinated: tuple[int, ...]  # indices of mentions
+    covered: int  # objects of truth that are named
+    expected: int  # objects of hallu that are named
 
 
 def describe(
@@ -101,54 +114,61 @@ def describe(
     safe: AbstractSet[str] = frozenset(),
     near: Callable[[str, str], bool] = str.__eq__,
 ) -> Description:
-    """Tell the hallucinated mentions of a description from the true ones.
+    """Separate the hallucinated mentions of a description from the true ones.
 
     Args:
-        mentions: its nouns that `related` knows.
-        item: with the objects of its image.
-        related: words that go with an object.
+        mentions: the description's nouns that `related` knows.
+        item: the question, with the objects of its image.
+        related: the words that go with each object.
         safe: words that are never hallucinated.
-        near: whether a mention means another word; true of equal words.
+        near: whether two words mean nearly the same; true for equal words.
 
     Example:
         >>> item = Item("1", "a.jpg", "?", "generative", ("forest", "dog"), ("cat",))
-        >>> describe(["tree", "cat", "car"], item, {"forest": ["tree"], "dog": [], "cat": [], "car": []})
+        >>> related = {"forest": ["tree"], "dog": [], "cat": [], "car": []}
+        >>> describe(["tree", "cat", "car"], item, related)
         Description(mentions=3, hallucinated=(1, 2), covered=1, expected=1)
     """
-    true, expected = (_words(objects, related) for objects in (item.truth, item.hallu))
-    covered, fooled, wrong = set[int](), set[int](), list[int]()
+    true_words = _words_of(item.truth, related)
+    expected_words = _words_of(item.hallu, related)
+    covered: set[int] = set()
+    expected: set[int] = set()
+    hallucinated: list[int] = []
     for position, noun in enumerate(mentions):
         if noun in safe:
             continue
-        equal = _first(noun, true, str.__eq__)
-        close = equal or _first(noun, true, near)
+        equal = _first_match(noun, true_words, str.__eq__)
+        close = equal or _first_match(noun, true_words, near)
         covered.update(close)
-        if (
-            not equal
-        ):  # the object one would expect that it equals, and the first that it is near, can be two
-            fooled.update(_first(noun, expected, str.__eq__), _first(noun, expected, near))
+        if not equal:
+            # The expected object that it equals and the first that it is near can be two.
+            expected.update(_first_match(noun, expected_words, str.__eq__))
+            expected.update(_first_match(noun, expected_words, near))
         if not close:
-            wrong.append(position)
-    return Description(len(mentions), tuple(wrong), len(covered), len(fooled))
+            hallucinated.append(position)
+    return Description(len(mentions), tuple(hallucinated), len(covered), len(expected))
 
 
 def reads_no(answer: str) -> bool | None:
-    """Whether the first yes or no of an answer is a no; None if it has neither.
+    """Return whether the first yes or no of an answer is no; None if it has neither.
 
     Example:
-        >>> [reads_no(answer) for answer in ("No.", "Yes, and no cat is near.", "There is no dog.", "It is cloudy.")]
-        [True, False, True, None]
+        >>> [reads_no(answer) for answer in ("No.", "Yes, and no cat is near.", "There is no dog.")]
+        [True, False, True]
+        >>> reads_no("It is cloudy.") is None
+        True
     """
-    found = re.search(r"\b(?:yes|no)\b", answer.lower())
-    return found.group() == "no" if found else None
+    match = re.search(r"\b(?:yes|no)\b", answer.lower())
+    return match.group() == "no" if match else None
 
 
-def question_parts(says_no: bool | None, *, is_no: bool) -> dict[str, Ratio]:
-    """What one yes/no answer adds to the measures.
+def question_ratios(says_no: bool | None, *, is_no: bool) -> dict[str, Ratio]:
+    """Return the contribution of one answer to a yes/no question.
 
     Example:
-        >>> question_parts(None, is_no=True)["accuracy"], question_parts(None, is_no=True)["recall"]
-        (Ratio(numerator=0, denominator=1), Ratio(numerator=0, denominator=1))
+        >>> ratios = question_ratios(None, is_no=True)
+        >>> ratios["accuracy"], ratios["precision"]
+        (Ratio(numerator=0, denominator=1), Ratio(numerator=0, denominator=0))
     """
     hit = int(bool(says_no) and is_no)
     return {
@@ -160,7 +180,7 @@ def question_parts(says_no: bool | None, *, is_no: bool) -> dict[str, Ratio]:
 
 
 class AMBER(Benchmark):
-    """The user's copy of AMBER's data folder, or the part of it that is asked for."""
+    """The user's copy of AMBER's data folder, or one part of the questions."""
 
     name = "amber"
 
@@ -170,52 +190,50 @@ class AMBER(Benchmark):
 
     @cached_property
     def related(self) -> dict[str, list[str]]:
-        """Words that go with each object."""
-        path = self._file("relation.json")
+        """The words that go with each object."""
+        path = self._path("relation.json")
         try:
-            found = json.loads(_read(path))
+            related = json.loads(_read_text(path))
         except json.JSONDecodeError as error:
             raise DataError(
                 f"amber.data: {path} is no whole JSON: {error}. Was its download cut off?"
             ) from error
-        if not isinstance(found, dict) or not all(map(_are_words, found.values())):
+        if not isinstance(related, dict) or not all(map(_are_words, related.values())):
             raise DataError(f"amber.data: {path}: expected a JSON object of lists of words.")
-        return found
+        return related
 
     @cached_property
     def safe(self) -> set[str]:
-        """Words that are never hallucinated."""
-        return set(_read(self._file("safe_words.txt")).splitlines())
+        """The words that are never hallucinated."""
+        return set(_read_text(self._path("safe_words.txt")).splitlines())
 
     @cached_property
     def reader(self) -> NounReader:
-        """Finds nouns."""
-        return NounReader(
-            {*self.related, *(word for words in self.related.values() for word in words)}
-        )
+        """The reader of nouns that AMBER knows."""
+        return NounReader({*self.related, *chain.from_iterable(self.related.values())})
 
     @cached_property
     def items(self) -> list[Item]:
-        """The questions of the part that is asked for, with their annotations, in the order of query_all.json."""
-        queries, notes = (
-            self._rows(QUERIES, "image", "query"),
-            self._rows("annotations.json", "type", "truth"),
-        )
-        bare = [name for name in queries if name not in notes]
-        if bare:
+        """The questions of the configured part with their annotations, as in query_all.json."""
+        queries = self._rows(QUERIES, "image", "query")
+        annotations = self._rows("annotations.json", "type", "truth")
+        missing = [name for name in queries if name not in annotations]
+        if missing:
             raise DataError(
-                f"amber.data, annotations.json: nothing about {len(bare)} of {len(queries)} questions, ids {', '.join(bare[:5])}."
+                f"amber.data, annotations.json: no row for {len(missing)} of {len(queries)} "
+                f"questions, ids {', '.join(missing[:5])}."
             )
-        items = [_item(query, notes[name], self.related) for name, query in queries.items()]
-        wanted = {"all": (True, False), "generative": (True,), "discriminative": (False,)}[
-            self.config.part
-        ]
-        chosen = [item for item in items if (item.group == GENERATIVE) in wanted]
-        if not chosen:
+        items = []
+        for name, query in queries.items():
+            item = _parse_item(query, annotations[name], self.related)
+            kind = GENERATIVE if item.group == GENERATIVE else "discriminative"
+            if self.config.part in ("all", kind):
+                items.append(item)
+        if not items:
             raise DataError(
-                f"amber.part = {self.config.part!r}: no such questions in {self._file(QUERIES)}."
+                f"amber.part = {self.config.part!r}: no such questions in {self._path(QUERIES)}."
             )
-        return chosen
+        return items
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -224,126 +242,140 @@ class AMBER(Benchmark):
         return [Prompt(item.id, images[item.image], item.query) for item in self.items]
 
     def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
-        """Judge answers, one per prompt."""
+        """Score answers, one per prompt."""
         judged = tuple(map(self.judge, in_order(self.prompts, answers), self.items))
-        asked = [
-            (one, item.is_no)
-            for one, item in zip(judged, self.items, strict=True)
+        questions = [
+            (answer, item.is_no)
+            for answer, item in zip(judged, self.items, strict=True)
             if item.group != GENERATIVE
         ]
-        described = DESCRIPTIONS if len(asked) < len(judged) else ()
-        metrics = (*described, *(QUESTIONS if asked else ()))
-        return Scores(metrics, judged, self.manifest(), _beside(judged, asked) if asked else {})
+        metrics = DESCRIPTIONS if len(questions) < len(judged) else ()
+        if not questions:
+            return Scores(metrics, judged, self.manifest())
+        extras = _question_extras(judged, questions)
+        return Scores((*metrics, *QUESTIONS), judged, self.manifest(), extras)
 
     def judge(self, answer: Answer, item: Item) -> JudgedAnswer:
-        """One answer's verdict."""
+        """Judge one answer."""
         if item.group != GENERATIVE:
-            return JudgedAnswer(
-                answer, question_parts(reads_no(answer.text), is_no=item.is_no), group=item.group
-            )
-        nouns, near = self.reader.mentions(answer.text), self.reader.near
-        found = describe(
-            [noun.lemma for noun in nouns], item, self.related, safe=self.safe, near=near
-        )
-        spans = tuple(
-            Span(nouns[place].start, nouns[place].stop, "object") for place in found.hallucinated
-        )
-        parts = {
+            ratios = question_ratios(reads_no(answer.text), is_no=item.is_no)
+            return JudgedAnswer(answer, ratios, group=item.group)
+        nouns = self.reader.mentions(answer.text)
+        lemmas = [noun.lemma for noun in nouns]
+        counts = describe(lemmas, item, self.related, safe=self.safe, near=self.reader.near)
+        hallucinated = [nouns[index] for index in counts.hallucinated]
+        spans = tuple(Span(noun.start, noun.stop, "object") for noun in hallucinated)
+        ratios = {
             "hal": Ratio(int(bool(spans)), 1),
-            "chair": Ratio(len(spans), found.mentions),
-            "cover": Ratio(found.covered, len(item.truth)),
-            "cog": Ratio(found.expected, len(item.hallu)),
+            "chair": Ratio(len(spans), counts.mentions),
+            "cover": Ratio(counts.covered, len(item.truth)),
+            "cog": Ratio(counts.expected, len(item.hallu)),
             WORDS.name: Ratio(count_words(answer.text), 1),
         }
-        return JudgedAnswer(answer, parts, spans, item.group)
+        return JudgedAnswer(answer, ratios, spans, item.group)
 
     def manifest(self) -> dict[str, Any]:
-        """What scores on this benchmark depend on, besides the model."""
-        pairs = zip(self.items, self.prompts, strict=True)
-        images = {
-            image: _digest(data)
-            for image, data in {item.image: prompt.image for item, prompt in pairs}.items()
-        }
+        """Return everything that scores on this benchmark depend on, except the model."""
+        contents: dict[str, bytes] = {}
+        for item, prompt in zip(self.items, self.prompts, strict=True):
+            contents[item.image] = prompt.image
+        images = {image: _digest(data) for image, data in contents.items()}
+        questions = [[*item, images[item.image]] for item in self.items]
         return {
             "benchmark": self.name,
             "part": self.config.part,
-            "prompts": _digest(
-                json.dumps([[*item, images[item.image]] for item in self.items]).encode()
-            ),
-            "files": {name: _digest(self._file(name).read_bytes()) for name in FILES},
+            "prompts": _digest(json.dumps(questions).encode()),
+            "files": {name: _digest(self._path(name).read_bytes()) for name in FILES},
             "n": len(self.items),
             "decoding": self.decoding,
             "reading": "first yes or no",
             **{name: getattr(self.reader, name) for name in ("tagger", "vectors", "lemmatizer")},
         }
 
-    def _file(self, name: str) -> Path:
+    def _path(self, name: str) -> Path:
         folder = Path(self.config.data).expanduser()
         if not self.config.data or not folder.is_dir():
             raise DataError(
-                f"amber.data = {self.config.data!r}: no such folder; expected one with {', '.join(FILES)}."
+                f"amber.data = {self.config.data!r}: no such folder; "
+                f"expected one with {', '.join(FILES)}."
             )
         return folder / name
 
     def _rows(self, name: str, *fields: str) -> dict[str, JsonRow]:
-        what = f"amber.data, {name}"
-        return index_by(
-            read_json_rows(self._file(name), ("id", *fields), what=what), "id", what=what
-        )
+        source = f"amber.data, {name}"
+        rows = read_json_rows(self._path(name), ("id", *fields), what=source)
+        return index_by(rows, "id", what=source)
 
 
-def _beside(
-    judged: tuple[JudgedAnswer, ...], asked: Sequence[tuple[JudgedAnswer, bool]]
+def _question_extras(
+    judged: tuple[JudgedAnswer, ...], questions: Sequence[tuple[JudgedAnswer, bool]]
 ) -> dict[str, Any]:
+    """Compute what is reported beside the scores on yes/no questions.
+
+    Args:
+        judged: all answers.
+        questions: the answers to yes/no questions, each with whether no is right.
+    """
     exact = tuple(
-        JudgedAnswer(i.answer, question_parts(EXACT.get(i.answer.text), is_no=no))
-        for i, no in asked
+        JudgedAnswer(item.answer, question_ratios(EXACT.get(item.answer.text), is_no=is_no))
+        for item, is_no in questions
     )
+    attributes = tuple(item for item in judged if item.group in ATTRIBUTES)
+    extras: dict[str, Any] = {
+        "neither_yes_nor_no": sum(reads_no(item.answer.text) is None for item, _ in questions),
+        "attribute": Scores(QUESTIONS, attributes, {}).rates(),
+        "exact_reading": Scores(QUESTIONS, exact, {}).rates(),
+    }
     rates = Scores((*DESCRIPTIONS, *QUESTIONS), judged, {}).rates()
     chair, f1 = rates["chair"], rates["f1"]
-    return {
-        "neither_yes_nor_no": sum(reads_no(item.answer.text) is None for item, _ in asked),
-        "attribute": Scores(
-            QUESTIONS, tuple(item for item in judged if item.group in ATTRIBUTES), {}
-        ).rates(),
-        "exact_reading": Scores(QUESTIONS, exact, {}).rates(),
-        **(
-            {} if chair is None or f1 is None else {"amber_score": 50 * (1 - chair + f1)}
-        ),  # both are fractions here
-    }
+    if chair is not None and f1 is not None:
+        extras["amber_score"] = 50 * (1 - chair + f1)  # both are fractions here
+    return extras
 
 
-def _words(objects: Sequence[str], related: Mapping[str, Sequence[str]]) -> list[tuple[str, int]]:
-    going = [(word, place) for place, name in enumerate(objects) for word in related[name]]
-    return going + [(name, place) for place, name in enumerate(objects)]
+def _words_of(
+    objects: Sequence[str], related: Mapping[str, Sequence[str]]
+) -> list[tuple[str, int]]:
+    """List the words that stand for objects, each with the object's index."""
+    words: list[tuple[str, int]] = []
+    for index, name in enumerate(objects):
+        words += [(word, index) for word in related[name]]
+    return words + [(name, index) for index, name in enumerate(objects)]
 
 
-def _first(
+def _first_match(
     noun: str, words: Sequence[tuple[str, int]], near: Callable[[str, str], bool]
 ) -> list[int]:
-    return next(([place] for word, place in words if near(noun, word)), [])
+    """Return the object of the first word that is near the noun, as a list of one or none."""
+    return next(([index] for word, index in words if near(noun, word)), [])
 
 
-def _item(query: JsonRow, note: JsonRow, related: Mapping[str, Any]) -> Item:
-    where = f"amber.data, annotations.json, id {note['id']}"
-    group, truth, hallu = TYPES.get(str(note["type"])), note["truth"], note.get("hallu", [])
+def _parse_item(query: JsonRow, annotation: JsonRow, related: Mapping[str, Any]) -> Item:
+    """Join a question and its annotation.
+
+    Raises:
+        DataError: the annotation is of an unknown type or has no usable truth.
+    """
+    source = f"amber.data, annotations.json, id {annotation['id']}"
+    group = TYPES.get(str(annotation["type"]))
+    truth = annotation["truth"]
+    hallu = annotation.get("hallu", [])
     if group is None:
-        raise DataError(f"{where}: unknown type {note['type']!r}; known: {', '.join(TYPES)}.")
+        known = ", ".join(TYPES)
+        raise DataError(f"{source}: unknown type {annotation['type']!r}; known: {known}.")
     item = Item(str(query["id"]), str(query["image"]), str(query["query"]), group)
-    if group != GENERATIVE and truth in ("yes", "no"):
-        return item._replace(is_no=truth == "no")
-    if (
-        group == GENERATIVE
-        and _are_words(truth)
-        and _are_words(hallu)
-        and related.keys() >= {*truth, *hallu}
-    ):
-        return item._replace(truth=tuple(truth), hallu=tuple(hallu))
-    allowed = "lists of objects of relation.json" if group == GENERATIVE else "truth yes or no"
-    raise DataError(f"{where}: truth {truth!r}, hallu {hallu!r}; expected {allowed}.")
+    if group != GENERATIVE:
+        if truth in ("yes", "no"):
+            return item._replace(is_no=truth == "no")
+        allowed = "truth yes or no"
+    else:
+        if _are_words(truth) and _are_words(hallu) and related.keys() >= {*truth, *hallu}:
+            return item._replace(truth=tuple(truth), hallu=tuple(hallu))
+        allowed = "lists of objects of relation.json"
+    raise DataError(f"{source}: truth {truth!r}, hallu {hallu!r}; expected {allowed}.")
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

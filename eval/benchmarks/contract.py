@@ -1,8 +1,11 @@
-"""The contract of every benchmark: prompts -> answers -> verdicts -> scores, and the comparison of two models on one.
+"""The contract of a benchmark: prompts -> answers -> verdicts -> scores, and their comparison.
 
-Every metric is a ratio of sums over answers: each answer adds a numerator and a denominator. For a rate both count answers,
-for a mean the denominator is 1, for F1 the numerator is twice the hits. So intervals, paired tests, tables and figures all
-come from the same judged answers. Scores carry the manifest of what they were measured on; different manifests are not compared.
+Every metric is a ratio of sums over answers: each answer adds a numerator and a denominator. For a
+rate, both count cases. For a mean, the denominator is 1. For F1, the numerator is twice the hits.
+So intervals, paired tests, tables and figures all come from the same judged answers.
+
+Scores carry a manifest, which states what they were measured on and how. Scores with different
+manifests are not compared.
 """
 
 from abc import ABC, abstractmethod
@@ -39,7 +42,7 @@ class Span(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """What one answer, or all of them, add to a measure: so much of so much."""
+    """The contribution of one answer, or of all answers, to a metric."""
 
     numerator: float
     denominator: float
@@ -50,11 +53,11 @@ class Metric(NamedTuple):
 
     name: str
     better: Literal["lower", "higher", ""]
-    meaning: str = ""  # what it counts, for people
-    scale: float = 100.0  # it is shown times this: 100 for per cent
-    is_proportion: bool = (
-        True  # cases of cases, so that Wilson's interval fits; else it is bootstrapped over answers
-    )
+    meaning: str = ""  # shown to readers of a report
+    scale: float = 100.0  # factor for display; 100 shows per cent
+    # Whether numerator and denominator count cases. Then Wilson's interval fits; otherwise the
+    # interval is bootstrapped over answers.
+    is_proportion: bool = True
 
 
 RESPONSE_RATE = Metric(
@@ -81,81 +84,80 @@ class JudgedAnswer:
     """One answer with its verdict."""
 
     answer: Answer
-    ratios: Mapping[str, Ratio]  # what it adds to each measure it says something about
+    ratios: Mapping[str, Ratio]  # contribution by metric; some metrics may be absent
     spans: tuple[Span, ...] = ()
-    group: str = ""  # of the question, for tables per type
+    group: str = ""  # type of the question, for tables per type
     verdict: str = ""  # the judge's own words
-    missing: str = ""  # why it has no verdict; then it adds to no judged measure
+    missing: str = ""  # reason for a missing verdict; then it adds to no judged metric
 
 
 @dataclass(frozen=True)
 class Scores:
     """A model's scores on a benchmark."""
 
-    metrics: tuple[Metric, ...]  # the first is the one that is tested
+    metrics: tuple[Metric, ...]  # the first one is tested for a difference
     answers: tuple[JudgedAnswer, ...]  # in the order of the prompts
-    manifest: Mapping[str, Any]  # what they were measured on, and how
-    extras: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # what is reported but not compared, e.g. the release's own reading
+    manifest: Mapping[str, Any]  # what was measured, and how
+    # Reported but not compared, e.g. the rates by the release's own reading.
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     def sums(self, group: str | None = None) -> dict[str, Ratio]:
-        """Every measure as share and whole, over all answers or one group of them."""
-        chosen = [item for item in self.answers if group in (None, item.group)]
-        parts = {
-            m.name: [item.ratios[m.name] for item in chosen if m.name in item.ratios]
-            for m in self.metrics
-        }
-        return {
-            name: Ratio(sum(p.numerator for p in some), sum(p.denominator for p in some))
-            for name, some in parts.items()
-        }
+        """Sum numerators and denominators of every metric over all answers or one group."""
+        sums: dict[str, Ratio] = {}
+        for metric in self.metrics:
+            ratios = self._ratios(metric.name, group)
+            numerator = sum(ratio.numerator for ratio in ratios)
+            sums[metric.name] = Ratio(numerator, sum(ratio.denominator for ratio in ratios))
+        return sums
 
     def rates(self, group: str | None = None) -> dict[str, float | None]:
-        """Every measure as a number, None where nothing was counted, and the number of answers and of missing verdicts."""
-        chosen = [item for item in self.answers if group in (None, item.group)]
+        """Compute every metric as a number, and count answers (`n`) and missing verdicts.
+
+        A metric with a denominator of 0 is None.
+        """
+        answers = self._answers_in(group)
         rates = {
-            name: part.numerator / part.denominator if part.denominator else None
-            for name, part in self.sums(group).items()
+            name: ratio.numerator / ratio.denominator if ratio.denominator else None
+            for name, ratio in self.sums(group).items()
         }
-        return {**rates, "n": len(chosen), "missing": sum(bool(item.missing) for item in chosen)}
+        return {**rates, "n": len(answers), "missing": sum(bool(item.missing) for item in answers)}
 
     def intervals(self, group: str | None = None) -> dict[str, Interval | None]:
-        """The 95 % interval of every measure: Wilson's of a rate, else the bootstrap's over answers."""
+        """Compute 95 % intervals: Wilson's for a proportion, else a bootstrap over answers."""
         sums = self.sums(group)
         return {
-            m.name: wilson_interval(*map(round, sums[m.name]))
-            if m.is_proportion
-            else bootstrap_interval(self._ratio(m.name, group))
-            for m in self.metrics
+            metric.name: wilson_interval(*map(round, sums[metric.name]))
+            if metric.is_proportion
+            else bootstrap_interval(_sample(self._ratios(metric.name, group)))
+            for metric in self.metrics
         }
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Groups of questions, in the order in which they come up."""
+        """Return the groups of questions in the order of their first question."""
         return tuple(dict.fromkeys(item.group for item in self.answers if item.group))
 
     @property
     def manifest_hash(self) -> str:
-        """Twelve hex digits that stand for the manifest."""
+        """Return a fingerprint of the manifest: twelve hex digits."""
         return fingerprint(self.manifest)
 
-    def _ratio(self, name: str, group: str | None) -> RatioSample:
-        parts = [
-            i.ratios[name] for i in self.answers if group in (None, i.group) and name in i.ratios
-        ]
-        return RatioSample([part.numerator for part in parts], [part.denominator for part in parts])
+    def _answers_in(self, group: str | None) -> list[JudgedAnswer]:
+        return [item for item in self.answers if group in (None, item.group)]
+
+    def _ratios(self, name: str, group: str | None) -> list[Ratio]:
+        return [item.ratios[name] for item in self._answers_in(group) if name in item.ratios]
 
 
 class Benchmark(ABC):
     """Questions with a way to judge the answers."""
 
-    name: ClassVar[str]  # under which it is asked for, and its scores are logged
+    name: ClassVar[str]  # on the command line, in files and in MLflow
 
     @property
     @abstractmethod
     def prompts(self) -> Sequence[Prompt]:
-        """What is asked."""
+        """The questions with their images."""
 
     @property
     def prompts_id(self) -> str:
@@ -168,84 +170,78 @@ class Benchmark(ABC):
         return False
 
     def requests(self, answers: Sequence[Answer]) -> Sequence[Request]:
-        """What a judge is to be asked, one request at most for an answer, under its id."""
+        """Return the requests to a judge: at most one per answer, with the answer's id."""
         return []
 
-    @staticmethod  # so that it travels to the callers without the images
+    @staticmethod  # so that it is sent to the clients without the images
     def readable(text: str) -> bool:
-        """Whether a judge's reply holds a verdict."""
+        """Return whether a judge's reply holds a verdict."""
         return False
 
     def oracle(self, answers: Sequence[Answer]) -> Callable[[Request], str] | None:
-        """A judge that knows the truth about these answers, where there is one."""
+        """Return a judge that knows the truth about these answers; None if there is none."""
         return None
 
     @abstractmethod
     def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
-        """Score answers, one per prompt, in any order, with the verdicts on each, by its id."""
+        """Score the answers.
+
+        Args:
+            answers: one per prompt, in any order.
+            verdicts: the judge's verdicts by the answer's id.
+        """
 
     @abstractmethod
     def manifest(self) -> dict[str, Any]:
-        """What scores depend on, besides the model; `prompts` is the digest of questions and images."""
+        """Return everything that scores depend on, except the model.
+
+        Its `prompts` is the digest of questions and images.
+        """
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An aligned model against its base on the same items, in the benchmark's first measure, and in recall where that is measured."""
+    """An aligned model against its base on the same items, by the benchmark's first metric.
+
+    Object recall is compared too, where it is measured.
+    """
 
     metric: Metric
-    change: float | None  # of the measure, aligned - base
+    change: float | None  # of the metric, aligned - base
     change_interval: Interval | None  # 95 %, paired bootstrap over answers
-    relative_reduction: float | None  # of the measure: 1 - aligned / base
+    relative_reduction: float | None  # of the metric: 1 - aligned / base
     relative_reduction_interval: Interval | None
-    p_value: float | None  # exact McNemar test; None where an answer is more than right or wrong
+    p_value: float | None  # exact McNemar test; None if an answer is not just right or wrong
     recall_change: float | None  # of object_recall, aligned - base
     recall_change_interval: Interval | None
-    detectable: float | None = (
-        None  # the smallest fall of the measure that these items would show with power 0.8
-    )
-    n: int = 0  # items that both have a verdict on
+    # The smallest decrease of the metric that these items would show with power 0.8.
+    detectable: float | None = None
+    n: int = 0  # items with a verdict on both sides
 
 
 def compare(base: Scores, aligned: Scores) -> Comparison:
-    """Compare two models answer by answer; answers without a verdict on either side are left out.
+    """Compare two models answer by answer, on answers with a verdict on both sides.
 
     Raises:
-        DataError: the scores were measured differently; names the fields of the manifest that differ.
+        DataError: the manifests differ; the message names the fields.
     """
     check_comparable(base.manifest, aligned.manifest)
-    pairs = [
-        (a, b)
-        for a, b in zip(base.answers, aligned.answers, strict=True)
-        if not a.missing and not b.missing
-    ]
     metric = base.metrics[0]
-    pairs = [(a, b) for a, b in pairs if metric.name in a.ratios and metric.name in b.ratios]
-    main, recall = _paired(pairs, metric.name), _paired(pairs, OBJECT_RECALL.name)
-    verdicts = [(_part(a, metric.name), _part(b, metric.name)) for a, b in pairs]
-    binary = metric.is_proportion and all(
-        part.numerator in (0, 1) for both in verdicts for part in both
-    )
-    p_value = (
-        mcnemar([bool(a.numerator) for a, _ in verdicts], [bool(b.numerator) for _, b in verdicts])
-        if binary
-        else None
-    )
-    detectable = None
-    if binary and metric.better == "lower" and pairs:
-        psi = sum(a.numerator != b.numerator for a, b in verdicts) / len(pairs)
-        rate = sum(a.numerator for a, _ in verdicts) / len(pairs)
-        detectable = (
-            minimum_detectable_difference(len(pairs), rate, discordant=psi or None)
-            if rate
-            else None
-        )
+    pairs = [
+        (old, new)
+        for old, new in zip(base.answers, aligned.answers, strict=True)
+        if not old.missing and not new.missing
+    ]
+    pairs = [pair for pair in pairs if all(metric.name in item.ratios for item in pair)]
+    change = _paired(pairs, metric.name)
+    recall = _paired(pairs, OBJECT_RECALL.name)
+    p_value, detectable = _significance(metric, pairs)
     return Comparison(
         metric,
-        main.difference,
-        main.difference_interval,
-        main.reduction,
-        main.reduction_interval,
+        change.difference,
+        change.difference_interval,
+        change.reduction,
+        change.reduction_interval,
         p_value,
         recall.difference,
         recall.difference_interval,
@@ -254,48 +250,68 @@ def compare(base: Scores, aligned: Scores) -> Comparison:
     )
 
 
-def check_comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     """Refuse manifests that differ.
 
     Raises:
-        DataError: with each field that differs and its two values.
+        DataError: the message has each field that differs with its two values.
     """
-    differ = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
+    fields = sorted(first.keys() | second.keys())
+    differ = [key for key in fields if first.get(key) != second.get(key)]
     if differ:
-        values = "; ".join(f"{key}: {one.get(key)!r} against {other.get(key)!r}" for key in differ)
+        values = "; ".join(
+            f"{key}: {first.get(key)!r} against {second.get(key)!r}" for key in differ
+        )
         raise DataError(
-            f"Scores with different manifests are not compared; they differ in {', '.join(differ)}. {values}"
+            "Scores with different manifests are not compared; "
+            f"they differ in {', '.join(differ)}. {values}"
         )
 
 
-def _part(item: JudgedAnswer, name: str) -> Ratio:
-    return item.ratios.get(name, Ratio(0, 0))
+def _significance(
+    metric: Metric, pairs: Sequence[tuple[JudgedAnswer, JudgedAnswer]]
+) -> tuple[float | None, float | None]:
+    """Return McNemar's p-value and the detectable decrease, where an answer is right or wrong."""
+    old = [base.ratios[metric.name].numerator for base, _ in pairs]
+    new = [aligned.ratios[metric.name].numerator for _, aligned in pairs]
+    if not metric.is_proportion or not set(old) | set(new) <= {0, 1}:
+        return None, None
+    p_value = mcnemar(list(map(bool, old)), list(map(bool, new)))
+    if metric.better != "lower" or not any(old):
+        return p_value, None
+    discordant = sum(a != b for a, b in zip(old, new, strict=True)) / len(pairs)
+    detectable = minimum_detectable_difference(
+        len(pairs), sum(old) / len(pairs), discordant=discordant or None
+    )
+    return p_value, detectable
 
 
 def _paired(pairs: Sequence[tuple[JudgedAnswer, JudgedAnswer]], name: str) -> Any:
-    columns = ([_part(pair[side], name) for pair in pairs] for side in (0, 1))
-    return paired_bootstrap(
-        *(
-            RatioSample([p.numerator for p in column], [p.denominator for p in column])
-            for column in columns
-        )
+    base = [old.ratios.get(name, Ratio(0, 0)) for old, _ in pairs]
+    aligned = [new.ratios.get(name, Ratio(0, 0)) for _, new in pairs]
+    return paired_bootstrap(_sample(base), _sample(aligned))
+
+
+def _sample(ratios: Sequence[Ratio]) -> RatioSample:
+    return RatioSample(
+        [ratio.numerator for ratio in ratios], [ratio.denominator for ratio in ratios]
     )
 
 
-def chair_parts(objects: AnswerScore, words: int) -> dict[str, Ratio]:
-    """What one answer adds to the measures of CHAIR, and its length."""
-    wrong = int(bool(objects.hallucinated))
+def chair_ratios(score: AnswerScore, words: int) -> dict[str, Ratio]:
+    """Return one answer's contribution to CHAIR's metrics and to the mean length in words."""
+    hallucinates = int(bool(score.hallucinated))
     return {
-        "response_rate": Ratio(wrong, int(objects.mentions > 0)),
-        "response_rate_all": Ratio(wrong, 1),
-        "mention_rate": Ratio(len(objects.hallucinated), objects.mentions),
-        "object_recall": Ratio(objects.true_objects_named, objects.true_objects),
+        "response_rate": Ratio(hallucinates, int(score.mentions > 0)),
+        "response_rate_all": Ratio(hallucinates, 1),
+        "mention_rate": Ratio(len(score.hallucinated), score.mentions),
+        "object_recall": Ratio(score.true_objects_named, score.true_objects),
         WORDS.name: Ratio(words, 1),
     }
 
 
-def judged_by(judge: JudgeConfig, prompt: JudgePrompt) -> dict[str, Any]:
-    """What a judge's verdicts depend on, for the manifest."""
+def judge_manifest(judge: JudgeConfig, prompt: JudgePrompt) -> dict[str, Any]:
+    """Return the manifest's entry on everything that a judge's verdicts depend on."""
     settings = ("kind", "model", "temperature", "max_tokens", "votes", "seed")
     return {
         "judge": {
@@ -311,34 +327,44 @@ def read_votes(
     verdicts: Mapping[str, Sequence[Verdict]],
     read: Callable[[str], V | None],
 ) -> tuple[dict[str, list[V]], float | None]:
-    """What can be read from each answer's verdicts, and the share of answers with several on which all of them are alike."""
-    said = {
-        answer.id: [read(one.text) for one in verdicts.get(answer.id, ()) if one.status == "ok"]
-        for answer in answers
-    }
-    votes = {name: [vote for vote in some if vote is not None] for name, some in said.items()}
-    several = [some for some in votes.values() if len(some) > 1]
-    alike = sum(all(vote == some[0] for vote in some) for some in several)
-    return votes, alike / len(several) if several else None
+    """Read the votes on each answer.
+
+    Args:
+        answers: the judged answers.
+        verdicts: by the answer's id.
+        read: reads one verdict; None if it is unreadable.
+
+    Returns:
+        The readable votes by the answer's id; and, of the answers with several votes, the fraction
+        on which all votes are equal (None if no answer has several).
+    """
+    votes: dict[str, list[V]] = {}
+    for answer in answers:
+        replies = [verdict for verdict in verdicts.get(answer.id, ()) if verdict.status == "ok"]
+        readings = [read(reply.text) for reply in replies]
+        votes[answer.id] = [vote for vote in readings if vote is not None]
+    several = [readings for readings in votes.values() if len(readings) > 1]
+    unanimous = sum(all(vote == readings[0] for vote in readings) for readings in several)
+    return votes, unanimous / len(several) if several else None
 
 
 def missing_reason(verdicts: Sequence[Verdict]) -> str:
-    """Why an answer has no verdict: what became of its requests, or that nothing could be read from the replies."""
-    statuses = dict.fromkeys("unparsed" if one.status == "ok" else one.status for one in verdicts)
-    return ", ".join(statuses) or "not asked"
+    """Return why an answer without a vote has none: the status of its requests, or "unparsed"."""
+    reasons = ("unparsed" if item.status == "ok" else item.status for item in verdicts)
+    return ", ".join(dict.fromkeys(reasons)) or "not asked"
 
 
 def in_order(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Answer]:
-    """Answers in the order of the prompts.
+    """Return the answers in the order of the prompts.
 
     Raises:
-        DataError: an answer is missing, or there is more than one to a prompt.
+        DataError: an answer is missing, or a prompt has more than one.
     """
     by_id = {answer.id: answer for answer in answers}
     missing = [prompt.id for prompt in prompts if prompt.id not in by_id]
     if missing or len(answers) != len(prompts):
         raise DataError(
-            f"{len(prompts)} prompts need one answer each; got {len(answers)} answers, {len(missing)} prompts without "
-            f"({', '.join(missing[:5])})."
+            f"{len(prompts)} prompts need one answer each; got {len(answers)} answers, "
+            f"{len(missing)} prompts without ({', '.join(missing[:5])})."
         )
     return [by_id[prompt.id] for prompt in prompts]

@@ -1,12 +1,14 @@
-"""Object HalBench: which objects do detailed descriptions of 300 COCO images name that are not there? RLHF-V, arXiv 2312.00849.
+"""Object HalBench (RLHF-V, arXiv 2312.00849): hallucinated objects in answers on 300 COCO images.
 
-    judge mode   a judge lists the objects of an answer; a tagger brings the names into the vocabulary's form; each counts once
-    rule mode    the answer's own words, repeats kept; no judge
+    judge mode   A judge lists the objects in a detailed description. A tagger brings their names
+                 into the vocabulary's form. Each name counts once.
+    rule mode    The answer's own words are read, repeats kept. No judge is needed.
 
-Facts from the release, `eval/eval_gpt_obj_halbench.py`: an answer of up to three words (between any blanks) is not shown to the judge and
-names nothing; its length in the report counts single spaces. A judge that gives no list stops the release's scoring. Here such an answer
-has no verdict and adds to no rate, and `release_compatible` keeps the rates in which it names nothing. Of several votes on an answer,
-the names that more than half of the readable ones list are taken.
+Facts from the release, `eval/eval_gpt_obj_halbench.py`: an answer of up to three words, separated
+by any whitespace, is not shown to the judge and names nothing. Its length in the report counts
+single spaces. A judge that gives no list stops the release's scoring. Here such an answer has no
+verdict and adds to no rate; `release_compatible` has the rates in which it names nothing. Of
+several votes on an answer, the names in more than half of the readable ones count.
 """
 
 import base64
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +33,9 @@ from eval.benchmarks.contract import (
     Ratio,
     Scores,
     Span,
-    chair_parts,
+    chair_ratios,
     in_order,
-    judged_by,
+    judge_manifest,
 )
 from eval.chair import ObjectVocabulary, TaggedWord, count_words, score_answer
 from eval.coco import coco_id, find_annotations, load_truth
@@ -55,19 +58,22 @@ from rlhfv_ray.records import Answer, Prompt
 
 logger = logging.getLogger(__name__)
 
-MEASURES = (*CHAIR, WORDS)
-QUESTIONS = 300  # of the release
+METRICS = (*CHAIR, WORDS)
+QUESTIONS = 300  # in the release's file
 COLUMNS = ("image_id", "question", "image")
 SHORT = 3  # words
 TAGGER = "en_core_web_trf"  # the release's
-NO_TAGGER = "object_halbench.tagger: {name} cannot be used: {error} Install it with `python -m spacy download {name}`."
+NO_TAGGER = (
+    "object_halbench.tagger: {name} cannot be used: {error} "
+    "Install it with `python -m spacy download {name}`."
+)
 
 
 class Tagger(NamedTuple):
-    """A spaCy pipeline that is installed; no name: none is used."""
+    """An installed spaCy pipeline; an empty name stands for none."""
 
     name: str = ""
-    label: str = "none"  # for the manifest
+    label: str = "none"  # name and version, for the manifest
 
 
 class ObjectHalBench(Benchmark):
@@ -87,11 +93,12 @@ class ObjectHalBench(Benchmark):
             raise ConfigError(
                 f"object_halbench.questions and .annotations must both be set; given: {config}."
             )
-        find_annotations(
-            Path(config.annotations).expanduser()
-        )  # what is missing shows before answers are made
-        self.config, self.judge = config, judge
-        self.cache, self.decoding = cache, decoding  # the latter is recorded in the manifest
+        # A missing file is reported here, before hours of generation.
+        find_annotations(Path(config.annotations).expanduser())
+        self.config = config
+        self.judge = judge
+        self.cache = cache
+        self.decoding = decoding  # recorded in the manifest
         self.vocabulary = ObjectVocabulary.load()
         self.by_judge = config.mode == "judge"
         if self.by_judge:
@@ -105,21 +112,22 @@ class ObjectHalBench(Benchmark):
 
     @cached_property
     def truth(self) -> CocoTruth:
-        """What is in the images."""
+        """The objects in the images, and the images of each scene."""
         truth = load_truth(
             Path(self.config.annotations).expanduser(), self.vocabulary, cache=self.cache
         )
         unknown = [prompt.id for prompt in self.prompts if int(prompt.id) not in truth.objects]
         if unknown:
             raise DataError(
-                f"object_halbench.annotations = {self.config.annotations!r}: no annotations of {len(unknown)} of {len(self.prompts)} "
-                f"images ({', '.join(unknown[:5])}); both train2014's and val2014's files are needed."
+                f"object_halbench.annotations = {self.config.annotations!r}: no annotations of "
+                f"{len(unknown)} of {len(self.prompts)} images ({', '.join(unknown[:5])}); "
+                "both train2014's and val2014's files are needed."
             )
         return truth
 
     @cached_property
     def tagger(self) -> Callable[[str], Iterable[TaggedWord]] | None:
-        """Reads the judge's names; None: nouns by the built-in rules."""
+        """The reader of the judge's names; None reads nouns by the built-in rules."""
         return load_tagger(self.pipeline.name) if self.pipeline.name else None
 
     @property
@@ -128,7 +136,7 @@ class ObjectHalBench(Benchmark):
         return self.by_judge
 
     def requests(self, answers: Sequence[Answer]) -> list[Request]:
-        """To list an answer's objects, for all but the shortest answers."""
+        """Return a request to list the objects of each answer, except the shortest answers."""
         if not self.by_judge:
             return []
         schema = SCHEMA if self.judge.structured else ""
@@ -142,76 +150,78 @@ class ObjectHalBench(Benchmark):
             if not _is_short(answer.text)
         ]
 
-    @staticmethod  # so that it travels to the callers without the images
+    @staticmethod  # so that it is sent to the clients without the images
     def readable(text: str) -> bool:
-        """Whether a judge's reply is a list of names."""
+        """Return whether a judge's reply is a list of names."""
         return parse_objects(text) is not None
 
     def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
-        """Score answers by the objects that they name, and COCO's truth."""
-        named, judged = [], []
+        """Score answers by the objects that they name and COCO's truth."""
+        named: list[Named] = []
+        judged: list[JudgedAnswer] = []
+        known: dict[int, Sequence[tuple[str, str]]] = {}  # mentions by image
         for prompt, answer in zip(self.prompts, in_order(self.prompts, answers), strict=True):
-            said = verdicts.get(answer.id, ())
-            named.append(self.named(answer.text, said))
-            item = self.judge_answer(answer, named[-1], self.truth.objects[int(answer.id)])
-            judged.append(
-                replace(item, group=prompt.question, verdict="\n\n".join(one.text for one in said))
-            )
-        known = {
-            int(item.answer.id): n.mentions
-            for item, n in zip(judged, named, strict=True)
-            if not n.missing
-        }
-        beside: dict[str, Any] = {"over_generalization": over_generalization(self.truth, known)}
+            replies = verdicts.get(answer.id, ())
+            names = self.named(answer.text, replies)
+            item = self.judge_answer(answer, names, self.truth.objects[int(answer.id)])
+            review = "\n\n".join(reply.text for reply in replies)
+            named.append(names)
+            judged.append(replace(item, group=prompt.question, verdict=review))
+            if not names.missing:
+                known[int(answer.id)] = names.mentions
+        extras: dict[str, Any] = {"over_generalization": over_generalization(self.truth, known)}
         if self.by_judge:
-            beside["release_compatible"] = self.release_compatible(judged)
-            beside["judge_models"] = sorted(
-                {one.model for said in verdicts.values() for one in said if one.model}
-            )
+            replies = chain.from_iterable(verdicts.values())
+            extras["release_compatible"] = self.release_compatible(judged)
+            extras["judge_models"] = sorted({reply.model for reply in replies if reply.model})
         if self.by_judge and self.judge.votes > 1:
-            beside["agreement"] = share_unanimous(named)
-        return Scores(MEASURES, tuple(judged), self.manifest(), beside)
+            extras["agreement"] = share_unanimous(named)
+        return Scores(METRICS, tuple(judged), self.manifest(), extras)
 
-    def named(self, answer: str, said: Sequence[Verdict]) -> Named:
-        """What an answer names, by the verdicts on it or by its own words."""
+    def named(self, answer: str, verdicts: Sequence[Verdict]) -> Named:
+        """Return the objects that an answer names, by its verdicts or by its own words."""
         if not self.by_judge:
             return Named(self.vocabulary.mentions(answer))
         if _is_short(answer):
             return Named()
-        return named_by(said, self.vocabulary, read=self.tagger)
+        return named_by(verdicts, self.vocabulary, read=self.tagger)
 
     def judge_answer(self, answer: Answer, named: Named, truth: AbstractSet[str]) -> JudgedAnswer:
-        """One answer's verdict; where what it names is not known, only its length counts."""
+        """Judge one answer; without a verdict only its length counts."""
         words = count_words(answer.text)
         if named.missing:
             return JudgedAnswer(answer, {WORDS.name: Ratio(words, 1)}, missing=named.missing)
-        objects = score_answer(named.mentions, truth)
-        false = {name for _, name in objects.hallucinated}
-        spans = (
-            Span(m.start, m.stop, "object")
-            for m in self.vocabulary.locate(answer.text)
-            if m.object in false
+        score = score_answer(named.mentions, truth)
+        hallucinated = {name for _, name in score.hallucinated}
+        spans = tuple(
+            Span(mention.start, mention.stop, "object")
+            for mention in self.vocabulary.locate(answer.text)
+            if mention.object in hallucinated
         )
-        return JudgedAnswer(answer, chair_parts(objects, words), tuple(spans))
+        return JudgedAnswer(answer, chair_ratios(score, words), spans)
 
     def release_compatible(self, judged: Sequence[JudgedAnswer]) -> dict[str, float | None]:
-        """The rates when an answer without a verdict names nothing."""
-        truth = self.truth.objects
-        mute = [
-            self.judge_answer(i.answer, Named(), truth[int(i.answer.id)]) if i.missing else i
-            for i in judged
-        ]
-        rates = Scores(CHAIR, tuple(mute), {}).rates()
+        """Compute the rates in which an answer without a verdict names nothing."""
+        complete = []
+        for item in judged:
+            truth = self.truth.objects[int(item.answer.id)]
+            complete.append(
+                self.judge_answer(item.answer, Named(), truth) if item.missing else item
+            )
+        rates = Scores(CHAIR, tuple(complete), {}).rates()
         return {metric.name: rates[metric.name] for metric in CHAIR}
 
     def manifest(self) -> dict[str, Any]:
-        """What scores on this benchmark depend on, besides the model."""
-        asked = [(p.id, p.question, hashlib.sha256(p.image).hexdigest()) for p in self.prompts]
+        """Return everything that scores on this benchmark depend on, except the model."""
+        questions = [
+            (prompt.id, prompt.question, hashlib.sha256(prompt.image).hexdigest())
+            for prompt in self.prompts
+        ]
         manifest = {
             "benchmark": self.name,
             "mode": self.config.mode,
             "n": len(self.prompts),
-            "prompts": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+            "prompts": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
             "truth": self.truth.digest(int(prompt.id) for prompt in self.prompts),
             "lemmatizer": self.vocabulary.lemmatizer,
             "decoding": self.decoding,
@@ -219,14 +229,14 @@ class ObjectHalBench(Benchmark):
         if not self.by_judge:
             return manifest
         structured = {"structured": self.judge.structured, "tagger": self.pipeline.label}
-        return manifest | structured | judged_by(self.judge, self.prompt)
+        return manifest | structured | judge_manifest(self.judge, self.prompt)
 
 
 def read_questions(path: Path) -> list[Prompt]:
-    """Read the release's question file; every image must decode.
+    """Read the release's question file and check that every image decodes.
 
     Raises:
-        DataError: names the file, and the line that cannot be used.
+        DataError: the message names the file, and the line that cannot be used.
     """
     try:
         with path.open("rb") as stream:
@@ -237,10 +247,11 @@ def read_questions(path: Path) -> list[Prompt]:
         ) from error
     prompts: dict[str, Prompt] = {}
     for number, line in lines:
-        prompt = _question(line, f"{path}, line {number}")
+        position = f"{path}, line {number}"
+        prompt = _parse_question(line, position)
         if prompt.id in prompts:
             raise DataError(
-                f"{path}, line {number}: image {prompt.id} has a question already; expected one per image."
+                f"{position}: image {prompt.id} has a question already; expected one per image."
             )
         prompts[prompt.id] = prompt
     if not prompts:
@@ -250,48 +261,46 @@ def read_questions(path: Path) -> list[Prompt]:
     return list(prompts.values())
 
 
-def find_tagger(wanted: str) -> Tagger:
-    """The spaCy pipeline to read names with: the one that is wanted, else the release's if it is installed, else none.
+def find_tagger(name: str) -> Tagger:
+    """Find a spaCy pipeline by name or folder.
+
+    Without a name this is the release's pipeline if it is installed, else none.
 
     Raises:
-        ConfigError: the one that is wanted is not installed.
+        ConfigError: the named pipeline is not installed.
     """
-    name = wanted or TAGGER
-    meta = Path(name).expanduser() / "meta.json"
+    package = name or TAGGER
+    meta_file = Path(package).expanduser() / "meta.json"
     try:
-        if meta.is_file():
-            facts = json.loads(meta.read_text())
-            return Tagger(str(meta.parent), f"{facts['lang']}_{facts['name']} {facts['version']}")
-        return Tagger(name, f"{name} {importlib.metadata.version(name)}")
+        if meta_file.is_file():
+            meta = json.loads(meta_file.read_text())
+            label = f"{meta['lang']}_{meta['name']} {meta['version']}"
+            return Tagger(str(meta_file.parent), label)
+        return Tagger(package, f"{package} {importlib.metadata.version(package)}")
     except (importlib.metadata.PackageNotFoundError, ValueError, KeyError) as error:
-        if wanted:
+        if name:
             raise ConfigError(NO_TAGGER.format(name=name, error=repr(error))) from error
     logger.warning("%s is not installed: every word of an object's name counts as a noun", TAGGER)
     return Tagger()
 
 
 def load_tagger(name: str) -> Callable[[str], Iterable[TaggedWord]]:
-    """Load a spaCy pipeline; a text that comes again is not read again.
+    """Load a spaCy pipeline; its reading of a text is cached.
 
     Raises:
-        ConfigError: it cannot be loaded.
+        ConfigError: the pipeline cannot be loaded.
     """
     import spacy  # slow to import
 
     try:
         pipeline = spacy.load(name)
-    except (
-        OSError,
-        ImportError,
-        ValueError,
-        AttributeError,
-        TypeError,
-    ) as error:  # the last two: it is no pipeline
+    except (OSError, ImportError, ValueError, AttributeError, TypeError) as error:
+        # The last two mean that the package is no pipeline.
         raise ConfigError(NO_TAGGER.format(name=name, error=error)) from error
     return functools.cache(lambda text: list(pipeline(text)))
 
 
-def _question(line: bytes, where: str) -> Prompt:
+def _parse_question(line: bytes, position: str) -> Prompt:
     try:
         row = json.loads(line)
         image_id, question, image = (row[name] for name in COLUMNS)
@@ -301,9 +310,9 @@ def _question(line: bytes, where: str) -> Prompt:
         decode_image(data)
         return Prompt(str(coco_id(image_id)), data, question)
     except (ValueError, KeyError, TypeError) as error:
-        what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{where}: {what}. Every line is JSON with {', '.join(COLUMNS)} (base64)."
+            f"{position}: {reason}. Every line is JSON with {', '.join(COLUMNS)} (base64)."
         ) from error
 
 

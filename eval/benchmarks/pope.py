@@ -1,14 +1,19 @@
-"""POPE (arXiv 2305.10355): is there such an object in the image? Yes or no, without a judge.
+"""POPE (arXiv 2305.10355): yes/no questions about objects in COCO images, without a judge.
 
-Half of the objects asked for are there. The others are drawn at random, from the most frequent objects, or from those that come with what is
-in the image: three files, three groups. Facts from github.com/AoiDragon/POPE, `output/coco` and `evaluate.py`:
+Half of the objects in the questions are in the image. The other objects are drawn at random, from
+the most frequent objects, or from those that often occur together with what is in the image. These
+are three files and three groups. Facts from github.com/AoiDragon/POPE, `output/coco` and
+`evaluate.py`:
 
-* a question file has one JSON object on a line, with question_id, image, text and label ("yes" or "no");
-* the question is asked as it stands there. Others append an instruction ("Please answer yes or no."), which makes another benchmark of it;
-* of an answer, the text before the first full stop is read, without commas. If one of its words, split at single spaces, is `No`, `no` or `not`,
-  the answer is no, otherwise it is yes - also "NO!", "isn't" and what answers nothing. Scores follow that rule; how many answers have neither
-  word is kept beside them, and how many it takes for yes although they have a `no` or `not`;
-* yes is the positive class of precision, recall and F1. The pooled rates over all groups are ours, the paper's tables are per group.
+* A line of a question file is a JSON object with question_id, image, text and label (yes or no).
+* The question is asked as it stands in the file. An added instruction ("Please answer yes or no.")
+  makes another benchmark.
+* The text of an answer before the first full stop is read, without commas. If one of its words,
+  split at single spaces, is `No`, `no` or `not`, the answer is no. Otherwise it is yes: also "NO!",
+  "isn't" and an answer to something else. Scores follow this rule. Two counts stand beside them:
+  answers with neither word, and answers read as yes although they hold `no` or `not`.
+* Yes is the positive class of precision, recall and F1. The paper's tables are per group; the
+  pooled rates over all groups are ours.
 """
 
 import hashlib
@@ -29,12 +34,12 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 
 GROUPS = ("random", "popular", "adversarial")
-MEASURES = (
+METRICS = (
     Metric("accuracy", "higher", "answers that are right"),
-    Metric("precision", "higher", "right ones, of the answers yes"),
-    Metric("recall", "higher", "answered yes, of the objects that are there"),
+    Metric("precision", "higher", "right answers, of the answers yes"),
+    Metric("recall", "higher", "answered yes, of the objects in the images"),
     Metric("f1", "higher", "harmonic mean of precision and recall", is_proportion=False),
-    Metric("yes_rate", "", "answers yes; half of the objects are there"),
+    Metric("yes_rate", "", "answers yes; half of the objects are in the images"),
     WORDS,
 )
 
@@ -45,37 +50,38 @@ class Question(NamedTuple):
     id: str
     image: str
     text: str
-    there: bool
+    present: bool  # whether the object is in the image
     group: str
 
 
 def reads_yes(answer: str) -> bool:
-    """Read an answer by the official rule.
+    """Return whether an answer is yes by the official rule.
 
     Example:
-        >>> [reads_yes(answer) for answer in ("Yes, there is.", "No, there is not.", "There is no dog", "There isn't.", "NO!")]
-        [True, False, False, True, True]
+        >>> [reads_yes(answer) for answer in ("Yes, there is.", "No, there is not.")]
+        [True, False]
+        >>> [reads_yes(answer) for answer in ("There is no dog", "There isn't.", "NO!")]
+        [False, True, True]
     """
-    return not {"No", "no", "not"} & set(answer.split(".")[0].replace(",", "").split(" "))
+    words = _first_sentence(answer).replace(",", "").split(" ")
+    return not {"No", "no", "not"} & set(words)
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Read a question file; its group is the end of its name.
+    """Read a question file; the end of its name is the group of its questions.
 
     Raises:
-        DataError: names the file, and the question that cannot be used.
+        DataError: the message names the file, and the question that cannot be used.
     """
     group = next((name for name in GROUPS if path.stem.endswith(name)), path.stem)
-    where = f"pope.questions, {path.name}"
-    rows = read_json_rows(path, ("question_id", "image", "text", "label"), what=where)
-    return [
-        _question(row, name, group, where)
-        for name, row in index_by(rows, "question_id", what=where).items()
-    ]
+    source = f"pope.questions, {path.name}"
+    rows = read_json_rows(path, ("question_id", "image", "text", "label"), what=source)
+    by_id = index_by(rows, "question_id", what=source)
+    return [_parse_question(row, name, group, source) for name, row in by_id.items()]
 
 
 class POPE(Benchmark):
-    """The question files that are in a folder, or one such file."""
+    """The question files in a folder, or one such file."""
 
     name = "pope"
 
@@ -87,18 +93,15 @@ class POPE(Benchmark):
     def files(self) -> list[Path]:
         """The question files, in the order of `GROUPS`."""
         source = Path(self.config.questions).expanduser()
-        paths = (
-            [source]
-            if source.is_file()
-            else [source / f"coco_pope_{group}.json" for group in GROUPS]
-        )
-        there = [path for path in paths if path.is_file()] if self.config.questions else []
-        if not there:
+        names = [f"coco_pope_{group}.json" for group in GROUPS]
+        paths = [source] if source.is_file() else [source / name for name in names]
+        existing = [path for path in paths if path.is_file()] if self.config.questions else []
+        if not existing:
             raise DataError(
-                f"pope.questions = {self.config.questions!r}: expected one of POPE's question files, or a folder with at least one "
-                f"of {', '.join(f'coco_pope_{group}.json' for group in GROUPS)}"
+                f"pope.questions = {self.config.questions!r}: expected one of POPE's question "
+                f"files, or a folder with at least one of {', '.join(names)}"
             )
-        return there
+        return existing
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -115,73 +118,69 @@ class POPE(Benchmark):
         ]
 
     def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
-        """Judge answers, one per prompt."""
+        """Score answers, one per prompt."""
         ordered = in_order(self.prompts, answers)
-        judged = tuple(
-            judge(answer, question)
-            for answer, question in zip(ordered, self.questions, strict=True)
-        )
-        sentences = [answer.text.split(".")[0].lower() for answer in ordered]
-        beside = {
-            "neither_yes_nor_no": sum(
-                not re.search(r"\b(yes|no|not)\b", sentence) for sentence in sentences
-            ),
-            "yes_despite_no": sum(
-                reads_yes(answer.text) and bool(re.search(r"\b(no|not)\b", sentence))
-                for answer, sentence in zip(ordered, sentences, strict=True)
-            ),
-        }
-        return Scores(MEASURES, judged, self.manifest(), beside)
+        judged = tuple(map(judge, ordered, self.questions))
+        neither = 0
+        yes_despite_no = 0
+        for answer in ordered:
+            sentence = _first_sentence(answer.text).lower()
+            neither += not re.search(r"\b(yes|no|not)\b", sentence)
+            has_no = bool(re.search(r"\b(no|not)\b", sentence))
+            yes_despite_no += has_no and reads_yes(answer.text)
+        extras = {"neither_yes_nor_no": neither, "yes_despite_no": yes_despite_no}
+        return Scores(METRICS, judged, self.manifest(), extras)
 
     def manifest(self) -> dict[str, Any]:
-        """What scores on this benchmark depend on, besides the model."""
-        images = {name: hashlib.sha256(data).hexdigest() for name, data in self._images.items()}
+        """Return everything that scores on this benchmark depend on, except the model."""
+        contents: dict[str, bytes] = {}
+        for question, prompt in zip(self.questions, self.prompts, strict=True):
+            contents[question.image] = prompt.image
+        images = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
         digest = hashlib.sha256()
         for question in self.questions:
             digest.update(json.dumps([*question, images[question.image]]).encode())
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.files}
         return {
             "benchmark": self.name,
             "prompts": digest.hexdigest(),
-            "files": {
-                path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.files
-            },
+            "files": files,
             "n": len(self.questions),
             "decoding": self.decoding,
             "reading": "first sentence, no or not",
         }
 
-    @property
-    def _images(self) -> dict[str, bytes]:
-        return {
-            question.image: prompt.image
-            for question, prompt in zip(self.questions, self.prompts, strict=True)
-        }
-
 
 def judge(answer: Answer, question: Question) -> JudgedAnswer:
-    """One answer's verdict.
+    """Judge one answer.
 
     Example:
-        >>> judge(Answer("random-1", "?", "No."), Question("random-1", "a.jpg", "?", True, "random")).ratios["recall"]
+        >>> question = Question("random-1", "a.jpg", "?", present=True, group="random")
+        >>> judge(Answer("random-1", "?", "No."), question).ratios["recall"]
         Ratio(numerator=0, denominator=1)
     """
-    said = reads_yes(answer.text)
-    hit = int(said and question.there)
-    parts = {
-        "accuracy": Ratio(int(said == question.there), 1),
-        "precision": Ratio(hit, int(said)),
-        "recall": Ratio(hit, int(question.there)),
-        "f1": Ratio(2 * hit, said + question.there),
-        "yes_rate": Ratio(int(said), 1),
+    says_yes = reads_yes(answer.text)
+    hit = int(says_yes and question.present)
+    ratios = {
+        "accuracy": Ratio(int(says_yes == question.present), 1),
+        "precision": Ratio(hit, int(says_yes)),
+        "recall": Ratio(hit, int(question.present)),
+        "f1": Ratio(2 * hit, says_yes + question.present),
+        "yes_rate": Ratio(int(says_yes), 1),
         WORDS.name: Ratio(count_words(answer.text), 1),
     }
-    return JudgedAnswer(answer, parts, group=question.group)
+    return JudgedAnswer(answer, ratios, group=question.group)
 
 
-def _question(row: JsonRow, number: str, group: str, where: str) -> Question:
+def _first_sentence(answer: str) -> str:
+    return answer.split(".")[0]
+
+
+def _parse_question(row: JsonRow, number: str, group: str, source: str) -> Question:
     image, text, label = row["image"], row["text"], row["label"]
     if label not in ("yes", "no") or not isinstance(image, str) or not isinstance(text, str):
         raise DataError(
-            f"{where}, question_id {number}: label {label!r}, image {image!r}, text {text!r}; expected yes or no, and two strings."
+            f"{source}, question_id {number}: label {label!r}, image {image!r}, text {text!r}; "
+            "expected yes or no, and two strings."
         )
     return Question(f"{group}-{number}", image, text, label == "yes", group)

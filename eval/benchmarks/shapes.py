@@ -1,8 +1,14 @@
-"""The shapes benchmark: CHAIR on COCO-format annotations, and the exact truth about colours, corners and numbers."""
+"""The shapes benchmark: CHAIR, and the exact truth about colours, corners and numbers.
+
+CHAIR is computed on COCO-format annotations. The scenes say which colours, corners and numbers in
+an answer are wrong, and which phrases name an object a second time, which CHAIR does not see.
+"""
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +23,9 @@ from eval.benchmarks.contract import (
     Ratio,
     Scores,
     Span,
-    chair_parts,
+    chair_ratios,
     in_order,
-    judged_by,
+    judge_manifest,
 )
 from eval.chair import ObjectVocabulary, count_words, ground_truth, score_answer
 from eval.config import JudgeConfig
@@ -33,11 +39,10 @@ from eval.judge.objects import (
     share_unanimous,
 )
 from eval.judge.prompts import JudgePrompt
-from eval.over_generalization import CocoTruth, over_generalization
-from eval.over_generalization import SceneType as CocoScene
+from eval.over_generalization import CocoTruth, SceneType, over_generalization
 from rlhfv_ray.endpoint.records import Request, Verdict
 from rlhfv_ray.records import Answer, Prompt
-from rlhfv_ray.shapes.annotator import mistakes
+from rlhfv_ray.shapes.annotator import Mistake, mistakes
 from rlhfv_ray.shapes.captions import QUESTIONS, read_phrases
 from rlhfv_ray.shapes.scenes import TYPICAL, Scene
 from rlhfv_ray.shapes.world import SYNONYMS, read_scenes
@@ -47,15 +52,15 @@ DETAILS = {
     "position": "wrong_positions",
     "number": "wrong_numbers",
 }
-MEASURES = (
+METRICS = (
     *CHAIR,
     Metric(
         "repeated_objects",
         "lower",
-        "phrases that name an object of the picture a second time, of those that name one",
+        "phrases that name an object in the picture again, of those that name such an object",
     ),
     *(
-        Metric(name, "lower", "of the phrases about objects that are there")
+        Metric(name, "lower", "wrong ones, of the phrases about objects in the picture")
         for name in sorted(DETAILS.values())
     ),
     WORDS,
@@ -70,12 +75,12 @@ class ShapesBenchmark(Benchmark):
     def __init__(
         self, folder: Path, *, decoding: dict[str, Any], judge: JudgeConfig | None = None
     ) -> None:
-        self.folder, self.by = folder, judge  # a judge, or the answers' own words
+        self.folder = folder
+        self.judge_config = judge  # None: the answers' own words are read
         self.prompt = JudgePrompt.load(judge.prompt if judge else "", default=PROMPT, fields=FIELDS)
         self.decoding = decoding  # recorded in the manifest
-        self.vocabulary = ObjectVocabulary.load(
-            SYNONYMS, lemmatizer="builtin"
-        )  # the same on every machine
+        # The built-in lemmatiser is the same on every machine.
+        self.vocabulary = ObjectVocabulary.load(SYNONYMS, lemmatizer="builtin")
 
     @property
     def prompts_id(self) -> str:
@@ -101,26 +106,25 @@ class ShapesBenchmark(Benchmark):
 
     @cached_property
     def truth(self) -> dict[int, set[str]]:
-        """Objects in each picture: annotated, or mentioned in its captions."""
+        """The objects in each picture: annotated, or mentioned in its captions."""
         names = {category["id"]: category["name"] for category in self.instances["categories"]}
         instances = [
             (item["image_id"], names[item["category_id"]]) for item in self.instances["annotations"]
         ]
-        captions = json.loads((self.folder / "captions.json").read_text())["annotations"]
-        return ground_truth(
-            instances, [(item["image_id"], item["caption"]) for item in captions], self.vocabulary
-        )
+        annotations = json.loads((self.folder / "captions.json").read_text())["annotations"]
+        captions = [(item["image_id"], item["caption"]) for item in annotations]
+        return ground_truth(instances, captions, self.vocabulary)
 
     @property
     def judged(self) -> bool:
         """Whether a judge lists the objects."""
-        return self.by is not None
+        return self.judge_config is not None
 
     def requests(self, answers: Sequence[Answer]) -> list[Request]:
-        """To list an answer's objects, where a judge does that."""
-        if self.by is None:
+        """Return the requests to list each answer's objects, if a judge is configured."""
+        if self.judge_config is None:
             return []
-        schema = SCHEMA if self.by.structured else ""
+        schema = SCHEMA if self.judge_config.structured else ""
         return [
             Request(
                 answer.id,
@@ -132,93 +136,98 @@ class ShapesBenchmark(Benchmark):
 
     @staticmethod
     def readable(text: str) -> bool:
-        """Whether a judge's reply is a list of names."""
+        """Return whether a judge's reply is a list of names."""
         return parse_objects(text) is not None
 
     def oracle(self, answers: Sequence[Answer]) -> Callable[[Request], str]:
-        """The world reads answers itself."""
+        """Return a judge that lists the objects by the vocabulary."""
         texts = {answer.id: answer.text for answer in answers}
-        return lambda request: json.dumps(
-            [m.word for m in self.vocabulary.locate(texts[request.id])]
-        )
+
+        def reply(request: Request) -> str:
+            mentions = self.vocabulary.locate(texts[request.id])
+            return json.dumps([mention.word for mention in mentions])
+
+        return reply
 
     def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
-        """Judge answers, one per prompt."""
+        """Score answers, one per prompt."""
         ordered = in_order(self.prompts, answers)
         scenes = {str(scene.id): scene for scene in read_scenes(self.folder)}
-        said = {answer.id: verdicts.get(answer.id, ()) for answer in ordered}
-        named = [self.named(answer.text, said[answer.id]) for answer in ordered]
-        judged = [
-            self.judge(a, scenes[a.id], names) for a, names in zip(ordered, named, strict=True)
-        ]
-        kept = (
-            replace(one, verdict="\n\n".join(v.text for v in said[one.answer.id])) for one in judged
-        )
-        beside: dict[str, Any] = {"over_generalization": self.over_generalization(ordered, named)}
-        if self.by and self.by.votes > 1:
-            beside["agreement"] = share_unanimous(named)
-        return Scores(MEASURES, tuple(kept), self.manifest(), beside)
+        named: list[Named] = []
+        judged: list[JudgedAnswer] = []
+        for answer in ordered:
+            replies = verdicts.get(answer.id, ())
+            names = self.named(answer.text, replies)
+            item = self.judge(answer, scenes[answer.id], names)
+            named.append(names)
+            judged.append(replace(item, verdict="\n\n".join(reply.text for reply in replies)))
+        extras: dict[str, Any] = {"over_generalization": self.over_generalization(ordered, named)}
+        if self.judge_config and self.judge_config.votes > 1:
+            extras["agreement"] = share_unanimous(named)
+        return Scores(METRICS, tuple(judged), self.manifest(), extras)
 
     def over_generalization(
         self, answers: Sequence[Answer], named: Sequence[Named]
     ) -> dict[str, Any]:
-        """How much oftener a setting's typical shapes are hallucinated in that setting than anywhere."""
+        """Compare how often a setting's typical shapes are hallucinated inside it and overall."""
         settings: dict[str, set[int]] = {}
         for scene in read_scenes(self.folder):
             settings.setdefault(scene.setting, set()).add(scene.id)
-        typical = {
-            name: CocoScene(TYPICAL[name], frozenset(images))
-            for name, images in sorted(settings.items())
+        types = {
+            name: SceneType(TYPICAL[name], frozenset(settings[name])) for name in sorted(settings)
         }
-        truth = CocoTruth(
-            {image: frozenset(objects) for image, objects in self.truth.items()}, typical
-        )
-        known = {
-            int(a.id): some.mentions
-            for a, some in zip(answers, named, strict=True)
-            if not some.missing
+        objects = {image: frozenset(names) for image, names in self.truth.items()}
+        mentions = {
+            int(answer.id): names.mentions
+            for answer, names in zip(answers, named, strict=True)
+            if not names.missing
         }
-        return over_generalization(truth, known)
+        return over_generalization(CocoTruth(objects, types), mentions)
 
-    def named(self, answer: str, said: Sequence[Verdict]) -> Named:
-        """What an answer names, by the verdicts on it or by its own words."""
-        return (
-            named_by(said, self.vocabulary) if self.by else Named(self.vocabulary.mentions(answer))
-        )
+    def named(self, answer: str, verdicts: Sequence[Verdict]) -> Named:
+        """Return the objects that an answer names, by its verdicts or by its own words."""
+        if self.judge_config:
+            return named_by(verdicts, self.vocabulary)
+        return Named(self.vocabulary.mentions(answer))
 
     def judge(self, answer: Answer, scene: Scene, named: Named | None = None) -> JudgedAnswer:
-        """One answer's verdict: objects by CHAIR; by the scene, colours, corners and numbers of the objects that are there, and how
-        many of the phrases about them name one a second time, which CHAIR does not see.
+        """Judge one answer: objects by CHAIR, all else by the scene.
+
+        The rates of wrong colours, corners and numbers are over phrases about objects in the
+        picture. The rate of repeated objects is over the same phrases and their repetitions.
         """
-        named, words = named or self.named(answer.text, ()), count_words(answer.text)
+        named = named or self.named(answer.text, ())
+        words = count_words(answer.text)
         if named.missing:
             return JudgedAnswer(answer, {WORDS.name: Ratio(words, 1)}, missing=named.missing)
         truth = self.truth[scene.id]
-        objects = score_answer(named.mentions, truth)
-        false = {name for _, name in objects.hallucinated}
-        found = mistakes(scene, answer.text)
-        wrong = [Span(mistake.start, mistake.stop, mistake.kind) for mistake in found]
-        covered = {position for span in wrong for position in range(span.start, span.stop)}
-        # Named outside the grammar.
-        loose = [
-            m
-            for m in self.vocabulary.locate(answer.text)
-            if m.object in false and m.start not in covered
-        ]
-        spans = tuple(sorted([*wrong, *(Span(m.start, m.stop, "object") for m in loose)]))
-        present = sum(said.shape in truth for said, _ in read_phrases(answer.text))
-        repeated = sum(
-            mistake.kind == "object" and mistake.said.shape in truth for mistake in found
-        )
-        parts = {
-            name: Ratio(sum(m.kind == kind for m in found), present - repeated)
-            for kind, name in DETAILS.items()
-        }
-        parts["repeated_objects"] = Ratio(repeated, present)
-        return JudgedAnswer(answer, chair_parts(objects, words) | parts, spans)
+        score = score_answer(named.mentions, truth)
+        errors = mistakes(scene, answer.text)
+        present = sum(group.shape in truth for group, _ in read_phrases(answer.text))
+        repeated = sum(error.kind == "object" and error.said.shape in truth for error in errors)
+        counts = Counter(error.kind for error in errors)
+        ratios = chair_ratios(score, words)
+        for kind, name in DETAILS.items():
+            ratios[name] = Ratio(counts[kind], present - repeated)
+        ratios["repeated_objects"] = Ratio(repeated, present)
+        hallucinated = {name for _, name in score.hallucinated}
+        return JudgedAnswer(answer, ratios, self._spans(answer.text, errors, hallucinated))
+
+    def _spans(
+        self, text: str, errors: Sequence[Mistake], hallucinated: AbstractSet[str]
+    ) -> tuple[Span, ...]:
+        """Locate the wrong phrases, and hallucinated objects that are named outside a phrase."""
+        spans = [Span(error.start, error.stop, error.kind) for error in errors]
+        covered: set[int] = set()
+        for span in spans:
+            covered.update(range(span.start, span.stop))
+        for mention in self.vocabulary.locate(text):
+            if mention.object in hallucinated and mention.start not in covered:
+                spans.append(Span(mention.start, mention.stop, "object"))
+        return tuple(sorted(spans))
 
     def manifest(self) -> dict[str, Any]:
-        """What scores on this benchmark depend on, besides the model."""
+        """Return everything that scores on this benchmark depend on, except the model."""
         digest = hashlib.sha256()
         for prompt in self.prompts:
             digest.update(f"{prompt.id}\n{prompt.question}\n".encode() + prompt.image)
@@ -227,7 +236,7 @@ class ShapesBenchmark(Benchmark):
             "prompts": digest.hexdigest(),
             "n": len(self.prompts),
             "decoding": self.decoding,
-            "mode": "judge" if self.by else "rule",
+            "mode": "judge" if self.judge_config else "rule",
             "lemmatizer": self.vocabulary.lemmatizer,
-            **(judged_by(self.by, self.prompt) if self.by else {}),
+            **(judge_manifest(self.judge_config, self.prompt) if self.judge_config else {}),
         }

@@ -1,8 +1,9 @@
-"""Lemmas: from an inflected noun back to its singular, with WordNet or without.
+"""Lemmas: from an inflected noun to its singular, with WordNet or without.
 
-The release reads words with NLTK's WordNet 3.0 lemmatiser. Its data is a download of its own, so a small built-in
-lemmatiser stands in where it is absent: WordNet's detachment rules for nouns (manual page morphy(7WN)), with the
-words of the vocabulary at hand as the dictionary. On the COCO vocabulary both give the same lemmas.
+The release reads words with NLTK's WordNet 3.0 lemmatiser, whose data is a separate download.
+Without the data, a small built-in lemmatiser is used. It applies WordNet's detachment rules for
+nouns (manual page morphy(7WN)), with the words of the given vocabulary as its dictionary. On the
+COCO vocabulary both give the same lemmas.
 """
 
 import logging
@@ -15,75 +16,80 @@ logger = logging.getLogger(__name__)
 
 LemmatizerName = Literal["wordnet", "builtin"]
 
-_SUFFIXES = (
-    *(("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z")),
-    *(("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y")),
+_SUFFIXES = (  # (ending, replacement)
+    ("s", ""),
+    ("ses", "s"),
+    ("ves", "f"),
+    ("xes", "x"),
+    ("zes", "z"),
+    ("ches", "ch"),
+    ("shes", "sh"),
+    ("men", "man"),
+    ("ies", "y"),
 )
-# The last line is WordNet's own reading of three plurals: it knows "men" (the workforce) and "vas" (the duct), so the
-# release counts neither "men" nor "vases". Kept, so that both lemmatisers give one score.
 _IRREGULAR = {
-    **{
-        "children": "child",
-        "grandchildren": "grandchild",
-        "brethren": "brother",
-        "oxen": "ox",
-        "busses": "bus",
-    },
-    **{
-        "geese": "goose",
-        "mice": "mouse",
-        "knives": "knife",
-        "pocketknives": "pocketknife",
-        "taxies": "taxi",
-    },
-    **{"buffaloes": "buffalo", "flamingoes": "flamingo"},
-    **{"men": "men", "vases": "vas", "sports": "sport"},
+    "children": "child",
+    "grandchildren": "grandchild",
+    "brethren": "brother",
+    "oxen": "ox",
+    "busses": "bus",
+    "geese": "goose",
+    "mice": "mouse",
+    "knives": "knife",
+    "pocketknives": "pocketknife",
+    "taxies": "taxi",
+    "buffaloes": "buffalo",
+    "flamingoes": "flamingo",
+    # WordNet's own reading of three plurals. It knows "men" (the workforce) and "vas" (the duct),
+    # so the release counts neither "men" nor "vases". Both lemmatisers must give the same score.
+    "men": "men",
+    "vases": "vas",
+    "sports": "sport",
 }
-# Nouns of the COCO vocabulary that WordNet 3.0 lacks: the release counts their singular alone.
+# Nouns of the COCO vocabulary that WordNet 3.0 lacks: the release counts only their singular.
 _NOT_IN_WORDNET = {
-    *(
-        "biker",
-        "bluejay",
-        "brindle",
-        "children",
-        "coworker",
-        "firetruck",
-        "glas",
-        "hairdryer",
-        "lenovo",
-        "longboard",
-    ),
-    *(
-        "macbook",
-        "netbook",
-        "paddleboat",
-        "pitbull",
-        "riverboat",
-        "sailboard",
-        "shortboard",
-        "skimboard",
-        "smartphone",
-    ),
-    *("solider", "stovetop", "teddybear", "televison"),
+    "biker",
+    "bluejay",
+    "brindle",
+    "children",
+    "coworker",
+    "firetruck",
+    "glas",
+    "hairdryer",
+    "lenovo",
+    "longboard",
+    "macbook",
+    "netbook",
+    "paddleboat",
+    "pitbull",
+    "riverboat",
+    "sailboard",
+    "shortboard",
+    "skimboard",
+    "smartphone",
+    "solider",
+    "stovetop",
+    "teddybear",
+    "televison",
 }
 
 
-def choose_lemmatizer(wanted: LemmatizerName | None = None) -> LemmatizerName:
-    """Pick WordNet if its data is there, else the built-in lemmatiser, unless one is asked for by name.
+def choose_lemmatizer(name: LemmatizerName | None = None) -> LemmatizerName:
+    """Return the named lemmatiser; without a name, WordNet if its data exists, else the built-in.
 
     Raises:
-        ConfigError: the name is unknown, or WordNet was asked for and is not installed.
+        ConfigError: the name is unknown, or it is WordNet and WordNet is not installed.
     """
-    if wanted not in (None, "wordnet", "builtin"):
-        raise ConfigError(f"unknown lemmatizer {wanted!r}; allowed: 'wordnet', 'builtin'")
-    if wanted == "builtin":
+    if name not in (None, "wordnet", "builtin"):
+        raise ConfigError(f"unknown lemmatizer {name!r}; allowed: 'wordnet', 'builtin'")
+    if name == "builtin":
         return "builtin"
     try:
         from nltk.corpus import wordnet  # optional, and slow to import
 
         wordnet.ensure_loaded()
     except (ImportError, LookupError) as error:
-        if wanted == "wordnet":
+        if name == "wordnet":
             raise ConfigError(
                 "lemmatizer 'wordnet': NLTK or its WordNet is not installed here; run "
                 "`python -m nltk.downloader wordnet`, or choose 'builtin'"
@@ -94,24 +100,25 @@ def choose_lemmatizer(wanted: LemmatizerName | None = None) -> LemmatizerName:
 
 
 def wordnet_lemma(word: str) -> str:
-    """Give the shortest noun lemma WordNet knows for `word`; an unknown word stays as it is."""
+    """Return the shortest noun lemma of a word in WordNet; an unknown word is its own lemma."""
     from nltk.stem import WordNetLemmatizer  # optional, and slow to import
 
     return WordNetLemmatizer().lemmatize(word)
 
 
 def builtin_lemma(word: str, known: AbstractSet[str]) -> str:
-    """Give the shortest form of `word` among the known nouns; an unknown word stays as it is.
+    """Return the shortest form of a word among the known nouns; an unknown word is its own lemma.
 
     Example:
-        >>> [builtin_lemma(word, {"bus", "bench", "hobby"}) for word in ("bus", "benches", "hobbies", "pens")]
+        >>> nouns = {"bus", "bench", "hobby"}
+        >>> [builtin_lemma(word, nouns) for word in ("bus", "benches", "hobbies", "pens")]
         ['bus', 'bench', 'hobby', 'pens']
     """
     if word in _IRREGULAR:
         return _IRREGULAR[word]
-    forms = [word, *(word.removesuffix(old) + new for old, new in _SUFFIXES if word.endswith(old))]
-    return min(
-        (form for form in forms if form in known and form not in _NOT_IN_WORDNET),
-        key=len,
-        default=word,
-    )
+    forms = [word]
+    for ending, replacement in _SUFFIXES:
+        if word.endswith(ending):
+            forms.append(word.removesuffix(ending) + replacement)
+    nouns = [form for form in forms if form in known and form not in _NOT_IN_WORDNET]
+    return min(nouns, key=len, default=word)

@@ -1,7 +1,8 @@
-"""Nouns of a text, and which words mean nearly the same, with what is installed.
+"""The nouns of a text, and which words mean nearly the same, as AMBER's code reads answers.
 
-With NLTK's tagger and WordNet's lemmas, and spaCy's vectors, as AMBER's code reads answers. Without the tagger every word but `NO_NOUNS` counts
-as a noun, and without the vectors nothing is near but equal words. Both change scores: `NounReader` says what was used.
+AMBER uses NLTK's tagger, WordNet's lemmas and spaCy's vectors. Without the tagger, every word but
+`NO_NOUNS` counts as a noun. Without the vectors, only equal words are near. Both change scores, so
+`NounReader` states what was used.
 """
 
 import logging
@@ -13,19 +14,17 @@ from typing import Any, NamedTuple
 
 from eval.words.lemmas import builtin_lemma, choose_lemmatizer, wordnet_lemma
 
-NEAR = 0.8
+NEAR = 0.8  # two words are near if their similarity is above
 VECTORS = "en_core_web_lg"
-NO_NOUNS = {
-    "can",
-    "hot",
-}  # known to AMBER as nouns; without a tagger, every "can be seen" would name a can
+# AMBER knows them as nouns. Without a tagger, every "can be seen" would name a can.
+NO_NOUNS = {"can", "hot"}
 _WORD = re.compile(r"\w+(?:-\w+)*")
 
 logger = logging.getLogger(__name__)
 
 
 class Noun(NamedTuple):
-    """A lemma, and where its word stands: `text[start:stop]`."""
+    """A lemma and the position of its word: `text[start:stop]`."""
 
     lemma: str
     start: int
@@ -33,46 +32,51 @@ class Noun(NamedTuple):
 
 
 def nearness(read: Callable[[str], Any]) -> Callable[[str, str], bool]:
-    """Tell near words by the vectors of what `read` makes of them, spaCy's `Doc`s."""
+    """Return a test for near words, by the vectors of the spaCy `Doc`s that `read` returns."""
     docs = cache(read)
-    return cache(lambda one, other: one == other or docs(one).similarity(docs(other)) > NEAR)
+
+    def near(word: str, target: str) -> bool:
+        return word == target or docs(word).similarity(docs(target)) > NEAR
+
+    return cache(near)
 
 
 class NounReader:
-    """Finds the nouns of an answer, and tells which are near, with what is installed."""
+    """Finds the known nouns of an answer and compares words, with the tools that are installed."""
 
     def __init__(self, known: AbstractSet[str]) -> None:
         import spacy  # slow to import
 
         self.known = known
         self.lemmatizer = choose_lemmatizer()
-        self.tagger = "nltk" if _tagger_there() else "none"
-        self.vectors, self.near = "none", str.__eq__
+        self.tagger = "nltk" if _has_tagger() else "none"
+        self.vectors = "none"
+        self.near = str.__eq__
         if spacy.util.is_package(VECTORS):
-            nlp = spacy.load(VECTORS)
-            self.vectors, self.near = f"{VECTORS} {nlp.meta['version']}", nearness(nlp.make_doc)
+            pipeline = spacy.load(VECTORS)
+            self.vectors = f"{VECTORS} {pipeline.meta['version']}"
+            self.near = nearness(pipeline.make_doc)
         if "none" in (self.tagger, self.vectors):
             logger.warning(
-                "AMBER: tagger %s, vectors %s; scores are a variant of their own",
+                "AMBER: tagger %s, vectors %s; scores are a variant, not comparable with others",
                 self.tagger,
                 self.vectors,
             )
 
     def mentions(self, text: str) -> list[Noun]:
-        """The nouns of a text that are known, in its order, repeats kept."""
+        """Return the known nouns of a text, in its order, repeats kept."""
         words = _tagged_nouns(text) if self.tagger == "nltk" else _all_words(text)
         nouns = [Noun(self._lemma(word), start, start + len(word)) for word, start in words]
         return [noun for noun in nouns if noun.lemma in self.known]
 
-    def _lemma(
-        self, word: str
-    ) -> str:  # capitals are kept, as the code does: "TV" is known, "Trees" is not
-        return (
-            wordnet_lemma(word) if self.lemmatizer == "wordnet" else builtin_lemma(word, self.known)
-        )
+    def _lemma(self, word: str) -> str:
+        # Capitals are kept, as in AMBER's code: "TV" is known, "Trees" is not.
+        if self.lemmatizer == "wordnet":
+            return wordnet_lemma(word)
+        return builtin_lemma(word, self.known)
 
 
-def _tagger_there() -> bool:
+def _has_tagger() -> bool:
     try:
         _tagged_nouns("a dog")
     except (ImportError, LookupError):
@@ -81,22 +85,21 @@ def _tagger_there() -> bool:
 
 
 def _tagged_nouns(text: str) -> list[tuple[str, int]]:
+    """Return the words that NLTK tags as nouns, with their positions."""
     import nltk  # its data is optional, and it is slow to import
 
-    found, cursor = list[tuple[str, int]](), 0
+    nouns: list[tuple[str, int]] = []
+    cursor = 0
     for word, tag in nltk.pos_tag(nltk.word_tokenize(text)):
-        start = max(
-            text.find(word, cursor), cursor
-        )  # the tokeniser spells quotation marks in another way
-        cursor = start + len(word) if text.startswith(word, start) and word[0].isalnum() else cursor
+        # The tokeniser rewrites quotation marks, so a token may be absent from the text.
+        start = max(text.find(word, cursor), cursor)
+        if text.startswith(word, start) and word[0].isalnum():
+            cursor = start + len(word)
         if tag.startswith("NN"):
-            found.append((word, start))
-    return found
+            nouns.append((word, start))
+    return nouns
 
 
 def _all_words(text: str) -> list[tuple[str, int]]:
-    return [
-        (word.group(), word.start())
-        for word in _WORD.finditer(text)
-        if word.group() not in NO_NOUNS
-    ]
+    matches = [match for match in _WORD.finditer(text) if match.group() not in NO_NOUNS]
+    return [(match.group(), match.start()) for match in matches]

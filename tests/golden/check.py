@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from eval.benchmarks.llava_bench import parse_score_pair, relative_scores
-from eval.benchmarks.mmhal_bench import informed, mmhal_scores, release_rating
+from eval.benchmarks.mmhal_bench import mmhal_scores, rating_informativeness, release_rating
 from eval.chair import ObjectVocabulary, chair_scores, count_words, ground_truth, score_answer
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.logps import IGNORED, segment_weights, token_logps, weighted_logps
@@ -225,7 +225,7 @@ def compare_mmhal(golden: Mapping[str, Any], comparison: Comparison) -> None:
     reviews = section(golden, "reviews")
     scores = mmhal_scores(reviews, release_compatible=True)
     ours = {
-        "informativeness_each": [informed(release_rating(review)) for review in reviews],
+        "informativeness_each": [rating_informativeness(release_rating(review)) for review in reviews],
         "informativeness": scores.informativeness,
         "average_score": two_decimals(scores.average_score),
         "hallucination_rate": two_decimals(scores.hallucination_rate),

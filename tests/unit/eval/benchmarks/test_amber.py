@@ -338,7 +338,7 @@ def test_manifest_follows_what_scores_depend_on(tmp_path: Path) -> None:
         ({"relation": {"dog": "cat"}}, r"relation\.json: expected a JSON object of lists"),
         (
             {"annotations": NOTES[1:5]},
-            r"annotations\.json: nothing about 4 of 8 questions, ids 1, 6, 7, 8",
+            r"annotations\.json: no row for 4 of 8 questions, ids 1, 6, 7, 8",
         ),
         (
             {"annotations": [*NOTES, NOTES[0] | {"truth": []}]},

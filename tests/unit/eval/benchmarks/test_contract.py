@@ -15,7 +15,7 @@ from eval.benchmarks.contract import (
     Ratio,
     Scores,
     Span,
-    chair_parts,
+    chair_ratios,
     check_comparable,
     compare,
     in_order,
@@ -41,7 +41,7 @@ def judged(
     mentions: int, hallucinated: int, named: int, true: int, **details: Ratio
 ) -> JudgedAnswer:
     objects = AnswerScore(mentions, CAT * hallucinated, named, true)
-    return JudgedAnswer(Answer("0", "?", ""), chair_parts(objects, 5) | details)
+    return JudgedAnswer(Answer("0", "?", ""), chair_ratios(objects, 5) | details)
 
 
 def scores(*answers: JudgedAnswer, **manifest: object) -> Scores:

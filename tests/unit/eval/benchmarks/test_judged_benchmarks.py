@@ -27,7 +27,7 @@ def test_mmhal_scores_are_the_releases() -> None:
     """Catches: another reading of reviews, types in another order, informativeness on another scale."""
     golden = GOLDEN["mmhal"]
     scores = mmhal_scores(golden["reviews"], release_compatible=True)
-    assert scores.hallucinating.denominator == 96
+    assert scores.hallucinated.denominator == 96
     assert f"{scores.average_score:.2f}" == golden["average_score"]
     assert f"{scores.hallucination_rate:.2f}" == golden["hallucination_rate"]
     assert (
@@ -48,9 +48,9 @@ def test_mmhal_ratings_that_the_release_takes_for_0_are_read_or_missing() -> Non
     assert apart == sorted([*((f"Rating:{n}", n) for n in (4, 1, 2)), *unclear], key=str)
     ours, theirs = (mmhal_scores(reviews, release_compatible=flag) for flag in (False, True))
     assert ours.unparsed == theirs.unparsed == len(unclear) == 8
-    assert ours.hallucinating.denominator == 88
+    assert ours.hallucinated.denominator == 88
     assert ours.interval is not None
-    assert ours.interval.low < ours.hallucinating.numerator / 88 < ours.interval.high
+    assert ours.interval.low < ours.hallucinated.numerator / 88 < ours.interval.high
 
 
 def test_mmhal_scores_of_nothing_are_missing() -> None:
@@ -204,7 +204,7 @@ def test_mmhal_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for wrong, message in (
         (
             rows[1:],
-            "question id1 is of type 'adversarial', not the one of its place.*another version",
+            "question id1 is of type 'adversarial', but its position .*another version",
         ),
         ([*rows[:8], {**rows[8], "image_id": "id0"}], "two rows have image_id 'id0'"),
         (
@@ -316,7 +316,7 @@ def test_llava_bench_takes_the_official_rules(tmp_path: Path) -> None:
     [
         (
             {"references": [{"question_id": n, "text": "R"} for n in (0, 1)]},
-            "question_id 2 is in one alone",
+            "question_id 2 is in only one of them",
         ),
         (
             {"references": [{"question_id": n, "text": "R"} for n in (0, 1, 1, 2)]},
@@ -324,7 +324,7 @@ def test_llava_bench_takes_the_official_rules(tmp_path: Path) -> None:
         ),
         (
             {"context": [{"id": "7", "captions": [], "instances": []}]},
-            "nothing about the image '000000000042.jpg'",
+            "has no row for image '000000000042.jpg'",
         ),
         (
             {"questions": [{"question_id": 0, "image": "a", "text": "?", "category": "poem"}]},

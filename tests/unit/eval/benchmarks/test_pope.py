@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eval.benchmarks.contract import Scores, compare
-from eval.benchmarks.pope import GROUPS, MEASURES, POPE, reads_yes
+from eval.benchmarks.pope import GROUPS, METRICS, POPE, reads_yes
 from eval.config import POPEConfig
 from eval.inputs.images import find_images, image_bytes
 from rlhfv_ray.errors import DataError
@@ -109,7 +109,7 @@ def test_measures_by_hand(folder: Path) -> None:
     # "Maybe" has neither word; "NO!" has one that the rule does not take.
     assert found.extras == {"neither_yes_nor_no": 1, "yes_despite_no": 1}
     assert all(item.spans == () and item.missing == "" for item in found.answers)
-    for metric in MEASURES:
+    for metric in METRICS:
         interval, rate = found.intervals()[metric.name], found.rates()[metric.name]
         assert interval is not None and rate is not None and interval.low <= rate <= interval.high
 

@@ -212,7 +212,7 @@ def test_paper_card_names_our_measures(benchmark: Any) -> None:
     """Catches: a measure renamed, so that its column stays empty."""
     name = benchmark.__name__.removeprefix("eval.benchmarks.")
     card = json.loads(PAPER.read_text())["benchmarks"][name]
-    metrics = {metric.name for metric in benchmark.MEASURES}
+    metrics = {metric.name for metric in benchmark.METRICS}
     assert {column["measure"] for column in card["columns"]} <= metrics
     assert {len(row) for row in card["rows"].values()} == {len(card["columns"])}
     if benchmark is llava_bench:
