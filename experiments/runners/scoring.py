@@ -9,7 +9,7 @@ from eval.config import EvalConfig, InferenceConfig, LoadConfig, ShapesBenchConf
 from eval.evaluation import evaluate, plan_evaluation
 from experiments.runners.config import ScoredConfig
 from experiments.runners.experiment import flat
-from experiments.runners.sweep_report import Found, ranked, read_trials
+from experiments.runners.sweep_report import TrialResult, ranked, read_trials
 from rlhfv_ray.console import ProgressBar
 from rlhfv_ray.storage.mirror import discard, is_there
 from rlhfv_ray.storage.stages import run_stages
@@ -72,7 +72,7 @@ class SweepMonitor:
             self.counter.advance(len(self.ended), note)
             self.prune(trials)
 
-    def follow(self, trial: Found) -> None:
+    def follow(self, trial: TrialResult) -> None:
         """One trial's child run."""
         if trial.name not in self.children:
             self.children[trial.name] = self.run.stage(trial.title, flat(trial.trial_params))
@@ -89,7 +89,7 @@ class SweepMonitor:
             child.end("FAILED" if trial.status == "failed" else "FINISHED")
             self.ended.add(trial.name)
 
-    def prune(self, trials: list[Found]) -> None:
+    def prune(self, trials: list[TrialResult]) -> None:
         """Delete training folders that this sweep made, but those of its best trials and of the ones that run."""
         worse = ranked(trials, self.search.guard)[self.search.keep :]
         for trial in [*worse, *(trial for trial in trials if trial.status == "stopped")]:

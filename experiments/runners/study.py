@@ -20,11 +20,11 @@ from experiments.runners.experiment import flat, origin
 from experiments.runners.scoring import SweepMonitor, score_model
 from experiments.runners.study_report import (
     Claim,
-    Findings,
+    StudyResults,
     arms_figure,
-    found_in,
     markdown,
     sentences,
+    study_results,
     study_table,
 )
 from experiments.runners.sweep_report import read_trials
@@ -67,7 +67,7 @@ class Study:
     read: Callable[[Scores], Mapping[str, float | None]] = (
         Scores.rates
     )  # what is read from an arm's scores
-    draw: Callable[[Findings, Path], None] = arms_figure
+    draw: Callable[[StudyResults, Path], None] = arms_figure
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def conclude(study: Study, folder: Path, *, console: Console) -> dict[str, Any]:
         raise StageFailedError(
             f"{len(failed)} trainings did not finish. {'; '.join(failed)}. Run the same command again."
         )
-    found = found_in(trials, [arm.name for arm in study.arms])
+    found = study_results(trials, [arm.name for arm in study.arms])
     said = sentences(study.title, study.claim, found)
     outcome = {"title": study.title, "sentences": said, **found.as_json()}
     write_json(folder / "study.json", outcome)
