@@ -39,8 +39,8 @@ def choose_answers(models: Models, *, count: int, seed: int) -> list[ShownAnswer
     drawn_items = {answer.item for answer in drawn}
     total = len(next(iter(models.values())).answers)
     remaining = [item for item in range(total) if item not in drawn_items]
-    rest = generator.sample(remaining, min(len(remaining), count - len(drawn)))
-    return [*drawn, *(ShownAnswer(item, "random") for item in rest)]
+    others_drawn = generator.sample(remaining, min(len(remaining), count - len(drawn)))
+    return [*drawn, *(ShownAnswer(item, "random") for item in others_drawn)]
 
 
 def _changed(models: Models, most: int, generator: random.Random) -> list[ShownAnswer]:

@@ -216,8 +216,6 @@ def arms_figure(results: StudyResults, path: Path, *, names: Sequence[str] = SHO
         axes.set_ylim(-0.6, len(results.arms) - 0.4)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{len(results.seeds)} seeds: each, their mean and its 95 % interval; arrows point to better",
-        fontsize=9,
-    )
+    intervals = "each, their mean and its 95 % interval"
+    figure.suptitle(f"{len(results.seeds)} seeds: {intervals}; arrows point to better", fontsize=9)
     figure.savefig(path)

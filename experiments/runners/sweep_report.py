@@ -258,8 +258,8 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     front = []
     for point in points:
         x, y = point
-        dominating = [other for other in points if other[0] >= x and other[1] <= y]
-        if all(other == point for other in dominating):
+        dominating = [rival for rival in points if rival[0] >= x and rival[1] <= y]
+        if all(rival == point for rival in dominating):
             front.append(point)
     return sorted(front)
 
