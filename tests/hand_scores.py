@@ -27,18 +27,11 @@ HALLUCINATION = Metric("hallucination_rate", "lower", "answers rated below 3")
 
 
 def judged(number: int, *, spans: Sequence[Span] = (), text: str = TEXT) -> JudgedAnswer:
-<<<<<<< HEAD
     """Make an answer that names 1 of 2 true objects (a dog) and, if a span says so, a false cat."""
     kinds = [span.kind for span in spans]
     hallucinated = (("cat", "cat"),) if "object" in kinds else ()
-    parts = chair_parts(AnswerScore(1 + len(hallucinated), hallucinated, 1, 2), 6)
-    parts["wrong_attributes"] = Ratio(kinds.count("attribute"), 1)
-=======
-    """An answer that names a dog (true) and, if marked so, a cat (false); 1 of 2 true objects is named."""
-    hallucinated = (("cat", "cat"),) if any(mark.kind == "object" for mark in spans) else ()
     parts = chair_ratios(AnswerScore(1 + len(hallucinated), hallucinated, 1, 2), 6)
-    parts["wrong_attributes"] = Ratio(sum(mark.kind == "attribute" for mark in spans), 1)
->>>>>>> h-evalb
+    parts["wrong_attributes"] = Ratio(kinds.count("attribute"), 1)
     return JudgedAnswer(Answer(str(number), "What is <here>?", text), parts, tuple(spans))
 
 

@@ -17,60 +17,69 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.storage.folder import display_path, fetch_local
 
 
-class Saved(NamedTuple):
-    """One file of scores."""
+class ScoreFile(NamedTuple):
+    """The scores of one model on one benchmark, and their file."""
 
     run: Path  # as given
     model: str
     scores: Scores
 
+    @property
+    def benchmark(self) -> str:
+        """The benchmark's name."""
+        return benchmark_of(self.scores)
+
 
 def read_runs(runs: Sequence[Path]) -> dict[str, dict[str, Scores]]:
-    """Read the scores of runs: models by name, by benchmark, as far as all runs have it.
+    """Read the scores of runs: by benchmark that all runs have, then by model.
 
     Raises:
         DataError: a run has no scores, or the runs have no benchmark in common.
     """
-    read = [
-        (run, [Saved(run, path.stem, load_scores(path)) for path in _files(run)]) for run in runs
-    ]
-    names = [list(dict.fromkeys(benchmark_of(one.scores) for one in saved)) for _, saved in read]
-    common = [name for name in names[0] if all(name in other for other in names)]
+    files_by_run: list[list[ScoreFile]] = []
+    for run in runs:
+        paths = _score_paths(run)
+        files_by_run.append([ScoreFile(run, path.stem, load_scores(path)) for path in paths])
+    benchmarks = [list(dict.fromkeys(file.benchmark for file in files)) for files in files_by_run]
+    common = [name for name in benchmarks[0] if all(name in names for names in benchmarks)]
     if not common:
-        have = "; ".join(f"{run}: {', '.join(some)}" for run, some in zip(runs, names, strict=True))
+        pairs = zip(runs, benchmarks, strict=True)
+        have = "; ".join(f"{run}: {', '.join(names)}" for run, names in pairs)
         raise DataError(f"the runs have no benchmark in common. They have: {have}.")
-    every = [one for _, saved in read for one in saved]
-    return {
-        name: _named([one for one in every if benchmark_of(one.scores) == name]) for name in common
-    }
+    models: dict[str, dict[str, Scores]] = {}
+    for name in common:
+        same = [file for files in files_by_run for file in files if file.benchmark == name]
+        models[name] = _by_model(same)
+    return models
 
 
-def _files(run: Path) -> list[Path]:
+def _score_paths(run: Path) -> list[Path]:
     if run.is_file():
         return [run]
-    found = sorted(path for path in run.glob("*/*.json") if holds_scores(path))
-    if not found:
+    paths = sorted(path for path in run.glob("*/*.json") if holds_scores(path))
+    if not paths:
         raise DataError(
-            f"{display_path(run)} has no scores: expected a folder with <benchmark>/<model>.json, or such a file."
+            f"{display_path(run)} has no scores: "
+            "expected a folder with <benchmark>/<model>.json, or such a file."
         )
-    return found
+    return paths
 
 
-def _named(saved: Sequence[Saved]) -> dict[str, Scores]:
-    """Models by the shortest names that tell them apart."""
+def _by_model(files: Sequence[ScoreFile]) -> dict[str, Scores]:
+    """Return scores by the shortest names that distinguish the models."""
     for names in (
-        [one.model for one in saved],
-        [f"{one.run.resolve().name}/{one.model}" for one in saved],
-        [f"{one.run}/{one.model}" for one in saved],
+        [file.model for file in files],
+        [f"{file.run.resolve().name}/{file.model}" for file in files],
+        [f"{file.run}/{file.model}" for file in files],
     ):
         if len(set(names)) == len(names):
-            models = dict(zip(names, (one.scores for one in saved), strict=True))
+            models = dict(zip(names, (file.scores for file in files), strict=True))
             return with_base(models, BASE) if BASE in models else models
     raise DataError(f"the same scores are given twice: {', '.join(names)}")
 
 
 def with_base(models: Models, base: str) -> dict[str, Scores]:
-    """Put the base first.
+    """Return the models with the base first.
 
     Raises:
         DataError: there is no model of this name.
@@ -88,22 +97,23 @@ def report_runs(
     """Print a table for every benchmark that the runs have in common, and write a page.
 
     Args:
-        runs: folders of evaluations, or files of scores, or their addresses.
-        page: where the page is written.
-        base: name of the model that all others are compared with.
+        runs: Folders of evaluations, score files, or addresses of either.
+        page: Path of the HTML page to write.
+        base: Name of the model that all others are compared with. By default a model called base,
+            else the first.
     """
     if not runs:
-        raise DataError("name one run at least: the folder of an evaluation, or a file of scores.")
+        raise DataError("name at least one run: the folder of an evaluation, or a score file.")
     console = Console()
-    found = read_runs([fetch_local(run) for run in runs])
+    benchmarks = read_runs([fetch_local(run) for run in runs])
     if base:
-        found = {name: with_base(models, base) for name, models in found.items()}
-    for models in found.values():
+        benchmarks = {name: with_base(models, base) for name, models in benchmarks.items()}
+    for models in benchmarks.values():
         console.print(table(models))
     with tempfile.TemporaryDirectory() as folder:
         sections = [
-            Section(name, models, figures=draw(models, Path(folder) / str(place)))
-            for place, (name, models) in enumerate(found.items())
+            Section(name, models, figures=draw(models, Path(folder) / str(index)))
+            for index, (name, models) in enumerate(benchmarks.items())
         ]
         write_page(page, sections, title="Comparison of models")
     console.print(f"page: {page}", highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
-"""Figures as PNG files: how a run went, and the rates of models side by side, all in all and by group of questions.
+"""Figures as PNG files: training curves, and rates of models in total and by group of questions.
 
-Models go by name, the first is the base. Colours are told apart by the colour-blind too (Okabe and Ito).
+Models go by name. The first model is the base. Colours are safe for colour-blind readers (Okabe
+and Ito).
 """
 
 import math
@@ -19,26 +20,17 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.stats import Interval
 
 GREY, BLUE, VERMILION, GREEN = "#9aa3ad", "#0072b2", "#d55e00", "#009e73"
-COLORS = (
-    GREY,
-    BLUE,
-    VERMILION,
-    GREEN,
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#222222",
-)  # of models, in order
+COLORS = (GREY, BLUE, VERMILION, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#222222")  # of models
 PANELS = {
     "lower": ("↓ lower is better", "#fdf3ec"),
     "higher": ("↑ higher is better", "#edf6f1"),
     "": ("neither is better", "#f4f5f6"),
 }
-SAME = {"response_rate_all"}  # next to response_rate it says little; the table has it
+REDUNDANT = {"response_rate_all"}  # adds little to response_rate; the table has it
 PER_CENT = 100.0
-GROUP_WIDTH = 0.8  # of the bars at one place
-LONGEST = 42  # characters of a group's name
-SMOOTH = 15  # a curve in bold averages over this part of the run
+GROUP_WIDTH = 0.8  # of all bars at one position, which are 1 apart
+MAX_NAME_LENGTH = 42  # characters of a group's name
+SMOOTH = 15  # a bold curve is a running mean over 1/15 of the run
 
 Record = Mapping[str, Any]  # one update, see `rlhfv_ray.training.metrics_log`
 Models = Mapping[str, Scores]
@@ -47,88 +39,87 @@ Models = Mapping[str, Scores]
 class Bar(NamedTuple):
     """One rate of one model, as a fraction."""
 
-    place: int
+    position: int
     rate: float | None
     interval: Interval | None
 
 
 def rates_figure(models: Models, path: Path) -> None:
-    """Draw every rate of every model: bars with 95 % intervals, a panel for each direction. Other units are left to tables.
+    """Draw every rate of every model as bars with 95 % intervals, one panel for each direction.
+
+    Metrics in other units are left to tables.
 
     Raises:
         DataError: there is no rate to draw, or there are more models than colours.
     """
     metrics = _first(models).metrics
-    rates = [m for m in metrics if m.scale == PER_CENT and m.name not in SAME]
-    panels = {better: [m for m in rates if m.better == better] for better in PANELS}
-    panels = {better: group for better, group in panels.items() if group}
+    panels: dict[str, list[Metric]] = {}
+    for better in PANELS:
+        for metric in metrics:
+            is_rate = metric.scale == PER_CENT and metric.name not in REDUNDANT
+            if is_rate and metric.better == better:
+                panels.setdefault(better, []).append(metric)
     if not panels:
         raise DataError(
             f"rates_figure: none of {', '.join(m.name for m in metrics)} is in per cent"
         )
-    widths = [
-        max(1.7, len(group) * (1 + len(models)) / 3) for group in panels.values()
-    ]  # room for the titles
+    # At least 1.7 units wide, so that the panels' titles fit.
+    widths = [max(1.7, len(group) * (1 + len(models)) / 3) for group in panels.values()]
     figure = Figure(figsize=(max(7.0, 2 + 1.6 * sum(widths)), 4.6), dpi=150, layout="constrained")
     columns = figure.subplots(1, len(panels), sharey=True, width_ratios=widths, squeeze=False)[0]
     for axes, (better, group) in zip(columns, panels.items(), strict=True):
         for order, scores in enumerate(models.values()):
             values, intervals = scores.rates(), scores.intervals()
             bars = [
-                Bar(place, values.get(m.name), intervals.get(m.name))
-                for place, m in enumerate(group)
+                Bar(position, values.get(metric.name), intervals.get(metric.name))
+                for position, metric in enumerate(group)
             ]
-            _draw_bars(axes, bars, order=order, of=len(models))
-        _name_places(axes, [m.name.replace("_", "\n") for m in group], better=better)
+            _draw_bars(axes, bars, model=order, models=len(models))
+        _label_positions(axes, [m.name.replace("_", "\n") for m in group], better=better)
     _finish(figure, columns, models, path)
 
 
 def groups_figure(models: Models, path: Path) -> None:
-    """Draw the first measure that more than one group of questions has, group by group: bars with 95 % intervals.
+    """Draw the first rate that two groups of questions have, by group, as bars with 95 % intervals.
 
     Raises:
-        DataError: there are not two groups with such a measure, or there are more models than colours.
+        DataError: no rate exists for two groups, or there are more models than colours.
     """
-    metric = grouped_measure(models)
+    metric = grouped_metric(models)
     if metric is None:
-        raise DataError(
-            "groups_figure: no measure in per cent is there for two groups of questions or more"
-        )
+        raise DataError("groups_figure: no metric in per cent exists for two groups of questions")
     base = _first(models)
-    groups = [group for group in base.groups if _rate(models, metric, group)]
+    groups = [group for group in base.groups if _is_counted(models, metric, group)]
     width = max(7.0, 2 + 0.45 * len(groups) * (1 + len(models)))
     figure = Figure(figsize=(width, 4.6), dpi=150, layout="constrained")
     axes = figure.subplots()
     for order, scores in enumerate(models.values()):
         bars = [
-            Bar(place, scores.rates(group)[metric.name], scores.intervals(group)[metric.name])
-            for place, group in enumerate(groups)
+            Bar(position, scores.rates(group)[metric.name], scores.intervals(group)[metric.name])
+            for position, group in enumerate(groups)
         ]
-        _draw_bars(axes, bars, order=order, of=len(models))
+        _draw_bars(axes, bars, model=order, models=len(models))
     names = [f"{_short(group)}\nn = {base.rates(group)['n']}" for group in groups]
-    _name_places(axes, names, better=metric.better)
+    _label_positions(axes, names, better=metric.better)
     _finish(figure, [axes], models, path, label=metric.name.replace("_", " "))
 
 
-def grouped_measure(models: Models) -> Metric | None:
-    """The first measure in per cent that is counted in two groups of questions or more."""
+def grouped_metric(models: Models) -> Metric | None:
+    """Return the first metric in per cent that two groups of questions or more have."""
     base = _first(models)
     for metric in base.metrics:
-        if (
-            metric.scale == PER_CENT
-            and sum(_rate(models, metric, group) for group in base.groups) > 1
-        ):
+        groups = [group for group in base.groups if _is_counted(models, metric, group)]
+        if metric.scale == PER_CENT and len(groups) > 1:
             return metric
     return None
 
 
 def _short(group: str) -> str:
-    return textwrap.fill(
-        textwrap.shorten(group.replace("_", " "), LONGEST, placeholder=" …"), LONGEST // 3
-    )
+    name = textwrap.shorten(group.replace("_", " "), MAX_NAME_LENGTH, placeholder=" …")
+    return textwrap.fill(name, MAX_NAME_LENGTH // 3)
 
 
-def _rate(models: Models, metric: Metric, group: str) -> bool:
+def _is_counted(models: Models, metric: Metric, group: str) -> bool:
     return any(scores.sums(group)[metric.name].denominator for scores in models.values())
 
 
@@ -138,27 +129,28 @@ def _first(models: Models) -> Scores:
     return next(iter(models.values()))
 
 
-def _draw_bars(axes: Axes, bars: Sequence[Bar], *, order: int, of: int) -> None:
-    width = GROUP_WIDTH / of
-    shift = width * (order - (of - 1) / 2)
-    small = {"ha": "center", "va": "bottom", "fontsize": 9 if of < 3 else 7}
-    for place, rate, interval in bars:
+def _draw_bars(axes: Axes, bars: Sequence[Bar], *, model: int, models: int) -> None:
+    """Draw the bars of one model, given its index and the number of models."""
+    width = GROUP_WIDTH / models
+    shift = width * (model - (models - 1) / 2)
+    color = COLORS[model if models > 1 else 1]
+    small = {"ha": "center", "va": "bottom", "fontsize": 9 if models < 3 else 7}
+    for position, rate, interval in bars:
+        x = position + shift
         if rate is None:
-            axes.text(place + shift, 1, "none", rotation=90, **small)
+            axes.text(x, 1, "none", rotation=90, **small)
             continue
         low, high = interval or (rate, rate)
-        axes.bar(
-            place + shift, PER_CENT * rate, width=0.95 * width, color=COLORS[order if of > 1 else 1]
-        )
-        axes.vlines(place + shift, PER_CENT * low, PER_CENT * high, color="black", linewidth=1.2)
-        axes.text(place + shift, PER_CENT * high + 1, f"{PER_CENT * rate:.1f}", **small)
+        axes.bar(x, PER_CENT * rate, width=0.95 * width, color=color)
+        axes.vlines(x, PER_CENT * low, PER_CENT * high, color="black", linewidth=1.2)
+        axes.text(x, PER_CENT * high + 1, f"{PER_CENT * rate:.1f}", **small)
 
 
-def _name_places(axes: Axes, names: Sequence[str], *, better: str) -> None:
-    said, color = PANELS[better]
+def _label_positions(axes: Axes, names: Sequence[str], *, better: str) -> None:
+    direction, color = PANELS[better]
     axes.set_xticks(range(len(names)), list(names))
     axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.set_title(said, loc="left", fontweight="bold")
+    axes.set_title(direction, loc="left", fontweight="bold")
     axes.set_facecolor(color)
     _tidy(axes)
 
@@ -167,9 +159,8 @@ def _finish(
     figure: Figure, columns: Sequence[Axes], models: Models, path: Path, *, label: str = "rate"
 ) -> None:
     first = columns[0]
-    top = max(
-        108.0, *(axes.dataLim.y1 + 8 for axes in columns)
-    )  # a score relative to a reference's can be above 100
+    # A score relative to a reference answer's can be above 100 %.
+    top = max(108.0, *(axes.dataLim.y1 + 8 for axes in columns))
     first.set(ylabel=f"{label} / %", ylim=(0, top), yticks=range(0, int(top) + 1, 20))
     if len(models) > 1:
         handles = [Patch(color=color) for color, _ in zip(COLORS, models, strict=False)]
@@ -177,26 +168,24 @@ def _finish(
             handles, list(models), loc="outside lower center", ncols=len(models), frameon=False
         )
     base = _first(models)
-    benchmark, one = (
-        base.manifest.get("benchmark", "benchmark"),
-        "" if len(models) > 1 else f", {next(iter(models))}",
-    )
-    figure.suptitle(f"{benchmark}{one}, n = {len(base.answers)}; lines: 95 % intervals")
+    benchmark = base.manifest.get("benchmark", "benchmark")
+    only_model = "" if len(models) > 1 else f", {next(iter(models))}"
+    figure.suptitle(f"{benchmark}{only_model}, n = {len(base.answers)}; lines: 95 % intervals")
     figure.savefig(path, format="png")
 
 
 def training_figure(records: Sequence[Record], path: Path) -> None:
-    """Draw a run as a PNG: loss, rewards with their margin, and accuracies over updates; of fine-tuning alone, the loss.
+    """Draw loss, rewards with their margins, and accuracies over updates; for SFT, the loss alone.
 
     Raises:
         DataError: there are no records.
     """
     if not records:
         raise DataError(
-            "training_figure: no records; a run has some once its first updates are done"
+            "training_figure: there are no records; a run has some after its first updates"
         )
     if not any("loss/preference" in record for record in records):
-        imitation_figure(records, path)
+        sft_figure(records, path)
         return
     figure = Figure(figsize=(13, 4.4), dpi=150, layout="constrained")
     loss, rewards, accuracies = figure.subplots(1, 3)
@@ -232,14 +221,12 @@ def training_figure(records: Sequence[Record], path: Path) -> None:
         axes.set_xlabel("update")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
         _tidy(axes)
-    figure.suptitle(
-        f"Training; thin: each update, bold: mean of the last {max(1, len(records) // SMOOTH)}"
-    )
+    figure.suptitle(_training_title(records))
     figure.savefig(path, format="png")
 
 
-def imitation_figure(records: Sequence[Record], path: Path) -> None:
-    """Draw a run of supervised fine-tuning as a PNG: its loss over updates."""
+def sft_figure(records: Sequence[Record], path: Path) -> None:
+    """Draw the loss of supervised fine-tuning over updates."""
     figure = Figure(figsize=(6.5, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     _draw_curve(axes, records, "loss", color=BLUE)
@@ -250,10 +237,16 @@ def imitation_figure(records: Sequence[Record], path: Path) -> None:
         ylim=(0, None),
     )
     _tidy(axes)
-    figure.suptitle(
-        f"Training; thin: each update, bold: mean of the last {max(1, len(records) // SMOOTH)}"
-    )
+    figure.suptitle(_training_title(records))
     figure.savefig(path, format="png")
+
+
+def _training_title(records: Sequence[Record]) -> str:
+    return f"Training; thin: each update, bold: mean of the last {_smoothing_window(records)}"
+
+
+def _smoothing_window(records: Sequence[Record]) -> int:
+    return max(1, len(records) // SMOOTH)
 
 
 def _draw_curve(
@@ -267,7 +260,7 @@ def _draw_curve(
 ) -> None:
     steps = np.array([record["step"] for record in records])
     values = factor * np.array([record.get(name, np.nan) for record in records], dtype=float)
-    width = max(1, len(records) // SMOOTH)
+    width = _smoothing_window(records)
     windows = [values[max(0, stop - width) : stop] for stop in range(1, len(values) + 1)]
     means = np.array(
         [np.nan if np.isnan(window).all() else np.nanmean(window) for window in windows]

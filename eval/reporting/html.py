@@ -1,12 +1,13 @@
-"""A page to read: one HTML file that needs no other, with scores, what follows from them, the paper's numbers, and answers.
+"""A self-contained HTML page with scores, result sentences, the paper's numbers, and answers.
 
-Answers and judges' words come from models: all of it is escaped, and marks are cut so that they cannot overlap.
+Answers and judges' replies are written by models, so all text is escaped. Answers are cut into text
+runs, so that overlapping spans become properly nested marks.
 """
 
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,17 +17,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageOps
 
 from eval.benchmarks.contract import WORDS, JudgedAnswer, Metric, Scores, Span
-from eval.reporting.shown_answers import ShownAnswer, choose_answers, pool
+from eval.reporting.shown_answers import ShownAnswer, choose_answers, count_changes
 from eval.reporting.wording import (
     Models,
     benchmark_of,
     comparisons,
-    findings,
     flat,
     format_cell,
     humanize,
     label,
     missing_text,
+    result_sentences,
     table_rows,
     title,
 )
@@ -34,12 +35,10 @@ from rlhfv_ray.records import Prompt
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 PAPER = Path(__file__).parents[1] / "data" / "paper.json"
-SMALL_IMAGE, LARGE_IMAGE = (
-    160,
-    640,
-)  # pixels: below, a picture's pixels are shown as squares; above, it is made smaller
-FIGURE_SCALE = 0.68  # of a figure's pixels: letters come out about as large as the page's
-SEED = 0  # of the draw of the answers that are shown
+SMALL_IMAGE = 160  # pixels of the longer side, below which an image is enlarged without smoothing
+LARGE_IMAGE = 640  # pixels of the longer side, above which an image is made smaller
+FIGURE_SCALE = 0.68  # page width per pixel: makes a figure's letters about as large as the page's
+SEED = 0  # of the random sample of the answers that are shown
 SHOWN_BY_BROWSERS = ("PNG", "JPEG", "GIF", "WEBP")
 
 
@@ -49,12 +48,12 @@ class Section:
 
     name: str
     models: Models  # the first is the base
-    prompts: Sequence[Prompt] = ()  # for the pictures
-    figures: Mapping[str, Path] = field(default_factory=dict)  # caption -> PNG
+    prompts: Sequence[Prompt] = ()  # for their images
+    figures: Mapping[str, Path] = field(default_factory=dict)  # PNG by caption
 
 
 class TextRun(NamedTuple):
-    """A stretch of an answer and the kinds of mistake that cover it."""
+    """A part of an answer, and the kinds of the spans that cover it."""
 
     text: str
     kinds: tuple[str, ...]
@@ -69,15 +68,15 @@ def write_page(
     facts: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     count: int = 20,
 ) -> None:
-    """Write one HTML file that needs no other.
+    """Write one HTML file with everything in it.
 
     Args:
-        path: of the file.
+        path: of the file; its folder is made.
         sections: benchmarks, in order.
         title: of the page.
-        figures: caption -> PNG, above the sections.
-        facts: caption -> table of two columns, below the sections.
-        count: answers shown in a section.
+        figures: PNG by caption, shown above the sections.
+        facts: tables of two columns by caption, shown below the sections.
+        count: number of answers to show in a section.
     """
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -88,48 +87,48 @@ def write_page(
     )
     page = templates.get_template("page.html").render(
         title=title,
-        figures=_figures(figures or {}),
+        figures=_embed_figures(figures or {}),
         facts=facts or {},
         sections=[_section(section, count=count) for section in sections],
         seed=SEED,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        page, encoding="utf-8", errors="replace"
-    )  # half a character of a model's is no reason to fail
+    # A model may write half of a surrogate pair, which UTF-8 cannot encode.
+    path.write_text(page, encoding="utf-8", errors="replace")
 
 
 def _section(section: Section, *, count: int) -> dict[str, Any]:
     models = section.models
     base = next(iter(models.values()))
-    compared = comparisons(models)
+    missing = {name: missing_text(scores) for name, scores in models.items()}
+    released = [name for name in models if "release_compatible" in models[name].extras]
     return {
         "name": section.name,
         "title": title(models),
         "models": list(models),
         "rows": table_rows(models),
-        "findings": findings(models, compared),
-        "missing": {
-            name: missing_text(scores) for name, scores in models.items() if missing_text(scores)
-        },
+        "result_sentences": result_sentences(comparisons(models)),
+        "missing": {name: text for name, text in missing.items() if text},
         "extras": {name: flat(scores.extras) for name, scores in models.items() if scores.extras},
-        "released": [
-            name for name, scores in models.items() if "release_compatible" in scores.extras
-        ],
+        "released": released,
         "manifest": flat(base.manifest),
         "manifest_hash": base.manifest_hash,
         "paper": paper_card(models),
         "groups": _groups(models),
-        "figures": _figures(section.figures),
+        "figures": _embed_figures(section.figures),
         "headline": humanize(base.metrics[0].name),
-        "pool": pool(models),
-        "marked": any(item.spans for scores in models.values() for item in scores.answers),
+        "changes": count_changes(models),
+        "has_spans": any(_has_spans(scores.answers) for scores in models.values()),
         "answers": _answers(section, choose_answers(models, count=count, seed=SEED)),
     }
 
 
+def _has_spans(answers: Iterable[JudgedAnswer]) -> bool:
+    return any(item.spans for item in answers)
+
+
 def paper_card(models: Models) -> dict[str, Any] | None:
-    """The paper's numbers of a benchmark beside ours, in per cent; None where the paper has none."""
+    """Return the paper's numbers of a benchmark beside ours, in per cent; None if it has none."""
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
     card = paper["benchmarks"].get(benchmark_of(next(iter(models.values()))))
     if card is None:
@@ -147,99 +146,109 @@ def _rate(scores: Scores, column: Mapping[str, str]) -> float | None:
 
 
 def _groups(models: Models) -> dict[str, Any] | None:
-    """Every measure of every model by group of questions, as far as a group has it."""
+    """Return every metric of every model by group of questions; None without two groups."""
     base = next(iter(models.values()))
     if len(base.groups) < 2:
         return None
     sums = [scores.sums(group) for scores in models.values() for group in base.groups]
-    metrics = [m for m in base.metrics if any(some[m.name].denominator for some in sums)]
-    lines = []
+    counted = {name for ratios in sums for name, ratio in ratios.items() if ratio.denominator}
+    metrics = [metric for metric in base.metrics if metric.name in counted]
+    rows = []
     for group in base.groups:
         rates = [scores.rates(group) for scores in models.values()]
-        cells = [[_plain(metric, rate[metric.name]) for rate in rates] for metric in metrics]
-        lines.append((group, rates[0]["n"], [text for some in cells for text in some]))
-    return {"metrics": [label(metric) for metric in metrics], "lines": lines}
+        texts: list[str] = []
+        for metric in metrics:
+            texts += [_number(metric, rate[metric.name]) for rate in rates]
+        rows.append((group, rates[0]["n"], texts))
+    return {"metrics": [label(metric) for metric in metrics], "rows": rows}
 
 
-def _plain(metric: Metric, rate: float | None) -> str:
+def _number(metric: Metric, rate: float | None) -> str:
     return "–" if rate is None else format_cell(metric, rate).number
 
 
-def _answers(section: Section, choices: Sequence[ShownAnswer]) -> list[dict[str, Any]]:
+def _answers(section: Section, shown: Sequence[ShownAnswer]) -> list[dict[str, Any]]:
     images = {prompt.id: prompt.image for prompt in section.prompts}
-    found = []
-    for choice in choices:
-        judged = {name: scores.answers[choice.item] for name, scores in section.models.items()}
+    cards = []
+    for item, drawn in shown:
+        judged = {name: scores.answers[item] for name, scores in section.models.items()}
         first = next(iter(judged.values()))
         image = images.get(first.answer.id)
-        found.append(
+        by_model = [
+            _model_answer(name, answer, section.models[name].metrics)
+            for name, answer in judged.items()
+        ]
+        cards.append(
             {
-                "asked": first.answer,
+                "id": first.answer.id,
+                "question": first.answer.question,
                 "group": "" if first.group == first.answer.question else first.group,
-                "drawn": choice.drawn,
-                "picture": None if image is None else picture(image),
-                "marked": any(item.spans for item in judged.values()),
-                "said": [_said(name, item, section.models[name]) for name, item in judged.items()],
+                "drawn": drawn,
+                "image": None if image is None else embed_image(image),
+                "has_spans": _has_spans(judged.values()),
+                "by_model": by_model,
             }
         )
-    return found
+    return cards
 
 
-def _said(name: str, item: JudgedAnswer, scores: Scores) -> dict[str, Any]:
+def _model_answer(name: str, item: JudgedAnswer, metrics: Sequence[Metric]) -> dict[str, Any]:
     return {
-        "name": name,
-        "pieces": pieces(item.answer.text, item.spans),
+        "model": name,
+        "text_runs": text_runs(item.answer.text, item.spans),
         "mistakes": len(item.spans),
-        "values": _values(item, scores.metrics),
+        "metrics": _answer_metrics(item, metrics),
         "verdict": item.verdict,
         "missing": item.missing,
     }
 
 
-def _values(item: JudgedAnswer, metrics: Sequence[Metric]) -> list[str]:
-    """The first measure that it adds to, and the first in other units: a rating."""
-    there = [
-        m
-        for m in metrics
-        if m.name in item.ratios and item.ratios[m.name].denominator and m.name != WORDS.name
+def _answer_metrics(item: JudgedAnswer, metrics: Sequence[Metric]) -> list[str]:
+    """Return the first metric that the answer counts for, and the first that is no percentage."""
+    counted = [
+        metric
+        for metric in metrics
+        if metric.name in item.ratios
+        and item.ratios[metric.name].denominator
+        and metric.name != WORDS.name
     ]
-    shown = dict.fromkeys([*there[:1], *[m for m in there if m.scale == 1][:1]])
-    parts = [(humanize(m.name), item.ratios[m.name]) for m in shown]
-    return [
-        f"{name} {part.numerator:g}"
-        + (f" of {part.denominator:g}" if part.denominator != 1 else "")
-        for name, part in parts
-    ]
+    ratings = [metric for metric in counted if metric.scale == 1]
+    texts = []
+    for metric in dict.fromkeys([*counted[:1], *ratings[:1]]):
+        numerator, denominator = item.ratios[metric.name]
+        total = f" of {denominator:g}" if denominator != 1 else ""
+        texts.append(f"{humanize(metric.name)} {numerator:g}{total}")
+    return texts
 
 
-def pieces(text: str, spans: Sequence[Span]) -> list[TextRun]:
-    """Cut an answer where marks begin and end, so that a piece is covered by a mark entirely or not at all.
+def text_runs(text: str, spans: Sequence[Span]) -> list[TextRun]:
+    """Cut an answer where spans start and stop, so that each span covers whole text runs.
 
     Example:
-        >>> [tuple(piece) for piece in pieces("a red cat", [Span(2, 9, "attribute"), Span(6, 9, "object")])]
+        >>> spans = [Span(2, 9, "attribute"), Span(6, 9, "object")]
+        >>> [tuple(run) for run in text_runs("a red cat", spans)]
         [('a ', ()), ('red ', ('attribute',)), ('cat', ('attribute', 'object'))]
     """
     cuts = sorted({0, len(text), *(span.start for span in spans), *(span.stop for span in spans)})
-    found = []
+    runs = []
     for start, stop in pairwise(cuts):
-        kinds = dict.fromkeys(
-            span.kind for span in spans if span.start <= start and stop <= span.stop
-        )
-        found.append(TextRun(text[start:stop], tuple(kinds)))
-    return found
+        covering = [span.kind for span in spans if span.start <= start and stop <= span.stop]
+        runs.append(TextRun(text[start:stop], tuple(dict.fromkeys(covering))))
+    return runs
 
 
 class EmbeddedImage(NamedTuple):
-    """A picture in the page itself."""
+    """The image of a prompt as a data URI."""
 
     uri: str
-    small: bool
+    small: bool  # so that the page enlarges it without smoothing
 
 
-def picture(image: bytes) -> EmbeddedImage:
-    """Put a picture into the page; a large one is made smaller, one that browsers do not know is converted."""
+def embed_image(image: bytes) -> EmbeddedImage:
+    """Return an image as a data URI; shrink a large one, convert one that browsers cannot show."""
     opened = Image.open(io.BytesIO(image))
-    kind, size = opened.format or "", max(opened.size)
+    kind = opened.format or ""
+    size = max(opened.size)
     if size > LARGE_IMAGE or kind not in SHOWN_BY_BROWSERS:
         smaller = ImageOps.exif_transpose(opened).convert("RGB")
         smaller.thumbnail((LARGE_IMAGE, LARGE_IMAGE))
@@ -250,17 +259,17 @@ def picture(image: bytes) -> EmbeddedImage:
 
 
 class EmbeddedFigure(NamedTuple):
-    """A figure in the page itself."""
+    """A figure as a data URI."""
 
     uri: str
-    width: int  # on the page
+    width: int  # on the page, in CSS pixels
 
 
-def _figures(figures: Mapping[str, Path]) -> dict[str, EmbeddedFigure]:
-    return {caption: _drawing(path) for caption, path in figures.items()}
+def _embed_figures(figures: Mapping[str, Path]) -> dict[str, EmbeddedFigure]:
+    return {caption: _embed_figure(path) for caption, path in figures.items()}
 
 
-def _drawing(path: Path) -> EmbeddedFigure:
+def _embed_figure(path: Path) -> EmbeddedFigure:
     with Image.open(path) as opened:
         width = round(opened.width * FIGURE_SCALE)
     return EmbeddedFigure(_data_uri(path.read_bytes(), "image/png"), width)

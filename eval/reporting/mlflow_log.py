@@ -1,19 +1,21 @@
-"""What of an evaluation goes to MLflow: to a run of its own, with one child per model, and to the runs that trained its models."""
+"""An evaluation in MLflow: one child run per model, and metrics in the models' training runs."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.contract import Scores
+from eval.benchmarks.contract import JudgedAnswer, Scores
 from eval.reporting.html import Section
 from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.storage.folder import fetch, local_path
+from rlhfv_ray.tracking.replay import SPOOL
 from rlhfv_ray.tracking.run import TrackedRun, tracked_run
+from rlhfv_ray.tracking.run_folder import CONFIG_FILE
 
 
 def track_models(models: Mapping[str, str], sections: Sequence[Section], run: TrackedRun) -> None:
-    """One child run for each model, with plain metric names, so that the UI lays them side by side."""
+    """Log one child run per model, with equal metric names, so that the UI compares them."""
     for model, path in models.items():
         child = run.stage(model, {"model": path})
         for section in sections:
@@ -24,7 +26,7 @@ def track_models(models: Mapping[str, str], sections: Sequence[Section], run: Tr
 
 
 def metrics(benchmark: str, scores: Scores) -> dict[str, float]:
-    """Every measure with its interval, under the benchmark's name."""
+    """Return every metric and the bounds of its interval, under the benchmark's name."""
     named = {
         f"{benchmark}/{name}": float(value)
         for name, value in scores.rates().items()
@@ -32,32 +34,32 @@ def metrics(benchmark: str, scores: Scores) -> dict[str, float]:
     }
     for name, interval in scores.intervals().items():
         if interval is not None:
-            named |= {
-                f"{benchmark}/{name}_low": interval.low,
-                f"{benchmark}/{name}_high": interval.high,
-            }
+            named[f"{benchmark}/{name}_low"] = interval.low
+            named[f"{benchmark}/{name}_high"] = interval.high
     return named
 
 
 def answer_rows(scores: Scores) -> list[dict[str, Any]]:
-    """One row per answer, for MLflow's table."""
+    """Return one row per answer, for MLflow's table."""
     headline = scores.metrics[0].name
-    return [
-        {
-            "id": item.answer.id,
-            "question": item.answer.question,
-            "answer": item.answer.text,
-            "group": item.group,
-            headline: item.ratios[headline].numerator if headline in item.ratios else None,
-            "hallucinated": ", ".join(
-                item.answer.text[m.start : m.stop] for m in item.spans if m.kind == "object"
-            ),
-            "other mistakes": ", ".join(mark.kind for mark in item.spans if mark.kind != "object"),
-            "verdict": item.verdict,
-            "missing": item.missing,
-        }
-        for item in scores.answers
-    ]
+    return [_answer_row(item, headline) for item in scores.answers]
+
+
+def _answer_row(item: JudgedAnswer, headline: str) -> dict[str, Any]:
+    text = item.answer.text
+    objects = [text[span.start : span.stop] for span in item.spans if span.kind == "object"]
+    other_kinds = [span.kind for span in item.spans if span.kind != "object"]
+    return {
+        "id": item.answer.id,
+        "question": item.answer.question,
+        "answer": text,
+        "group": item.group,
+        headline: item.ratios[headline].numerator if headline in item.ratios else None,
+        "hallucinated": ", ".join(objects),
+        "other mistakes": ", ".join(other_kinds),
+        "verdict": item.verdict,
+        "missing": item.missing,
+    }
 
 
 def log_to_checkpoints(
@@ -67,7 +69,7 @@ def log_to_checkpoints(
     *,
     evaluation: str,
 ) -> None:
-    """Log a model that an experiment here trained to that experiment's run too, beside what it was trained with."""
+    """Log each model's metrics also to the run of the experiment that trained it, if any."""
     for model, path in models.items():
         experiment = experiment_of(local_path(path))
         if experiment is None:
@@ -81,12 +83,16 @@ def log_to_checkpoints(
 
 
 def experiment_of(model: Path) -> Path | None:
-    """The folder of the experiment that trained a model, if it is beside it; of several, the newest."""
-    train, found = model.resolve().parent, []
-    for file in ("config.json", "tracking.jsonl"):
+    """Return the newest experiment's folder beside a model that trained it; None without one."""
+    if model.name != "model":
+        return None
+    train = model.resolve().parent
+    for file in (CONFIG_FILE, SPOOL):
         fetch(train.parent, only=file)
-    for config in train.parent.glob("*/config.json"):
-        if (config.parent / "tracking.jsonl").exists():
+    experiments = []
+    for config in train.parent.glob(f"*/{CONFIG_FILE}"):
+        if (config.parent / SPOOL).exists():
             stages = json.loads(config.read_text()).get("stages", [])
-            found += [config.parent] if model.name == "model" and train.name in stages else []
-    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+            if train.name in stages:
+                experiments.append(config.parent)
+    return max(experiments, key=lambda folder: folder.stat().st_mtime, default=None)

@@ -1,4 +1,4 @@
-"""Scores as a file: one JSON object, from which they come back exactly as they were; pictures are not in it."""
+"""Scores as a JSON file, which is read back without any loss. Images are not in it."""
 
 import json
 from dataclasses import asdict
@@ -11,17 +11,17 @@ from rlhfv_ray.records import Answer
 from rlhfv_ray.storage.files import write_json
 
 FORMAT = "rlhfv-ray scores 1"
-HEAD = 100  # characters in which the format is named
+HEAD = 100  # characters at the start of a file that contain the format
 
 
 def save_scores(scores: Scores, path: Path) -> None:
-    """Write scores to a file that is there whole or not at all; its folder is made.
+    """Write scores to a file atomically, and make its folder.
 
     Raises:
-        DataError: the manifest, or what stands beside the scores, would not come back as it is, e.g. a tuple as a list.
+        DataError: JSON would change the manifest or the extras, e.g. a tuple into a list.
     """
     for name, value in (("manifest", scores.manifest), ("extras", scores.extras)):
-        _check_kept(f"{name} of the scores for {path}", value)
+        _check_round_trip(f"{name} of the scores for {path}", value)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         path,
@@ -39,7 +39,7 @@ def load_scores(path: Path) -> Scores:
     """Read scores written by `save_scores`.
 
     Raises:
-        DataError: there is no such file, or it holds something else.
+        DataError: the file does not exist, or it holds no scores.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -56,24 +56,26 @@ def load_scores(path: Path) -> Scores:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} holds no scores that can be read: {type(error).__name__}: {error}; was it cut off or changed?"
+            f"{path} holds no scores that can be read: {type(error).__name__}: {error}; "
+            "was it cut off or changed?"
         ) from error
 
 
 def holds_scores(path: Path) -> bool:
-    """Whether a file begins as one written by `save_scores` does."""
+    """Return True if a file starts like one written by `save_scores`."""
     with path.open(encoding="utf-8", errors="replace") as stream:
         return FORMAT in stream.read(HEAD)
 
 
-def _check_kept(what: str, value: Any) -> None:
+def _check_round_trip(description: str, value: Any) -> None:
     try:
-        kept = json.loads(json.dumps(value))
+        read_back = json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
-        raise DataError(f"{what} cannot be written as JSON: {error}") from error
-    if kept != value:
+        raise DataError(f"{description} cannot be written as JSON: {error}") from error
+    if read_back != value:
         raise DataError(
-            f"{what} would not come back as it is; write only dicts with names, lists, text and numbers"
+            f"{description} would be changed by JSON; "
+            "use only dicts with text as keys, lists, text and numbers"
         )
 
 
@@ -90,7 +92,7 @@ def _verdict(item: JudgedAnswer) -> dict[str, Any]:
 def _judged(item: dict[str, Any]) -> JudgedAnswer:
     return JudgedAnswer(
         Answer(item["id"], item["question"], item["text"]),
-        ratios={name: Ratio(*part) for name, part in item["ratios"].items()},
+        ratios={name: Ratio(*ratio) for name, ratio in item["ratios"].items()},
         spans=tuple(Span(*span) for span in item["spans"]),
         group=item["group"],
         verdict=item["verdict"],

@@ -1,4 +1,8 @@
-"""Which answers a page shows: drawn by lot, with a share of those that changed, or are worst, so that these are seen at all."""
+"""The random sample of answers that a page shows.
+
+Half of the sample is drawn from answers that changed between models, or, for one model, from its
+worst answers. A sample of all answers alone might show none of them.
+"""
 
 import random
 from typing import Literal, NamedTuple
@@ -8,14 +12,14 @@ from eval.reporting.wording import Models
 
 
 class ShownAnswer(NamedTuple):
-    """An answer that is shown, and which draw it comes from."""
+    """An answer on the page, and the stratum from which it was drawn."""
 
-    item: int  # its place in the scores
+    item: int  # its index in the scores
     drawn: Literal["better", "worse", "worst", "random"]
 
 
 class ChangeCounts(NamedTuple):
-    """What is drawn from, in numbers."""
+    """The number of answers that got better and worse, and of all answers."""
 
     better: int
     worse: int
@@ -25,52 +29,57 @@ class ChangeCounts(NamedTuple):
 def choose_answers(models: Models, *, count: int, seed: int) -> list[ShownAnswer]:
     """Draw answers to show.
 
-    Of two models or more, half are among those that changed from the first to the last (those that got worse by their share, one at least); of
-    one, half are its worst. The rest is drawn from all others.
+    With two models or more, half of them changed from the first model to the last; those that got
+    worse have their share among these, at least one. With one model, half are its worst answers.
+    The rest is drawn from all other answers.
     """
-    draw = random.Random(seed)
-    picked = (
-        _worst(models, count // 2, draw) if len(models) == 1 else _changed(models, count // 2, draw)
-    )
+    generator = random.Random(seed)
+    stratum = _worst if len(models) == 1 else _changed
+    drawn = stratum(models, count // 2, generator)
+    drawn_items = {answer.item for answer in drawn}
     total = len(next(iter(models.values())).answers)
-    taken = {choice.item for choice in picked}
-    others = [i for i in range(total) if i not in taken]
-    rest = draw.sample(others, min(len(others), count - len(picked)))
-    return [*picked, *(ShownAnswer(i, "random") for i in rest)]
+    remaining = [item for item in range(total) if item not in drawn_items]
+    others_drawn = generator.sample(remaining, min(len(remaining), count - len(drawn)))
+    return [*drawn, *(ShownAnswer(item, "random") for item in others_drawn)]
 
 
-def _changed(models: Models, most: int, draw: random.Random) -> list[ShownAnswer]:
-    added = harm_added(models)
-    better, worse = (
-        [i for i, k in enumerate(added) if k < 0],
-        [i for i, k in enumerate(added) if k > 0],
-    )
-    changed = min(most, len(better) + len(worse))
-    share = round(changed * len(worse) / max(1, len(better) + len(worse)))
-    from_worse = min(len(worse), changed, max(share, 1))
-    picked = [ShownAnswer(i, "better") for i in draw.sample(better, changed - from_worse)]
-    return [*picked, *(ShownAnswer(i, "worse") for i in draw.sample(worse, from_worse))]
+def _changed(models: Models, most: int, generator: random.Random) -> list[ShownAnswer]:
+    changes = harm_added(models)
+    better = [item for item, change in enumerate(changes) if change < 0]
+    worse = [item for item, change in enumerate(changes) if change > 0]
+    changed = len(better) + len(worse)
+    size = min(most, changed)
+    worse_share = round(size * len(worse) / max(1, changed))
+    worse_size = min(len(worse), size, max(worse_share, 1))
+    drawn = [ShownAnswer(item, "better") for item in generator.sample(better, size - worse_size)]
+    return [*drawn, *(ShownAnswer(item, "worse") for item in generator.sample(worse, worse_size))]
 
 
-def _worst(models: Models, most: int, draw: random.Random) -> list[ShownAnswer]:
+def _worst(models: Models, most: int, generator: random.Random) -> list[ShownAnswer]:
     (scores,) = models.values()
     harms = {
-        i: (len(item.spans), _harm(item, scores))
-        for i, item in enumerate(scores.answers)
+        index: (len(item.spans), _harm(item, scores))
+        for index, item in enumerate(scores.answers)
         if not item.missing
     }
-    best = min(harms.values(), default=None)
-    bad = [i for i, harm in harms.items() if harm != best]
-    draw.shuffle(bad)  # lots are drawn among those that are equally bad
-    return [
-        ShownAnswer(i, "worst") for i in sorted(bad, key=harms.__getitem__, reverse=True)[:most]
-    ]
+    least = min(harms.values(), default=None)
+    harmful = [index for index, harm in harms.items() if harm != least]
+    generator.shuffle(harmful)  # the sort is stable, so ties are in random order
+    harmful.sort(key=harms.__getitem__, reverse=True)
+    return [ShownAnswer(index, "worst") for index in harmful[:most]]
 
 
 def harm_added(models: Models) -> list[float]:
-    """Of each answer how much worse the last model's is than the first's: by marks, or where there are none by the first measure."""
-    base, *_, last = [*models.values(), *models.values()]  # one model is both
-    return [_added(*both, base) for both in zip(base.answers, last.answers, strict=True)]
+    """Return for each prompt how much worse the last model's answer is than the first model's.
+
+    The difference is in the number of hallucinated spans. Where neither answer has a span, it is
+    in the first metric that has a better direction. It is 0 where a verdict is missing.
+    """
+    all_scores = list(models.values())
+    first = all_scores[0]
+    last = all_scores[-1]
+    pairs = zip(first.answers, last.answers, strict=True)
+    return [_added(before, after, first) for before, after in pairs]
 
 
 def _added(before: JudgedAnswer, after: JudgedAnswer, scores: Scores) -> float:
@@ -82,16 +91,18 @@ def _added(before: JudgedAnswer, after: JudgedAnswer, scores: Scores) -> float:
 
 
 def _harm(item: JudgedAnswer, scores: Scores) -> float:
-    """The first measure that the answer adds to; the higher the worse."""
+    """Return the first metric with a direction that the answer counts for; higher is worse."""
     for metric in scores.metrics:
-        part = item.ratios.get(metric.name)
-        if metric.better and part and part.denominator:
-            rate = part.numerator / part.denominator
+        ratio = item.ratios.get(metric.name)
+        if metric.better and ratio and ratio.denominator:
+            rate = ratio.numerator / ratio.denominator
             return rate if metric.better == "lower" else 1 - rate
     return 0
 
 
-def pool(models: Models) -> ChangeCounts:
-    """How many answers got better and worse from the first model to the last, of how many."""
-    added = harm_added(models)
-    return ChangeCounts(sum(k < 0 for k in added), sum(k > 0 for k in added), len(added))
+def count_changes(models: Models) -> ChangeCounts:
+    """Count the answers that got better and worse from the first model to the last."""
+    changes = harm_added(models)
+    better = sum(change < 0 for change in changes)
+    worse = sum(change > 0 for change in changes)
+    return ChangeCounts(better, worse, len(changes))

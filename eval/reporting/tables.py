@@ -1,6 +1,6 @@
 """Scores of models side by side, as JSON-ready summaries, tables and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.benchmarks.contract import Comparison, Scores
-from eval.reporting.figures import grouped_measure, groups_figure, rates_figure
+from eval.reporting.figures import grouped_metric, groups_figure, rates_figure
 from eval.reporting.wording import (
     Models,
     comparisons,
-    findings,
+    humanize,
     missing_reasons,
     notes,
+    result_sentences,
     table_rows,
     title,
 )
@@ -24,16 +25,17 @@ BASE = "base"  # a model of this name comes first
 
 
 def summary(models: Models) -> dict[str, Any]:
-    """Give all scores, and the comparisons with the first model's, ready for JSON.
+    """Return all scores, and the comparisons with the first model, ready for JSON.
 
     Returns:
-        `models`: by name, rates (fractions) with `n` and `missing`, `missing_reasons`, `intervals`, rates of `groups`, `extras`, `manifest`
-        and `manifest_hash`. `comparisons`: of every further model with the first, by name.
+        `models`: by name, rates (fractions) with `n` and `missing`, `missing_reasons`,
+        `intervals`, rates of `groups`, `extras`, `manifest` and `manifest_hash`.
+        `comparisons`: of every further model with the first, by name.
     """
-    found = {name: _comparison(comparison) for name, comparison in comparisons(models).items()}
+    compared = comparisons(models)
     return {
         "models": {name: _scores(scores) for name, scores in models.items()},
-        "comparisons": found,
+        "comparisons": {name: _comparison(comparison) for name, comparison in compared.items()},
     }
 
 
@@ -41,7 +43,7 @@ def _scores(scores: Scores) -> dict[str, Any]:
     return {
         **scores.rates(),
         "missing_reasons": missing_reasons(scores),
-        "intervals": _listed(scores.intervals()),
+        "intervals": _tuples_to_lists(scores.intervals()),
         "groups": {group: scores.rates(group) for group in scores.groups},
         "extras": dict(scores.extras),
         "manifest": dict(scores.manifest),
@@ -50,63 +52,64 @@ def _scores(scores: Scores) -> dict[str, Any]:
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
-    return {**_listed(asdict(comparison)), "measure": comparison.metric.name}
+    return {**_tuples_to_lists(asdict(comparison)), "measure": comparison.metric.name}
 
 
-def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
+def _tuples_to_lists(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
     }
 
 
 def table(models: Models) -> Table:
-    """Lay the scores out for the terminal, what follows from them below."""
-    caption = "\n".join(_said(models))
-    shown = Table(title=Text(title(models)), caption=Text(caption), caption_justify="left")
-    for place, column in enumerate(_columns(models)):
-        shown.add_column(Text(column), justify="right" if place > 1 else "left")
-    for line in _lines(models):
-        shown.add_row(*map(Text, line))
-    return shown
+    """Return the scores as a table for the terminal, with result sentences and notes below."""
+    caption = Text("\n".join(_sentences(models)))
+    terminal_table = Table(title=Text(title(models)), caption=caption, caption_justify="left")
+    for index, column in enumerate(_columns(models)):
+        terminal_table.add_column(Text(column), justify="right" if index > 1 else "left")
+    for texts in _row_texts(models):
+        terminal_table.add_row(*map(Text, texts))
+    return terminal_table
 
 
 def markdown_table(models: Models) -> str:
-    """Lay the scores out in Markdown, what follows from them below."""
-    columns, lines = _columns(models), _lines(models)
-    head, *body = [
-        f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |"
-        for line in (columns, *lines)
-    ]
+    """Return the scores as a Markdown table, with result sentences and notes below."""
+    columns = _columns(models)
     rule = "|".join(["", "---", "---", *["---:"] * (len(columns) - 2), ""])
-    return "\n".join([head, rule, *body, "", *(f"* {sentence}" for sentence in _said(models)), ""])
+    rows = [_markdown_row(texts) for texts in _row_texts(models)]
+    sentences = [f"* {sentence}" for sentence in _sentences(models)]
+    return "\n".join([_markdown_row(columns), rule, *rows, "", *sentences, ""])
+
+
+def _markdown_row(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(text.replace('|', '&#124;') for text in texts)} |"
 
 
 def _columns(models: Models) -> list[str]:
     _, *further = models
     changes = ["change"] if len(further) == 1 else [f"change, {name}" for name in further]
-    return ["measure (95 % interval)", "better", *models, *changes]
+    return ["metric (95 % interval)", "better", *models, *changes]
 
 
-def _lines(models: Models) -> list[list[str]]:
+def _row_texts(models: Models) -> list[list[str]]:
     return [
         [row.label, row.metric.better, *map(str, row.cells), *row.changes]
         for row in table_rows(models)
     ]
 
 
-def _said(models: Models) -> list[str]:
-    return [*findings(models, comparisons(models)), *notes(models)]
+def _sentences(models: Models) -> list[str]:
+    return [*result_sentences(comparisons(models)), *notes(models)]
 
 
 def draw(models: Models, folder: Path) -> dict[str, Path]:
-    """Draw one benchmark's figures into a folder; returns them by caption."""
+    """Draw one benchmark's figures into a folder; return their paths by caption."""
     folder.mkdir(parents=True, exist_ok=True)
     rates_figure(models, folder / "rates.png")
     figures = {"All rates": folder / "rates.png"}
-    metric = grouped_measure(models)
+    metric = grouped_metric(models)
     if metric is not None:
         groups_figure(models, folder / "groups.png")
-        figures[f"{metric.name.replace('_', ' ').capitalize()} by group of questions"] = (
-            folder / "groups.png"
-        )
+        caption = f"{humanize(metric.name).capitalize()} by group of questions"
+        figures[caption] = folder / "groups.png"
     return figures

@@ -1,7 +1,7 @@
-"""What scores and their comparisons say, as people read them: per cent, points, intervals, sentences.
+"""Scores and comparisons as text: per cent, points, intervals and sentences.
 
-Tables for the terminal, Markdown and the page are laid out from the same rows. Models go by name; the first is the base, which every other
-is compared with.
+Tables for the terminal, Markdown and the page have the same rows. Models go by name. The first
+model is the base, with which every other model is compared.
 """
 
 from collections import Counter
@@ -14,13 +14,13 @@ from rlhfv_ray.stats import Interval
 
 Models = Mapping[str, Scores]
 
-NOTHING = "none counted"
+NO_VALUE = "none counted"
 PER_CENT = 100.0
-EXACT_BELOW = 10  # numbers that are no percentages get a second decimal below
+EXACT_BELOW = 10  # values in other units than per cent get a second decimal below this
 
 
 class Cell(NamedTuple):
-    """A number of one model."""
+    """A metric of one model, as text."""
 
     number: str
     interval: str = ""  # 95 %
@@ -30,25 +30,25 @@ class Cell(NamedTuple):
 
 
 class TableRow(NamedTuple):
-    """One measure of all models."""
+    """One metric of all models."""
 
     metric: Metric
     cells: tuple[Cell, ...]
-    changes: tuple[str, ...]  # of every further model, less the first
+    changes: tuple[str, ...]  # of every further model from the first
 
     @property
     def label(self) -> str:
-        """The measure with its unit."""
+        """The metric's name with its unit."""
         return label(self.metric)
 
 
 def humanize(name: str) -> str:
-    """A name as people write it."""
+    """Return a name with spaces in place of underscores."""
     return name.replace("_", " ")
 
 
 def label(metric: Metric) -> str:
-    """A measure with its unit.
+    """Return a metric's name with its unit.
 
     Example:
         >>> label(OBJECT_RECALL)
@@ -58,13 +58,13 @@ def label(metric: Metric) -> str:
 
 
 def title(models: Models) -> str:
-    """Of what and whom the scores are.
+    """Return a title: the benchmark, the models and the number of answers.
 
     Raises:
         DataError: there is no model.
     """
     if not models:
-        raise DataError("a report needs the scores of one model at least; got none")
+        raise DataError("a report needs the scores of at least one model; got none")
     *others, last = models
     names = f"{', '.join(others)} and {last}" if others else last
     first = next(iter(models.values()))
@@ -73,25 +73,25 @@ def title(models: Models) -> str:
 
 
 def benchmark_of(scores: Scores) -> str:
-    """The name of the benchmark, as the manifest has it."""
+    """Return the benchmark's name from the manifest."""
     return str(scores.manifest.get("benchmark", "benchmark"))
 
 
 def comparisons(models: Models) -> dict[str, Comparison]:
-    """Every further model against the first.
+    """Compare every further model with the first.
 
     Raises:
-        DataError: they were measured differently; names the fields of the manifest that differ.
+        DataError: the manifests differ; the message names the fields.
     """
     (_, base), *others = models.items()
     return {name: compare(base, scores) for name, scores in others}
 
 
 def table_rows(models: Models) -> list[TableRow]:
-    """Every measure of every model, and how it changed."""
+    """Return one row per metric, with every model's value and its change from the first model."""
     rates = {name: scores.rates() for name, scores in models.items()}
     intervals = {name: scores.intervals() for name, scores in models.items()}
-    found = []
+    table = []
     for metric in next(iter(models.values())).metrics:
         values = [rates[name].get(metric.name) for name in models]
         cells = [
@@ -99,21 +99,17 @@ def table_rows(models: Models) -> list[TableRow]:
             for name, value in zip(models, values, strict=True)
         ]
         changes = tuple(_change(metric, values[0], value) for value in values[1:])
-        found.append(TableRow(metric, tuple(cells), changes))
-    return found
+        table.append(TableRow(metric, tuple(cells), changes))
+    return table
 
 
 def format_cell(metric: Metric, value: float | None, interval: Interval | None = None) -> Cell:
-    """A number as it is shown: times its scale."""
+    """Return a value and its interval as text, multiplied by the metric's scale."""
     if value is None:
-        return Cell(NOTHING)
+        return Cell(NO_VALUE)
     digits = _digits(metric, value)
-    low_high = (
-        ""
-        if interval is None
-        else " to ".join(f"{metric.scale * bound:.{digits}f}" for bound in interval)
-    )
-    return Cell(f"{metric.scale * value:.{digits}f}", low_high)
+    bounds = [f"{metric.scale * bound:.{digits}f}" for bound in interval or ()]
+    return Cell(f"{metric.scale * value:.{digits}f}", " to ".join(bounds))
 
 
 def _change(metric: Metric, before: float | None, after: float | None) -> str:
@@ -126,34 +122,39 @@ def _digits(metric: Metric, value: float) -> int:
     return 1 if metric.scale == PER_CENT or abs(metric.scale * value) >= EXACT_BELOW else 2
 
 
-def conclusions(comparison: Comparison) -> list[str]:
-    """Say what a comparison shows, and what it cannot show with so many answers."""
-    c = comparison
-    if c.metric.better == "lower":
-        found = f"Relative reduction of the {humanize(c.metric.name)}: "
-        found += _finding(
-            c.relative_reduction, c.relative_reduction_interval, c.n, unit=" %", scale=PER_CENT
+def comparison_sentences(comparison: Comparison) -> list[str]:
+    """Say what a comparison shows, and what this number of answers cannot resolve."""
+    metric, n = comparison.metric, comparison.n
+    if metric.better == "lower":
+        estimate = _estimate(
+            comparison.relative_reduction,
+            comparison.relative_reduction_interval,
+            n,
+            unit=" %",
+            scale=PER_CENT,
         )
+        main = f"Relative reduction of the {humanize(metric.name)}: {estimate}"
     else:
-        found = f"Change of the {humanize(c.metric.name)}: "
-        found += _finding(
-            c.change, c.change_interval, c.n, unit=_unit(c.metric), scale=c.metric.scale
+        unit = " points" if metric.scale == PER_CENT else ""
+        estimate = _estimate(
+            comparison.change, comparison.change_interval, n, unit=unit, scale=metric.scale
         )
-    sentences = [found, *_test(c.p_value), *_power(c)]
-    said = [". ".join(sentences) + "."]
-    if c.recall_change is not None:
-        recall = _finding(
-            c.recall_change, c.recall_change_interval, c.n, unit=" points", scale=PER_CENT
+        main = f"Change of the {humanize(metric.name)}: {estimate}"
+    parts = [main, *_test_result(comparison.p_value), *_power(comparison)]
+    sentences = [". ".join(parts) + "."]
+    if comparison.recall_change is not None:
+        recall = _estimate(
+            comparison.recall_change,
+            comparison.recall_change_interval,
+            n,
+            unit=" points",
+            scale=PER_CENT,
         )
-        said.append(f"Change of {humanize(OBJECT_RECALL.name)}: {recall}.")
-    return said
+        sentences.append(f"Change of {humanize(OBJECT_RECALL.name)}: {recall}.")
+    return sentences
 
 
-def _unit(metric: Metric) -> str:
-    return " points" if metric.scale == PER_CENT else ""
-
-
-def _finding(
+def _estimate(
     value: float | None, interval: Interval | None, n: int, *, unit: str, scale: float
 ) -> str:
     if value is None:
@@ -171,65 +172,66 @@ def _resolved(interval: Interval | None) -> bool:
     return interval is not None and (interval.low > 0 or interval.high < 0)
 
 
-def _test(p_value: float | None) -> list[str]:
+def _test_result(p_value: float | None) -> list[str]:
     if p_value is None:
         return []
     return [f"Exact McNemar test: p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"]
 
 
-def _power(c: Comparison) -> list[str]:
-    if c.detectable is None or _resolved(c.relative_reduction_interval):
+def _power(comparison: Comparison) -> list[str]:
+    detectable = comparison.detectable
+    if detectable is None or _resolved(comparison.relative_reduction_interval):
         return []
-    return [f"n = {c.n} finds a fall of {PER_CENT * c.detectable:.1f} points or more (power 80 %)"]
+    points = f"{PER_CENT * detectable:.1f} points"
+    return [f"n = {comparison.n} finds a fall of {points} or more (power 80 %)"]
 
 
-def findings(models: Models, found: Mapping[str, Comparison]) -> list[str]:
-    """All conclusions; where more than one model is compared, with its name."""
-    several = len(found) > 1
-    return [
-        f"{name}: {sentence}" if several else sentence
-        for name, comparison in found.items()
-        for sentence in conclusions(comparison)
-    ]
+def result_sentences(compared: Mapping[str, Comparison]) -> list[str]:
+    """Return the sentences of all comparisons; with several models, each begins with its name."""
+    sentences = []
+    for name, comparison in compared.items():
+        prefix = f"{name}: " if len(compared) > 1 else ""
+        sentences += [prefix + sentence for sentence in comparison_sentences(comparison)]
+    return sentences
 
 
 def notes(models: Models) -> list[str]:
-    """What stands beside the scores: answers without a verdict, and what a benchmark reports but does not compare."""
-    found = []
+    """Return notes on the scores: missing verdicts, and results that are not compared."""
+    all_notes = []
     for name, scores in models.items():
-        found += [f"{name}: {text}" for text in (missing_text(scores), *_beside(scores)) if text]
-    return found
+        texts = [missing_text(scores), *_extras_notes(scores)]
+        all_notes += [f"{name}: {text}" for text in texts if text]
+    return all_notes
 
 
 def missing_text(scores: Scores) -> str:
-    """How many answers have no verdict, and why; nothing where all have one."""
+    """Return how many answers have no verdict and the reasons; empty if all have one."""
     reasons = missing_reasons(scores)
-    why = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     total = sum(reasons.values())
-    return f"{total} of {len(scores.answers)} answers without a verdict: {why}" if total else ""
+    return f"{total} of {len(scores.answers)} answers without a verdict: {counts}" if total else ""
 
 
 def missing_reasons(scores: Scores) -> dict[str, int]:
-    """Answers without a verdict by why they have none, the most common reason first."""
+    """Count the answers without a verdict by reason, the most common reason first."""
     return dict(Counter(item.missing for item in scores.answers if item.missing).most_common())
 
 
-def _beside(scores: Scores) -> Iterator[str]:
-    loose = {}
+def _extras_notes(scores: Scores) -> Iterator[str]:
+    ungrouped = {}
     for name, value in scores.extras.items():
         if isinstance(value, Mapping):
-            whole = {
-                part: number for part, number in value.items() if not isinstance(number, Mapping)
-            }
-            yield f"{name}: {join_values(whole or value)}"  # its parts are in the file of scores
+            # Nested values are left to the file of scores, unless there is nothing else.
+            totals = {key: item for key, item in value.items() if not isinstance(item, Mapping)}
+            yield f"{name}: {join_values(totals or value)}"
         elif value is not None:
-            loose[name] = value
-    if loose:
-        yield join_values(loose)
+            ungrouped[name] = value
+    if ungrouped:
+        yield join_values(ungrouped)
 
 
 def join_values(values: Mapping[str, Any]) -> str:
-    """Names and values in a line.
+    """Return names and values in one line.
 
     Example:
         >>> join_values({"average_score": 2.34375, "of": {"conv": 85.2, "detail": None}})
@@ -239,14 +241,14 @@ def join_values(values: Mapping[str, Any]) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values as text, by their names one after the other."""
-    found: dict[str, str] = {}
+    """Return nested values as text; the name of each is its path of keys, separated by spaces."""
+    texts: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name} ")
+            texts |= flat(value, f"{prefix}{name} ")
         else:
-            found[f"{prefix}{name}"] = _text(value)
-    return found
+            texts[f"{prefix}{name}"] = _text(value)
+    return texts
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ from eval.config import ShapesBenchConfig
 from eval.evaluation import Candidate, check_services, evaluate_all, plan_evaluation
 from experiments.runners.config import ScoredConfig
 from experiments.runners.stage_monitor import flat
-from experiments.runners.sweep_report import Found, ranked, read_trials
+from experiments.runners.sweep_report import TrialResult, ranked, read_trials
 from rlhfv_ray.console import ProgressBar
 from rlhfv_ray.storage.folder import discard, is_there
 from rlhfv_ray.storage.stages import run_stages
@@ -65,11 +65,11 @@ class TrialMonitor:
         if len(self.ended) > self.bar.done:
             self.bar.advance(len(self.ended), self.note(trials))
 
-    def note(self, trials: list[Found]) -> str:
+    def note(self, trials: list[TrialResult]) -> str:
         """Return the text beside the bar."""
         return ""
 
-    def sync_trial(self, trial: Found) -> None:
+    def sync_trial(self, trial: TrialResult) -> None:
         """Bring one trial's child run up to date."""
         if trial.name not in self.children:
             self.children[trial.name] = self.run.stage(trial.title, flat(trial.trial_params))
@@ -85,7 +85,7 @@ class TrialMonitor:
             child.end("FAILED" if trial.status == "failed" else "FINISHED")
             self.ended.add(trial.name)
 
-    def delete_training(self, trial: Found) -> None:
+    def delete_training(self, trial: TrialResult) -> None:
         """Delete a trial's training folder, if this run made it."""
         folder = self.storage / trial.train if trial.train else None
         if folder and trial.made and is_there(folder):
@@ -102,7 +102,7 @@ class SweepMonitor(TrialMonitor):
         super().__init__(folder, run, bar)
         self.search = search
 
-    def note(self, trials: list[Found]) -> str:
+    def note(self, trials: list[TrialResult]) -> str:
         """Delete the training folders of worse trials, and name the best one."""
         ranking = ranked(trials, self.search.guard)
         stopped = [trial for trial in trials if trial.status == "stopped"]

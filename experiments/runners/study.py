@@ -23,14 +23,14 @@ from experiments.runners.scoring import TrialMonitor, score_model
 from experiments.runners.stage_monitor import flat, without
 from experiments.runners.study_report import (
     Claim,
-    Findings,
+    StudyResults,
     arms_figure,
-    found_in,
     markdown,
     sentences,
+    study_results,
     study_table,
 )
-from experiments.runners.sweep_report import Found, read_trials
+from experiments.runners.sweep_report import TrialResult, read_trials
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import DDPOConfig, fingerprint, plain
 from rlhfv_ray.console import ProgressBar, poll, progress_bar
@@ -68,7 +68,7 @@ class Study:
     arms: tuple[Arm, ...]
     claim: Claim
     read: Callable[[Scores], Mapping[str, float | None]] = Scores.rates  # an arm's numbers
-    draw: Callable[[Findings, Path], None] = arms_figure
+    draw: Callable[[StudyResults, Path], None] = arms_figure
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class StudyMonitor(TrialMonitor):
         super().__init__(folder, run, bar)
         self.keep_models = keep_models
 
-    def note(self, trials: list[Found]) -> str:
+    def note(self, trials: list[TrialResult]) -> str:
         """Delete what is not kept."""
         for trial in trials:
             if trial.status == "finished" and not self.keep_models:
@@ -236,7 +236,7 @@ def conclude(study: Study, folder: Path, *, console: Console) -> dict[str, Any]:
             f"{len(reasons)} trainings did not finish. {'; '.join(reasons)}. Run the same command "
             "again."
         )
-    results = found_in(trials, [arm.name for arm in study.arms])
+    results = study_results(trials, [arm.name for arm in study.arms])
     verdicts = sentences(study.title, study.claim, results)
     outcome = {"title": study.title, "sentences": verdicts, **results.as_json()}
     write_json(folder / "study.json", outcome)

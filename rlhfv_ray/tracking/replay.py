@@ -289,7 +289,7 @@ def _send_file(client: "MlflowClient", run_id: str, events: Sequence[Event], fol
 
 
 def _send_table(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
-    """As `MlflowClient.log_table`, which would append to a table that is there."""
+    """Log a table. `MLflowClient.log_table` would append to an existing one."""
     file = events[0]["content"]["file"]
     entry = {"path": file, "type": "table"}
     client.log_dict(run_id, events[0]["content"]["table"], file)

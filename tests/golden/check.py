@@ -225,7 +225,9 @@ def compare_mmhal(golden: Mapping[str, Any], comparison: Comparison) -> None:
     reviews = section(golden, "reviews")
     scores = mmhal_scores(reviews, release_compatible=True)
     ours = {
-        "informativeness_each": [rating_informativeness(release_rating(review)) for review in reviews],
+        "informativeness_each": [
+            rating_informativeness(release_rating(review)) for review in reviews
+        ],
         "informativeness": scores.informativeness,
         "average_score": two_decimals(scores.average_score),
         "hallucination_rate": two_decimals(scores.hallucination_rate),

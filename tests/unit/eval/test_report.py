@@ -23,11 +23,10 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_summary_is_json_with_fractions() -> None:
-    found = summary(models())
-    assert (
-        json.loads(json.dumps(found, allow_nan=False)) == found
-    )  # a tuple would come back as a list
-    assert list(found) == ["models", "comparisons"]
+    report = summary(models())
+    # A tuple would come back as a list.
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert list(report) == ["models", "comparisons"]
     # 6 of 10 answers; 6 of 16 mentions; 1 of 2 true objects; 1 attribute wrong in 10 phrases
     expected = {
         "response_rate": 0.6,
@@ -36,13 +35,14 @@ def test_summary_is_json_with_fractions() -> None:
         "object_recall": 0.5,
     }
     details = {"wrong_attributes": 0.1, "words": 6.0, "n": 10, "missing": 0}
-    one = found["models"]["base"]
-    assert {name: one[name] for name in (*expected, *details)} == expected | details
-    assert one["manifest"] == {"benchmark": "pets"} and one["manifest_hash"] == base().manifest_hash
-    assert one["groups"] == {} and one["extras"] == {} and one["missing_reasons"] == {}
-    low, high = one["intervals"]["response_rate"]
+    scores = report["models"]["base"]
+    assert {name: scores[name] for name in (*expected, *details)} == expected | details
+    assert scores["manifest"] == {"benchmark": "pets"}
+    assert scores["manifest_hash"] == base().manifest_hash
+    assert scores["groups"] == scores["extras"] == scores["missing_reasons"] == {}
+    low, high = scores["intervals"]["response_rate"]
     assert low < 0.6 < high
-    (compared,) = found["comparisons"].values()
+    (compared,) = report["comparisons"].values()
     assert compared["measure"] == "response_rate" and compared["n"] == 10
     assert compared["relative_reduction"] == pytest.approx(1 - 4 / 6)
     assert compared["recall_change_interval"] == [0.0, 0.0]
@@ -51,16 +51,16 @@ def test_summary_is_json_with_fractions() -> None:
 
 
 def test_summary_has_groups_and_missing_verdicts() -> None:
-    found = summary({"only": rated([0, 6, "refused", 6])})
-    assert found["comparisons"] == {}
-    one = found["models"]["only"]
-    assert one["groups"]["counting"] == {
+    report = summary({"only": rated([0, 6, "refused", 6])})
+    assert report["comparisons"] == {}
+    scores = report["models"]["only"]
+    assert scores["groups"]["counting"] == {
         **{"hallucination_rate": 1.0, "average_score": 0.0, "words": 2.0},
         **{"n": 2, "missing": 1},
     }
-    assert one["groups"]["other"]["hallucination_rate"] == 0
-    assert (one["missing"], one["missing_reasons"]) == (1, {"refused": 1})
-    assert one["extras"]["release_compatible"] == {"average_score": 2.25, "unparsed": 1}
+    assert scores["groups"]["other"]["hallucination_rate"] == 0
+    assert (scores["missing"], scores["missing_reasons"]) == (1, {"refused": 1})
+    assert scores["extras"]["release_compatible"] == {"average_score": 2.25, "unparsed": 1}
 
 
 def test_markdown_table() -> None:
@@ -81,11 +81,10 @@ def test_markdown_table() -> None:
 
 def test_tables_have_a_change_for_every_further_model() -> None:
     """Catches: a comparison with the wrong model; an empty column where one model stands alone."""
-    one, three = {"a|b": base()}, {**models(), "third": aligned()}
-    head, _, first, *_ = markdown_table(one).splitlines()
-    assert head == "| measure (95 % interval) | better | a&#124;b |"
+    head, _, first, *_ = markdown_table({"a|b": base()}).splitlines()
+    assert head == "| metric (95 % interval) | better | a&#124;b |"
     assert first == "| response rate / % | lower | 60.0 (31.3 to 83.2) |"
-    head, _, first, *_ = markdown_table(three).splitlines()
+    head, _, first, *_ = markdown_table({**models(), "third": aligned()}).splitlines()
     assert head.endswith("| base | aligned | third | change, aligned | change, third |")
     assert first.endswith("| -20.0 | -20.0 |")
 
@@ -103,14 +102,11 @@ def shown(scores: dict[str, Scores]) -> str:
 
 
 def test_terminal_table_shows_the_same() -> None:
-    said = shown(models())
-    assert (
-        "60.0 (31.3 to 83.2)" in said
-        and "n = 10 answers each" in said
-        and "not resolved at n = 10" in said
-    )
-    said = shown({"[red]one[/red]": rated([1, "refused", 5])})
-    assert "[red]one[/red]" in said and "1 of 3 answers without a verdict: refused 1" in said
+    text = shown(models())
+    for part in ("60.0 (31.3 to 83.2)", "n = 10 answers each", "not resolved at n = 10"):
+        assert part in text
+    text = shown({"[red]one[/red]": rated([1, "refused", 5])})
+    assert "[red]one[/red]" in text and "1 of 3 answers without a verdict: refused 1" in text
 
 
 def test_a_rate_of_nothing_is_no_zero() -> None:
@@ -132,20 +128,20 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_runs_are_read_with_the_base_first(run: Path) -> None:
-    found = read_runs([run])
-    assert {name: list(some) for name, some in found.items()} == {
+    benchmarks = read_runs([run])
+    assert {name: list(by_model) for name, by_model in benchmarks.items()} == {
         "mmhal_bench": ["base"],
         "pets": ["base", "aligned"],
     }
-    assert found["pets"]["aligned"] == aligned()
+    assert benchmarks["pets"]["aligned"] == aligned()
 
 
 def test_models_of_several_runs_are_told_apart(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "two" / "pets" / "base.json"
     save_scores(aligned(), other)
-    found = read_runs([run, tmp_path / "two"])
-    assert list(found) == ["pets"]  # what both have
-    assert list(found["pets"]) == ["one/aligned", "one/base", "two/base"]
+    benchmarks = read_runs([run, tmp_path / "two"])
+    assert list(benchmarks) == ["pets"]  # both runs have it
+    assert list(benchmarks["pets"]) == ["one/aligned", "one/base", "two/base"]
     assert list(read_runs([run / "pets" / "aligned.json", other])["pets"]) == ["base", "aligned"]
     with pytest.raises(DataError, match="given twice"):
         read_runs([other, other])
@@ -168,7 +164,7 @@ def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_command_prints_tables_and_writes_a_page(run: Path, tmp_path: Path) -> None:
-    """Catches: a module of eval that hides one of the standard library when this file is started as a script."""
+    """Catches: a module of eval that hides one of the standard library when run as a script."""
     done = command(run, run / "pets" / "base.json", "--base", "aligned", cwd=tmp_path)
     assert done.returncode == 2 and "--base aligned: no such model; there are one/" in done.stderr
     done = command(run, "--base", "base", cwd=tmp_path)

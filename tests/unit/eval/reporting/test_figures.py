@@ -9,7 +9,7 @@ from PIL import Image
 from eval.benchmarks.contract import WORDS, Scores
 from eval.reporting.figures import (
     COLORS,
-    grouped_measure,
+    grouped_metric,
     groups_figure,
     rates_figure,
     training_figure,
@@ -61,8 +61,8 @@ def test_training_figure_bridges_skipped_updates(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_rates_figure(count: int, tmp_path: Path) -> None:
-    some = {f"model {n}": scores for n, scores in enumerate([*models().values()] * 2) if n < count}
-    rates_figure(some, tmp_path / "rates.png")
+    scores = [*models().values()] * 2
+    rates_figure({f"model {n}": scores[n] for n in range(count)}, tmp_path / "rates.png")
     check_png(tmp_path / "rates.png")
 
 
@@ -87,9 +87,9 @@ def test_each_model_has_its_color(tmp_path: Path) -> None:
 def test_figures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
     many = {str(n): base() for n in range(len(COLORS) + 1)}
     for figure in (rates_figure, groups_figure):
-        for some in ({}, many):
+        for wrong_number in ({}, many):
             with pytest.raises(DataError, match="models side by side"):
-                figure(some, tmp_path / "x.png")
+                figure(wrong_number, tmp_path / "x.png")
     with pytest.raises(DataError, match="none of words is in per cent"):
         rates_figure({"base": Scores((WORDS,), base().answers, {})}, tmp_path / "x.png")
     with pytest.raises(DataError, match="two groups"):
@@ -105,14 +105,14 @@ def test_groups_figure(tmp_path: Path) -> None:
     check_png(tmp_path / "groups.png")
 
 
-def test_groups_are_shown_by_a_measure_that_they_share() -> None:
-    """Catches: an empty figure where the first measure belongs to one group of questions only."""
+def test_groups_are_shown_by_a_metric_that_they_share() -> None:
+    """Catches: an empty figure where the first metric belongs to one group of questions only."""
     scores = rated([0, 6, 2, 5])
-    only = tuple(
+    counting_only = tuple(
         replace(
             item,
             ratios={
-                name: part for name, part in item.ratios.items() if name != "hallucination_rate"
+                name: ratio for name, ratio in item.ratios.items() if name != "hallucination_rate"
             },
         )
         if item.group == "other"
@@ -120,7 +120,7 @@ def test_groups_are_shown_by_a_measure_that_they_share() -> None:
         for item in scores.answers
     )
     percent = replace(scores, metrics=(scores.metrics[0], scores.metrics[1]._replace(scale=100.0)))
-    assert grouped_measure({"m": percent}) == percent.metrics[0]
-    assert grouped_measure({"m": replace(percent, answers=only)}) == percent.metrics[1]
-    assert grouped_measure({"m": replace(scores, answers=only)}) is None
-    assert grouped_measure({"m": base()}) is None
+    assert grouped_metric({"m": percent}) == percent.metrics[0]
+    assert grouped_metric({"m": replace(percent, answers=counting_only)}) == percent.metrics[1]
+    assert grouped_metric({"m": replace(scores, answers=counting_only)}) is None
+    assert grouped_metric({"m": base()}) is None

@@ -15,26 +15,26 @@ from PIL import Image
 from eval.benchmarks import llava_bench, mmhal_bench, object_halbench
 from eval.benchmarks.contract import JudgedAnswer, Scores, Span
 from eval.reporting.figures import rates_figure
-from eval.reporting.html import PAPER, Section, paper_card, picture, pieces, write_page
+from eval.reporting.html import PAPER, Section, embed_image, paper_card, text_runs, write_page
 from rlhfv_ray.errors import DataError
 from tests.hand_scores import CAT, RED_DOGS, TEXT, judged, models, pets, png, prompts, rated
 
 
-def test_pieces_keep_the_text_and_cover_the_marks() -> None:
+def test_text_runs_keep_the_text_and_cover_the_spans() -> None:
     spans = [*RED_DOGS, Span(8, 20, "position"), CAT]
-    found = pieces(TEXT, spans)
-    assert "".join(piece.text for piece in found) == TEXT
-    assert [tuple(piece) for piece in found] == [
+    runs = text_runs(TEXT, spans)
+    assert "".join(run.text for run in runs) == TEXT
+    assert [tuple(run) for run in runs] == [
         ("two red ", ("attribute", "number")),
         ("dogs", ("attribute", "number", "position")),
         (" & a ", ("position",)),
         ("cat", ("position", "object")),
     ]
-    assert pieces("", []) == []
+    assert text_runs("", []) == []
 
 
 class PageReader(HTMLParser):
-    """Reads the page as a browser does: each answer's characters with the kinds that cover them, and the judge's words."""
+    """Reads a page as a browser does: answers' characters with their marks, and judges' words."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ class PageReader(HTMLParser):
         self.inside = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
+        attributes = dict(attrs)
         self.tags.append(tag)
-        self.attributes |= set(found)
+        self.attributes |= set(attributes)
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
-        kind = (found.get("class") or "").split(" ")[0]
+        kind = (attributes.get("class") or "").split(" ")[0]
         if tag == "p" and kind in ("answer", "verdict"):
             self.inside = kind
             if kind == "answer":
@@ -63,7 +63,7 @@ class PageReader(HTMLParser):
             self.inside = "cell"
             self.cells.append("")
         if tag == "mark":
-            self.open.append(found.get("class") or "")
+            self.open.append(attributes.get("class") or "")
 
     def handle_endtag(self, tag: str) -> None:
         if tag in ("p", "td"):
@@ -95,13 +95,14 @@ def text_of(answer: Sequence[tuple[str, tuple[str, ...]]]) -> str:
     return "".join(character for character, _ in answer)
 
 
-def test_page_marks_exactly_the_marked_characters(tmp_path: Path) -> None:
+def test_page_marks_exactly_the_characters_of_spans(tmp_path: Path) -> None:
     spans = (*RED_DOGS, CAT)
     page = read_page(tmp_path / "page.html", pair(judged(0, spans=spans), judged(0)))
     before, after = page.answers
-    kinds = [
-        tuple(sorted(m.kind for m in spans if m.start <= i < m.stop)) for i in range(len(TEXT))
-    ]
+    kinds = []
+    for i in range(len(TEXT)):
+        covering = [span.kind for span in spans if span.start <= i < span.stop]
+        kinds.append(tuple(sorted(covering)))
     assert before == list(zip(TEXT, kinds, strict=True))
     assert after == [(character, ()) for character in TEXT]
 
@@ -109,21 +110,21 @@ def test_page_marks_exactly_the_marked_characters(tmp_path: Path) -> None:
 ATTACK = "</p></details><script>alert('cat')</script>\n  <mark>&amp;<img src=x onerror=alert(1)>"
 
 
-def test_page_escapes_what_models_and_judges_say(tmp_path: Path) -> None:
-    """Catches: an answer, a judge's word, a name or a reason that runs as code in the reader's browser."""
-    marked = judged(0, text=ATTACK, spans=[Span(4, 20, "object"), Span(0, 2, "<b onclick=x>")])
-    marked = replace(marked, verdict=ATTACK, missing=ATTACK, group=ATTACK)
-    others = [replace(judged(n, text=""), group=f"{ATTACK}{n}") for n in (1, 2)]
+def test_page_escapes_text_of_models_and_judges(tmp_path: Path) -> None:
+    """Catches: text of a model or judge that runs as code in the reader's browser."""
+    attack = judged(0, text=ATTACK, spans=[Span(4, 20, "object"), Span(0, 2, "<b onclick=x>")])
+    attack = replace(attack, verdict=ATTACK, missing=ATTACK, group=ATTACK)
+    empty_answers = [replace(judged(n, text=""), group=f"{ATTACK}{n}") for n in (1, 2)]
     scores = replace(
-        pets([marked, *others]),
+        pets([attack, *empty_answers]),
         manifest={"benchmark": ATTACK, ATTACK: [ATTACK]},
         extras={"release_compatible": {ATTACK: 1}, "x": ATTACK},
     )
-    asked = [replace(prompt, question=ATTACK) for prompt in prompts(3)]
+    attacks = [replace(prompt, question=ATTACK) for prompt in prompts(3)]
     rates_figure({"m": pets([judged(0)])}, tmp_path / "rates.png")
     figures = {f'"{ATTACK}': tmp_path / "rates.png"}
     sections = [
-        Section(ATTACK, {ATTACK: scores, f"2{ATTACK}": scores}, asked, figures),
+        Section(ATTACK, {ATTACK: scores, f"2{ATTACK}": scores}, attacks, figures),
         Section("b", {"m": scores}),
     ]
     page = read_page(tmp_path / "page.html", *sections, figures=figures)
@@ -154,9 +155,9 @@ def test_page_needs_no_other_file(tmp_path: Path) -> None:
     assert len(page.answers) == 8 and len(page.sources) == 5  # 4 pictures and a figure
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "http" not in text and "@import" not in text and "url(" not in text
-    said = " ".join(text.split())
-    assert "1 of the 3 in which aligned does better than base" in said
-    assert "1 of the 1 in which it does worse, and 2 from all the rest" in said
+    words = " ".join(text.split())
+    assert "1 of the 3 in which aligned does better than base" in words
+    assert "1 of the 1 in which it does worse, and 2 from all the rest" in words
 
 
 def test_scores_of_a_page_are_those_of_the_table(tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_scores_of_a_page_are_those_of_the_table(tmp_path: Path) -> None:
 
 
 def test_section_of_a_judged_benchmark(tmp_path: Path) -> None:
-    """Catches: what a judge said, did not say, or the release would have made of it, lost on the way to the reader."""
+    """Catches: a judge's reply, a missing verdict, or the release's own score lost on the page."""
     scores = rated([0, 6, "refused", 2, 6, 6])
     page = read_page(tmp_path / "page.html", Section("mmhal_bench", {"model": scores}), count=6)
     text = " ".join((tmp_path / "page.html").read_text().split())
@@ -191,7 +192,7 @@ def test_section_of_a_judged_benchmark(tmp_path: Path) -> None:
         "3.00",
         "2.00",
     ]  # 0 and 6; one refused
-    assert "2 of the worst, with lots among equals, and 4 from all the rest" in text
+    assert "2 of the worst, with ties broken at random, and 4 from all the rest" in text
     assert "img" not in page.tags  # no prompts, no pictures
 
 
@@ -208,8 +209,8 @@ def test_paper_card_shows_ours_beside_the_papers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("benchmark", [llava_bench, mmhal_bench, object_halbench])
-def test_paper_card_names_our_measures(benchmark: Any) -> None:
-    """Catches: a measure renamed, so that its column stays empty."""
+def test_paper_card_names_our_metrics(benchmark: Any) -> None:
+    """Catches: a metric renamed, so that its column stays empty."""
     name = benchmark.__name__.removeprefix("eval.benchmarks.")
     card = json.loads(PAPER.read_text())["benchmarks"][name]
     metrics = {metric.name for metric in benchmark.METRICS}
@@ -219,15 +220,15 @@ def test_paper_card_names_our_measures(benchmark: Any) -> None:
         assert {column["group"] for column in card["columns"]} == set(llava_bench.CATEGORIES)
 
 
-def test_pictures_are_made_to_fit() -> None:
-    assert picture(png()) == (f"data:image/png;base64,{base64.b64encode(png()).decode()}", True)
-    large = picture(png((3000, 1500)))
+def test_images_are_made_to_fit() -> None:
+    assert embed_image(png()) == (f"data:image/png;base64,{base64.b64encode(png()).decode()}", True)
+    large = embed_image(png((3000, 1500)))
     assert large.uri.startswith("data:image/jpeg;base64,") and not large.small
     with Image.open(io.BytesIO(base64.b64decode(large.uri.partition(",")[2]))) as opened:
         assert opened.size == (640, 320)
     buffer = io.BytesIO()
     Image.new("CMYK", (300, 200)).save(buffer, format="TIFF")  # browsers show none
-    assert picture(buffer.getvalue()).uri.startswith("data:image/jpeg;base64,")
+    assert embed_image(buffer.getvalue()).uri.startswith("data:image/jpeg;base64,")
 
 
 def test_page_refuses_scores_that_were_measured_differently(tmp_path: Path) -> None:

@@ -36,24 +36,24 @@ SCORES = Scores(
 
 
 def test_scores_come_back_exactly(tmp_path: Path) -> None:
-    """Catches: tuples that come back as lists, so that equal scores differ; a manifest with another hash."""
+    """Catches: tuples read back as lists, so that equal scores differ; a changed manifest hash."""
     path = tmp_path / "pets" / "base.json"
     save_scores(SCORES, path)
-    found = load_scores(path)
-    assert found == SCORES
-    assert found.manifest_hash == SCORES.manifest_hash
-    assert (
-        type(found.answers[0].spans[0]) is Span and type(found.answers[0].ratios["words"]) is Ratio
-    )
+    loaded = load_scores(path)
+    assert loaded == SCORES
+    assert loaded.manifest_hash == SCORES.manifest_hash
+    first = loaded.answers[0]
+    assert type(first.spans[0]) is Span and type(first.ratios["words"]) is Ratio
     assert [path.name for path in path.parent.iterdir()] == [
         "base.json"
     ]  # nothing half-written is left
 
 
-def test_what_would_come_back_changed_is_not_written(tmp_path: Path) -> None:
-    for odd in ((1, 2), {1: "a"}, {1, 2}, float("nan")):
+def test_values_that_json_would_change_are_not_written(tmp_path: Path) -> None:
+    """Catches: scores whose manifest differs, once read back, from the one they were saved with."""
+    for value in ((1, 2), {1: "a"}, {1, 2}, float("nan")):
         with pytest.raises(DataError, match="manifest of the scores"):
-            save_scores(replace(SCORES, manifest={"odd": odd}), tmp_path / "x.json")
+            save_scores(replace(SCORES, manifest={"value": value}), tmp_path / "x.json")
     with pytest.raises(DataError, match="extras of the scores"):
         save_scores(replace(SCORES, extras={"pair": (1, 2)}), tmp_path / "x.json")
     assert not list(tmp_path.iterdir())
@@ -65,15 +65,15 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"base\.json"):
         load_scores(path)
     save_scores(SCORES, path)
-    whole = path.read_text()
+    complete = path.read_text()
     assert holds_scores(path)
     for text in (
         "",
         "[]",
         '{"rating": 3}',
         "no JSON",
-        whole[: len(whole) // 2],
-        whole.replace('"metrics"', '"ms"'),
+        complete[: len(complete) // 2],
+        complete.replace('"metrics"', '"ms"'),
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=r"base\.json"):
@@ -81,7 +81,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     for text in ("", "[]", '{"rating": 3}'):
         path.write_text(text)
         assert not holds_scores(path)
-    record = json.loads(whole)
+    record = json.loads(complete)
     record["answers"][0]["ratios"] = {"response_rate": [1]}
     path.write_text(json.dumps(record))
     with pytest.raises(DataError, match="cannot be read|can be read"):

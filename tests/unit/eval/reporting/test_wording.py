@@ -1,4 +1,4 @@
-"""What is said about scores and comparisons, with the arithmetic beside it."""
+"""The text about scores and comparisons, with the arithmetic beside it."""
 
 from dataclasses import replace
 
@@ -6,13 +6,13 @@ import pytest
 
 from eval.benchmarks.contract import RESPONSE_RATE, Comparison, Metric, compare
 from eval.reporting.wording import (
+    comparison_sentences,
     comparisons,
-    conclusions,
-    findings,
     format_cell,
     missing_reasons,
     missing_text,
     notes,
+    result_sentences,
     table_rows,
     title,
 )
@@ -25,7 +25,7 @@ RATING = Metric("average_score", "higher", scale=1, is_proportion=False)
 EMPTY = Comparison(RESPONSE_RATE, None, None, None, None, None, None, None)
 
 
-def test_conclusions_say_what_is_not_resolved() -> None:
+def test_sentences_say_what_is_not_resolved() -> None:
     resolved = replace(
         EMPTY,
         relative_reduction=0.5,
@@ -36,7 +36,7 @@ def test_conclusions_say_what_is_not_resolved() -> None:
         detectable=0.2,
         n=96,
     )
-    assert conclusions(resolved) == [
+    assert comparison_sentences(resolved) == [
         "Relative reduction of the response rate: +50.0 % (95 % interval +20.0 to +70.0). "
         "Exact McNemar test: p < 0.001.",
         "Change of object recall: -2.0 points (95 % interval -3.0 to -1.0).",
@@ -50,32 +50,37 @@ def test_conclusions_say_what_is_not_resolved() -> None:
         recall_change=0.01,
         recall_change_interval=None,
     )
-    assert conclusions(unresolved) == [
-        "Relative reduction of the response rate: +10.0 % (95 % interval +0.0 to +40.0), not resolved at n = 96: the interval "
-        "includes 0. Exact McNemar test: p = 0.250. n = 96 finds a fall of 20.1 points or more (power 80 %).",
-        "Change of object recall: +1.0 points, not resolved at n = 96: too few cases for an interval.",
+    assert comparison_sentences(unresolved) == [
+        "Relative reduction of the response rate: +10.0 % (95 % interval +0.0 to +40.0), "
+        "not resolved at n = 96: the interval includes 0. Exact McNemar test: p = 0.250. "
+        "n = 96 finds a fall of 20.1 points or more (power 80 %).",
+        "Change of object recall: +1.0 points, not resolved at n = 96: "
+        "too few cases for an interval.",
     ]
-    assert conclusions(EMPTY) == ["Relative reduction of the response rate: not defined at n = 0."]
+    assert comparison_sentences(EMPTY) == [
+        "Relative reduction of the response rate: not defined at n = 0."
+    ]
 
 
-def test_conclusions_of_other_measures_are_changes_in_their_unit() -> None:
-    """Catches: a rise of a score shown as a reduction; points where the unit is a rating; a test that was not made."""
+def test_sentences_on_other_metrics_give_changes_in_their_unit() -> None:
+    """Catches: a rise shown as a reduction, points for a rating, or a test that was not made."""
     change = replace(EMPTY, change=0.031, change_interval=Interval(0.01, 0.05), n=90)
-    assert conclusions(replace(change, metric=RELATIVE)) == [
+    assert comparison_sentences(replace(change, metric=RELATIVE)) == [
         "Change of the relative score: +3.1 points (95 % interval +1.0 to +5.0)."
     ]
-    assert conclusions(replace(change, metric=RATING)) == [
+    assert comparison_sentences(replace(change, metric=RATING)) == [
         "Change of the average score: +0.03 (95 % interval +0.01 to +0.05)."
     ]
 
 
-def test_findings_name_the_model_where_there_are_several() -> None:
-    assert findings({"base": base()}, comparisons({"base": base()})) == []
-    two, three = models(), {**models(), "third": base()}
-    assert findings(two, comparisons(two)) == conclusions(compare(base(), aligned()))
-    said = findings(three, comparisons(three))
-    assert [sentence.split(":")[0] for sentence in said] == ["aligned", "aligned", "third", "third"]
-    assert "+33.3 %" in said[0] and "+0.0 %" in said[2]
+def test_result_sentences_name_the_model_where_there_are_several() -> None:
+    assert result_sentences(comparisons({"base": base()})) == []
+    expected = comparison_sentences(compare(base(), aligned()))
+    assert result_sentences(comparisons(models())) == expected
+    sentences = result_sentences(comparisons({**models(), "third": base()}))
+    names = [sentence.split(":")[0] for sentence in sentences]
+    assert names == ["aligned", "aligned", "third", "third"]
+    assert "+33.3 %" in sentences[0] and "+0.0 %" in sentences[2]
 
 
 def test_title_names_benchmark_models_and_number() -> None:
@@ -88,28 +93,28 @@ def test_title_names_benchmark_models_and_number() -> None:
         title({})
 
 
-def test_rows_have_every_measure_in_its_unit() -> None:
-    found = table_rows({"base": rated([0, 2, 3, 5]), "aligned": rated([3, 2, 3, 5])})
-    assert [row.label for row in found] == ["hallucination rate / %", "average score", "words"]
-    # 2 of 4 and 1 of 4; ratings 10 / 4 and 13 / 4; 2 words each
-    assert [[one.number for one in row.cells] for row in found] == [
-        ["50.0", "25.0"],
-        ["2.50", "3.25"],
-        ["2.00", "2.00"],
-    ]
-    assert [row.changes for row in found] == [("-25.0",), ("+0.75",), ("+0.00",)]
-    assert found[0].cells[0].interval == "15.0 to 85.0"  # Wilson for 2 of 4
-    assert found[2].cells[0].interval == "2.00 to 2.00"
+def test_rows_have_every_metric_in_its_unit() -> None:
+    rates, ratings, words = table_rows(
+        {"base": rated([0, 2, 3, 5]), "aligned": rated([3, 2, 3, 5])}
+    )
+    assert rates.label == "hallucination rate / %"
+    assert [cell.number for cell in rates.cells] == ["50.0", "25.0"]  # 2 of 4 and 1 of 4
+    assert rates.cells[0].interval == "15.0 to 85.0"  # Wilson for 2 of 4
+    assert rates.changes == ("-25.0",)
+    assert ratings.label == "average score"
+    assert [cell.number for cell in ratings.cells] == ["2.50", "3.25"]  # 10 / 4 and 13 / 4
+    assert ratings.changes == ("+0.75",)
+    assert words.label == "words"
+    assert list(map(str, words.cells)) == ["2.00 (2.00 to 2.00)"] * 2  # 2 words each
+    assert words.changes == ("+0.00",)
 
 
 def test_a_rate_of_nothing_is_no_zero() -> None:
     silent = replace(judged(0), ratios={})
-    found = table_rows({"base": pets([silent]), "aligned": pets([judged(0)])})
-    assert str(found[0].cells[0]) == "none counted" and found[0].changes == ("",)
-    assert (
-        str(format_cell(RATING, 12.345)) == "12.3"
-        and str(format_cell(RATING, 2.345, Interval(1, 3))) == "2.35 (1.00 to 3.00)"
-    )
+    first, *_ = table_rows({"base": pets([silent]), "aligned": pets([judged(0)])})
+    assert str(first.cells[0]) == "none counted" and first.changes == ("",)
+    assert str(format_cell(RATING, 12.345)) == "12.3"
+    assert str(format_cell(RATING, 2.345, Interval(1, 3))) == "2.35 (1.00 to 3.00)"
 
 
 def test_missing_verdicts_are_counted_by_reason_and_noted() -> None:
@@ -123,7 +128,7 @@ def test_missing_verdicts_are_counted_by_reason_and_noted() -> None:
     ]
 
 
-def test_notes_tell_the_whole_and_not_every_part():
+def test_notes_give_totals_and_not_every_part():
     """Catches: a screen full of parts beside six rates."""
     parts = {"street": {"in_scene": 0.5, "n": 10}, "mean_rise": 0.25}
     scores = replace(
