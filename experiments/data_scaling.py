@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from eval.benchmarks.contract import Metric
-    from experiments.runners.study_report import Findings
+    from experiments.runners.study_report import StudyResults
     from rlhfv_ray.pipeline import Pipeline  # heavy
 
 TITLE = "More corrections, fewer hallucinations."
@@ -74,7 +74,7 @@ def arm_name(kind: str, count: int) -> str:
     return f"{count} {kind}"
 
 
-def draw(results: Findings, path: Path) -> None:
+def draw(results: StudyResults, path: Path) -> None:
     """Draw the first metric and the recall over the number of pairs, a line for each kind."""
     names = (results.names[0], "object_recall")
     shown = [metric for metric in results.metrics if metric.name in names]
@@ -86,7 +86,7 @@ def draw(results: Findings, path: Path) -> None:
     figure.savefig(path)
 
 
-def draw_metric(results: Findings, metric: Metric, axes: Axes) -> None:
+def draw_metric(results: StudyResults, metric: Metric, axes: Axes) -> None:
     """Draw one metric over the number of pairs: mean, interval and each seed."""
     from eval.reporting.figures import BLUE, VERMILION
     from eval.reporting.wording import label

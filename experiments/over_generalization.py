@@ -31,7 +31,7 @@ from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
     from eval.benchmarks.contract import Scores
-    from experiments.runners.study_report import Findings
+    from experiments.runners.study_report import StudyResults
 
 TITLE = "DDPO over-generalises less than the base model."
 RISE = "over_generalization"
@@ -63,7 +63,7 @@ def rises(scores: Scores) -> Mapping[str, float | None]:
     }
 
 
-def draw(results: Findings, path: Path) -> None:
+def draw(results: StudyResults, path: Path) -> None:
     """Draw the mean rise, the rate behind it, and every scene's rise."""
     from experiments.runners.study_report import arms_figure
 
