@@ -4,16 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rlhfv_ray.config import EndpointConfig, GenerationConfig, TrackingConfig
-from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.config import check_setting as _check
 
 BenchmarkName = Literal["shapes", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber"]
 # The release generates with these (Muffin, eval/muffin_inference_logp.py and its siblings).
 RELEASED_DECODING = GenerationConfig(max_new_tokens=1024, beams=3, repetition_penalty=1.1)
-
-
-def _check(ok: bool, name: str, given: object, allowed: str) -> None:
-    if not ok:
-        raise ConfigError(f"{name} = {given!r}: must be {allowed}.")
 
 
 @dataclass(frozen=True)
