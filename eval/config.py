@@ -10,17 +10,12 @@ from rlhfv_ray.config import (
     ModelConfig,
     ScaleConfig,
     TrackingConfig,
+    check_setting,
 )
-from rlhfv_ray.errors import ConfigError
 
 BenchmarkName = Literal["shapes", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber"]
 # The settings of the release (Muffin, eval/muffin_inference_logp.py and its siblings).
 RELEASED_DECODING = GenerationConfig(max_new_tokens=1024, beams=3, repetition_penalty=1.1)
-
-
-def _require(valid: bool, name: str, given: object, allowed: str) -> None:
-    if not valid:
-        raise ConfigError(f"{name} = {given!r}: must be {allowed}.")
 
 
 @dataclass(frozen=True)
@@ -48,17 +43,17 @@ class JudgeConfig(EndpointConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.votes >= 1, "judge.votes", self.votes, ">= 1")
-        _require(
+        check_setting(self.votes >= 1, "judge.votes", self.votes, ">= 1")
+        check_setting(
             self.votes == 1 or self.temperature > 0,
             "judge.votes",
             self.votes,
             "1 at temperature 0: all would agree",
         )
-        _require(
+        check_setting(
             0 <= self.max_missing <= 1, "judge.max_missing", self.max_missing, "between 0 and 1"
         )
-        _require(
+        check_setting(
             self.kind != "replay" or bool(self.verdicts),
             "judge.verdicts",
             self.verdicts,
@@ -146,7 +141,7 @@ class ShapesBenchConfig:
     --judge.kind oracle, the shapes world is the judge."""
 
     def __post_init__(self) -> None:
-        _require(self.scenes >= 1, "shapes.scenes", self.scenes, ">= 1")
+        check_setting(self.scenes >= 1, "shapes.scenes", self.scenes, ">= 1")
 
 
 @dataclass(frozen=True)
@@ -213,8 +208,8 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         for name in ("actors", "rows", "batch"):
-            _require(getattr(self, name) >= 1, f"inference.{name}", getattr(self, name), ">= 1")
-        _require(self.cpus > 0, "inference.cpus", self.cpus, "> 0")
+            check_setting(getattr(self, name) >= 1, f"inference.{name}", getattr(self, name), ">= 1")
+        check_setting(self.cpus > 0, "inference.cpus", self.cpus, "> 0")
 
 
 @dataclass(frozen=True)
@@ -245,28 +240,28 @@ class EvalConfig(BenchmarkSettings):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _require(
+        check_setting(
             bool(self.model) != bool(self.answers),
             "model",
             self.model,
             "set, or else --answers, but not both",
         )
-        _require(bool(self.benchmarks), "benchmarks", self.benchmarks, "at least one")
-        _require(
+        check_setting(bool(self.benchmarks), "benchmarks", self.benchmarks, "at least one")
+        check_setting(
             not self.answers or len(self.benchmarks) == 1,
             "benchmarks",
             self.benchmarks,
             "one, with --answers",
         )
-        _require(len(set(self.model)) == len(self.model), "model", self.model, "different models")
+        check_setting(len(set(self.model)) == len(self.model), "model", self.model, "different models")
         default_generation = self.generation == GenerationConfig()
-        _require(
+        check_setting(
             self.decoding == "custom" or default_generation,
             "decoding",
             self.decoding,
             "custom, as generation fields are set too",
         )
-        _require(
+        check_setting(
             "api" not in self.model or bool(self.endpoint.model),
             "endpoint.model",
             self.endpoint.model,

@@ -15,7 +15,7 @@ class ConfigError(RlhfvError, ValueError):
 
 
 class DataError(RlhfvError, ValueError):
-    """Input data cannot be used: a row's error sets that row aside, a file's error stops the job."""
+    """Input data cannot be used. A row's error sets the row aside; a file's error stops the job."""
 
 
 class StaleReferenceError(DataError):

@@ -1,8 +1,9 @@
-"""How sure a rate is, and whether two systems differ on the same items.
+"""Confidence intervals of rates, and paired tests of two systems on the same items.
 
-A rate of k successes in n items gets Wilson's interval. Two systems that answered the same items are compared item by
-item: with McNemar's test where an item is right or wrong, with a paired bootstrap where it adds to a ratio of sums
-(hallucinated mentions / mentions). Probabilities and shares are fractions throughout.
+A rate of k successes in n items gets Wilson's interval. Two systems that answered the same items
+are compared item by item. McNemar's test serves where an item is right or wrong. A paired bootstrap
+serves where an item adds to a ratio of sums (hallucinated mentions / mentions). Probabilities and
+shares are fractions throughout.
 """
 
 from collections.abc import Sequence
@@ -23,14 +24,14 @@ class Interval(NamedTuple):
 
 
 class RatioSample(NamedTuple):
-    """One system's rate as a ratio of sums: what each item adds above and below the line."""
+    """One system's rate as a ratio of sums, sum of numerators / sum of denominators."""
 
-    numerators: Sequence[float]
-    denominators: Sequence[float]
+    numerators: Sequence[float]  # one per item
+    denominators: Sequence[float]  # one per item
 
 
 class PairedDifference(NamedTuple):
-    """How a candidate's rate differs from a baseline's on the same items; None where it is not defined."""
+    """Difference of a candidate's rate from a baseline's on the same items; None if undefined."""
 
     difference: float | None  # candidate - baseline
     difference_interval: Interval | None
@@ -39,7 +40,9 @@ class PairedDifference(NamedTuple):
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
-    """Bound a proportion by Wilson's score interval (J. Am. Stat. Assoc. 22, 1927, p. 209; no continuity correction).
+    """Bound a proportion by Wilson's score interval, without continuity correction.
+
+    Wilson (J. Am. Stat. Assoc. 22, 1927, p. 209):
 
         (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),    p = successes / n
 
@@ -66,10 +69,10 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float | None:
-    """Test whether two systems succeed equally often on the same items: the exact two-sided p-value.
+    """Test if two systems succeed equally often on the same items; return the two-sided p-value.
 
-    McNemar (Psychometrika 12, 1947) in its exact form: of the d items on which the systems differ, the number that
-    only `a` gets right is Binomial(d, 1/2) if they are equally good. Without such items p is 1.
+    McNemar (Psychometrika 12, 1947) in its exact form. The systems differ on d items. If they are
+    equally good, the number that only `a` gets right is Binomial(d, 1/2). If d is 0, p is 1.
 
     Returns:
         None if there are no items.
@@ -86,9 +89,10 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float | None:
     _check_lengths(len(a), len(b))
     if len(a) == 0:
         return None
-    only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
-    only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    only_a = sum(bool(right_a) and not right_b for right_a, right_b in zip(a, b, strict=True))
+    only_b = sum(bool(right_b) and not right_a for right_a, right_b in zip(a, b, strict=True))
+    differing = only_a + only_b
+    return float(binomtest(only_a, differing).pvalue) if differing else 1.0
 
 
 def paired_bootstrap(
@@ -101,39 +105,41 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Bound the difference of two ratios of sums, and the relative reduction, over the same items.
 
-    Percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13): items are drawn with
-    replacement, each with what both systems did on it, and both ratios are formed anew.
+    Percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13):
+    items are drawn with replacement, and both ratios are computed on every resample. An item keeps
+    the values of both systems together.
 
-        rate = sum of numerators / sum of denominators;   difference = candidate - baseline;   reduction = 1 - c / b
+        rate = sum of numerators / sum of denominators
+        difference = candidate - baseline;   reduction = 1 - candidate / baseline
 
-    A resample without a denominator leaves the difference without an interval. One in which the baseline's rate is 0
-    counts as an unbounded increase, the least favourable reading of the reduction; too many of them leave no interval.
+    A resample whose denominators sum to 0 has no difference; one is enough for no interval. A
+    resample in which the baseline's rate is 0 counts as an unbounded increase, the least favourable
+    reading of the reduction. If it reaches a bound, the reduction has no interval.
 
     Raises:
         DataError: the four sequences differ in length, or confidence lies outside 0 .. 1.
 
     Example:
-        On each of 3 items the baseline is wrong in 2 of 4 mentions, the candidate in 1 of 4: nothing varies.
+        On each of 3 items the baseline is wrong in 2 of 4 mentions, the candidate in 1 of 4. All
+        resamples agree.
 
-        >>> paired_bootstrap(RatioSample([2, 2, 2], [4, 4, 4]), RatioSample([1, 1, 1], [4, 4, 4]), resamples=100)[:2]
+        >>> baseline = RatioSample([2, 2, 2], [4, 4, 4])
+        >>> candidate = RatioSample([1, 1, 1], [4, 4, 4])
+        >>> paired_bootstrap(baseline, candidate, resamples=100)[:2]
         (-0.25, Interval(low=-0.25, high=-0.25))
     """
     _check_lengths(*(len(column) for column in (*baseline, *candidate)))
     _check_share("confidence", confidence)
-    items = np.array([*baseline, *candidate], dtype=float)  # (4, n)
-    n = items.shape[1]
-    if n == 0:
+    # (4, n): numerators and denominators of the baseline, then of the candidate
+    items = np.array([*baseline, *candidate], dtype=float)
+    if items.shape[1] == 0:
         return PairedDifference(None, None, None, None)
-    draw = np.random.default_rng(seed)
-    sums = np.array(
-        [items[:, draw.integers(n, size=n)].sum(axis=1) for _ in range(resamples)]
-    )  # (resamples, 4)
-    observed = _compare(items.sum(axis=1, keepdims=True).T)
-    differences, reductions = _compare(sums)
-    reductions = np.where(np.isnan(reductions), -np.inf, reductions)
+    observed_differences, observed_reductions = _compare(items.sum(axis=1, keepdims=True).T)
+    differences, reductions = _compare(_resampled_sums(items, resamples, seed))
+    reductions = np.where(np.isnan(reductions), -np.inf, reductions)  # 0 / 0: least favourable
     return PairedDifference(
-        *_bounded(float(observed[0][0]), differences, confidence),
-        *_bounded(float(observed[1][0]), reductions, confidence),
+        *_bounded(float(observed_differences[0]), differences, confidence),
+        *_bounded(float(observed_reductions[0]), reductions, confidence),
     )
 
 
@@ -143,7 +149,7 @@ def bootstrap_interval(
     """Bound one system's ratio of sums by the percentile bootstrap over items.
 
     Returns:
-        None where the ratio is not defined, or is not in too many of the resamples.
+        None if the denominators sum to 0, in the data or in any resample.
 
     Example:
         >>> bootstrap_interval(RatioSample([3, 3, 3], [4, 4, 4]), resamples=100)
@@ -151,29 +157,29 @@ def bootstrap_interval(
     """
     _check_lengths(*(len(column) for column in ratio))
     _check_share("confidence", confidence)
-    items = np.array(ratio, dtype=float)  # (2, n)
-    n = items.shape[1]
-    if n == 0 or not items[1].sum():
+    items = np.array(ratio, dtype=float)  # (2, n): numerators, denominators
+    numerator, denominator = items.sum(axis=1)
+    if not denominator:  # also if there are no items
         return None
-    draw = np.random.default_rng(seed)
-    sums = np.array([items[:, draw.integers(n, size=n)].sum(axis=1) for _ in range(resamples)])
+    sums = _resampled_sums(items, resamples, seed)  # (resamples, 2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _bounded(
-            float(items[0].sum() / items[1].sum()), sums[:, 0] / sums[:, 1], confidence
-        )[1]
+        ratios = sums[:, 0] / sums[:, 1]
+    return _bounded(float(numerator / denominator), ratios, confidence)[1]
 
 
 def mean_interval(
     values: Sequence[float], *, confidence: float = 0.95
 ) -> tuple[float, Interval | None]:
-    """Mean of a few independent runs, bounded by Student's t (Biometrika 6, 1908, p. 1).
+    """Return the mean of a few independent runs and its interval by Student's t.
+
+    Student (Biometrika 6, 1908, p. 1):
 
         mean +- t_(k-1) s / sqrt(k),    s the standard deviation of k runs
 
-    With three runs t is 4.3: what three seeds cannot show is not claimed.
+    With three runs t is 4.3, so three seeds give a wide interval.
 
     Returns:
-        No interval for a single run.
+        The mean, and None as interval for a single run.
 
     Raises:
         DataError: there is no run.
@@ -186,9 +192,10 @@ def mean_interval(
         (2.0, -10.7, 14.7)
     """
     if not values:
-        raise DataError("mean_interval: no values; give those of one run at least")
+        raise DataError("mean_interval: no values; give the value of at least one run")
     _check_share("confidence", confidence)
-    mean, runs = float(np.mean(values)), len(values)
+    mean = float(np.mean(values))
+    runs = len(values)
     if runs == 1:
         return mean, None
     half = float(t.ppf((1 + confidence) / 2, runs - 1) * np.std(values, ddof=1) / runs**0.5)
@@ -203,82 +210,93 @@ def minimum_detectable_difference(
     power: float = 0.8,
     confidence: float = 0.95,
 ) -> float | None:
-    """Give the smallest fall below `base_rate` that McNemar's test on n items finds with the given power.
+    """Return the smallest fall below `base_rate` that McNemar's test on n items finds.
 
-    Normal approximation (Connor, Biometrics 43, 1987, p. 207), solved for the difference d, with z the quantiles of
-    (1 + confidence) / 2 and of power, and psi the share of items on which the two systems differ:
+    Normal approximation (Connor, Biometrics 43, 1987, p. 207), solved for the difference d. psi is
+    the share of items on which the two systems differ. z_confidence and z_power are the normal
+    quantiles of (1 + confidence) / 2 and of power.
 
         sqrt(n) d = z_confidence sqrt(psi) + z_power sqrt(psi - d^2)
 
     Args:
         n: items that both systems answer.
-        base_rate: of the baseline.
-        discordant: psi, e.g. from an earlier comparison; None for two systems that err independently, psi = p (1 - q)
-            + q (1 - p) with p the base rate and q = p - d: pessimistic where both stumble over the same items.
-        power: chance of finding the difference.
+        base_rate: rate of the baseline.
+        discordant: psi, e.g. from an earlier comparison. None assumes systems that err
+            independently, psi = p (1 - q) + q (1 - p) with p the base rate and q = p - d. This is
+            pessimistic if both fail on the same items.
+        power: probability of finding the difference.
         confidence: 1 - significance level, two-sided.
 
     Returns:
-        None if not even a fall to zero would be found, or n is 0.
+        None if even a fall to zero would not be found, or n is 0.
+
+    Raises:
+        DataError: n is below 0, or a rate or probability lies outside 0 .. 1.
 
     Example:
-        Half of 96 answers hallucinate, so psi = 1/2: a fall of 20 points is found, one of 19 may not be.
+        Half of 96 answers hallucinate, so psi = 1/2. The test finds a fall of 20 points.
 
         >>> round(minimum_detectable_difference(96, 0.5), 3)
         0.2
     """
     if n < 0:
         raise DataError(f"minimum_detectable_difference: n = {n} items; allowed: 0 and above")
-    shares = {
-        "base_rate": base_rate,
-        "discordant": discordant,
-        "power": power,
-        "confidence": confidence,
-    }
-    for name, share in shares.items():
-        _check_share(name, 0.0 if share is None else share)
-    z_confidence, z_power = norm.ppf((1 + confidence) / 2), norm.ppf(power)
+    _check_share("base_rate", base_rate)
+    _check_share("discordant", 0.0 if discordant is None else discordant)
+    _check_share("power", power)
+    _check_share("confidence", confidence)
+    z_confidence = norm.ppf((1 + confidence) / 2)
+    z_power = norm.ppf(power)
 
     def excess(fall: float) -> float:
+        """Return the left side of Connor's equation minus its right side."""
         candidate = base_rate - fall
-        psi = (
-            base_rate * (1 - candidate) + candidate * (1 - base_rate)
-            if discordant is None
-            else discordant
-        )
-        return float(
-            n**0.5 * fall - z_confidence * psi**0.5 - z_power * max(psi - fall**2, 0.0) ** 0.5
-        )
+        psi = discordant
+        if psi is None:  # two systems that err independently
+            psi = base_rate * (1 - candidate) + candidate * (1 - base_rate)
+        spread = max(psi - fall**2, 0.0)  # a variance; rounding may take it below 0
+        return float(n**0.5 * fall - z_confidence * psi**0.5 - z_power * spread**0.5)
 
+    # A fall is at most the base rate, and at most the share of items that differ at all.
     largest = base_rate if discordant is None else min(base_rate, discordant)
-    return (
-        float(root_scalar(excess, bracket=(1e-12, largest)).root) if excess(largest) > 0 else None
-    )
+    if excess(largest) <= 0:
+        return None
+    return float(root_scalar(excess, bracket=(1e-12, largest)).root)
+
+
+def _resampled_sums(items: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Draw the items (columns) with replacement and return each resample's sums, (resamples, k)."""
+    n = items.shape[1]
+    draw = np.random.default_rng(seed)
+    # One set of indices for all rows of `items`: what belongs to an item stays together.
+    return np.array([items[:, draw.integers(n, size=n)].sum(axis=1) for _ in range(resamples)])
 
 
 def _compare(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn rows of four sums into differences and reductions; NaN or infinite where a denominator is 0."""
+    """Return differences and reductions of rows of four sums; not finite if a denominator is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        baseline, candidate = sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
+        baseline = sums[:, 0] / sums[:, 1]
+        candidate = sums[:, 2] / sums[:, 3]
         return candidate - baseline, 1 - candidate / baseline
 
 
 def _bounded(
     observed: float, resampled: np.ndarray, confidence: float
 ) -> tuple[float | None, Interval | None]:
+    """Return the observed value and its percentile interval, each None if it is not finite."""
     if not np.isfinite(observed):
         return None, None
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile(
-        resampled, tails, method="inverted_cdf"
-    )  # interpolation would mix in infinities
-    return observed, Interval(float(low), float(high)) if np.isfinite([low, high]).all() else None
+    # inverted_cdf picks resampled values; interpolation would mix in infinities.
+    low, high = np.quantile(resampled, tails, method="inverted_cdf")
+    is_bounded = np.isfinite([low, high]).all()
+    return observed, Interval(float(low), float(high)) if is_bounded else None
 
 
 def _check_lengths(*lengths: int) -> None:
     if len(set(lengths)) > 1:
         raise DataError(
-            f"a paired comparison needs one value per item from each side, got lengths {lengths}"
+            f"every sequence needs one value per item, but their lengths differ: lengths {lengths}"
         )
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field, fields
 
-from eval.config import BenchmarkFiles, BenchmarkName, BenchmarkSettings, ShapesBenchConfig, _require
-from rlhfv_ray.config import SHAPES, DDPOConfig
+from eval.config import BenchmarkFiles, BenchmarkName, BenchmarkSettings, ShapesBenchConfig
+from rlhfv_ray.config import SHAPES, DDPOConfig, check_setting
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
 
 
@@ -79,10 +79,10 @@ class StudyConfig(ScoredConfig):
     scored."""
 
     def __post_init__(self) -> None:
-        _require(
+        check_setting(
             len(set(self.seeds)) == len(self.seeds) >= 2,
             "seeds",
             self.seeds,
             "two different ones at least",
         )
-        _require(self.concurrent >= 0, "concurrent", self.concurrent, ">= 0 (0: as many as fit)")
+        check_setting(self.concurrent >= 0, "concurrent", self.concurrent, ">= 0 (0: as many as fit)")

@@ -1,4 +1,4 @@
-"""Preference pairs and examples in and out of files, and images out of bytes."""
+"""Read and write files of preference pairs and examples, and decode their images."""
 
 from rlhfv_ray.data.audit import AnswerLengths, Audit, audit_pairs
 from rlhfv_ray.data.images import decode_image

@@ -1,4 +1,4 @@
-"""One pass over the data before a job starts: what is usable, what is not and why."""
+"""Audit the data in one pass before a job starts: usable rows, unusable rows and their reasons."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,30 +22,30 @@ class AnswerLengths:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is in the data; lengths are of usable pairs, None when there is none."""
+    """Result of an audit. Lengths cover usable pairs and are None if there is none."""
 
     rows: int
     usable: int
-    unusable: Mapping[str, int]  # reason code: rows
-    examples: Mapping[str, str]  # reason code: message of the first such row
+    unusable: Mapping[str, int]  # reason code -> number of rows
+    examples: Mapping[str, str]  # reason code -> message of the first such row
     duplicated_ids: tuple[str, ...]
     chosen: AnswerLengths | None
     rejected: AnswerLengths | None
 
 
 def audit_pairs(slices: Iterable[Slice], *, decode: bool = False) -> Audit:
-    """Read every row once and report.
+    """Read every row once and count usable and unusable rows.
 
     Args:
-        slices: from `list_slices`.
-        decode: decode the images too, which costs far more than all the rest.
+        slices: slices from `list_slices`.
+        decode: decode the images too, which costs far more than reading the rows.
 
     Raises:
         DataError: a file cannot be read.
     """
     ids: Counter[str] = Counter()
     errors: list[str] = []
-    words: list[tuple[int, int]] = []
+    words: list[tuple[int, int]] = []  # of chosen and rejected answer
     for part in slices:
         for row_id, pair in read_slice(part):
             ids[row_id] += 1
@@ -56,11 +56,13 @@ def audit_pairs(slices: Iterable[Slice], *, decode: bool = False) -> Audit:
             elif isinstance(pair, PreferencePair):
                 words.append((len(pair.chosen.split()), len(pair.rejected.split())))
     codes = [message.partition(":")[0] for message in errors]
+    # Reversed, because a dict keeps the last value of a key: the first message of each code stays.
+    examples = dict(zip(reversed(codes), reversed(errors), strict=True))
     return Audit(
         rows=ids.total(),
         usable=len(words),
         unusable=Counter(codes),
-        examples=dict(zip(reversed(codes), reversed(errors), strict=True)),
+        examples=examples,
         duplicated_ids=tuple(row_id for row_id, count in ids.items() if count > 1),
         chosen=_lengths([chosen for chosen, _ in words]),
         rejected=_lengths([rejected for _, rejected in words]),
@@ -68,6 +70,7 @@ def audit_pairs(slices: Iterable[Slice], *, decode: bool = False) -> Audit:
 
 
 def _decoded(pair: PreferencePair) -> PreferencePair | DataError:
+    """Return the pair, or the error of its image."""
     try:
         decode_image(pair.image)
     except DataError as error:

@@ -1,8 +1,9 @@
-"""Bytes of an image file to pixels, one way and always the same way.
+"""Decode the bytes of an image file, always in the same way.
 
-This is the pixel contract: no crop, no flip, no resize here. Reference, policy and generation decode with this
-function, so that the same bytes are the same pixels everywhere. Data is untrusted: size is checked on the
-header, before anything is allocated.
+This is the pixel contract: no crop, no flip, no resize here. (The RLHF-V release cropped and
+flipped at random, although its paper says that cropping hurts.) Reference, policy and generation
+decode with this function, so that the same bytes are the same pixels everywhere. Data is untrusted:
+the size is checked on the header, before memory for the pixels is allocated.
 """
 
 from io import BytesIO
@@ -13,7 +14,7 @@ from rlhfv_ray.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_BYTES = 64 * 2**20  # of the encoded file
-MIN_SIDE = 4  # image processors take a height of 1 or 3 for a channel axis
+MIN_SIDE = 4  # image processors mistake a height of 1 or 3 for a channel axis
 MAX_ASPECT = 100  # Qwen-VL processors refuse 200
 
 
@@ -22,7 +23,7 @@ def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
 
     Args:
         data: the encoded file.
-        max_pixels: width x height allowed, read from the header before decoding.
+        max_pixels: largest width x height. It is read from the header before decoding.
 
     Raises:
         DataError: `image_unreadable`, `image_too_large` or `image_shape`, then the reason.
@@ -43,7 +44,7 @@ def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"image_too_large: {error}") from error
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes of them
+    except Exception as error:  # on broken files, Pillow's decoders raise errors of any class
         raise DataError(f"image_unreadable: {type(error).__name__}: {error}") from error
 
 
@@ -52,7 +53,8 @@ def _check_size(width: int, height: int, *, max_pixels: int) -> None:
         raise DataError(
             f"image_too_large: {width} x {height} pixels, at most {max_pixels} are allowed"
         )
-    short, long = sorted((width, height))
+    short = min(width, height)
+    long = max(width, height)
     if short < MIN_SIDE or long > MAX_ASPECT * short:
         raise DataError(
             f"image_shape: {width} x {height} pixels; the shorter side must be at least {MIN_SIDE} "
@@ -61,9 +63,8 @@ def _check_size(width: int, height: int, *, max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(
-        "I"
-    ):  # 16-bit grey: convert() clips at 255; the high byte is what 16-bit colour gets
+    if image.mode.startswith("I"):
+        # 16-bit grey: convert() would clip at 255. Keep the high byte, as for 16-bit colour.
         return image.convert("I").point(lambda value: value / 256).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -1,7 +1,8 @@
-"""Files of preference pairs, cut into slices and read slice by slice.
+"""Cut files of preference pairs into slices, and read them slice by slice.
 
-A slice is a row range of one file and reads on its own, so a Python loop and a Ray Data stage go through the same
-door. A bad row is a value, with file and place; only a file that cannot be read raises.
+A slice is a row range of one file and can be read on its own, so a Python loop and a Ray Data stage
+use the same code. A bad row is returned as an error with its file and position. Only a file that
+cannot be read raises.
 """
 
 import codecs
@@ -35,25 +36,25 @@ from rlhfv_ray.records import Example, PreferencePair
 from rlhfv_ray.storage.folder import fetch, fetch_local
 
 SUFFIXES = (".parquet", ".json", ".jsonl", ".tsv")
-_MAX_CUTS = 16  # slices of one row group or JSON array: neither can be entered in the middle
-_PEEK = 16  # rows of a text file whose keys stand for its columns
+_MAX_CUTS = 16  # most slices of one row group or JSON array, each of which decodes all of it
+_PEEK = 16  # first rows of a text file, whose keys are taken as its columns
 
 
 @dataclass(frozen=True)
 class Slice:
     """Rows [start, stop) of one file."""
 
-    index: int  # place among the slices of the data
+    index: int  # position among the slices of the data
     file: str  # absolute
     format: str
     start: int
     stop: int
     offset: int = 0  # byte where row `start` begins; line-based files only
-    examples: bool = False  # rows are read as examples, to be imitated
+    examples: bool = False  # read the rows as examples to imitate, not as pairs
 
     @property
     def formats(self) -> Mapping[str, Format]:
-        """What it may be read as."""
+        """The formats that its rows may have."""
         return EXAMPLE_FORMATS if self.examples else FORMATS
 
 
@@ -65,22 +66,20 @@ def list_slices(
     Args:
         path: a file or a folder of files of one format.
         format: a key of `FORMATS` (of `EXAMPLE_FORMATS`, for examples), or "auto".
-        rows: wanted per slice; more where the file's layout makes small slices dear.
-        examples: read them as examples, to be imitated, and not as pairs.
+        rows: target size of a slice. Slices are larger where the file's layout makes small ones
+            slow.
+        examples: read the rows as examples to imitate, not as pairs.
 
     Raises:
-        ConfigError: no such format.
+        ConfigError: the format is unknown.
         DataError: no data, an unreadable file, missing columns, or shards of different formats.
     """
     known = EXAMPLE_FORMATS if examples else FORMATS
     if format not in ("auto", *known):
-        hint = (
-            " (one of examples without a rejected answer: experiments/sft.py reads it)"
-            if format in EXAMPLE_FORMATS
-            else ""
-        )
+        is_for_sft = format in EXAMPLE_FORMATS
+        hint = " (it has no rejected answers; experiments/sft.py reads it)" if is_for_sft else ""
         raise ConfigError(
-            f"format {format!r} is unknown here{hint}; formats: auto, {', '.join(known)}"
+            f"format {format!r} cannot be read here{hint}; formats: auto, {', '.join(known)}"
         )
     slices: list[Slice] = []
     for file in data_files(path):
@@ -88,7 +87,8 @@ def list_slices(
             name = _format(file, format, examples=examples)
             for start, stop, offset in _cuts(file, rows):
                 slices.append(Slice(len(slices), str(file), name, start, stop, offset, examples))
-    if len(names := sorted({part.format for part in slices})) > 1:
+    names = sorted({part.format for part in slices})
+    if len(names) > 1:
         raise DataError(
             f"mixed_formats: {path} holds files of formats {', '.join(names)}; keep one per folder"
         )
@@ -96,13 +96,13 @@ def list_slices(
 
 
 def read_slice(part: Slice) -> Iterator[tuple[str, PreferencePair | Example | DataError]]:
-    """Yield each row's id with its pair (or example), or with the error that makes the row unusable.
+    """Yield each row's id with its pair (or example), or with the error that makes it unusable.
 
     Raises:
         DataError: the file cannot be read.
     """
     file = Path(part.file)
-    fetch(file)  # of a mirror, on whichever node this is
+    fetch(file)  # if it is in a mirror, this node may not hold it yet
     root = file.parent.resolve()
     with _naming(file):
         by_line = file.suffix != ".parquet" and not _is_array(file)
@@ -114,10 +114,9 @@ def read_slice(part: Slice) -> Iterator[tuple[str, PreferencePair | Example | Da
                 read = read_example if part.examples else read_row
                 row_id, pair = read(stored, format=part.format, root=root, fallback_id=row_id)
             if isinstance(pair, DataError):
-                place = (
-                    f"{file.name}:{row + 1}" if by_line else f"{file.name} row {row}"
-                )  # editors count lines from 1
-                pair = DataError(f"{pair} ({place})")
+                # Editors count lines from 1.
+                position = f"{file.name}:{row + 1}" if by_line else f"{file.name} row {row}"
+                pair = DataError(f"{pair} ({position})")
             yield row_id, pair
 
 
@@ -126,10 +125,12 @@ def load_pairs(path: str | Path, *, format: str = "auto") -> Iterator[Preference
 
     Args:
         path: Parquet, JSON, JSON Lines or TSV.
-        format: "auto" tells it from file type and columns; else a key of `rlhfv_ray.data.FORMATS`.
+        format: a key of `rlhfv_ray.data.FORMATS`, or "auto" to detect it from file type and
+            columns.
 
     Raises:
-        DataError: the data cannot be read, or a row is unusable; names file, row and reason.
+        DataError: the data cannot be read, or a row is unusable. The message names file, row and
+            reason.
     """
     for part in list_slices(path, format=format, rows=sys.maxsize):
         for _, pair in read_slice(part):
@@ -140,34 +141,39 @@ def load_pairs(path: str | Path, *, format: str = "auto") -> Iterator[Preference
 
 
 def data_files(path: str | Path) -> list[Path]:
-    """List the data files of a folder in name order, or the one file; hidden and `_` names are not data."""
-    place = Path(
-        os.path.abspath(fetch_local(path))
-    )  # not resolve(): a shard may be a link into a download cache
-    found = (
-        sorted(file for file in place.iterdir() if not file.is_dir()) if place.is_dir() else [place]
-    )
-    files = [file for file in found if file.suffix in SUFFIXES and file.name[0] not in "._"]
+    """List the data files of a folder in name order, or the one file that `path` is.
+
+    Names that begin with a dot or an underscore are not data.
+
+    Raises:
+        DataError: `no_data`, if no such file exists.
+    """
+    # Not resolve(): a shard may be a link into a download cache, whose names say nothing.
+    source = Path(os.path.abspath(fetch_local(path)))
+    candidates = [source]
+    if source.is_dir():
+        candidates = sorted(file for file in source.iterdir() if not file.is_dir())
+    files = [file for file in candidates if file.suffix in SUFFIXES and file.name[0] not in "._"]
     if not files:
         raise DataError(
-            f"no_data: {place} is neither a {', '.join(SUFFIXES)} file nor a folder that holds one"
+            f"no_data: {source} is neither a {', '.join(SUFFIXES)} file nor a folder with one"
         )
     return files
 
 
 def data_digest(path: str | Path) -> str:
-    """Give the sha256 over names and bytes of the data files (not of images they point to)."""
+    """Return the sha256 over names and bytes of the data files, not of images they point to."""
     digest = hashlib.sha256()
     for file in data_files(path):
         with file.open("rb") as content:
-            digest.update(
-                f"{file.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode()
-            )
+            file_digest = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(f"{file.name}\0{file_digest}\n".encode())
     return digest.hexdigest()
 
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
+    """Add the file's name to every error about its content."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -184,16 +190,16 @@ def _is_array(file: Path) -> bool:
 
 
 def _format(file: Path, format: str, *, examples: bool) -> str:
+    """Return the format of a file; "auto" detects it, any other is checked against the columns."""
     formats = EXAMPLE_FORMATS if examples else FORMATS
+    columns: list[str] = []
     if file.suffix == ".parquet":
         columns = pq.read_schema(file).names
     else:
-        head = (
-            row for _, row in _stored_rows(Slice(0, str(file), format, 0, _PEEK, examples=examples))
-        )
-        columns = list(
-            dict.fromkeys(name for row in head if not isinstance(row, DataError) for name in row)
-        )
+        head = Slice(0, str(file), format, 0, _PEEK, examples=examples)
+        for _, row in _stored_rows(head):
+            if not isinstance(row, DataError):
+                columns.extend(name for name in row if name not in columns)
     if format == "auto":
         return detect_format(columns, formats, is_tsv=file.suffix == ".tsv")
     if (format == "muffin_tsv") != (file.suffix == ".tsv"):
@@ -206,33 +212,38 @@ def _cuts(file: Path, rows: int) -> Iterator[tuple[int, int, int]]:
     """Yield start, stop and byte offset of each slice."""
     if file.suffix == ".parquet":
         metadata = pq.read_metadata(file)
-        return _unit_cuts(
-            [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], rows
-        )
+        groups = range(metadata.num_row_groups)
+        return _unit_cuts([metadata.row_group(group).num_rows for group in groups], rows)
     if _is_array(file):
         return _unit_cuts([len(_array(file))], rows)
     return _line_cuts(file, rows)
 
 
 def _line_cuts(file: Path, rows: int) -> Iterator[tuple[int, int, int]]:
-    count = offset = 0
-    starts: list[tuple[int, int]] = []
+    """Cut a file of lines every `rows` lines."""
+    count = 0
+    offset = 0
+    starts: list[tuple[int, int]] = []  # line number and byte offset of each slice
     with file.open("rb") as lines:
         for line in lines:
             if count % rows == 0:
                 starts.append((count, offset))
-            count, offset = count + 1, offset + len(line)
-    return ((start, min(start + rows, count), place) for start, place in starts)
+            count += 1
+            offset += len(line)
+    return ((start, min(start + rows, count), offset) for start, offset in starts)
 
 
 def _unit_cuts(sizes: Sequence[int], rows: int) -> Iterator[tuple[int, int, int]]:
-    start = stop = 0
+    """Cut a file of units, each decoded as a whole, of the given numbers of rows."""
+    start = 0
+    stop = 0
     for position, size in enumerate(sizes, start=1):
         stop += size
         if stop - start < rows and position < len(sizes):
             continue  # small row groups share a slice
-        step = max(rows, -(-(stop - start) // _MAX_CUTS))
-        yield from ((at, min(at + step, stop), 0) for at in range(start, stop, step))
+        step = max(rows, -(-(stop - start) // _MAX_CUTS))  # rounded up
+        for first in range(start, stop, step):
+            yield first, min(first + step, stop), 0
         start = stop
 
 
@@ -247,28 +258,32 @@ def _stored_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
 
 
 def _parquet_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
-    used = {name for need in part.formats[part.format].columns for name in need.split("|")}.union(
-        OPTIONAL_COLUMNS
-    )
+    """Read the rows of a slice, from the row groups it touches and the columns its format has."""
+    names = set(OPTIONAL_COLUMNS)
+    for need in part.formats[part.format].columns:
+        names.update(need.split("|"))
     with pq.ParquetFile(part.file, buffer_size=2**20) as table:
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
-        ends = list(accumulate(sizes))
+        ends = list(accumulate(sizes))  # row after the last of each group
         groups = [
             group
             for group, end in enumerate(ends)
             if end - sizes[group] < part.stop and end > part.start
         ]
-        columns = [name for name in table.schema_arrow.names if name in used]
-        row = ends[groups[0]] - sizes[groups[0]] if groups else part.stop
+        columns = [name for name in table.schema_arrow.names if name in names]
+        row = ends[groups[0]] - sizes[groups[0]] if groups else part.stop  # first row of the batch
         for batch in table.iter_batches(batch_size=32, row_groups=groups, columns=columns):
-            for place in range(max(part.start - row, 0), min(part.stop - row, batch.num_rows)):
-                yield row + place, _arrow_row(batch.slice(place, 1))
+            first = max(part.start - row, 0)
+            last = min(part.stop - row, batch.num_rows)
+            for position in range(first, last):
+                yield row + position, _arrow_row(batch.slice(position, 1))
             row += batch.num_rows
             if row >= part.stop:
                 return
 
 
 def _arrow_row(batch: pa.RecordBatch) -> Row | DataError:
+    """Convert a batch of one row; row by row, so that a bad one does not spoil its neighbours."""
     try:
         return batch.to_pylist()[0]
     except UnicodeDecodeError as error:
@@ -279,8 +294,10 @@ def _line_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
     with open(part.file, "rb") as lines:
         lines.seek(part.offset)
         for row, line in enumerate(islice(lines, part.stop - part.start), part.start):
+            if row == 0:  # editors on Windows begin a file with a byte order mark
+                line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
-                yield row, _line_row(line if row else line.removeprefix(codecs.BOM_UTF8), part.file)
+                yield row, _line_row(line, part.file)
 
 
 def _line_row(line: bytes, file: str) -> Row | DataError:
@@ -294,18 +311,15 @@ def _line_row(line: bytes, file: str) -> Row | DataError:
     except DataError as error:
         return error
     if len(values) != len(TSV_COLUMNS):
-        return unusable(
-            "bad_row", f"{len(values)} tab-separated values, expected {len(TSV_COLUMNS)}"
-        )
+        reason = f"{len(values)} tab-separated values, expected {len(TSV_COLUMNS)}"
+        return unusable("bad_row", reason)
     return dict(zip(TSV_COLUMNS, values, strict=True))
 
 
 def _object(item: object) -> Row | DataError:
-    return (
-        item
-        if isinstance(item, dict)
-        else unusable("bad_row", f"expected an object, found {type(item).__name__}")
-    )
+    if isinstance(item, dict):
+        return item
+    return unusable("bad_row", f"expected an object, found {type(item).__name__}")
 
 
 def _array(file: Path) -> list[object]:

@@ -1,7 +1,7 @@
-"""The reference folder's rows: what the reference stage writes and training reads.
+"""Tables of the reference folder, which the reference stage writes and training reads.
 
-`part-*.parquet` holds one row per pair of the data, `unusable_rows.parquet` id and reason of those that cannot be used, `config.json` what the
-log-probs depend on.
+`part-*.parquet` holds one row per pair of the data. `unusable_rows.parquet` holds id and reason of
+the rows that cannot be used. `config.json` holds the inputs that the log-probs depend on.
 """
 
 from collections.abc import Mapping
@@ -17,31 +17,36 @@ from rlhfv_ray.records import ChangedTokens, EncodedPair, ReferencePair
 from rlhfv_ray.segments import Rule
 
 UNUSABLE = "unusable_rows.parquet"
-TOKENS, FLAGS, NATS = pa.list_(pa.int32()), pa.list_(pa.bool_()), pa.list_(pa.float32())
-SCHEMA = pa.schema(
-    {
+TOKENS = pa.list_(pa.int32())
+FLAGS = pa.list_(pa.bool_())
+NATS = pa.list_(pa.float32())
+
+
+def _schema() -> pa.Schema:
+    columns = {
         "id": pa.string(),
         "reason": pa.string(),  # why the row cannot be used; null for a pair
         "image": pa.binary(),
         "prompt_ids": TOKENS,
         "chosen_ids": TOKENS,
         "rejected_ids": TOKENS,
-        "chosen_logps": NATS,
+        "chosen_logps": NATS,  # of the reference, one per answer token
         "rejected_logps": NATS,
-        **{
-            f"changed/{rule}/{side}": FLAGS
-            for rule in get_args(Rule)
-            for side in ("chosen", "rejected")
-        },
     }
-)
+    for rule in get_args(Rule):
+        columns |= {f"changed/{rule}/chosen": FLAGS, f"changed/{rule}/rejected": FLAGS}
+    return pa.schema(columns)
+
+
+SCHEMA = _schema()  # of pairs
+# Of examples: they are not compared with a reference, and `scored` marks their answers.
 EXAMPLES = pa.schema(
-    [*(kept for kept in SCHEMA if "logps" not in kept.name), pa.field("scored", FLAGS)]
-)  # nothing is rejected
+    [*(column for column in SCHEMA if "logps" not in column.name), pa.field("scored", FLAGS)]
+)
 
 
 def to_row(pair: EncodedPair) -> dict[str, Any]:
-    """A pair as a row of `SCHEMA`, or an example of `EXAMPLES`."""
+    """Return a pair as a row of `SCHEMA`, or an example as a row of `EXAMPLES`."""
     row = asdict(pair)
     del row["changed"]
     for rule, masks in pair.changed.items():
@@ -50,38 +55,43 @@ def to_row(pair: EncodedPair) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any], *, chosen_only: bool = False) -> EncodedPair:
-    """A row of `SCHEMA` as a pair with its log-probs; of `EXAMPLES`, or with `chosen_only`, as an example."""
-    masks = {
-        rule: (row[f"changed/{rule}/chosen"], row[f"changed/{rule}/rejected"])
+    """Return a row of `SCHEMA` as a pair with its log-probs, or a row of `EXAMPLES` as an example.
+
+    Args:
+        row: one row of either table.
+        chosen_only: return an example also from a row of `SCHEMA`.
+    """
+    changed = {
+        rule: ChangedTokens(row[f"changed/{rule}/chosen"], row[f"changed/{rule}/rejected"])
         for rule in get_args(Rule)
     }
-    fields = {
-        name: row[name] for name in ("id", "image", "prompt_ids", "chosen_ids", "rejected_ids")
-    }
+    names = ("id", "image", "prompt_ids", "chosen_ids", "rejected_ids")
+    fields = {name: row[name] for name in names}
     if chosen_only or "chosen_logps" not in row:
-        alone = {rule: ChangedTokens(chosen, []) for rule, (chosen, _) in masks.items()}
-        return EncodedPair(
-            **{**fields, "rejected_ids": []}, changed=alone, scored=row.get("scored")
-        )
-    changed = {rule: ChangedTokens(*both) for rule, both in masks.items()}
-    logps = {name: row[name] for name in ("chosen_logps", "rejected_logps")}
-    return ReferencePair(**fields, **logps, changed=changed)
+        fields["rejected_ids"] = []
+        changed = {rule: masks._replace(rejected=[]) for rule, masks in changed.items()}
+        return EncodedPair(**fields, changed=changed, scored=row.get("scored"))
+    return ReferencePair(
+        **fields,
+        changed=changed,
+        chosen_logps=row["chosen_logps"],
+        rejected_logps=row["rejected_logps"],
+    )
 
 
 def load_reference(folder: Path) -> Any:
-    """A reference folder's pairs as a memory-mapped `datasets.Dataset`, in the order of the data."""
+    """Return a reference folder's pairs as a memory-mapped `datasets.Dataset`, in data order."""
     import datasets
 
     datasets.disable_progress_bars()
-    table = datasets.Dataset.from_parquet(
-        [str(path) for path in sorted(folder.glob("part-*.parquet"))]
-    )
+    parts = sorted(folder.glob("part-*.parquet"))
+    table = datasets.Dataset.from_parquet([str(path) for path in parts])
     usable = [row for row, reason in enumerate(table["reason"]) if reason is None]
     return table.select(usable) if len(usable) < len(table) else table
 
 
 def pair_lengths(folder: Path) -> list[int]:
-    """Tokens of prompt and both answers of every pair, in the order of `load_reference`."""
+    """Return the tokens of prompt plus both answers of every pair, in `load_reference`'s order."""
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     parts = [
         pq.read_table(path, columns=["reason", *names])
@@ -94,31 +104,33 @@ def pair_lengths(folder: Path) -> list[int]:
 
 
 def unusable_rows(folder: Path) -> list[dict[str, str]]:
-    """Id and reason of the rows a reference folder could not use."""
+    """Return id and reason of the rows that cannot be used."""
     return pq.read_table(folder / UNUSABLE).to_pylist()
 
 
 def check_reference(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], *, unless_equal: bool = True
+    recorded: Mapping[str, Any], current: Mapping[str, Any], *, unless_equal: bool = True
 ) -> None:
-    """Say in what the origin of reference log-probs differs from what is about to be trained.
+    """Refuse reference log-probs that were computed from other inputs than the current ones.
 
     Args:
-        found: `config.json` of the reference folder.
-        wanted: the same fields of the model and data at hand.
-        unless_equal: raise nothing where no field differs.
+        recorded: `config.json` of the reference folder.
+        current: the same fields of the model and data at hand.
+        unless_equal: return silently if no field differs. False raises in any case, for a caller
+            that has seen wrong log-probs and asks for the reason.
 
     Raises:
-        StaleReferenceError: naming the fields that differ.
+        StaleReferenceError: the message names the fields that differ.
     """
-    differ = sorted(
-        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
-    )
-    if differ or not unless_equal:
-        details = "; ".join(
-            f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in differ
-        )
+    names = sorted(recorded.keys() | current.keys())
+    differences = [
+        f"{name}: {recorded.get(name)!r} in the folder, {current.get(name)!r} now"
+        for name in names
+        if recorded.get(name) != current.get(name)
+    ]
+    if differences or not unless_equal:
+        details = "; ".join(differences) or "all recorded fields agree"
         raise StaleReferenceError(
-            f"The reference log-probs are not those of the model to be trained ({details or 'all recorded fields agree'}). "
-            "Leave --data.reference out to compute them anew."
+            "The reference log-probs are not those of the model to be trained "
+            f"({details}). Leave out --data.reference to compute them again."
         )

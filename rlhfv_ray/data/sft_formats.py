@@ -1,15 +1,18 @@
-"""Ways to store an image with questions and answers to be imitated (supervised fine-tuning), each read into the one record.
+"""Read examples to imitate (supervised fine-tuning) stored in many formats into one record.
 
-| format          | origin and file                                                       | needed columns                      |
-|-----------------|-----------------------------------------------------------------------|-------------------------------------|
-| `conversations` | LLaVA, LLaMA-Factory ShareGPT; JSON, JSON Lines, Parquet              | `conversations`, `image`            |
-| `messages`      | TRL, ms-swift, OpenAI's chat form                                     | `messages`, `images`                |
-| `completion`    | TRL prompt-completion                                                 | `prompt`, `completion`, `images`    |
-| `vqa`           | a question and its answer, or VQAv2's ten answers                     | `image`, `question`, `answer`       |
-| `caption`       | a caption; the question is `CAPTION_QUESTION`                         | `image`, `caption`                  |
-| `muffin_tsv`    | Muffin; the text is a conversation, or `{question, answer}`           | as for pairs                        |
+An example is an image with questions and answers.
 
-Preference pairs are examples too: of what was chosen.
+| format          | origin and file                             | needed columns                   |
+|-----------------|---------------------------------------------|----------------------------------|
+| `conversations` | LLaVA, LLaMA-Factory ShareGPT; JSON,        | `conversations`, `image`         |
+|                 | JSON Lines, Parquet                         |                                  |
+| `messages`      | TRL, ms-swift, OpenAI's chat form           | `messages`, `images`             |
+| `completion`    | TRL prompt-completion                       | `prompt`, `completion`, `images` |
+| `vqa`           | question, its answer or VQAv2's ten answers | `image`, `question`, `answer`    |
+| `caption`       | caption; `CAPTION_QUESTION` is the question | `image`, `caption`               |
+| `muffin_tsv`    | Muffin; conversation, or question, answer   | as for pairs                     |
+
+Preference pairs are examples too: their chosen answers are imitated.
 """
 
 from collections import Counter
@@ -36,30 +39,27 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Example
 
 CAPTION_QUESTION = "Describe this image."
-TURNS = "turns"
+TURNS = "turns"  # common field: a list of (question, answer)
 
 
 def read_example(
     row: Row, *, format: str, root: Path, fallback_id: str
 ) -> tuple[str, Example | DataError]:
-    """Turn one stored row into an example, or into the error that makes it unusable, with the row's id.
+    """Return the row's id with its example, or with the error that makes the row unusable.
 
     Args:
         row: columns as stored.
         format: a key of `EXAMPLE_FORMATS`.
         root: resolved folder that image paths are relative to and may not leave.
-        fallback_id: id of a row that brings none.
+        fallback_id: id for a row without its own.
     """
     row_id = own_id(row) or fallback_id
     try:
         fields = EXAMPLE_FORMATS[format].fields(row)
         row_id = own_id(fields) or row_id
-        turns = (
-            fields[TURNS] if TURNS in fields else [(fields.get("question"), fields.get("chosen"))]
-        )
-        example = Example(
-            row_id, image_bytes(fields, root), tuple(map(_cleaned, turns)), origin_of(fields)
-        )
+        pair_turn = (fields.get("question"), fields.get("chosen"))  # of a preference pair
+        turns = tuple(map(_cleaned, fields.get(TURNS, [pair_turn])))
+        example = Example(row_id, image_bytes(fields, root), turns, origin_of(fields))
         check_example(example)
     except DataError as error:
         return row_id, error
@@ -67,10 +67,10 @@ def read_example(
 
 
 def check_example(example: Example) -> None:
-    """Refuse an example that cannot train.
+    """Refuse an example that cannot be trained on.
 
     Raises:
-        DataError: `image_missing`, `empty_question`, `empty_answer`, `multi_image` or `bad_text`, then the reason.
+        DataError: `image_missing`, `empty_question`, `empty_answer` or `bad_text`, then the reason.
     """
     if not example.image:
         raise unusable("image_missing", "the image has no bytes")
@@ -84,34 +84,36 @@ def check_example(example: Example) -> None:
 
 
 def _cleaned(turn: tuple[object, object]) -> tuple[str, str]:
+    """Return question and answer without placeholder and outer blanks; what is no text is empty."""
     question, answer = (text if isinstance(text, str) else "" for text in turn)
     return question.replace(PLACEHOLDER, "").strip(), answer.strip()
 
 
 def turns_of(messages: object) -> list[tuple[str, str]]:
-    """Questions and answers of a conversation, in turn.
+    """Return the questions and answers of a conversation, as pairs in order.
+
+    Raises:
+        DataError: `bad_row`, `bad_roles` or `multi_image`, then the reason.
 
     Example:
-        >>> turns_of([{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A cat."}])
+        >>> question = {"from": "human", "value": "<image>What?"}
+        >>> turns_of([question, {"from": "gpt", "value": "A cat."}])
         [('<image>What?', 'A cat.')]
     """
     if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
         raise unusable("bad_row", f"expected messages, found {type(messages).__name__}")
-    roles = [
-        ROLES.get(name, name)
-        for name in (str(turn.get("role") or turn.get("from")) for turn in messages)
-    ]
+    names = [str(turn.get("role") or turn.get("from")) for turn in messages]
+    roles = [ROLES.get(name, name) for name in names]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise unusable(
-            "bad_roles", f"expected user and assistant in turn, found {', '.join(roles) or 'none'}"
-        )
-    texts = [_said(turn) for turn in messages]
+        reason = f"expected user and assistant in turn, found {', '.join(roles) or 'none'}"
+        raise unusable("bad_roles", reason)
+    texts = [_message_text(turn) for turn in messages]
     if sum(text.count(PLACEHOLDER) for text in texts) > 1:
         raise unusable("multi_image", "the conversation shows more than one image")
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def _said(turn: Mapping[str, object]) -> str:
+def _message_text(turn: Mapping[str, object]) -> str:
     content = turn.get("content") or turn.get("value") or ""
     return "".join(map(part_text, content)) if isinstance(content, list) else str(content)
 
@@ -127,14 +129,13 @@ def _messages(row: Row) -> Row:
 
 
 def _completion(row: Row) -> Row:
-    prompt, completion = row.get("prompt"), row.get("completion")
-    asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    said = (
-        completion
-        if isinstance(completion, list)
-        else [{"role": "assistant", "content": completion}]
-    )
-    return {**row, TURNS: turns_of([*asked, *said])}
+    prompt = row.get("prompt")
+    if not isinstance(prompt, list):
+        prompt = [{"role": "user", "content": prompt}]
+    completion = row.get("completion")
+    if not isinstance(completion, list):
+        completion = [{"role": "assistant", "content": completion}]
+    return {**row, TURNS: turns_of([*prompt, *completion])}
 
 
 def _vqa(row: Row) -> Row:
@@ -142,49 +143,42 @@ def _vqa(row: Row) -> Row:
 
 
 def _answer(row: Row) -> object:
-    """A question's answer; of several people's, the one most gave."""
+    """Return a question's answer; of several people's answers, the most frequent one."""
     for name in ("answer", "multiple_choice_answer"):
         if row.get(name) is not None:
             return row[name]
     answers = row.get("answers")
     if isinstance(answers, str):
         return answers
-    said = (
-        [one.get("answer") if isinstance(one, dict) else one for one in answers]
-        if isinstance(answers, list)
-        else []
-    )
-    texts = [one for one in said if isinstance(one, str)]
-    return Counter(texts).most_common(1)[0][0] if texts else None
+    counts: Counter[str] = Counter()
+    for answer in answers if isinstance(answers, list) else []:
+        text = answer.get("answer") if isinstance(answer, dict) else answer
+        if isinstance(text, str):
+            counts[text] += 1
+    return counts.most_common(1)[0][0] if counts else None
 
 
 def _caption(row: Row) -> Row:
     caption = row.get("caption")
     if isinstance(caption, list) and len(caption) != 1:
         raise unusable("bad_row", f"{len(caption)} captions in one row; give each a row of its own")
-    return {
-        **row,
-        TURNS: [(CAPTION_QUESTION, caption[0] if isinstance(caption, list) else caption)],
-    }
+    text = caption[0] if isinstance(caption, list) else caption
+    return {**row, TURNS: [(CAPTION_QUESTION, text)]}
 
 
 def _muffin_tsv(row: Row) -> Row:
     row = {**row, **from_base64(row, "image", "text")}
     content = parse_json(row["text"])
     if isinstance(content, dict) and "question" in content:
-        return (
-            _vqa({**row, **content, "image": row["image"]})
-            if "chosen" not in content
-            else {**row, **content}
-        )
+        if "chosen" in content:  # a preference pair
+            return {**row, **content}
+        return _vqa({**row, **content, "image": row["image"]})
     if isinstance(content, list) and content and all(isinstance(turn, dict) for turn in content):
         return {**row, TURNS: turns_of(content)}
     if isinstance(content, list) and len(content) in (3, 4):  # a preference pair
         return {**row, TURNS: [(content[0], content[1])]}
-    raise unusable(
-        "bad_json",
-        "text must hold a conversation, a question with its answer, or a preference pair",
-    )
+    reason = "text must hold a conversation, a question with its answer, or a preference pair"
+    raise unusable("bad_json", reason)
 
 
 EXAMPLE_FORMATS: Mapping[str, Format] = {

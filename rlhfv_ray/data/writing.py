@@ -1,4 +1,4 @@
-"""Preference pairs to a file: the layout of RLHF-V-Dataset, so that the original tools read it too."""
+"""Write preference pairs in RLHF-V-Dataset's layout, which the original tools read too."""
 
 import json
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ _FEATURES = {  # RLHF-V-Dataset
     "idx": pa.int64(),
     "image_path": pa.string(),
 }
-_HUGGINGFACE = {  # read by `datasets`, so that the image column is an image there
+_HUGGINGFACE = {  # metadata for `datasets`, which then shows the image column as images
     name: {"_type": "Image"} if name == "image" else {"dtype": str(kind), "_type": "Value"}
     for name, kind in _FEATURES.items()
 }
@@ -35,8 +35,8 @@ _SCHEMA = pa.schema(
 def write_pairs(pairs: Iterable[PreferencePair], path: str | Path) -> None:
     """Write pairs as an RLHF-V-Dataset Parquet file; `load_pairs` gives back the same pairs.
 
-    What that layout has no column for (id, marked spans, further origin) travels inside `text`. The file appears
-    under its name only when complete.
+    Fields without a column in that layout (id, marked spans, further origin) are stored in `text`.
+    The file gets its name only when it is complete.
 
     Raises:
         DataError: a pair is unusable.
@@ -59,13 +59,16 @@ def _stored(pair: PreferencePair, row: int) -> dict[str, object]:
         check_pair(pair)
     except DataError as error:
         raise DataError(f"{error} (pair {pair.id!r})") from error
-    number = pair.id.rpartition(":")[2]
-    origin = {name: value for name, value in pair.origin.items() if name not in ORIGIN_COLUMNS}
     names = ("id", "question", "chosen", "rejected", "chosen_spans", "rejected_spans")
     text = {name: value for name in names if (value := getattr(pair, name)) is not None}
+    origin = {name: value for name, value in pair.origin.items() if name not in ORIGIN_COLUMNS}
+    if origin:
+        text["origin"] = origin
+    number = pair.id.rpartition(":")[2]
+    is_int64 = number.isdecimal() and len(number) < 19  # 18 digits always fit
     return {
         **{name: pair.origin.get(name) for name in ORIGIN_COLUMNS},
         "image": {"bytes": pair.image, "path": None},
-        "text": json.dumps({**text, **({"origin": origin} if origin else {})}, ensure_ascii=False),
-        "idx": int(number) if number.isdecimal() and len(number) < 19 else row,
+        "text": json.dumps(text, ensure_ascii=False),
+        "idx": int(number) if is_int64 else row,
     }
