@@ -27,11 +27,11 @@ HALLUCINATION = Metric("hallucination_rate", "lower", "answers rated below 3")
 
 
 def judged(number: int, *, spans: Sequence[Span] = (), text: str = TEXT) -> JudgedAnswer:
-    """An answer that names a dog (true) and, if marked so, a cat (false); 1 of 2 true objects is named."""
-    hallucinated = (("cat", "cat"),) if any(mark.kind == "object" for mark in spans) else ()
-    parts = chair_ratios(AnswerScore(1 + len(hallucinated), hallucinated, 1, 2), 6)
-    parts["wrong_attributes"] = Ratio(sum(mark.kind == "attribute" for mark in spans), 1)
-    return JudgedAnswer(Answer(str(number), "What is <here>?", text), parts, tuple(spans))
+    """An answer that names a dog (true) and, by `spans`, a cat (false); it misses 1 true object."""
+    hallucinated = (("cat", "cat"),) if any(span.kind == "object" for span in spans) else ()
+    ratios = chair_ratios(AnswerScore(1 + len(hallucinated), hallucinated, 1, 2), 6)
+    ratios["wrong_attributes"] = Ratio(sum(span.kind == "attribute" for span in spans), 1)
+    return JudgedAnswer(Answer(str(number), "What is <here>?", text), ratios, tuple(spans))
 
 
 def pets(answers: Sequence[JudgedAnswer]) -> Scores:
@@ -60,7 +60,10 @@ def models() -> dict[str, Scores]:
 
 
 def rated(ratings: Sequence[int | str], *, benchmark: str = "mmhal_bench") -> Scores:
-    """Answers that a judge rated, of the groups counting and other by turns; a word instead of a rating says why there is none."""
+    """Rated answers, of the groups counting and other in turn.
+
+    A word instead of a rating is the reason for a missing one.
+    """
     return Scores(
         (HALLUCINATION, RATING, WORDS),
         tuple(_rated(n, rating) for n, rating in enumerate(ratings)),
