@@ -208,7 +208,9 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         for name in ("actors", "rows", "batch"):
-            check_setting(getattr(self, name) >= 1, f"inference.{name}", getattr(self, name), ">= 1")
+            check_setting(
+                getattr(self, name) >= 1, f"inference.{name}", getattr(self, name), ">= 1"
+            )
         check_setting(self.cpus > 0, "inference.cpus", self.cpus, "> 0")
 
 
@@ -253,7 +255,9 @@ class EvalConfig(BenchmarkSettings):
             self.benchmarks,
             "one, with --answers",
         )
-        check_setting(len(set(self.model)) == len(self.model), "model", self.model, "different models")
+        check_setting(
+            len(set(self.model)) == len(self.model), "model", self.model, "different models"
+        )
         default_generation = self.generation == GenerationConfig()
         check_setting(
             self.decoding == "custom" or default_generation,

@@ -1,4 +1,4 @@
-"""Scores of two models, built by hand and small enough to count."""
+"""Scores of two models built by hand, small enough to count."""
 
 import io
 from collections.abc import Sequence
@@ -27,12 +27,11 @@ HALLUCINATION = Metric("hallucination_rate", "lower", "answers rated below 3")
 
 
 def judged(number: int, *, spans: Sequence[Span] = (), text: str = TEXT) -> JudgedAnswer:
-    """Make an answer that names 1 of 2 true objects (a dog) and, if a span says so, a false cat."""
-    kinds = [span.kind for span in spans]
-    hallucinated = (("cat", "cat"),) if "object" in kinds else ()
-    parts = chair_ratios(AnswerScore(1 + len(hallucinated), hallucinated, 1, 2), 6)
-    parts["wrong_attributes"] = Ratio(kinds.count("attribute"), 1)
-    return JudgedAnswer(Answer(str(number), "What is <here>?", text), parts, tuple(spans))
+    """An answer that names a dog (true) and, by `spans`, a cat (false); it misses 1 true object."""
+    hallucinated = (("cat", "cat"),) if any(span.kind == "object" for span in spans) else ()
+    ratios = chair_ratios(AnswerScore(1 + len(hallucinated), hallucinated, 1, 2), 6)
+    ratios["wrong_attributes"] = Ratio(sum(span.kind == "attribute" for span in spans), 1)
+    return JudgedAnswer(Answer(str(number), "What is <here>?", text), ratios, tuple(spans))
 
 
 def pets(answers: Sequence[JudgedAnswer]) -> Scores:
@@ -40,18 +39,20 @@ def pets(answers: Sequence[JudgedAnswer]) -> Scores:
 
 
 def base() -> Scores:
-    """Score 10 answers: 6 hallucinate a cat, 1 has two other mistakes."""
-    return _pets_with_cats(0, 1, 2, 3, 4, 5)
+    """Of 10 answers 6 hallucinate a cat; 1 has two other mistakes."""
+    return pets(
+        [judged(n, spans=[CAT] if n < 6 else RED_DOGS if n == 6 else []) for n in range(10)]
+    )
 
 
 def aligned() -> Scores:
-    """Score 10 answers: 4 hallucinate; 0, 1 and 2 are better than the base's, 9 is worse."""
-    return _pets_with_cats(3, 4, 5, 9)
-
-
-def _pets_with_cats(*hallucinating: int) -> Scores:
-    spans = {6: RED_DOGS} | dict.fromkeys(hallucinating, (CAT,))
-    return pets([judged(number, spans=spans.get(number, ())) for number in range(10)])
+    """Answers 0, 1, 2 got better, 9 got worse: 4 of 10 hallucinate."""
+    return pets(
+        [
+            judged(n, spans=[CAT] if n in (3, 4, 5, 9) else RED_DOGS if n == 6 else [])
+            for n in range(10)
+        ]
+    )
 
 
 def models() -> dict[str, Scores]:
@@ -59,22 +60,23 @@ def models() -> dict[str, Scores]:
 
 
 def rated(ratings: Sequence[int | str], *, benchmark: str = "mmhal_bench") -> Scores:
-    """Make scores of answers that a judge rated.
+    """Rated answers, of the groups counting and other in turn.
 
-    The groups `counting` and `other` alternate. A text in place of a rating is the reason why the
-    rating is missing.
+    A word instead of a rating is the reason for a missing one.
     """
     return Scores(
         (HALLUCINATION, RATING, WORDS),
-        tuple(_rated(number, rating) for number, rating in enumerate(ratings)),
+        tuple(_rated(n, rating) for n, rating in enumerate(ratings)),
         {"benchmark": benchmark, "judge": {"model": "a judge"}},
         {"release_compatible": {"average_score": 2.25, "unparsed": 1}, "agreement": None},
     )
 
 
 def _rated(number: int, rating: int | str) -> JudgedAnswer:
-    answer = Answer(str(number), "How many?", "three cats")
-    group = ("counting", "other")[number % 2]
+    answer, group = (
+        Answer(str(number), "How many?", "three cats"),
+        ("counting", "other")[number % 2],
+    )
     words = {"words": Ratio(2, 1)}
     if isinstance(rating, str):
         return JudgedAnswer(answer, words, group=group, verdict="I cannot say.", missing=rating)

@@ -85,4 +85,6 @@ class StudyConfig(ScoredConfig):
             self.seeds,
             "two different ones at least",
         )
-        check_setting(self.concurrent >= 0, "concurrent", self.concurrent, ">= 0 (0: as many as fit)")
+        check_setting(
+            self.concurrent >= 0, "concurrent", self.concurrent, ">= 0 (0: as many as fit)"
+        )

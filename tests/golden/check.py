@@ -223,11 +223,10 @@ def check_judge(path: Path, comparison: Comparison) -> None:
 def compare_mmhal(golden: Mapping[str, Any], comparison: Comparison) -> None:
     """Compare MMHal-Bench's scores; the release states all but informativeness to two decimals."""
     reviews = section(golden, "reviews")
+    ratings = [release_rating(review) for review in reviews]
     scores = mmhal_scores(reviews, release_compatible=True)
     ours = {
-        "informativeness_each": [
-            rating_informativeness(release_rating(review)) for review in reviews
-        ],
+        "informativeness_each": [rating_informativeness(rating) for rating in ratings],
         "informativeness": scores.informativeness,
         "average_score": two_decimals(scores.average_score),
         "hallucination_rate": two_decimals(scores.hallucination_rate),

@@ -1,4 +1,7 @@
-"""COCO's annotations reduced: the same truth as `ground_truth`, made once, in little memory; scenes and over-generalisation by hand."""
+"""COCO's annotations reduced: the truth of `ground_truth`, made once, in little memory.
+
+Scenes and over-generalisation are counted by hand.
+"""
 
 import json
 import os
@@ -47,7 +50,7 @@ def write_annotations(
         {"supercategory": "thing", "id": number, "name": name}
         for name, number in CATEGORIES.items()
     ]
-    said = [
+    captions_rows = [
         {"image_id": image, "id": number, "caption": text}
         for number, (image, text) in enumerate(captions)
     ]
@@ -55,7 +58,9 @@ def write_annotations(
     (folder / f"instances_{split}.json").write_text(
         json.dumps({**info, "annotations": boxes, "categories": categories})
     )
-    (folder / f"captions_{split}.json").write_text(json.dumps({**info, "annotations": said}))
+    (folder / f"captions_{split}.json").write_text(
+        json.dumps({**info, "annotations": captions_rows})
+    )
     return folder
 
 
@@ -75,7 +80,8 @@ def builtin() -> ObjectVocabulary:
 
 def many(annotations: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
     """Instances and half as many captions, in COCO's proportions."""
-    rng, names = random.Random(0), list(CATEGORIES)
+    rng = random.Random(0)
+    names = list(CATEGORIES)
     words = [
         *ObjectVocabulary.load(lemmatizer="builtin").objects,
         "wine glasses",
@@ -94,7 +100,7 @@ def many(annotations: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]
 
 
 def test_truth_is_the_release_s(tmp_path: Path, vocabulary: ObjectVocabulary) -> None:
-    """Bug: the reduced truth loses captions, categories or images of one split, or reads words by rules of its own."""
+    """Catches: captions, categories or a split lost, words read by other rules."""
     instances = [(row["image_id"], row["category"]) for row in GOLDEN["instances"]]
     captions = [(row["image_id"], row["caption"]) for row in GOLDEN["captions"]]
     half = sorted({image for image, _ in captions})[20]
@@ -112,9 +118,9 @@ def test_truth_is_the_release_s(tmp_path: Path, vocabulary: ObjectVocabulary) ->
 def test_many_annotations_are_the_same_truth_in_little_memory(
     tmp_path: Path, builtin: ObjectVocabulary
 ) -> None:
-    """Bug: the whole file becomes dicts, ten times its size; remembered lemmas differ from fresh ones; images get lost.
+    """Catches: a whole file of dicts, ten times its size; wrong cached lemmas; lost images.
 
-    Outlines of 40 points make a row 600 bytes long, of which two numbers are needed.
+    Outlines of 40 points make a row 600 bytes long, and two of its numbers are needed.
     """
     instances, captions = many(20_000)
     folder = write_annotations(tmp_path / "coco", instances, captions, points=40)
@@ -130,18 +136,17 @@ def test_many_annotations_are_the_same_truth_in_little_memory(
 
 
 def test_annotations_are_read_once(tmp_path: Path, builtin: ObjectVocabulary) -> None:
-    """Bug: minutes of reading before every evaluation; or a truth that is kept although its files have changed."""
-    folder, cache = (
-        write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat in the kitchen.")]),
-        tmp_path / "c",
-    )
-    made = load_truth(folder, builtin, cache=cache)
-    captions = folder / "captions_val2014.json"
-    facts = captions.stat()
-    captions.write_bytes(b"#" * facts.st_size)  # unreadable, but as far as can be seen the same
-    os.utime(captions, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert load_truth(folder, builtin, cache=cache) == made
-    os.utime(captions, ns=(facts.st_atime_ns, facts.st_mtime_ns + 10**9))
+    """Catches: minutes of reading before every evaluation; a stale truth of changed files."""
+    captions = [(1, "A cat in the kitchen.")]
+    folder = write_annotations(tmp_path / "coco", [(1, "dog")], captions)
+    cache = tmp_path / "cache"
+    truth = load_truth(folder, builtin, cache=cache)
+    path = folder / "captions_val2014.json"
+    facts = path.stat()
+    path.write_bytes(b"#" * facts.st_size)  # unreadable, but of the same size and time
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert load_truth(folder, builtin, cache=cache) == truth
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 10**9))
     with pytest.raises(DataError, match="captions_val2014.json"):
         load_truth(folder, builtin, cache=cache)
     assert [path.suffix for path in cache.iterdir()] == [".json"]  # nothing half-written stays
@@ -150,14 +155,14 @@ def test_annotations_are_read_once(tmp_path: Path, builtin: ObjectVocabulary) ->
 def test_another_vocabulary_is_another_truth(
     tmp_path: Path, builtin: ObjectVocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bug: the truth of one vocabulary, lemmatiser or set of rules is taken for another's."""
-    folder, cache = (
-        write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A puppy.")]),
-        tmp_path / "cache",
-    )
+    """Catches: the truth of one vocabulary, lemmatiser or set of rules is taken for another's."""
+    folder = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A puppy.")])
+    cache = tmp_path / "cache"
     own = ObjectVocabulary.from_synonyms([("animal", "dog", "puppy")], lemmatizer="builtin")
-    other = ObjectVocabulary(builtin.objects, {**builtin.phrases, "a puppy": "cat"}, "builtin")
-    truths = [load_truth(folder, words, cache=cache).objects[1] for words in (builtin, own, other)]
+    extended = ObjectVocabulary(builtin.objects, {**builtin.phrases, "a puppy": "cat"}, "builtin")
+    truths = [
+        load_truth(folder, words, cache=cache).objects[1] for words in (builtin, own, extended)
+    ]
     assert truths == [{"dog"}, {"animal"}, {"dog", "cat"}]
     monkeypatch.setattr("eval.words.lemmas.__file__", __file__)  # as if its rules had been changed
     load_truth(folder, builtin, cache=cache)
@@ -166,7 +171,7 @@ def test_another_vocabulary_is_another_truth(
 
 @pytest.mark.parametrize("missing", ["instances_val2014.json", "captions_val2014.json"])
 def test_a_missing_half_is_named(tmp_path: Path, builtin: ObjectVocabulary, missing: str) -> None:
-    """Bug: without its captions, half of what is in an image counts as hallucinated, and nobody notices."""
+    """Catches: true objects that count as hallucinated because the captions are missing."""
     folder = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat.")])
     write_annotations(folder, [(2, "dog")], [(2, "A cat.")], split="train2014")
     (folder / missing).unlink()
@@ -175,7 +180,7 @@ def test_a_missing_half_is_named(tmp_path: Path, builtin: ObjectVocabulary, miss
 
 
 def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
-    """Bug: a folder without annotations is a truth in which every object is hallucinated."""
+    """Catches: a folder without annotations is a truth in which every object is hallucinated."""
     with pytest.raises(
         DataError, match=r"absent.*instances_train2014.json, captions_train2014.json"
     ):
@@ -197,7 +202,7 @@ def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
 def test_a_bad_file_is_named_with_what_to_do(
     tmp_path: Path, builtin: ObjectVocabulary, kind: str, damage: Any
 ) -> None:
-    """Bug: a download that broke off ends in a traceback, or in half a truth that is then kept."""
+    """Catches: a truncated download that is a traceback, or half a truth that is cached."""
     folder = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat.")])
     path = folder / f"{kind}_val2014.json"
     path.write_text(damage(path.read_text()))
@@ -210,7 +215,7 @@ def test_a_bad_file_is_named_with_what_to_do(
 
 
 def test_an_unlisted_category_is_named(tmp_path: Path, builtin: ObjectVocabulary) -> None:
-    """Bug: a KeyError; or an annotated object is dropped and counts as hallucinated."""
+    """Catches: a KeyError; or an annotated object is dropped and counts as hallucinated."""
     path = (
         write_annotations(tmp_path / "coco", [(7, "dog")], [(7, "A cat.")])
         / "instances_val2014.json"
@@ -223,11 +228,9 @@ def test_an_unlisted_category_is_named(tmp_path: Path, builtin: ObjectVocabulary
 
 
 def test_a_damaged_cache_says_so(tmp_path: Path, builtin: ObjectVocabulary) -> None:
-    """Bug: a cache file that someone cut off is a traceback in every later run."""
-    folder, cache = (
-        write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat.")]),
-        tmp_path / "cache",
-    )
+    """Catches: a cache file that someone cut off is a traceback in every later run."""
+    folder = write_annotations(tmp_path / "coco", [(1, "dog")], [(1, "A cat.")])
+    cache = tmp_path / "cache"
     load_truth(folder, builtin, cache=cache)
     (path,) = cache.iterdir()
     path.write_text(path.read_text()[:20])
@@ -236,9 +239,10 @@ def test_a_damaged_cache_says_so(tmp_path: Path, builtin: ObjectVocabulary) -> N
 
 
 def test_scenes_are_what_captions_say(tmp_path: Path, builtin: ObjectVocabulary) -> None:
-    """Bug: "streetcar" makes a street, "Living-room" or "kitchens" none; typical objects are counted per mention.
+    """Catches: a street in "streetcar", no scene in "Living-room", objects counted per mention.
 
-    Street: 1 (person, car), 2 (person), 3 (person, car, dog): person 3, car 2, dog 1. Image 4 is in two scenes.
+    Street: 1 (person, car), 2 (person), 3 (person, car, dog): person 3, car 2, dog 1. Image 4 is in
+    two scenes.
     """
     instances = [
         (1, "car"),
@@ -250,18 +254,14 @@ def test_scenes_are_what_captions_say(tmp_path: Path, builtin: ObjectVocabulary)
         (3, "dog"),
     ]
     captions = [
-        *(
-            (1, "A man on a street."),
-            (1, "Streets and cars."),
-            (2, "The STREET."),
-            (3, "two streets meet."),
-        ),
-        *(
-            (4, "A Living-room with a kitchen."),
-            (5, "living rooms"),
-            (6, "A streetcar."),
-            (7, "Two kitchens, livingroom"),
-        ),
+        (1, "A man on a street."),
+        (1, "Streets and cars."),
+        (2, "The STREET."),
+        (3, "two streets meet."),
+        (4, "A Living-room with a kitchen."),
+        (5, "living rooms"),
+        (6, "A streetcar."),
+        (7, "Two kitchens, livingroom"),
     ]
     truth = load_truth(
         write_annotations(tmp_path / "coco", instances, captions), builtin, cache=tmp_path / "cache"
@@ -279,7 +279,7 @@ def test_scenes_are_what_captions_say(tmp_path: Path, builtin: ObjectVocabulary)
 def test_ten_objects_are_typical_and_ties_are_settled(
     tmp_path: Path, builtin: ObjectVocabulary
 ) -> None:
-    """Bug: all objects of a scene count, or equally frequent ones change places with the order of the file."""
+    """Catches: more than ten objects; an order of ties that depends on the file."""
     names = sorted(CATEGORIES)[:12]
     instances = [(1, name) for name in reversed(names)] + [(2, names[-1])]
     captions = [(1, "A kitchen."), (2, "A kitchen.")]
@@ -302,10 +302,11 @@ def truth_of(
 
 
 def test_over_generalization_by_hand() -> None:
-    """Bug: untypical objects enter, repeats are dropped, the scene is left out of the whole, or 0 stands for nothing counted.
+    """Catches: other objects counted, repeats dropped, 0 for a rate without mentions.
 
-    Kitchen, sink and oven: inside (image 1) sink, sink right, oven wrong: 1 of 3; outside sink wrong: 2 of 4 overall.
-    Street, car: inside (image 2) nothing counted. Bathroom: image 9 was not asked about; sink overall 1 of 3.
+    Kitchen (sink, oven): inside (image 1) sink and sink are right, oven is wrong: 1 of 3. Outside,
+    sink is wrong: 2 of 4 overall. Street (car): no mention inside (image 2). Bathroom (sink): its
+    image 9 has no answer; overall 1 of 3.
     """
     truth = truth_of(
         {1: {"sink"}, 2: {"dog"}, 9: {"sink"}},
@@ -326,16 +327,16 @@ def test_over_generalization_by_hand() -> None:
 
 
 def test_a_digest_stands_for_what_is_known_about_the_images() -> None:
-    """Bug: scores on another truth are compared; or annotations of images nobody asks about forbid a comparison."""
+    """Catches: scores on different truths compared; a digest of images without questions."""
     scenes = {"kitchen": ("sink", {1, 9})}
     digest = truth_of({1: {"sink", "cup"}, 9: {"dog"}}, scenes).digest([1])
     assert truth_of({1: {"cup", "sink"}, 9: {"cat"}}, scenes).digest([1]) == digest
-    others = [
+    different = [
         truth_of({1: {"sink"}}, scenes),
         truth_of({1: {"sink", "cup"}}, {"kitchen": ("oven", {1, 9})}),
         truth_of({1: {"sink", "cup"}}, {"kitchen": ("sink", {9})}),
     ]
-    assert digest not in [other.digest([1]) for other in others]
+    assert digest not in [truth.digest([1]) for truth in different]
 
 
 @pytest.mark.parametrize(
@@ -343,7 +344,7 @@ def test_a_digest_stands_for_what_is_known_about_the_images() -> None:
     [42, "42", "000000000042", "42.jpg", "COCO_val2014_000000000042.jpg", "val2014/42.jpeg"],
 )
 def test_forms_of_an_image_id(value: object) -> None:
-    """Bug: the release's ids and file names do not meet COCO's numbers."""
+    """Catches: the release's ids and file names do not meet COCO's numbers."""
     assert coco_id(value) == 42
 
 
@@ -352,6 +353,6 @@ def test_forms_of_an_image_id(value: object) -> None:
     [None, True, 4.2, -1, "", "cat.jpg", "42.png.exe", "12 34", "-7", ["42"], "1" * 13, "٤٢"],
 )
 def test_what_is_no_image_id(value: object) -> None:
-    """Bug: any text with a digit in it is taken for some image."""
+    """Catches: any text with a digit in it is taken for some image."""
     with pytest.raises(DataError, match="expected a COCO id"):
         coco_id(value)

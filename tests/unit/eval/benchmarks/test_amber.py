@@ -1,4 +1,7 @@
-"""AMBER on a hand-made data folder; every figure is counted beside it. Words are chosen so that tagger and vectors change nothing."""
+"""AMBER on a hand-made data folder; every figure is counted beside it.
+
+The words are chosen so that tagger and vectors change nothing.
+"""
 
 import json
 from pathlib import Path
@@ -89,9 +92,9 @@ def amber(folder: Path, part: Any = "all") -> AMBER:
 
 
 def score(benchmark: AMBER, **changed: str) -> Scores:
-    said = SAID | changed
+    texts = SAID | changed
     answers = [
-        Answer(prompt.id, prompt.question, said[prompt.id])
+        Answer(prompt.id, prompt.question, texts[prompt.id])
         for prompt in reversed(benchmark.prompts)
     ]
     return benchmark.score(answers, {})
@@ -102,18 +105,19 @@ def item(truth: tuple[str, ...], hallu: tuple[str, ...] = ()) -> Item:
 
 
 def test_descriptions_by_hand(tmp_path: Path) -> None:
-    """Catches: safe words taken out of the mentions, words that go with an object counted as hallucinated, cog of all answers."""
-    found = score(amber(write(tmp_path), "generative"))
-    assert [metric.name for metric in found.metrics] == ["hal", "chair", "cover", "cog", "words"]
-    # Answer 1 names 5, piano falsely; of dog, grass, ship it names dog and, by "ground", grass; of piano, television the piano.
-    assert found.answers[0].ratios == {
+    """Catches: safe words left out of the mentions, related words that hallucinate, a wrong cog."""
+    scores = score(amber(write(tmp_path), "generative"))
+    assert [metric.name for metric in scores.metrics] == ["hal", "chair", "cover", "cog", "words"]
+    # Answer 1 has 5 mentions; piano is false. Of dog, grass and ship it names dog and, by "ground",
+    # grass. Of piano and television it names the piano.
+    assert scores.answers[0].ratios == {
         "hal": (1, 1),
         "chair": (1, 5),
         "cover": (2, 3),
         "cog": (1, 2),
         "words": (17, 1),
     }
-    assert found.answers[1].ratios == {
+    assert scores.answers[1].ratios == {
         "hal": (0, 1),
         "chair": (0, 1),
         "cover": (1, 1),
@@ -129,25 +133,23 @@ def test_descriptions_by_hand(tmp_path: Path) -> None:
         "n": 2,
         "missing": 0,
     }
-    assert found.rates() == pytest.approx(rates)
+    assert scores.rates() == pytest.approx(rates)
     start = FIRST.index("piano")
-    assert found.answers[0].spans == (Span(start, start + 5, "object"),)
-    assert found.extras == {} and found.groups == ("generative",)
+    assert scores.answers[0].spans == (Span(start, start + 5, "object"),)
+    assert scores.extras == {} and scores.groups == ("generative",)
 
 
 def test_a_word_stands_for_the_first_object_it_goes_with() -> None:
-    """Catches: "ground" covering the ground, or the grass as well; a ship that is annotated twice covered twice; all this as in the release."""
+    """Catches: "ground" that covers the ground too, a ship annotated and covered twice."""
     assert describe(["ground"], item(("ground", "grass")), RELATED).covered == 1
-    assert (
-        describe(["ground", "grass"], item(("ground", "grass")), RELATED).covered == 1
-    )  # both are the grass
-    assert (
-        describe(["ground", "floor"], item(("ground", "grass")), RELATED).covered == 2
-    )  # the floor is the ground
+    # Both words are the grass.
+    assert describe(["ground", "grass"], item(("ground", "grass")), RELATED).covered == 1
+    # The floor is the ground.
+    assert describe(["ground", "floor"], item(("ground", "grass")), RELATED).covered == 2
     assert describe(["ship", "boat", "ship"], item(("ship", "ship")), RELATED) == (3, (), 1, 0)
 
 
-def test_what_is_there_is_not_expected() -> None:
+def test_true_objects_are_not_expected_ones() -> None:
     """Catches: an object of both lists counted in cog, a safe word in cover or cog."""
     assert describe(["dog"], item(("dog",), ("dog",)), RELATED) == (1, (), 1, 0)
     assert describe(["bridge"], item(("bridge",), ()), RELATED, safe={"bridge"}) == (1, (), 0, 0)
@@ -171,7 +173,7 @@ def test_near_words_by_real_vectors() -> None:
     assert describe(["kitten", "piano"], item(("cat",)), related, near=near) == (2, (1,), 1, 0)
     # What it equals goes before what it is near: both are covered.
     assert describe(["cat", "kitten"], item(("cat", "kitten")), related, near=near) == (2, (), 2, 0)
-    # A word that one would expect is in cog though it is near one that is there, and then is no hallucination.
+    # An expected word counts in cog even if it is near a true one; then it is no hallucination.
     assert describe(["kitten"], item(("cat",), ("kitten",)), related, near=near) == (1, (), 1, 1)
     # It stands for the object that it equals, and for an earlier one that it is near.
     assert describe(["kitten"], item((), ("cat", "kitten")), related, near=near) == (1, (0,), 0, 2)
@@ -180,13 +182,10 @@ def test_near_words_by_real_vectors() -> None:
 def test_nouns_with_what_is_installed(tmp_path: Path) -> None:
     """Catches: the verb can named as an object, plurals missed, capitals or positions lost."""
     text = '"Dogs" can be seen: two dogs, a TV and the television.'
-    found = amber(write(tmp_path)).reader.mentions(text)
-    assert [noun.lemma for noun in found] == [
-        "dog",
-        "TV",
-        "television",
-    ]  # "Dogs" has no lemma in the release either
-    assert [text[noun.start : noun.stop] for noun in found] == ["dogs", "TV", "television"]
+    nouns = amber(write(tmp_path)).reader.mentions(text)
+    # "Dogs" has no lemma in the release either.
+    assert [noun.lemma for noun in nouns] == ["dog", "TV", "television"]
+    assert [text[noun.start : noun.stop] for noun in nouns] == ["dogs", "TV", "television"]
 
 
 def test_the_tagger_leaves_verbs_out() -> None:
@@ -194,7 +193,8 @@ def test_the_tagger_leaves_verbs_out() -> None:
     reader = NounReader({"watch", "dog"})
     if reader.tagger == "none":
         pytest.skip(
-            "NLTK's data is not installed: python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng"
+            "NLTK's data is not installed: "
+            "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng"
         )
     assert [noun.lemma for noun in reader.mentions("They watch the dog. The watch is new.")] == [
         "dog",
@@ -215,30 +215,31 @@ def test_the_tagger_leaves_verbs_out() -> None:
     ],
 )
 def test_yes_and_no_are_read(answer: str, no: bool | None) -> None:
-    """Catches: parts of words read, the last word in place of the first, silence taken for an answer."""
+    """Catches: substrings read as words, the last word read, silence read as an answer."""
     assert reads_no(answer) is no
 
 
 def test_questions_by_hand(tmp_path: Path) -> None:
-    """Catches: yes as the positive class; answers without yes and no left out, or taken for a right no."""
-    found = score(amber(write(tmp_path), "discriminative"))
-    assert [metric.name for metric in found.metrics] == ["accuracy", "precision", "recall", "f1"]
+    """Catches: yes as the positive class; answers without yes and no left out, or right."""
+    scores = score(amber(write(tmp_path), "discriminative"))
+    assert [metric.name for metric in scores.metrics] == ["accuracy", "precision", "recall", "f1"]
     # Right: 4, 5, 8. No is said to 5, 7, 8, rightly to 5 and 8; it is right for 3, 5, 6, 8.
-    assert found.sums() == {
+    assert scores.sums() == {
         "accuracy": (3, 6),
         "precision": (2, 3),
         "recall": (2, 4),
         "f1": (2 * 2, 3 + 4),
     }
-    assert found.groups == ("existence", "state", "number", "action", "relation")
-    assert found.sums("relation") == {
+    assert scores.groups == ("existence", "state", "number", "action", "relation")
+    assert scores.sums("relation") == {
         "accuracy": (1, 2),
         "precision": (1, 2),
         "recall": (1, 1),
         "f1": (2, 3),
     }
-    assert found.rates("state")["precision"] is None
-    # State, number and action together: 4 and 5 right of three; no said to 5 alone; it is right for 5 and 6.
+    assert scores.rates("state")["precision"] is None
+    # State, number and action: 4 and 5 of three are right. Only 5 is answered no; no is right for
+    # 5 and 6.
     attribute = {
         "accuracy": 2 / 3,
         "precision": 1.0,
@@ -256,44 +257,44 @@ def test_questions_by_hand(tmp_path: Path) -> None:
         "n": 6,
         "missing": 0,
     }
-    assert found.extras["attribute"] == pytest.approx(attribute)
-    assert found.extras["exact_reading"] == pytest.approx(exact)
-    assert found.extras["neither_yes_nor_no"] == 1 and "amber_score" not in found.extras
+    assert scores.extras["attribute"] == pytest.approx(attribute)
+    assert scores.extras["exact_reading"] == pytest.approx(exact)
+    assert scores.extras["neither_yes_nor_no"] == 1 and "amber_score" not in scores.extras
 
 
 def test_both_parts_together(tmp_path: Path) -> None:
-    """Catches: rates of descriptions diluted by questions, a score on another scale, ids as numbers."""
-    found = score(amber(write(tmp_path)))
+    """Catches: rates of descriptions diluted by questions, another scale, ids as numbers."""
+    scores = score(amber(write(tmp_path)))
     names = ["hal", "chair", "cover", "cog", "words", "accuracy", "precision", "recall", "f1"]
-    assert [metric.name for metric in found.metrics] == names
+    assert [metric.name for metric in scores.metrics] == names
     assert (
-        found.rates()["hal"] == 1 / 2
-        and found.rates()["words"] == 11
-        and found.rates()["accuracy"] == 1 / 2
+        scores.rates()["hal"] == 1 / 2
+        and scores.rates()["words"] == 11
+        and scores.rates()["accuracy"] == 1 / 2
     )
-    assert found.extras["amber_score"] == pytest.approx((100 - 100 / 6 + 100 * 4 / 7) / 2)
-    assert [item.answer.id for item in found.answers] == list(SAID)
-    for name, interval in found.intervals().items():
-        rate = found.rates()[name]
+    assert scores.extras["amber_score"] == pytest.approx((100 - 100 / 6 + 100 * 4 / 7) / 2)
+    assert [item.answer.id for item in scores.answers] == list(SAID)
+    for name, interval in scores.intervals().items():
+        rate = scores.rates()[name]
         assert interval is not None and rate is not None and interval.low <= rate <= interval.high
 
 
 def test_descriptions_that_name_nothing_have_no_score(tmp_path: Path) -> None:
     """Catches: a model that says nothing given a CHAIR of 0, and with it a good AMBER score."""
-    found = score(amber(write(tmp_path)), **{"1": "", "2": "I cannot say."})
-    assert found.rates()["chair"] is None and found.rates()["hal"] == 0
-    assert "amber_score" not in found.extras
+    scores = score(amber(write(tmp_path)), **{"1": "", "2": "I cannot say."})
+    assert scores.rates()["chair"] is None and scores.rates()["hal"] == 0
+    assert "amber_score" not in scores.extras
 
 
 def test_two_models_are_compared(tmp_path: Path) -> None:
     """Catches: scores that the paired test cannot read."""
     benchmark = amber(write(tmp_path), "generative")
-    found = compare(score(benchmark), score(benchmark, **{"1": "A dog."}))
-    assert found.metric.name == "hal" and found.change == pytest.approx(-1 / 2)
+    comparison = compare(score(benchmark), score(benchmark, **{"1": "A dog."}))
+    assert comparison.metric.name == "hal" and comparison.change == pytest.approx(-1 / 2)
 
 
 def test_prompts_are_the_queries_as_they_stand(tmp_path: Path) -> None:
-    """Catches: images read before they are needed, or once for every question; a part that asks the other's questions."""
+    """Catches: images read too early or once a question; questions of the other part."""
     benchmark = amber(write(tmp_path))
     (tmp_path / "images" / "AMBER_1.jpg").write_bytes(b"later")
     assert [prompt.id for prompt in benchmark.prompts] == list(SAID)
@@ -330,7 +331,7 @@ def test_manifest_follows_what_scores_depend_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({"annotations": json.dumps(NOTES)[:-9]}, r"annotations\.json.*no whole JSON"),
         ({"relation": json.dumps(RELATED)[:-9]}, r"relation\.json is no whole JSON"),
@@ -363,20 +364,20 @@ def test_manifest_follows_what_scores_depend_on(tmp_path: Path) -> None:
         ({"query_all": [{"id": 1, "query": "?"}]}, r"query_all\.json.*row 1: no image"),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, files: dict[str, Any], said: str) -> None:
-    """Catches: a KeyError without a file, half a download scored as a smaller benchmark, unknown types taken for relations."""
-    with pytest.raises(DataError, match=said):
+def test_bad_files_are_named(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    """Catches: a KeyError without a file, half a download that is scored, unknown types."""
+    with pytest.raises(DataError, match=message):
         amber(write(tmp_path, **files)).prompts  # noqa: B018
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    """Catches: AMBER looked for in the current folder; a missing list of safe words taken for an empty one."""
+    """Catches: AMBER searched in the current folder; a missing list of safe words read as empty."""
     for folder in ("", str(tmp_path / "nowhere")):
         with pytest.raises(DataError, match=r"amber\.data = .*no such folder"):
             AMBER(AMBERConfig(folder), decoding={}).prompts  # noqa: B018
     (write(tmp_path) / "safe_words.txt").unlink()
     with pytest.raises(DataError, match=r"safe_words\.txt cannot be read"):
         score(amber(tmp_path))
+    queries = [{"id": 1, "image": "a", "query": "?"}]
     with pytest.raises(DataError, match=r"amber\.part = 'discriminative': no such questions"):
-        queries = [{"id": 1, "image": "a", "query": "?"}]
-        len(amber(write(tmp_path, query_all=queries), "discriminative").prompts)
+        _ = amber(write(tmp_path, query_all=queries), "discriminative").prompts

@@ -1,4 +1,4 @@
-"""Scores, their comparison, and the shapes benchmark on planted mistakes; every figure is counted by hand beside it."""
+"""Scores, their comparison, and the shapes benchmark on planted mistakes, counted by hand."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -60,12 +60,12 @@ def rated(*ratings: float | None, group: str = "") -> Scores:
 
 
 def test_sums_and_rates_by_hand() -> None:
-    found = scores(
+    result = scores(
         judged(3, 2, 1, 2, wrong_numbers=Ratio(1, 1)),
         judged(2, 0, 2, 3, wrong_numbers=Ratio(0, 2)),
         judged(0, 0, 0, 1),  # names nothing: counts for response_rate_all and recall only
     )
-    assert found.sums() == {
+    assert result.sums() == {
         "response_rate": (1, 2),
         "response_rate_all": (1, 3),
         "mention_rate": (2, 5),
@@ -79,29 +79,33 @@ def test_sums_and_rates_by_hand() -> None:
         "mention_rate": 2 / 5,
         "object_recall": 1 / 2,
     }
-    assert found.rates() == rates | {"wrong_numbers": 1 / 3, "words": 5.0, "n": 3, "missing": 0}
-    intervals = found.intervals()
+    assert result.rates() == rates | {"wrong_numbers": 1 / 3, "words": 5.0, "n": 3, "missing": 0}
+    intervals = result.intervals()
     assert intervals.pop("words") == (5.0, 5.0)
     for name, interval in intervals.items():
-        rate = found.rates()[name]
+        rate = result.rates()[name]
         assert interval is not None and rate is not None and interval.low < rate < interval.high
 
 
 def test_rates_of_nothing_are_missing() -> None:
-    found = scores(judged(0, 0, 0, 0))
+    result = scores(judged(0, 0, 0, 0))
     missing = ("response_rate", "mention_rate", "object_recall", "wrong_numbers")
-    assert [found.rates()[name] for name in missing] == [None] * 4
-    assert [found.intervals()[name] for name in missing] == [None] * 4
-    assert found.rates()["response_rate_all"] == 0
+    assert [result.rates()[name] for name in missing] == [None] * 4
+    assert [result.intervals()[name] for name in missing] == [None] * 4
+    assert result.rates()["response_rate_all"] == 0
 
 
 def test_groups_add_up_to_the_whole() -> None:
     """Catches: a group that counts another's answers, or loses those without a verdict."""
-    one, two = rated(1, 2, None, group="counting"), rated(6, 4, group="other")
-    both = Scores((RATING,), (*one.answers[:2], *two.answers, *one.answers[2:]), {})
+    counting = rated(1, 2, None, group="counting")
+    second = rated(6, 4, group="other")
+    answers = (*counting.answers[:2], *second.answers, *counting.answers[2:])
+    both = Scores((RATING,), answers, {})
     assert both.groups == ("counting", "other")
-    assert both.rates("counting") == {"average_score": 1.5, "n": 3, "missing": 1} == one.rates()
-    assert both.rates("other") == {"average_score": 5.0, "n": 2, "missing": 0} == two.rates()
+    assert (
+        both.rates("counting") == {"average_score": 1.5, "n": 3, "missing": 1} == counting.rates()
+    )
+    assert both.rates("other") == {"average_score": 5.0, "n": 2, "missing": 0} == second.rates()
     assert both.rates() == {"average_score": 13 / 4, "n": 5, "missing": 1}
     assert both.sums("counting") == {"average_score": (3, 2)} and both.sums() == {
         "average_score": (13, 4)
@@ -124,17 +128,18 @@ def test_a_mean_has_a_bootstrap_interval() -> None:
 def test_compare_by_hand() -> None:
     base = scores(*[judged(2, 1, 1, 2)] * 6, *[judged(1, 0, 1, 2)] * 2, n=8)
     aligned = scores(*[judged(1, 0, 2, 2)] * 5, judged(2, 1, 1, 2), *[judged(1, 0, 1, 2)] * 2, n=8)
-    found = compare(base, aligned)
-    assert found.metric.name == "response_rate" and found.n == 8
-    assert found.change == pytest.approx(1 / 8 - 6 / 8)
-    assert found.change_interval is not None and found.change_interval.high < 0
-    assert found.relative_reduction == pytest.approx(1 - (1 / 8) / (6 / 8))
-    assert found.recall_change == pytest.approx(13 / 16 - 8 / 16)
-    assert found.p_value == pytest.approx(2 / 2**5)  # 5 answers differ, all the same way
+    result = compare(base, aligned)
+    assert result.metric.name == "response_rate" and result.n == 8
+    assert result.change == pytest.approx(1 / 8 - 6 / 8)
+    assert result.change_interval is not None and result.change_interval.high < 0
+    assert result.relative_reduction == pytest.approx(1 - (1 / 8) / (6 / 8))
+    assert result.recall_change == pytest.approx(13 / 16 - 8 / 16)
+    assert result.p_value == pytest.approx(2 / 2**5)  # 5 answers differ, all the same way
     assert (
-        found.relative_reduction_interval is not None and found.relative_reduction_interval.low > 0
+        result.relative_reduction_interval is not None
+        and result.relative_reduction_interval.low > 0
     )
-    assert found.recall_change_interval is not None and found.recall_change_interval.low > 0
+    assert result.recall_change_interval is not None and result.recall_change_interval.low > 0
 
 
 def test_compare_leaves_out_what_either_side_has_no_verdict_on() -> None:
@@ -146,9 +151,12 @@ def test_compare_leaves_out_what_either_side_has_no_verdict_on() -> None:
     )
     base = scores(wrong, wrong, silent, wrong, right, silent)
     aligned = scores(right, silent, right, wrong, right, silent)
-    found = compare(base, aligned)
-    assert found.n == 3  # the first, the fourth and the fifth
-    assert (found.change, found.relative_reduction) == (pytest.approx(-1 / 3), pytest.approx(1 / 2))
+    result = compare(base, aligned)
+    assert result.n == 3  # the first, the fourth and the fifth
+    assert (result.change, result.relative_reduction) == (
+        pytest.approx(-1 / 3),
+        pytest.approx(1 / 2),
+    )
     assert compare(base, aligned) == compare(
         scores(wrong, wrong, right), scores(right, wrong, right)
     )
@@ -161,9 +169,9 @@ def test_compare_leaves_out_what_either_side_has_no_verdict_on() -> None:
 
 def test_compare_tests_only_what_is_right_or_wrong() -> None:
     """Catches: McNemar's test on ratings, of which every one but 0 would count as a case."""
-    found = compare(rated(1, 2, 3, 4), rated(2, 3, 4, 5))
-    assert (found.p_value, found.detectable, found.recall_change) == (None, None, None)
-    assert found.change == 1 and found.change_interval == (1, 1)
+    result = compare(rated(1, 2, 3, 4), rated(2, 3, 4, 5))
+    assert (result.p_value, result.detectable, result.recall_change) == (None, None, None)
+    assert result.change == 1 and result.change_interval == (1, 1)
     mentions = Metric("mention_rate", "lower")  # counted, but several in an answer
     several = Scores((mentions,), (judged(3, 2, 1, 1), judged(2, 0, 1, 1)), {})
     assert compare(several, several).p_value is None
@@ -172,8 +180,12 @@ def test_compare_tests_only_what_is_right_or_wrong() -> None:
     )  # 1 differs: 2 / 2
 
 
-def test_compare_says_what_could_have_been_found() -> None:
-    """40 of 100 answers differ, 50 are wrong at first: 10 d = 1.96 sqrt(0.4) + 0.8416 sqrt(0.4 - d^2), so d = 0.1751."""
+def test_compare_states_the_detectable_decrease() -> None:
+    """Catches: another formula for the detectable decrease.
+
+    40 of 100 answers differ, 50 are wrong at first: 10 d = 1.96 sqrt(0.4) + 0.8416 sqrt(0.4 - d^2),
+    so d = 0.1751.
+    """
     wrong, right = judged(1, 1, 0, 1), judged(1, 0, 1, 1)
     base = scores(*[wrong] * 50, *[right] * 50)
     aligned = scores(*[right] * 20, *[wrong] * 50, *[right] * 30)
@@ -265,15 +277,15 @@ def score(benchmark: ShapesBenchmark, texts: list[str]) -> Scores:
 
 
 def test_a_perfect_caption_has_no_mistake(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
-    found = score(benchmark, [caption(scene.setting, scene.groups) for scene in scenes])
-    rates = found.rates()
+    result = score(benchmark, [caption(scene.setting, scene.groups) for scene in scenes])
+    rates = result.rates()
     assert rates["object_recall"] == 1 and rates["n"] == 6
     assert [
         rate for name, rate in rates.items() if name.startswith(("response", "mention", "wrong"))
     ] == [0] * 6
-    assert all(item.spans == () for item in found.answers)
+    assert all(item.spans == () for item in result.answers)
     groups = sum(len(scene.groups) for scene in scenes)
-    assert found.sums()["wrong_attributes"] == (0, groups) and found.sums()["mention_rate"] == (
+    assert result.sums()["wrong_attributes"] == (0, groups) and result.sums()["mention_rate"] == (
         0,
         groups,
     )
@@ -302,14 +314,14 @@ def test_a_planted_mistake_is_counted_and_marked(
     wrong = PLANTS[kind](scenes[0].groups[0])
     texts = [caption(scene.setting, scene.groups) for scene in scenes]
     texts[0] = caption(scenes[0].setting, (wrong, *scenes[0].groups[1:]))
-    found = score(benchmark, texts)
+    result = score(benchmark, texts)
     groups = sum(len(scene.groups) for scene in scenes)
     for name in ("attribute", "position", "number"):
-        assert found.sums()[f"wrong_{name}s"] == (int(name == kind), groups)
-    assert found.sums()["response_rate"] == (0, 6) and found.rates()["object_recall"] == 1
-    (mark,) = found.answers[0].spans
-    assert mark.kind == kind and texts[0][mark.start : mark.stop] == phrase(wrong)
-    assert all(item.spans == () for item in found.answers[1:])
+        assert result.sums()[f"wrong_{name}s"] == (int(name == kind), groups)
+    assert result.sums()["response_rate"] == (0, 6) and result.rates()["object_recall"] == 1
+    (span,) = result.answers[0].spans
+    assert span.kind == kind and texts[0][span.start : span.stop] == phrase(wrong)
+    assert all(item.spans == () for item in result.answers[1:])
 
 
 def test_a_planted_object_is_counted_and_marked(
@@ -324,18 +336,18 @@ def test_a_planted_object_is_counted_and_marked(
     texts = [caption(scene.setting, scene.groups) for scene in scenes]
     texts[0] = caption(first.setting, (*first.groups, made_up[0]))
     texts[1] = caption(second.setting, (made_up[1], *second.groups[1:]))
-    found = score(benchmark, texts)
+    result = score(benchmark, texts)
     groups = sum(len(scene.groups) for scene in scenes)
-    assert found.sums()["response_rate"] == (2, 6)
-    assert found.sums()["mention_rate"] == (2, groups + 1)
-    assert found.sums()["object_recall"] == (groups - 1, groups)
-    assert found.sums()["wrong_attributes"] == (
+    assert result.sums()["response_rate"] == (2, 6)
+    assert result.sums()["mention_rate"] == (2, groups + 1)
+    assert result.sums()["object_recall"] == (groups - 1, groups)
+    assert result.sums()["wrong_attributes"] == (
         0,
         groups - 1,
     )  # of phrases about objects that are there
-    for text, item, group in zip(texts, found.answers, made_up, strict=False):
-        (mark,) = item.spans
-        assert mark.kind == "object" and text[mark.start : mark.stop] == phrase(group)
+    for text, item, group in zip(texts, result.answers, made_up, strict=False):
+        (span,) = item.spans
+        assert span.kind == "object" and text[span.start : span.stop] == phrase(group)
 
 
 def test_one_phrase_can_be_wrong_in_every_way(
@@ -359,7 +371,7 @@ def test_one_phrase_can_be_wrong_in_every_way(
 def test_an_object_named_twice_is_marked_where_it_is_not(
     benchmark: ShapesBenchmark, scenes: list[Scene]
 ) -> None:
-    """Catches: the true phrase blamed because a false one about the same shape came first; CHAIR sees neither."""
+    """Catches: a true phrase blamed because a false one about the same shape comes first."""
     true = scenes[0].groups[0]
     false = PLANTS["attribute"](true)
     text = caption(scenes[0].setting, (false, *scenes[0].groups))

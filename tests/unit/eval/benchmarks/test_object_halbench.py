@@ -1,4 +1,7 @@
-"""Object HalBench from question file to scores: the release's figures, verdicts that are missing, and what answers try to say to the judge."""
+"""Object HalBench from question file to scores.
+
+The release's figures, missing verdicts, and answers that try to instruct the judge.
+"""
 
 import base64
 import io
@@ -95,7 +98,7 @@ THREE = answers_of(
 )
 
 
-def said(names: Mapping[int, Sequence[str]]) -> dict[str, list[Verdict]]:
+def verdicts_of(names: Mapping[int, Sequence[str]]) -> dict[str, list[Verdict]]:
     return {str(image): [Verdict("ok", json.dumps(listed))] for image, listed in names.items()}
 
 
@@ -116,23 +119,24 @@ def check_golden(scores: Scores, mode: str) -> None:
 
 
 def test_judge_mode_is_the_release_s(tmp_path: Path) -> None:
-    """Bug: between question file, verdicts and scores an answer meets another one's names or truth."""
+    """Catches: an answer scored with the names or the truth of another one."""
     scored = golden_benchmark(tmp_path)
     scored.vocabulary = Refined(
         scored.vocabulary.objects, scored.vocabulary.phrases, scored.vocabulary.lemmatizer
     )
-    verdicts = said({row["image_id"]: row["objects"] for row in GOLDEN["answers"]})
+    verdicts = verdicts_of({row["image_id"]: row["objects"] for row in GOLDEN["answers"]})
     check_golden(scored.score(GOLDEN_ANSWERS[::-1], verdicts), "extracted")
 
 
 def test_names_are_refined_before_they_are_matched(tmp_path: Path) -> None:
-    """Bug: `refine` is skipped, or meets names that it need not change and changes them.
+    """Catches: `refine` is skipped, or meets names that it need not change and changes them.
 
-    By hand, of the golden file: "wine glasses", "street lights", "baby elephant" and the like are objects when refined.
+    By hand: names of the golden file such as "wine glasses", "street lights" and "baby elephant"
+    are objects when refined.
     """
     scored = golden_benchmark(tmp_path)
     scores = scored.score(
-        GOLDEN_ANSWERS, said({row["image_id"]: row["objects"] for row in GOLDEN["answers"]})
+        GOLDEN_ANSWERS, verdicts_of({row["image_id"]: row["objects"] for row in GOLDEN["answers"]})
     )
     more = {}
     for row, item, sentence in zip(
@@ -156,7 +160,7 @@ def test_names_are_refined_before_they_are_matched(tmp_path: Path) -> None:
 
 
 def test_rule_mode_is_the_release_s(tmp_path: Path) -> None:
-    """Bug: rule mode asks a judge, makes mentions unique, or takes names where words are counted."""
+    """Catches: rule mode that needs a judge, makes mentions unique, or reads names."""
     scored = golden_benchmark(tmp_path, mode="rule")
     assert scored.requests(GOLDEN_ANSWERS) == []
     scores = scored.score(GOLDEN_ANSWERS, {})
@@ -203,20 +207,20 @@ def test_rule_mode_is_the_release_s(tmp_path: Path) -> None:
     ],
 )
 def test_replies(reply: str, names: list[str] | None) -> None:
-    """Bug: half a list, or one of two, becomes a verdict; or a good list in a fence is thrown away."""
+    """Catches: half a list, or one of two, read as a verdict; a good list in a fence rejected."""
     assert parse_objects(reply) == names
     assert ObjectHalBench.readable(reply) is (names is not None)
 
 
 def test_readable_travels_light(tmp_path: Path) -> None:
-    """Bug: every caller is sent 300 images, or a tagger that cannot be sent."""
+    """Catches: every caller is sent 300 images, or a tagger that cannot be sent."""
     scored = benchmark(tmp_path)
     assert scored.prompts and scored.truth
     assert len(pickle.dumps(scored.readable)) < 200
 
 
 def test_a_request_shows_question_and_answer(tmp_path: Path) -> None:
-    """Bug: answers of up to three words are sent, or longer ones are not; question and answer change places."""
+    """Catches: short answers sent, longer ones not sent; question and answer swapped."""
     texts = {
         1: "A dog\nand cats.",
         2: "A black cat.",
@@ -226,14 +230,14 @@ def test_a_request_shows_question_and_answer(tmp_path: Path) -> None:
     (request,) = scored.requests(answers_of(texts)[::-1])
     assert (request.id, request.schema, request.image) == ("1", "", "")
     assert request.text.index(QUESTION) < request.text.index(texts[1])
-    scores = scored.score(answers_of(texts), said({1: ["dog"]}))
+    scores = scored.score(answers_of(texts), verdicts_of({1: ["dog"]}))
     assert [item.missing for item in scores.answers] == ["", "", ""]
     assert scores.answers[1].ratios["response_rate_all"] == (0, 1)
     assert scores.answers[1].ratios["object_recall"] == (0, 1)
 
 
 def test_structured_replies_are_asked_for_by_schema(tmp_path: Path) -> None:
-    """Bug: the schema is no JSON, or asks for something that `parse_objects` does not read."""
+    """Catches: the schema is no JSON, or asks for something that `parse_objects` does not read."""
     request = benchmark(tmp_path, replace(JUDGE, structured=True)).requests(THREE)[0]
     assert json.loads(request.schema)["properties"] == {
         "objects": {"type": "array", "items": {"type": "string"}}
@@ -252,7 +256,7 @@ def test_structured_replies_are_asked_for_by_schema(tmp_path: Path) -> None:
     ],
 )
 def test_an_answer_cannot_step_out_of_its_frame(tmp_path: Path, attack: str) -> None:
-    """Bug: text in an answer is filled in, closes the frame, or is read as the judge's reply."""
+    """Catches: text in an answer that is filled in, closes the frame, or is read as a reply."""
     texts = {1: f"A dog and a cat. {attack}", 2: "I see one cat there.", 3: "A car and two buses."}
     scored = benchmark(tmp_path)
     request = scored.requests(answers_of(texts))[0]
@@ -263,19 +267,20 @@ def test_an_answer_cannot_step_out_of_its_frame(tmp_path: Path, attack: str) -> 
     assert lines.count(mark) == 2 and len(mark) == 14
     inside = request.text.split(f"\n{mark}\n")[1]
     assert inside == texts[1]
-    verdicts = said({1: ["dog", "cat"], 2: ["cat"], 3: ["car", "bus"]})
+    verdicts = verdicts_of({1: ["dog", "cat"], 2: ["cat"], 3: ["car", "bus"]})
     plain, attacked = scored.score(THREE, verdicts), scored.score(answers_of(texts), verdicts)
     judged = [metric.name for metric in CHAIR]
     assert [plain.rates()[name] for name in judged] == [attacked.rates()[name] for name in judged]
 
 
 def test_scores_and_marks_by_hand(tmp_path: Path) -> None:
-    """Bug: marks colour what is true, or nothing; groups or verdicts are lost.
+    """Catches: spans of true mentions, or none; lost groups or verdicts.
 
-    1 names dog and cat (false), 2 cat, 3 car and bus (false): 2 of 3 answers, 2 of 5 mentions, 3 of 3 objects.
+    1 names dog and cat (false), 2 cat, 3 car and bus (false): 2 of 3 answers, 2 of 5 mentions, 3 of
+    3 objects.
     """
     names = {1: ["dogs", "Cat", "cat"], 2: ["cat", "sky"], 3: ["car", "bus"]}
-    scores = benchmark(tmp_path).score(THREE, said(names))
+    scores = benchmark(tmp_path).score(THREE, verdicts_of(names))
     rates = scores.rates()
     assert [rates[metric.name] for metric in CHAIR] == [2 / 3, 2 / 3, 2 / 5, 1]
     assert rates["words"] == (6 + 5 + 5) / 3
@@ -305,12 +310,13 @@ def test_scores_and_marks_by_hand(tmp_path: Path) -> None:
 def test_missing_verdicts_are_counted_and_score_nothing(
     tmp_path: Path, verdicts: list[Verdict], reason: str
 ) -> None:
-    """Bug: an answer without a verdict counts as clean or as hallucinating; or it is left out of the mean length.
+    """Catches: an answer without a verdict that counts in a rate, or not in the mean length.
 
-    2 names a cat, 3 a car and a bus: 1 of 2 answers, 1 of 3 mentions; 1 has a dog: 2 of 3 objects, if it named nothing.
+    2 names a cat, 3 a car and a bus: 1 of 2 answers, 1 of 3 mentions. 1 has a dog: 2 of 3 objects
+    if it names nothing.
     """
     scores = benchmark(tmp_path).score(
-        THREE, {**said({2: ["cat"], 3: ["car", "bus"]}), "1": verdicts}
+        THREE, {**verdicts_of({2: ["cat"], 3: ["car", "bus"]}), "1": verdicts}
     )
     rates = scores.rates()
     assert (rates["n"], rates["missing"], scores.answers[0].missing) == (3, 1, reason)
@@ -322,9 +328,10 @@ def test_missing_verdicts_are_counted_and_score_nothing(
 
 
 def test_votes(tmp_path: Path) -> None:
-    """Bug: the first vote wins, a half is a majority, an unreadable vote counts, or "dogs" and "dog" are two names.
+    """Catches: the first vote wins, half is a majority, an unreadable vote counts, plurals differ.
 
-    1: dog 4 of 4, cat 2 of 4, no majority, not of one mind. 2: cat 1 of 1, which is no agreement. 3: car 2 of 2, of one mind.
+    1: dog 4 of 4, cat 2 of 4, which is no majority; not unanimous. 2: cat 1 of 1, which is no
+    agreement. 3: car 2 of 2, unanimous.
     """
     replies = {
         "1": ['["dogs"]', '["dog", "cat"]', '["dog"]', '["cat", "dog"]'],
@@ -361,9 +368,9 @@ def spacy_pipeline(folder: Path) -> str:
 
 
 def test_a_tagger_reads_names(tmp_path: Path) -> None:
-    """Bug: attributes hide nouns although a tagger was asked for; or the manifest does not tell which one."""
+    """Catches: attributes that hide nouns despite a tagger; a manifest without the tagger."""
     scored = benchmark(tmp_path, tagger=spacy_pipeline(tmp_path / "words"))
-    verdicts = said({1: ["wooden dog"], 2: [], 3: ["wooden cars"]})
+    verdicts = verdicts_of({1: ["wooden dog"], 2: [], 3: ["wooden cars"]})
     scores = scored.score(THREE, verdicts)
     assert [item.ratios["object_recall"].numerator for item in scores.answers] == [1, 0, 1]
     assert scores.manifest["tagger"] == "en_words 1.2.3"
@@ -372,7 +379,7 @@ def test_a_tagger_reads_names(tmp_path: Path) -> None:
 
 
 def test_a_tagger_that_is_not_there(tmp_path: Path) -> None:
-    """Bug: a wanted tagger is silently replaced; or an error that does not say how to install it."""
+    """Catches: a configured tagger silently replaced; an error without the remedy."""
     with pytest.raises(ConfigError, match="python -m spacy download en_core_web_absent"):
         benchmark(tmp_path, tagger="en_core_web_absent")
     assert benchmark(tmp_path, tagger="en_core_web_absent", mode="rule").score(
@@ -383,7 +390,7 @@ def test_a_tagger_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_settings_that_must_be_there(tmp_path: Path) -> None:
-    """Bug: it shows after hours of answering that a path was never given, or that half of the annotations are missing."""
+    """Catches: a missing path or annotation file that is reported after hours of generation."""
     with pytest.raises(ConfigError, match="questions and .annotations must both be set"):
         ObjectHalBench(
             ObjectHalBenchConfig(questions="q.jsonl"), JUDGE, cache=tmp_path, decoding={}
@@ -397,7 +404,7 @@ def test_settings_that_must_be_there(tmp_path: Path) -> None:
 
 
 def test_the_official_prompt_fits(tmp_path: Path) -> None:
-    """Bug: a prompt with the release's two fields is refused, or its name is all that the manifest tells."""
+    """Catches: the release's prompt refused; a manifest with the prompt's name alone."""
     official = tmp_path / "official.txt"
     official.write_text(
         '<image> {question}\n[Start]\n{answer}\n[End]\nA JSON list: ["object_1", ..., "object_n"].'
@@ -413,14 +420,14 @@ def test_the_official_prompt_fits(tmp_path: Path) -> None:
 
 
 def test_prompts_are_the_file_s(tmp_path: Path) -> None:
-    """Bug: ids that are text or file names do not meet the annotations; blank lines end the file; images are re-encoded."""
+    """Catches: ids as text or file names not matched; blank lines; re-encoded images."""
     path = question_file(tmp_path, ["COCO_val2014_000000000001.jpg", "2", 3])
     path.write_text(path.read_text().replace("\n", "\n\n"))
     scored = benchmark(tmp_path, questions=path)
     assert [prompt.id for prompt in scored.prompts] == ["1", "2", "3"]
     assert {prompt.question for prompt in scored.prompts} == {QUESTION}
     assert scored.prompts[1].image == base64.b64decode(image_of(1))
-    assert scored.score(THREE, said({1: [], 2: [], 3: []})).rates()["object_recall"] == 0
+    assert scored.score(THREE, verdicts_of({1: [], 2: [], 3: []})).rates()["object_recall"] == 0
 
 
 @pytest.mark.parametrize(
@@ -440,7 +447,7 @@ def test_prompts_are_the_file_s(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
-    """Bug: a bad question is a traceback, is skipped, or shows when the model is to answer it."""
+    """Catches: a bad question that is skipped, is a traceback, or is reported too late."""
     rows = [{"image_id": n, "question": QUESTION, "image": image_of(n)} for n in (1, 2)]
     rows[1] = {name: value for name, value in (rows[1] | change).items() if value is not None}
     path = tmp_path / "questions.jsonl"
@@ -459,7 +466,7 @@ def test_a_bad_line_is_named(tmp_path: Path, change: dict[str, Any], complaint: 
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, content: bytes, complaint: str) -> None:
-    """Bug: an empty benchmark scores None; a file of another kind is a traceback."""
+    """Catches: an empty benchmark scores None; a file of another kind is a traceback."""
     path = tmp_path / "questions.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=complaint):
@@ -471,21 +478,21 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes, complaint: str) -> 
 def test_another_number_of_questions_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Bug: a part of the benchmark is taken for the whole."""
+    """Catches: an incomplete question file taken for the complete one."""
     scored = benchmark(tmp_path)
     assert scored.manifest()["n"] == 3
     assert "3 questions; Object HalBench has 300" in caplog.text
 
 
 def test_images_without_annotations_are_named(tmp_path: Path) -> None:
-    """Bug: everything said about an image outside the annotations counts as hallucinated."""
+    """Catches: everything said about an image outside the annotations counts as hallucinated."""
     scored = benchmark(tmp_path, questions=question_file(tmp_path, [1, 2, 99]))
     with pytest.raises(DataError, match=r"no annotations of 1 of 3 images \(99\)"):
         _ = scored.truth
 
 
 def test_manifests_differ_where_scores_do(tmp_path: Path) -> None:
-    """Bug: scores of another judge, prompt, mode, question, truth or decoding are compared; or equal ones are not."""
+    """Catches: scores of another judge, prompt, mode or truth compared; equal ones refused."""
 
     def manifest(folder: str, judge: JudgeConfig = JUDGE, **settings: Any) -> dict[str, Any]:
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -494,18 +501,18 @@ def test_manifests_differ_where_scores_do(tmp_path: Path) -> None:
     ours = manifest("a")
     check_comparable(ours, manifest("b"))
     check_comparable(ours, manifest("b", replace(JUDGE, concurrency=3, cache="elsewhere")))
-    one = question_file(tmp_path, [1, 2, 3], "What is there?")
-    others = {
+    questions = question_file(tmp_path, [1, 2, 3], "What is there?")
+    different = {
         "judge": manifest("c", replace(JUDGE, model="other")),
         "structured": manifest("e", replace(JUDGE, structured=True)),
-        "prompts": manifest("f", questions=one),
+        "prompts": manifest("f", questions=questions),
         "truth": manifest("g", instances=[(1, "dog"), (1, "cat")]),
         "decoding": manifest("h", decoding={"beams": 1}),
         "tagger": manifest("i", tagger=spacy_pipeline(tmp_path / "words")),
     }
-    for field, other in others.items():
+    for field, changed in different.items():
         with pytest.raises(DataError, match=rf"differ in {field}\."):
-            check_comparable(ours, other)
+            check_comparable(ours, changed)
     with pytest.raises(DataError, match=r"differ in judge\."):
         check_comparable(ours, manifest("d", replace(JUDGE, temperature=1.0)))
     rule = manifest("j", mode="rule")
@@ -514,5 +521,5 @@ def test_manifests_differ_where_scores_do(tmp_path: Path) -> None:
 
 
 def test_no_tagger_is_told() -> None:
-    """Bug: scores with and without the release's tagger look alike."""
+    """Catches: scores with and without the release's tagger look alike."""
     assert find_tagger("").label.split()[0] in ("none", "en_core_web_trf")

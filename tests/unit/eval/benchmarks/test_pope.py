@@ -1,4 +1,4 @@
-"""POPE on hand-made question files, its official reading of answers, and how a benchmark's images are found."""
+"""POPE on hand-made question files, its official reading of answers, and the search for images."""
 
 import json
 from pathlib import Path
@@ -91,12 +91,13 @@ def test_answers_are_read_by_the_official_rule(answer: str, yes: bool) -> None:
     assert reads_yes(answer) is yes
 
 
-def test_measures_by_hand(folder: Path) -> None:
+def test_metrics_by_hand(folder: Path) -> None:
     """Catches: no as the positive class, precision and recall exchanged, f1 as a mean of groups."""
-    found = score(pope(folder), SAID)
-    assert found.metrics[0].name == "accuracy"
-    # Said yes to 4 of 6; 3 objects are there; 2 hits (random-1, popular-1), and one right no (random-4).
-    assert found.sums() == {
+    scores = score(pope(folder), SAID)
+    assert scores.metrics[0].name == "accuracy"
+    # 4 of 6 answers are yes; 3 objects are present; 2 hits (random-1, popular-1), and one right no
+    # (random-4).
+    assert scores.sums() == {
         "accuracy": (3, 6),
         "precision": (2, 4),
         "recall": (2, 3),
@@ -105,33 +106,33 @@ def test_measures_by_hand(folder: Path) -> None:
         "words": (5 + 1 + 4 + 4 + 1 + 1, 6),
     }
     precision, recall = 2 / 4, 2 / 3
-    assert found.rates()["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert scores.rates()["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
     # "Maybe" has neither word; "NO!" has one that the rule does not take.
-    assert found.extras == {"neither_yes_nor_no": 1, "yes_despite_no": 1}
-    assert all(item.spans == () and item.missing == "" for item in found.answers)
+    assert scores.extras == {"neither_yes_nor_no": 1, "yes_despite_no": 1}
+    assert all(item.spans == () and item.missing == "" for item in scores.answers)
     for metric in METRICS:
-        interval, rate = found.intervals()[metric.name], found.rates()[metric.name]
+        interval, rate = scores.intervals()[metric.name], scores.rates()[metric.name]
         assert interval is not None and rate is not None and interval.low <= rate <= interval.high
 
 
 def test_groups_are_the_files(folder: Path) -> None:
-    """Catches: one pooled figure where POPE reports three; question 1 of two files taken for one question."""
-    found = score(pope(folder), SAID)
-    assert found.groups == ("random", "popular")
-    assert found.rates("random")["accuracy"] == 2 / 4
-    assert found.rates("popular")["accuracy"] == 1 / 2
-    assert found.rates("popular")["yes_rate"] == 1
+    """Catches: one pooled figure instead of three; question 1 of two files merged."""
+    scores = score(pope(folder), SAID)
+    assert scores.groups == ("random", "popular")
+    assert scores.rates("random")["accuracy"] == 2 / 4
+    assert scores.rates("popular")["accuracy"] == 1 / 2
+    assert scores.rates("popular")["yes_rate"] == 1
 
 
 def test_rates_of_no_yes_at_all_are_missing(folder: Path) -> None:
     """Catches: a division by zero, or a precision of 0, for a model that always says no."""
-    found = score(pope(folder), dict.fromkeys(SAID, "No."))
-    assert found.rates()["precision"] is None and found.rates()["recall"] == 0
-    assert found.rates()["f1"] == 0 and found.rates()["accuracy"] == 3 / 6
+    scores = score(pope(folder), dict.fromkeys(SAID, "No."))
+    assert scores.rates()["precision"] is None and scores.rates()["recall"] == 0
+    assert scores.rates()["f1"] == 0 and scores.rates()["accuracy"] == 3 / 6
 
 
 def test_prompts_are_the_questions_as_they_stand(folder: Path) -> None:
-    """Catches: an instruction appended, answers that come in another order, an image read once for every question about it."""
+    """Catches: an instruction appended, answers in another order, an image read repeatedly."""
     benchmark = pope(folder)
     assert [prompt.id for prompt in benchmark.prompts] == list(SAID)
     assert benchmark.prompts[0].question == "Is there a dog in the image?"
@@ -183,7 +184,7 @@ def test_bad_files_are_named(folder: Path, text: str, said: str) -> None:
 def test_manifest_follows_what_scores_depend_on(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Catches: scores compared over other labels, images or decoding; scores refused because a folder was moved."""
+    """Catches: scores on other labels or images compared; scores refused for a moved folder."""
     before = pope(folder).manifest()
     assert before["benchmark"] == "pope" and before["n"] == 6
     moved = tmp_path_factory.mktemp("elsewhere") / "pope"
@@ -203,17 +204,16 @@ def test_manifest_follows_what_scores_depend_on(
 
 def test_two_models_are_compared_on_accuracy(folder: Path) -> None:
     """Catches: scores that the paired test cannot read."""
-    base, better = (
-        score(pope(folder), SAID),
-        score(pope(folder), SAID | {"random-2": "No.", "random-3": "Yes."}),
-    )
-    found = compare(base, better)
-    assert found.metric.name == "accuracy" and found.change == pytest.approx(2 / 6)
-    assert found.p_value == pytest.approx(2 / 2**2)  # 2 answers differ, both the same way
+    base = score(pope(folder), SAID)
+    better = score(pope(folder), SAID | {"random-2": "No.", "random-3": "Yes."})
+    comparison = compare(base, better)
+    assert comparison.metric.name == "accuracy"
+    assert comparison.change == pytest.approx(2 / 6)
+    assert comparison.p_value == pytest.approx(2 / 2**2)  # 2 answers differ, both the same way
 
 
 def test_images_are_found_under_their_other_names(tmp_path: Path) -> None:
-    """Catches: a copy of COCO, or of converted files, reported as missing; the exact name passed over."""
+    """Catches: a copy of COCO or converted files reported as missing; the exact name ignored."""
     stored = [
         "COCO_val2014_000000000001.png",
         "000000000002.jpeg",
@@ -227,9 +227,9 @@ def test_images_are_found_under_their_other_names(tmp_path: Path) -> None:
     for name in stored:
         (tmp_path / name).write_bytes(name.encode())
     names = ["1", "COCO_val2014_000000000002.jpg", "a.jpg", "b.png", "seen/c", "d"]
-    found = image_bytes(tmp_path, [*names, "1"], aliases={"d": ["", "other.jpg"]})
-    wanted = [*stored[:3], "b.png", "seen/c.jpg", "other.jpg"]
-    assert found == {name: file.encode() for name, file in zip(names, wanted, strict=True)}
+    images = image_bytes(tmp_path, [*names, "1"], aliases={"d": ["", "other.jpg"]})
+    files = [*stored[:3], "b.png", "seen/c.jpg", "other.jpg"]
+    assert images == {name: file.encode() for name, file in zip(names, files, strict=True)}
 
 
 def test_missing_images_are_one_error(tmp_path: Path) -> None:
@@ -267,6 +267,6 @@ def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "\0", "x" * 5000, "."])
 def test_impossible_names_are_missing(tmp_path: Path, name: str) -> None:
-    """Catches: an OSError or ValueError of the file system in place of the list of missing images."""
+    """Catches: an OSError or ValueError instead of the list of missing images."""
     with pytest.raises(DataError, match="1 of 1 images are missing"):
         find_images(tmp_path, [name])

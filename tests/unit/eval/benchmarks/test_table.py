@@ -1,7 +1,7 @@
 """The table of benchmarks."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -29,10 +29,10 @@ def test_a_benchmark_is_made_with_its_own_settings(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("mode", ["rule", "judge"])
-def test_shapes_has_a_judge_in_judge_mode_only(mode: str, tmp_path: Path) -> None:
+def test_shapes_has_a_judge_in_judge_mode_only(mode: Any, tmp_path: Path) -> None:
     """Catches: a judge that is paid in rule mode, or is left out in judge mode."""
     write_benchmark(tmp_path, count=1, seed=0)
-    config = EvalConfig(model=("a",), shapes=ShapesBenchConfig(mode=mode))  # pyright: ignore[reportArgumentType]
+    config = EvalConfig(model=("a",), shapes=ShapesBenchConfig(mode=mode))
     benchmark = make_benchmark(
         "shapes",
         config,
