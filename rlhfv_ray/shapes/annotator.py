@@ -55,30 +55,30 @@ def mistakes(scene: Scene, text: str) -> list[Mistake]:
     phrases = read_phrases(text)
     groups = {group.shape: group for group in scene.groups}
     truest: dict[str, int] = {}  # shape -> index of the phrase that is about its group
-    for index, (said, _) in enumerate(phrases):
-        truth = groups.get(said.shape)
+    for index, (claim, _) in enumerate(phrases):
+        truth = groups.get(claim.shape)
         if truth is None:
             continue
-        best = truest.get(said.shape)
-        if best is None or len(_kinds(said, truth)) < len(_kinds(phrases[best][0], truth)):
-            truest[said.shape] = index
+        best = truest.get(claim.shape)
+        if best is None or len(_kinds(claim, truth)) < len(_kinds(phrases[best][0], truth)):
+            truest[claim.shape] = index
     result: list[Mistake] = []
-    for index, (said, (start, stop)) in enumerate(phrases):
-        truth = groups[said.shape] if truest.get(said.shape) == index else None
-        result += [Mistake(kind, start, stop, said, truth) for kind in _kinds(said, truth)]
+    for index, (claim, (start, stop)) in enumerate(phrases):
+        truth = groups[claim.shape] if truest.get(claim.shape) == index else None
+        result += [Mistake(kind, start, stop, claim, truth) for kind in _kinds(claim, truth)]
     return result
 
 
-def _kinds(said: Group, truth: Group | None) -> list[Kind]:
+def _kinds(claim: Group, truth: Group | None) -> list[Kind]:
     """Return the kinds of mistake of a phrase; `truth` None means that its object is made up."""
     if truth is None:
         return ["object"]
     kinds: list[Kind] = []
-    if said.color != truth.color:
+    if claim.color != truth.color:
         kinds.append("attribute")
-    if said.corner != truth.corner:
+    if claim.corner != truth.corner:
         kinds.append("position")
-    if said.number != truth.number:
+    if claim.number != truth.number:
         kinds.append("number")
     return kinds
 
@@ -91,39 +91,39 @@ def correct(scene: Scene, text: str) -> Correction | None:
         of `captions`.
     """
     phrases = read_phrases(text)
-    if caption(scene.setting, [said for said, _ in phrases]) != text:
+    if caption(scene.setting, [claim for claim, _ in phrases]) != text:
         return None
     wrong: dict[int, list[Mistake]] = {}  # first character of a phrase -> its mistakes
     for mistake in mistakes(scene, text):
         wrong.setdefault(mistake.start, []).append(mistake)
     if not wrong:
         return None
-    named = {said.shape for said, _ in phrases}
+    named = {claim.shape for claim, _ in phrases}
     missed = [group for group in scene.groups if group.shape not in named]
     corrected: list[Group] = []
     segments: list[Segment] = []
     replacements: list[Group] = []
-    for said, (start, _) in phrases:
+    for claim, (start, _) in phrases:
         if start not in wrong:
-            corrected.append(said)
+            corrected.append(claim)
             continue
-        replacement = wrong[start][0].truth or _replacement(said, missed)
+        replacement = wrong[start][0].truth or _replacement(claim, missed)
         missed = [group for group in missed if group is not replacement]
         kinds = tuple(mistake.kind for mistake in wrong[start])
         words = phrase(replacement) if replacement else ""
-        segments.append(Segment(kinds, phrase(said), words))
+        segments.append(Segment(kinds, phrase(claim), words))
         if replacement:
             replacements.append(replacement)
             corrected.append(replacement)
     new_text = caption(scene.setting, sorted(corrected, key=_corner))
-    chosen = tuple(span for said, span in read_phrases(new_text) if said in replacements)
+    chosen = tuple(span for claim, span in read_phrases(new_text) if claim in replacements)
     rejected = tuple(span for _, span in phrases if span[0] in wrong)
     return Correction(new_text, tuple(segments), chosen, rejected)
 
 
-def _replacement(said: Group, missed: list[Group]) -> Group | None:
+def _replacement(claim: Group, missed: list[Group]) -> Group | None:
     """Return the missed group that replaces a made-up one, if possible from the same corner."""
-    return min(missed, key=lambda group: group.corner != said.corner, default=None)
+    return min(missed, key=lambda group: group.corner != claim.corner, default=None)
 
 
 def _corner(group: Group) -> int:

@@ -161,8 +161,8 @@ def test_plain_rows_are_the_models_own_logits(family):
             logits = model(
                 input_ids=ids, **layout.token_inputs(ids), **images, use_cache=False
             ).logits
-            wanted = token_logps(logits, labels)[0, len(pair.prompt_ids) - 1 :]
-            torch.testing.assert_close(ours[row, : len(answer)], wanted, atol=TOKENS, rtol=1e-6)
+            expected = token_logps(logits, labels)[0, len(pair.prompt_ids) - 1 :]
+            torch.testing.assert_close(ours[row, : len(answer)], expected, atol=TOKENS, rtol=1e-6)
             assert (ours[row, len(answer) :] == 0).all()
 
 

@@ -90,7 +90,7 @@ def family_step(request, tmp_path_factory):
 
 
 def test_every_family_can_be_predicted(family_step):
-    """Catches: a family whose parts do not run without weights, or whose layers do not recompute."""
+    """Catches: a family whose parts fail without weights, or whose layers do not recompute."""
     folder, size = family_step
     full = predict_memory(config_of(folder, recompute=0), size)
     lean = predict_memory(config_of(folder, recompute=1), size)

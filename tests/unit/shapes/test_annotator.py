@@ -138,7 +138,7 @@ def test_only_mistakes_left_is_an_empty_scene():
     ],
 )
 def test_no_description_of_the_setting_is_no_pair(text):
-    """Catches: a pair made from an answer outside the grammar, which differs in more than mistakes."""
+    """Catches: a pair made from an answer outside the grammar: it differs in more than mistakes."""
     assert correct(SCENE, text) is None
 
 

@@ -66,17 +66,17 @@ def test_careless_captions_are_as_careless_as_documented():
     counts = Counter()  # mistakes
     possible = Counter()  # chances to make them
     for scene in make_scenes(SCENES, seed=5):
-        said = {group.corner: group for group, _ in read_phrases(careless_caption(scene, rng))}
-        shapes: list[str] = []  # as said, corner by corner
+        claims = {group.corner: group for group, _ in read_phrases(careless_caption(scene, rng))}
+        shapes: list[str] = []  # as claimed, corner by corner
         for group in scene.groups:
             expected = look_alike(group.shape, scene.setting)
             true_shapes = {known.shape for known in scene.groups}
             if expected not in {*shapes, *true_shapes} and group.number < 3:
                 possible["mistaken"] += 1
-                counts["mistaken"] += said[group.corner].shape == expected
-            shapes.append(said[group.corner].shape)
+                counts["mistaken"] += claims[group.corner].shape == expected
+            shapes.append(claims[group.corner].shape)
         assert set(shapes) <= {group.shape for group in scene.groups} | set(TYPICAL[scene.setting])
-        claimed = [group for corner, group in said.items() if scene.at(corner) is None]
+        claimed = [group for corner, group in claims.items() if scene.at(corner) is None]
         absent = set(TYPICAL[scene.setting]) - set(shapes)
         assert len(claimed) <= 1 and {group.shape for group in claimed} <= absent
         possible.update(
@@ -88,7 +88,7 @@ def test_careless_captions_are_as_careless_as_documented():
             wrong = [
                 group
                 for group in scene.groups
-                if getattr(said[group.corner], part) != getattr(group, part)
+                if getattr(claims[group.corner], part) != getattr(group, part)
             ]
             assert len(wrong) <= 1
             counts[part] += len(wrong)
