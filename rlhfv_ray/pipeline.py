@@ -1,11 +1,12 @@
-"""The line as stages: what an experiment makes, in order, and what each step depends on.
+"""The pipeline as stages: each step of an experiment, in order, with everything it depends on.
 
     corrections (shapes only) -> reference -> train,    answers of any model to any prompts
 
-Where chosen answers are all that is learnt from, the reference gives way to examples, encoded.
+Supervised fine-tuning learns from chosen answers alone. Its pipeline has encoded examples in place
+of the reference.
 
-Stages are declared before anything runs: a folder's name follows from its inputs' fingerprints, so later stages know where earlier
-ones will be.
+Stages are declared before anything runs. A folder's name follows from the fingerprints of its
+inputs, so later stages know the folders of earlier ones.
 """
 
 import json
@@ -26,12 +27,15 @@ from rlhfv_ray.shapes_stages import PAIRS, shapes_stage
 from rlhfv_ray.storage.folder import display_path, fetch, fetch_local
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.stages import Stage, is_done
+from rlhfv_ray.training.metrics_log import Record
 from rlhfv_ray.training.train import TrainJob, train_ddpo
+
+OnRecords = Callable[[Sequence[Record]], None]  # receives the records of new updates
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The stages up to an aligned model, and what later stages need to know of them."""
+    """The stages up to an aligned model, and the facts about them that later stages need."""
 
     config: DDPOConfig
     storage: Path
@@ -43,13 +47,11 @@ class Pipeline:
 
     @property
     def aligned(self) -> ModelConfig:
-        """The model that training exports."""
+        """Return the model that training exports."""
         return replace(self.config.model, path=str(self.train.folder(self.storage) / "model"))
 
 
-def plan_pipeline(
-    config: DDPOConfig, storage: Path, *, seen: Callable[[Sequence[Mapping[str, Any]]], None]
-) -> Pipeline:
+def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipeline:
     """Declare the stages from pairs to an aligned model; reads and checks, but makes nothing.
 
     Args:
@@ -66,34 +68,51 @@ def plan_pipeline(
             "data.path is not set: give --data.path a file or folder of preference pairs."
         )
     check_image_tokens(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    has_examples = config.loss.is_sft and not config.data.reference
     stages: list[Stage] = []
-    data, rows, examples = config.data, None, config.loss.is_sft and not config.data.reference
+
+    data, pairs_id = config.data, None
     if data.path == SHAPES:
-        made = shapes_stage(config)
-        stages.append(made)
-        folder = made.folder(storage)
-        data, rows = replace(data, path=str(folder / PAIRS)), folder.name
-    else:
-        list_slices(
-            data.path, format=data.format, examples=examples
-        )  # is it there, with the columns of its format?
-    inputs = reference_inputs(config.model, data, rows=rows)
+        pairs_stage = shapes_stage(config)
+        stages.append(pairs_stage)
+        pairs_folder = pairs_stage.folder(storage)
+        data = replace(data, path=str(pairs_folder / PAIRS))
+        pairs_id = pairs_folder.name  # the pairs do not exist yet, and have no digest
+    else:  # raises if the data is missing, or lacks a column of its format
+        list_slices(data.path, format=data.format, examples=has_examples)
+
+    inputs = reference_inputs(config.model, data, rows=pairs_id)
     if data.reference:
         reference = finished_reference(fetch_local(data.reference).resolve(), inputs)
     else:
-        stage = (
-            examples_stage(config, data, inputs)
-            if examples
-            else reference_stage(config, data, inputs)
-        )
-        stages.append(stage)
-        reference = stage.folder(storage)
+        declare = examples_stage if has_examples else reference_stage
+        encode = declare(config, data, inputs)
+        stages.append(encode)
+        reference = encode.folder(storage)
+
     train = train_stage(config, reference, inputs, seen)
     return Pipeline(config, storage, data.path, (*stages, train), reference, inputs, train)
 
 
+def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
+    """Return an earlier reference folder, checked against the model and data at hand.
+
+    Raises:
+        ConfigError: the folder is not a finished reference.
+        StaleReferenceError: it was made from another model or other data.
+    """
+    if not is_done(folder):
+        raise ConfigError(
+            f"data.reference = {display_path(folder)!r}: this is no finished reference folder "
+            "(it has no SUCCESS file). Give another folder, or leave --data.reference out."
+        )
+    fetch(folder)
+    check_reference(json.loads((folder / "config.json").read_text()), inputs)
+    return folder
+
+
 def reference_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:
-    """Log-probs of all pairs under the model as it is."""
+    """Declare the log-probs of all pairs under the base model."""
     return Stage(
         "reference",
         inputs,
@@ -103,7 +122,7 @@ def reference_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, A
 
 
 def examples_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:
-    """Examples as token ids."""
+    """Declare the examples of supervised fine-tuning as token ids."""
     return Stage(
         "examples",
         inputs,
@@ -113,24 +132,22 @@ def examples_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, An
 
 
 def train_stage(
-    config: DDPOConfig,
-    reference: Path,
-    inputs: Mapping[str, Any],
-    seen: Callable[[Sequence[Mapping[str, Any]]], None],
+    config: DDPOConfig, reference: Path, inputs: Mapping[str, Any], on_records: OnRecords
 ) -> Stage:
-    """DDPO on a reference folder."""
+    """Declare training on a reference folder."""
 
     def run(folder: Path, token: str) -> None:
-        train_ddpo(TrainJob(config, reference, dict(inputs), folder, token), seen=seen)
+        job = TrainJob(config, reference, dict(inputs), folder, token)
+        train_ddpo(job, on_records=on_records)
 
+    optim = plain(config.optim)
+    optim.pop("max_skipped")  # stops a run, but does not change its model
     changes = {
         "reference": dict(inputs),
         "rule": config.data.rule,
         **config.model.training,
         "loss": plain(config.loss),
-        "optim": {
-            name: value for name, value in plain(config.optim).items() if name != "max_skipped"
-        },
+        "optim": optim,
         "seed": config.seed,
         **({"limit": config.data.limit} if config.data.limit else {}),
     }
@@ -138,42 +155,24 @@ def train_stage(
 
 
 def rung_stage(pipeline: Pipeline, config: DDPOConfig, train: Stage, until: int) -> Stage:
-    """A look at a training run on its way: the model after `until` updates. The stage `train` goes on from there."""
+    """Declare a rung: the model after `until` updates, from which the stage `train` continues."""
 
     def run(folder: Path, _: str) -> None:
-        place = train.folder(pipeline.storage)
-        with hold_lease(place) as token:
-            job = TrainJob(
-                config,
-                pipeline.reference,
-                dict(pipeline.reference_inputs),
-                place,
-                token,
-                until=until,
-                export=folder,
-            )
-            train_ddpo(job)
+        train_folder = train.folder(pipeline.storage)
+        with hold_lease(train_folder) as token:
+            inputs = dict(pipeline.reference_inputs)
+            job = TrainJob(config, pipeline.reference, inputs, train_folder, token)
+            train_ddpo(replace(job, until=until, export=folder))
 
     inputs = {"train": train.folder(pipeline.storage).name, "until": until}
     return Stage("rung", inputs, run, title=f"training to update {until}")
-
-
-def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
-    """A reference folder made earlier, checked against the model and data at hand."""
-    if not is_done(folder):
-        raise ConfigError(
-            f"data.reference = {display_path(folder)!r}: there is no finished reference folder (no SUCCESS file in it)."
-        )
-    fetch(folder)
-    check_reference(json.loads((folder / "config.json").read_text()), inputs)
-    return folder
 
 
 def start(config: DDPOConfig) -> None:
     """Join or start Ray and check that the job fits, before the first stage that has work to do.
 
     Raises:
-        ConfigError: more workers or actors than the cluster can hold.
+        ConfigError: the cluster has too few resources for the workers or actors.
     """
     connect()
     check_fits(config.scale)

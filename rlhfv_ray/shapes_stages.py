@@ -20,40 +20,29 @@ from rlhfv_ray.shapes.world import (
 from rlhfv_ray.storage.stages import Stage
 
 PAIRS = "pairs.parquet"
-RANKING_SEED = 1_000_000  # between the two draws of a ranking
+RANKING_SEED = 1_000_000  # distance between the seeds of a ranking's two answers
 
 
 def shapes_stage(config: DDPOConfig) -> Stage:
-    """What the shapes world teaches: corrections or rankings of the base model's answers, or careful captions to imitate."""
+    """Return the stage that makes the training data.
+
+    It corrects or ranks the base model's answers. Supervised fine-tuning gets careful captions.
+    """
     if config.loss.is_sft and not config.data.reference:
         return captions_stage(config)
-    return (
-        corrections_stage(config)
-        if config.shapes.pairs == "corrections"
-        else rankings_stage(config)
-    )
-
-
-def captions_stage(config: DDPOConfig) -> Stage:
-    """Careful captions of scenes."""
-    shapes = config.shapes
-
-    def run(folder: Path, _: str) -> None:
-        write_captions(scenes_to_correct(shapes.scenes, seed=shapes.seed), folder / PAIRS)
-
-    return Stage(
-        "captions",
-        {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed},
-        run,
-        title="careful captions",
-    )
+    if config.shapes.pairs == "corrections":
+        return corrections_stage(config)
+    return rankings_stage(config)
 
 
 def corrections_stage(config: DDPOConfig) -> Stage:
-    """The base model describes scenes, the world's annotator corrects: preference pairs in RLHF-V's format."""
+    """Declare preference pairs in RLHF-V's format.
+
+    The base model describes scenes, and the world's annotator corrects the descriptions.
+    """
 
     def run(folder: Path, _: str) -> None:
-        scenes = scenes_to_correct(config.shapes.scenes, seed=config.shapes.seed)
+        scenes = training_scenes(config)
         answers = sampled_answers(config, scenes, folder, seed=config.shapes.seed)
         write_corrections(scenes, answers, folder / PAIRS)
 
@@ -61,46 +50,62 @@ def corrections_stage(config: DDPOConfig) -> Stage:
 
 
 def rankings_stage(config: DDPOConfig) -> Stage:
-    """The base model describes scenes twice, the world ranks: preference pairs of whole answers."""
+    """Declare preference pairs of complete answers.
+
+    The base model describes each scene twice, and the world ranks the two descriptions.
+    """
 
     def run(folder: Path, _: str) -> None:
-        scenes = scenes_to_correct(config.shapes.scenes, seed=config.shapes.seed)
+        scenes = training_scenes(config)
         answers = []
         for draw in range(2):
-            place = folder / f"answers-{draw}"
-            place.mkdir(exist_ok=True)
-            answers.append(
-                sampled_answers(
-                    config, scenes, place, seed=config.shapes.seed + RANKING_SEED * draw
-                )
-            )
+            answers_folder = folder / f"answers-{draw}"
+            answers_folder.mkdir(exist_ok=True)
+            seed = config.shapes.seed + RANKING_SEED * draw
+            answers.append(sampled_answers(config, scenes, answers_folder, seed=seed))
         write_rankings(scenes, answers, folder / PAIRS)
 
     return Stage("rankings", sampled_inputs(config), run, title="rankings")
 
 
+def captions_stage(config: DDPOConfig) -> Stage:
+    """Declare careful captions of scenes, for supervised fine-tuning."""
+
+    def run(folder: Path, _: str) -> None:
+        write_captions(training_scenes(config), folder / PAIRS)
+
+    return Stage("captions", scene_inputs(config), run, title="careful captions")
+
+
+def training_scenes(config: DDPOConfig) -> Sequence[Scene]:
+    """Return the scenes that training data is made of."""
+    return scenes_to_correct(config.shapes.scenes, seed=config.shapes.seed)
+
+
+def scene_inputs(config: DDPOConfig) -> dict[str, Any]:
+    """Return everything that the scenes depend on."""
+    return {"world": WORLD, "scenes": config.shapes.scenes, "seed": config.shapes.seed}
+
+
 def sampled_inputs(config: DDPOConfig) -> dict[str, Any]:
-    """What the base model's descriptions of scenes depend on."""
-    shapes, decoding = config.shapes, sampling(config, seed=config.shapes.seed)
-    inputs = {
-        "world": WORLD,
-        "scenes": shapes.scenes,
-        "seed": shapes.seed,
-        "decoding": plain(decoding),
-    }
-    return {**inputs, **model_inputs(config.model)}
+    """Return everything that the base model's descriptions of the scenes depend on."""
+    decoding = plain(sampling(config, seed=config.shapes.seed))
+    return {**scene_inputs(config), "decoding": decoding, **model_inputs(config.model)}
 
 
 def sampling(config: DDPOConfig, *, seed: int) -> GenerationConfig:
-    """How descriptions are drawn."""
-    longest, temperature = config.generation.max_new_tokens, config.shapes.temperature
-    return GenerationConfig(max_new_tokens=longest, temperature=temperature, seed=seed)
+    """Return the decoding settings of the descriptions."""
+    return GenerationConfig(
+        max_new_tokens=config.generation.max_new_tokens,
+        temperature=config.shapes.temperature,
+        seed=seed,
+    )
 
 
 def sampled_answers(
     config: DDPOConfig, scenes: Sequence[Scene], folder: Path, *, seed: int
 ) -> list[Answer]:
-    """Descriptions of scenes by the base model, drawn at random."""
+    """Return descriptions of scenes, sampled from the base model."""
     return generate_answers(
         config.model,
         prompts_of(scenes),

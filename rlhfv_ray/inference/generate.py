@@ -1,7 +1,8 @@
 """JOB: answers of a policy to questions about images.
 
-Prompts are cut into parts of `scale.rows`; actors that hold the model answer them in padded batches, and append part files. A part's
-answers depend on the part alone, so a run that was interrupted goes on where it was and ends the same.
+Prompts are cut into shards of `scale.rows`. Actors that hold the model answer a shard in padded
+batches and write it as a part file. A part's answers depend on its shard alone, so an interrupted
+run continues with the missing parts and ends with the same answers.
 """
 
 import functools
@@ -32,13 +33,14 @@ def generate_answers(
     scale: ScaleConfig,
     title: str,
 ) -> list[Answer]:
-    """Answer prompts; parts that are there are kept.
+    """Answer prompts; existing parts are kept.
 
     Returns:
         One answer per prompt, in their order.
     """
+    starts = range(0, len(prompts), scale.rows)
     map_parts(
-        [prompts[start : start + scale.rows] for start in range(0, len(prompts), scale.rows)],
+        [prompts[start : start + scale.rows] for start in starts],
         folder,
         actor=functools.partial(
             GenerationActor, model=model, generation=generation, batch=scale.inference_batch
@@ -50,7 +52,7 @@ def generate_answers(
 
 
 def write_answers(answers: Sequence[Answer], folder: Path) -> None:
-    """Write answers that were made elsewhere, as one part that `read_answers` reads."""
+    """Write existing answers as one part that `read_answers` reads."""
     rows = [
         {"id": answer.id, "question": answer.question, "text": answer.text} for answer in answers
     ]
@@ -58,27 +60,24 @@ def write_answers(answers: Sequence[Answer], folder: Path) -> None:
 
 
 def read_answers(folder: Path) -> list[Answer]:
-    """The answers of a finished folder, in the prompts' order."""
+    """Return the answers of a finished folder, in the prompts' order."""
     return [Answer(**row) for row in read_parts(folder).to_pylist()]
 
 
 class GenerationActor:
-    """Holds a policy; answers the prompts of a part."""
+    """Holds a policy, and answers the prompts of a shard."""
 
     def __init__(self, model: ModelConfig, generation: GenerationConfig, batch: int) -> None:
         self.model, self.processor = load_model(model)
         self.generation, self.batch = generation, batch
 
     def __call__(self, rows: Sequence[Prompt], part: int) -> pa.Table:
-        """One part's answers, in `ANSWERS`."""
+        """Return one part's answers, in the schema `ANSWERS`."""
         torch.manual_seed(self.generation.seed * 1_000_003 + part)
-        texts = [
-            text
-            for start in range(0, len(rows), self.batch)
-            for text in answer_prompts(
-                self.model, self.processor, rows[start : start + self.batch], self.generation
-            )
-        ]
+        texts: list[str] = []
+        for start in range(0, len(rows), self.batch):
+            batch = rows[start : start + self.batch]
+            texts += answer_prompts(self.model, self.processor, batch, self.generation)
         columns = {
             "id": [row.id for row in rows],
             "question": [row.question for row in rows],
@@ -93,16 +92,18 @@ def answer_prompts(
 ) -> list[str]:
     """Answer a few prompts in one batch, padded on the left."""
     inputs = processor(
-        images=[[decode_image(prompt.image)] for prompt in prompts],  # nested: whose image each is
+        images=[
+            [decode_image(prompt.image)] for prompt in prompts
+        ],  # one list of images per prompt
         text=[prompt_text(processor, prompt.question) for prompt in prompts],
         padding=True,
         padding_side="left",
         return_tensors="pt",
     ).to(model.device, model.dtype)
+    # (P, prompt + answer) token ids, the prompts padded on the left
     tokens = model.generate(**inputs, **_decoding(processor.tokenizer, generation))
-    texts = processor.tokenizer.batch_decode(
-        tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
+    answers = tokens[:, inputs["input_ids"].shape[1] :]
+    texts = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
     return [_cut(text, generation.stop).strip() for text in texts]
 
 
@@ -122,8 +123,10 @@ def _decoding(tokenizer: Any, generation: GenerationConfig) -> dict[str, Any]:
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    """What stands before the first stop string."""
-    return functools.reduce(lambda kept, word: kept.split(word, 1)[0], stop, text)
+    """Return the text before the first stop string."""
+    for word in stop:
+        text = text.split(word, 1)[0]
+    return text
 
 
 def answers_stage(
@@ -135,7 +138,7 @@ def answers_stage(
     scale: ScaleConfig,
     title: str,
 ) -> Stage:
-    """A model's answers to prompts; `inputs` say which model and which prompts."""
+    """Declare the answers of a model to prompts; `inputs` identify the model and the prompts."""
 
     def run(folder: Path, _: str) -> None:
         generate_answers(model, prompts(), folder, generation=generation, scale=scale, title=title)

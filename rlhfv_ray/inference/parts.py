@@ -1,7 +1,8 @@
-"""Work on many rows, fanned out over actors in resumable parts.
+"""Work on many rows, fanned out over actors: a shard in, a part out.
 
-A job over many rows is cut into numbered tasks. Each task becomes one file `part-00012.parquet`, published by a rename.
-A part depends on its task alone, so a part that a fault left behind is done, and the result is the same.
+The rows are cut into numbered shards. Each shard becomes one file `part-00012.parquet`, published
+by a rename. A part depends on its shard alone. After a fault, existing parts are complete, and the
+missing ones are computed with the same result.
 """
 
 import functools
@@ -25,15 +26,15 @@ from rlhfv_ray.storage.folder import display_path, fetch, make, publish
 
 
 class PartActor(Protocol):
-    """What `map_parts` runs: called with one prepared part at a time."""
+    """The computation of `map_parts`, called with one prepared shard at a time."""
 
     def __call__(self, rows: Any, part: int) -> pa.Table:
-        """Turn prepared rows into the part's table."""
+        """Return the table of part number `part` from its prepared rows."""
         ...
 
 
 def map_parts(
-    tasks: Sequence[Any],
+    shards: Sequence[Any],
     folder: Path,
     *,
     actor: Callable[[], PartActor],
@@ -41,29 +42,29 @@ def map_parts(
     title: str,
     prepare: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Compute every part that is not there yet: prepare its rows in a task, where they need it, then hand them to an actor.
+    """Compute every missing part: prepare its shard in a Ray task, then pass it to an actor.
 
     Args:
-        tasks: rows, or what `prepare` turns into rows; task i becomes part i.
+        shards: rows, or what `prepare` turns into rows; shard i becomes part i.
         folder: of the parts.
-        prepare: runs in Ray tasks, on CPUs; each is a process more, which imports what it needs.
-        actor: made once in each of `scale.actors` actors, on GPUs where `scale.gpu`.
-        scale: how many actors, and their CPUs and GPUs.
+        actor: called once in each of `scale.actors` actors, on GPUs if `scale.gpu`.
+        scale: number of actors, and their CPUs and GPUs.
         title: of the progress bar.
+        prepare: runs in Ray tasks, on CPUs; each is one more process with its own imports.
 
     Raises:
         RlhfvError: as raised by `prepare` or the actor.
-        StageFailedError: the pipeline ended with parts missing.
+        StageFailedError: Ray Data ended with parts missing.
     """
-    missing = [number for number in range(len(tasks)) if not part_path(folder, number).exists()]
+    missing = [number for number in range(len(shards)) if not part_path(folder, number).exists()]
     if not missing:
         return
     configure_data()
-    rows = ({"part": number, "rows": pickle.dumps(tasks[number])} for number in missing)
+    rows = ({"part": number, "rows": pickle.dumps(shards[number])} for number in missing)
     parts = ray.data.from_items(list(rows), override_num_blocks=len(missing))
     actors = min(scale.actors, len(missing))
     if prepare is not None:
-        # As many at a time as the actors leave CPUs for: every process more imports torch and transformers anew.
+        # As many as the actors leave CPUs for: each process imports torch and transformers.
         tasks_at_once = max(1, int(ray.cluster_resources().get("CPU", 1) - actors * scale.cpus))
         parts = parts.map_batches(
             functools.partial(_prepare, prepare=prepare),
@@ -79,30 +80,31 @@ def map_parts(
         num_gpus=1 if scale.gpu else None,
         compute=ray.data.ActorPoolStrategy(size=actors),
     )
-    there = len(tasks) - len(missing)
-    with progress_bar(title, len(tasks), done=there) as counter:
+    existing = len(shards) - len(missing)
+    with progress_bar(title, len(shards), done=existing) as counter:
         try:
-            for done, _ in enumerate(parts.iter_batches(batch_size=1), start=there + 1):
+            for done, _ in enumerate(parts.iter_batches(batch_size=1), start=existing + 1):
                 counter.advance(done)
         except (RayError, RlhfvError) as error:
             raise unwrap(error) from error
-    fetch(folder)  # what other nodes made
+    fetch(folder)  # parts of other nodes
     lost = [number for number in missing if not part_path(folder, number).exists()]
     if lost:
         raise StageFailedError(
-            f"{len(lost)} of {len(tasks)} parts of {display_path(folder)} were not made (first: {lost[0]}); run it again."
+            f"{len(lost)} of {len(shards)} parts of {display_path(folder)} are missing "
+            f"(first: {lost[0]}). Run the same command again to compute them."
         )
 
 
 def part_path(folder: Path, number: int) -> Path:
-    """File of one part."""
+    """Return the file of one part."""
     return folder / f"part-{number:05d}.parquet"
 
 
 def write_part(table: pa.Table, folder: Path, number: int) -> None:
     """Publish one part by a rename."""
     path = part_path(folder, number)
-    make(folder)  # a mirror's is not on every node yet
+    make(folder)  # a mirror's folder is not on every node yet
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table, temporary)
     temporary.replace(path)
@@ -110,17 +112,18 @@ def write_part(table: pa.Table, folder: Path, number: int) -> None:
 
 
 def read_parts(folder: Path) -> pa.Table:
-    """All parts of a folder, in order."""
+    """Return all parts of a folder as one table, in order."""
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
 
 
 def _prepare(batch: Any, *, prepare: Callable[[Any], Any]) -> Any:
-    """Prepare one part's rows; pickled on the way, because they are whatever the actor wants."""
-    return {"part": batch["part"], "rows": [pickle.dumps(prepare(pickle.loads(batch["rows"][0])))]}
+    """Prepare one shard's rows; pickled on the way, because Arrow does not know their type."""
+    rows = prepare(pickle.loads(batch["rows"][0]))
+    return {"part": batch["part"], "rows": [pickle.dumps(rows)]}
 
 
 class _Compute:
-    """Makes a part's table and publishes its file by a rename."""
+    """Computes a part's table and publishes its file."""
 
     def __init__(self, actor: Callable[[], PartActor], folder: str) -> None:
         self.actor, self.folder = actor(), Path(folder)

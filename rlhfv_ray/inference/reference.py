@@ -1,8 +1,9 @@
-"""JOB: the reference's log-probability of every answer token, once for every beta, gamma and rule.
+"""JOB: the reference's log-probability of every answer token, for every beta, gamma and rule.
 
-Ray Data streams slices of the data through tasks that validate, decode and encode, into actors that hold the reference model. The folder:
-`part-*.parquet` (one row per pair: ids, masks of both rules, fp32 log-probs, the image), `unusable_rows.parquet` (id and reason of
-every row that cannot be used), `config.json`.
+Ray Data streams shards of the data through tasks that validate, decode and encode, into actors that
+hold the reference model. The folder has `part-*.parquet` (one row per pair: ids, masks of both
+rules, fp32 log-probs, the image), `unusable_rows.parquet` (id and reason of every row that cannot
+be used) and `config.json`.
 """
 
 import functools
@@ -34,7 +35,13 @@ logger = logging.getLogger(__name__)
 def reference_inputs(
     model: ModelConfig, data: DataConfig, *, rows: str | None = None
 ) -> dict[str, Any]:
-    """What reference log-probs depend on, by name; `rows` stands for the data where they are not made yet."""
+    """Return everything that reference log-probs depend on, by name.
+
+    Args:
+        model: the reference.
+        data: the pairs.
+        rows: identifies the data if it does not exist yet; None: take the files' digest.
+    """
     return {
         **model_digests(model),
         "dtype": model.dtype,
@@ -42,7 +49,7 @@ def reference_inputs(
         "format": data.format,
         "min_match": data.min_match,
         "max_length": data.max_length,
-        "layout": model.layout,  # of rows: bf16 rounds each its own way
+        "layout": model.layout,  # of rows: bf16 rounds each layout differently
         "attention": model.attention,
         **({} if data.spans else {"spans": False}),
         "version": 1,  # of the folder
@@ -52,30 +59,29 @@ def reference_inputs(
 def compute_reference_logps(
     model: ModelConfig, data: DataConfig, scale: ScaleConfig, folder: Path
 ) -> None:
-    """Fill a folder with the reference log-probs of all pairs; parts that are there are kept.
+    """Fill a folder with the reference log-probs of all pairs; existing parts are kept.
 
     Raises:
         DataError: more than `data.max_unusable` of the rows are unusable, or none is left.
     """
-    slices = list_slices(data.path, format=data.format, rows=scale.rows)
     map_parts(
-        slices,
+        list_slices(data.path, format=data.format, rows=scale.rows),
         folder,
         prepare=functools.partial(encode_slice, model=model, data=data),
         actor=functools.partial(ReferenceActor, model=model, batch=scale.inference_batch),
         scale=scale,
         title="Reference log-probs",
     )
-    collect_rejected(folder, data)
+    collect_unusable(folder, data)
 
 
 def encode_slice(
-    piece: Slice, *, model: ModelConfig, data: DataConfig
+    shard: Slice, *, model: ModelConfig, data: DataConfig
 ) -> list[EncodedPair | tuple[str, str]]:
-    """Read and encode the rows of a slice, pairs or examples; an unusable row becomes (id, reason)."""
+    """Read and encode a shard's pairs or examples; an unusable row becomes (id, reason)."""
     processor = _cached_processor(model)
     rows: list[EncodedPair | tuple[str, str]] = []
-    for row_id, pair in read_slice(piece):
+    for row_id, pair in read_slice(shard):
         try:
             if isinstance(pair, DataError):
                 raise pair
@@ -95,7 +101,7 @@ def encode(row: PreferencePair | Example, processor: Any, data: DataConfig) -> E
 
 
 class ReferenceActor:
-    """Holds the reference model; scores the answers of encoded pairs."""
+    """Holds the reference model, and scores the answers of encoded pairs."""
 
     def __init__(self, model: ModelConfig, batch: int) -> None:
         torch.set_grad_enabled(False)
@@ -104,35 +110,32 @@ class ReferenceActor:
         self.batch = batch
 
     def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]], part: int) -> pa.Table:
-        """One part's table, in `SCHEMA`."""
+        """Return one part's table, in `SCHEMA`."""
         pairs = [row for row in rows if isinstance(row, EncodedPair)]
         by_length = sorted(pairs, key=self.policy.layout.tokens_of)
         scored: dict[str, ReferencePair] = {}
         for start in range(0, len(pairs), self.batch):
-            some = score_pairs(self.policy, self.processor, by_length[start : start + self.batch])
-            scored |= {pair.id: pair for pair in some}
+            batch = by_length[start : start + self.batch]
+            scored |= {pair.id: pair for pair in score_pairs(self.policy, self.processor, batch)}
         return part_table(
             [scored[row.id] if isinstance(row, EncodedPair) else row for row in rows], SCHEMA
         )
 
 
 def part_table(rows: Sequence[EncodedPair | tuple[str, str]], schema: pa.Schema) -> pa.Table:
-    """One part: pairs, then the rows that cannot be used."""
+    """Return one part: the pairs, then id and reason of the rows that cannot be used."""
     pairs = [to_row(row) for row in rows if isinstance(row, EncodedPair)]
-    rejected = [{"id": row[0], "reason": row[1]} for row in rows if isinstance(row, tuple)]
-    return pa.Table.from_pylist([*pairs, *rejected], schema=schema)
+    unusable = [{"id": row[0], "reason": row[1]} for row in rows if isinstance(row, tuple)]
+    return pa.Table.from_pylist([*pairs, *unusable], schema=schema)
 
 
 def score_pairs(
     policy: AnswerPolicy, processor: Any, pairs: Sequence[EncodedPair]
 ) -> list[ReferencePair]:
-    """Reference log-probs of a few pairs in one forward pass, the same pass that training does."""
+    """Return pairs with their reference log-probs, from the forward pass that training uses."""
     batch = collate_pairs(pairs, processor, rule="both_sides", layout=policy.layout)
-    logps = (
-        policy_token_logps(policy, to_device(batch, policy.model.device, policy.model.dtype))
-        .float()
-        .cpu()
-    )
+    batch = to_device(batch, policy.model.device, policy.model.dtype)
+    logps = policy_token_logps(policy, batch).float().cpu()  # (2P, A): chosen, then rejected
     scored = []
     for row, pair in enumerate(pairs):
         chosen = logps[row, : len(pair.chosen_ids)].tolist()
@@ -146,33 +149,38 @@ def _cached_processor(model: ModelConfig) -> Any:
     return load_processor(model.path, trust_remote_code=model.trust_remote_code)
 
 
-def collect_rejected(folder: Path, data: DataConfig) -> None:
-    """Write `unusable_rows.parquet` of a folder whose parts are all there, and stop where too many rows, or all, are in it."""
+def collect_unusable(folder: Path, data: DataConfig) -> None:
+    """Write `unusable_rows.parquet` of a folder whose parts all exist.
+
+    Raises:
+        DataError: a row id is not unique, too many rows are unusable, or all are.
+    """
     table = pa.concat_tables(
         pq.read_table(path, columns=["id", "reason"])
         for path in sorted(folder.glob("part-*.parquet"))
     )
-    twice = [row_id for row_id, count in Counter(table["id"].to_pylist()).items() if count > 1]
-    if twice:
+    repeated = [row_id for row_id, count in Counter(table["id"].to_pylist()).items() if count > 1]
+    if repeated:
         raise DataError(
-            f"{len(twice)} row ids of {data.path} are there more than once (first: {', '.join(twice[:5])})."
+            f"{len(repeated)} row ids of {data.path} are not unique "
+            f"(first: {', '.join(repeated[:5])}). Give every row its own id."
         )
-    rejected = table.filter(table["reason"].is_valid())
-    pq.write_table(rejected, folder / UNUSABLE)
-    if not rejected.num_rows:
+    unusable = table.filter(table["reason"].is_valid())
+    pq.write_table(unusable, folder / UNUSABLE)
+    if not unusable.num_rows:
         return
-    examples = "; ".join(
-        f"{row['id']}: {row['reason']}" for row in rejected.slice(0, 3).to_pylist()
+    first_rows = unusable.slice(0, 3).to_pylist()
+    reasons = "; ".join(f"{row['id']}: {row['reason']}" for row in first_rows)
+    summary = (
+        f"{unusable.num_rows} of {table.num_rows} rows of {data.path} cannot be used ({reasons})"
     )
-    what = (
-        f"{rejected.num_rows} of {table.num_rows} rows of {data.path} cannot be used ({examples})"
-    )
-    logger.warning("%s; all are listed in %s", what, display_path(folder / UNUSABLE))
-    if rejected.num_rows == table.num_rows:
+    logger.warning("%s; all are listed in %s", summary, display_path(folder / UNUSABLE))
+    if unusable.num_rows == table.num_rows:
         raise DataError(
-            f"{what}; no pair is left. All are listed in {display_path(folder / UNUSABLE)}."
+            f"{summary}; no pair is left. All are listed in {display_path(folder / UNUSABLE)}."
         )
-    if rejected.num_rows > data.max_unusable * table.num_rows:
+    if unusable.num_rows > data.max_unusable * table.num_rows:
         raise DataError(
-            f"{what}; more than --data.max-unusable {data.max_unusable:g} allows. All are listed in {display_path(folder / UNUSABLE)}."
+            f"{summary}; more than --data.max-unusable {data.max_unusable:g} allows. "
+            f"All are listed in {display_path(folder / UNUSABLE)}."
         )

@@ -1,4 +1,7 @@
-"""JOB: examples to be imitated, encoded: a folder like the reference's, without log-probs and with nothing rejected."""
+"""JOB: examples for supervised fine-tuning, encoded.
+
+The folder is like the reference's, without log-probs and without rejected answers.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -11,12 +14,12 @@ from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_table import EXAMPLES
 from rlhfv_ray.inference.parts import map_parts
-from rlhfv_ray.inference.reference import collect_rejected, encode_slice, part_table
+from rlhfv_ray.inference.reference import collect_unusable, encode_slice, part_table
 from rlhfv_ray.records import EncodedPair
 
 
 def encode_examples(model: ModelConfig, data: DataConfig, scale: ScaleConfig, folder: Path) -> None:
-    """Fill a folder with all examples as token ids; parts that are there are kept.
+    """Fill a folder with all examples as token ids; existing parts are kept.
 
     Raises:
         DataError: more than `data.max_unusable` of the rows are unusable, or none is left.
@@ -25,16 +28,16 @@ def encode_examples(model: ModelConfig, data: DataConfig, scale: ScaleConfig, fo
         list_slices(data.path, format=data.format, rows=scale.rows, examples=True),
         folder,
         prepare=functools.partial(encode_slice, model=model, data=data),
-        actor=Writing,
+        actor=ExampleTables,
         scale=replace(scale, gpu=False),
         title="Examples",
     )
-    collect_rejected(folder, data)
+    collect_unusable(folder, data)
 
 
-class Writing:
-    """Makes the tables of parts; there is nothing to compute."""
+class ExampleTables:
+    """Turns encoded examples into the tables of parts; nothing is computed."""
 
     def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]], part: int) -> pa.Table:
-        """One part's table, in `EXAMPLES`."""
+        """Return one part's table, in `EXAMPLES`."""
         return part_table(rows, EXAMPLES)

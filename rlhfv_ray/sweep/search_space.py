@@ -1,6 +1,7 @@
-"""What a sweep tries: values of a configuration's knobs, the trials that follow from them, and the configuration of each.
+"""The search space of a sweep: values to try, and the trials that follow from them.
 
-Beta means something else for summed log-probs than for normalised ones, by about an answer's length: it has a range for each.
+Beta has one range for summed log-probs and one for normalised log-probs. The same beta means
+different things for the two, by about a factor of an answer's length.
 """
 
 import itertools
@@ -23,56 +24,64 @@ FIELDS = {
     "epochs": "optim.epochs",
 }
 BETA, SEED = "loss.beta", "seed"
-CHOICES = ("normalize", "rule")  # not numbers on a scale
-DIGITS = 3  # that are drawn of a number
+CHOICES = ("normalize", "rule")  # categories; all other values are numbers on a scale
+DIGITS = 3  # significant digits of a drawn number
 
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """Values to try; what has none stays as --ddpo has it. A random or Bayesian search draws numbers between the least and the greatest."""
+    """Values to try; a field without values stays as --ddpo sets it.
+
+    A random or Bayesian search draws numbers between the least and the greatest value.
+    """
 
     beta: tuple[float, ...] = ()
-    """loss.beta where log-probs are summed."""
+    """Values of loss.beta for trials with summed log-probs."""
     beta_normalized: tuple[float, ...] = ()
-    """loss.beta where they are divided by their total weight (loss.normalize): about an answer's length times that of sums."""
+    """Values of loss.beta for trials with loss.normalize (log-probs divided by their total weight):
+    about an answer's length times as large as for summed log-probs."""
     gamma: tuple[float, ...] = ()
-    """loss.gamma: the weight of corrected tokens."""
+    """Values of loss.gamma, the weight of corrected tokens; each >= 1."""
     normalize: tuple[bool, ...] = ()
-    """loss.normalize."""
+    """Values of loss.normalize: sum log-probs, divide them by their total weight, or try both."""
     rule: tuple[Literal["muffin", "both_sides"], ...] = ()
-    """data.rule: which tokens count as corrected."""
+    """Values of data.rule: which tokens count as corrected."""
     learning_rate: tuple[float, ...] = ()
-    """optim.learning_rate."""
+    """Values of optim.learning_rate."""
     epochs: tuple[float, ...] = ()
-    """optim.epochs."""
+    """Values of optim.epochs; needs --ddpo.optim.steps 0."""
     seed: tuple[int, ...] = ()
-    """Seeds of every setting; their mean decides, their spread is shown."""
+    """Seeds to repeat every setting with; their mean decides, their spread is shown."""
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How the space is searched, and what is best."""
+    """How the space is searched, and which trial is best."""
 
     kind: Literal["grid", "random", "bayes"] = "grid"
-    """`grid`: every combination; `random`: drawn; `bayes`: each drawn where earlier ones make it promising (Optuna's TPE)."""
+    """`grid`: try every combination; `random`: draw settings; `bayes`: draw settings like the
+    best so far (Optuna's TPE)."""
     trials: int = 16
-    """Settings that `random` and `bayes` try."""
+    """Number of settings that `random` and `bayes` try."""
     seed: int = 0
-    """Of what is drawn."""
+    """Random seed for the drawn settings."""
     rungs: int = 2
-    """Looks at a trial, the last at its end; at the others, the worse ones of those that got so far are stopped (ASHA). 1: no trial is."""
+    """Evaluations of a trial (rungs of ASHA), the last one at its end. An earlier rung stops the
+    worse ones of the trials that reached it. 1: no trial is stopped."""
     reduction: int = 2
-    """One in so many goes on from each look, and the updates between looks grow by the same."""
+    """Factor between rungs, at least 2: one in so many trials continues, and each rung has so many
+    times the updates of the one before."""
     metric: str = "response_rate"
-    """What should be low, of the benchmark's scores."""
+    """The score of the benchmark to minimise."""
     guard: str = "object_recall"
-    """What must not fall for it; empty: nothing."""
+    """The score that must not fall below the base model's; empty: none."""
     within: float = 2.0
-    """Points that the guard may fall below the base model's; trials beyond are worse than any that keep it."""
+    """Percentage points that the guard may fall below the base model's. A trial that falls further
+    ranks below every trial that does not."""
     concurrent: int = 0
-    """Trials at a time; 0: as many as fit into the cluster."""
+    """Number of trials that run at a time; 0: as many as fit into the cluster."""
     keep: int = 1
-    """Best trials whose models and checkpoints stay on disk; 0: none."""
+    """Number of best trials whose models and checkpoints stay on disk; 0: none."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -88,50 +97,62 @@ class SearchConfig:
                 raise ConfigError(f"search.{name} = {value!r}: must be >= {least}.")
 
     def rung_steps(self, steps: int) -> list[int]:
-        """After how many updates a trial of `steps` is looked at.
+        """Return the numbers of updates at which a trial of `steps` updates is evaluated.
 
         Example:
             >>> SearchConfig(rungs=3, reduction=2).rung_steps(100)
             [25, 50, 100]
         """
-        shares = [self.reduction**-back for back in range(self.rungs)]
+        shares = [self.reduction**-rung for rung in range(self.rungs)]  # the last rung first
         return sorted({max(1, round(steps * share)) for share in shares})
 
     def objective(
         self, value: float | None, guard: float | None, base_guard: float | None
     ) -> float:
-        """What the search makes small: the metric; 1 + what is missing of the guard where that fell too far (Deb 2000); 2 without any.
+        """Return the number that the search minimises (Deb 2000's rule for constraints).
+
+        It is the metric, a share between 0 and 1, if the guard holds. Otherwise it is 1 plus the
+        guard's shortfall, which ranks the trial below all that hold. Without a metric it is 2.
+
+        Args:
+            value: the trial's metric; None: it could not be computed.
+            guard: the trial's guard; None: no guard, or none could be computed.
+            base_guard: the base model's guard.
 
         Example:
+            The guard may fall to 0.83, and the second trial falls short of that by 0.03.
+
             >>> search = SearchConfig(within=2)
-            >>> search.objective(0.2, 0.84, 0.85), round(search.objective(0.1, 0.80, 0.85), 3), search.objective(None, 0.0, 0.85)
-            (0.2, 1.03, 2.0)
+            >>> search.objective(0.2, 0.84, 0.85)
+            0.2
+            >>> round(search.objective(0.1, 0.80, 0.85), 3)
+            1.03
+            >>> search.objective(None, 0.0, 0.85)
+            2.0
         """
         if value is None:
             return 2.0
-        missing = (
-            0.0 if guard is None or base_guard is None else base_guard - self.within / 100 - guard
-        )
-        return 1 + missing if missing > 0 else value
+        if guard is None or base_guard is None:
+            return value
+        shortfall = base_guard - self.within / 100 - guard
+        return 1 + shortfall if shortfall > 0 else value
 
 
 def grid(space: SpaceConfig, base: DDPOConfig) -> list[TrialParams]:
-    """Every combination once for every seed, seed by seed."""
+    """Return every combination once for every seed, seed by seed."""
     settings = []
     for normalize in space.normalize or (base.loss.normalize,):
-        varied = {FIELDS[name]: values for name in FIELDS if (values := getattr(space, name))}
-        varied[BETA] = betas(space, normalize) or (base.loss.beta,)
-        combinations = itertools.product(*varied.values())
-        settings += [
-            trial_params
-            for trial_params in (dict(zip(varied, values, strict=True)) for values in combinations)
-            if trial_params.get("loss.normalize", normalize) == normalize
-        ]
+        values = {FIELDS[name]: getattr(space, name) for name in FIELDS if getattr(space, name)}
+        values[BETA] = betas(space, normalize) or (base.loss.beta,)
+        for combination in itertools.product(*values.values()):
+            trial_params = dict(zip(values, combination, strict=True))
+            if trial_params.get("loss.normalize", normalize) == normalize:
+                settings.append(trial_params)
     return with_seeds(space, settings)
 
 
 def drawn(space: SpaceConfig, base: DDPOConfig, search: SearchConfig) -> list[TrialParams]:
-    """Settings at random, numbers evenly in their logarithm, once for every seed."""
+    """Return settings drawn at random, numbers log-uniformly, once for every seed."""
     draw = random.Random(search.seed)
     settings: list[TrialParams] = []
     for _ in range(100 * search.trials):
@@ -150,55 +171,56 @@ def drawn(space: SpaceConfig, base: DDPOConfig, search: SearchConfig) -> list[Tr
 def params_from_sample(
     space: SpaceConfig, base: DDPOConfig, sample: Mapping[str, Any]
 ) -> TrialParams:
-    """A drawn setting: choices as they are, numbers from a place between 0 and 1 in the logarithm of their range."""
+    """Return the setting of a sample.
+
+    A sample holds choices as they are, and numbers as positions from 0 to 1 in the logarithm of
+    their range.
+    """
     trial_params: TrialParams = {
         FIELDS[name]: value for name, value in sample.items() if name in CHOICES
     }
     normalize = trial_params.get("loss.normalize", base.loss.normalize)
-    for name, place in sample.items():
+    for name, position in sample.items():
         if name not in CHOICES:
             values = betas(space, normalize) if name == "beta" else getattr(space, name)
-            trial_params[BETA if name == "beta" else FIELDS[name]] = between(
-                min(values), max(values), place
-            )
+            field = BETA if name == "beta" else FIELDS[name]
+            trial_params[field] = between(min(values), max(values), position)
     return trial_params
 
 
-def between(low: float, high: float, place: float) -> float:
-    """The number at a place of a range's logarithm, to three digits.
+def between(low: float, high: float, position: float) -> float:
+    """Return the number at a position, from 0 to 1, of a range's logarithm, to three digits.
 
     Example:
         >>> between(0.1, 10, 0.5), between(5, 5, 0.3)
         (1.0, 5.0)
     """
-    value = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+    value = math.exp(math.log(low) + position * (math.log(high) - math.log(low)))
     return float(f"{value:.{DIGITS}g}")
 
 
 def varied(space: SpaceConfig) -> Mapping[str, Sequence[Any]]:
-    """The knobs that have values, beta under one name."""
-    found: dict[str, Sequence[Any]] = {
+    """Return the fields that have values, both betas under one name."""
+    values: dict[str, Sequence[Any]] = {
         name: getattr(space, name) for name in FIELDS if getattr(space, name)
     }
-    return found | (
-        {"beta": (*space.beta, *space.beta_normalized)}
-        if space.beta or space.beta_normalized
-        else {}
-    )
+    if space.beta or space.beta_normalized:
+        values["beta"] = (*space.beta, *space.beta_normalized)
+    return values
 
 
 def scales(space: SpaceConfig) -> list[str]:
-    """The knobs that are numbers to draw."""
+    """Return the fields whose values are numbers to draw."""
     return [name for name in varied(space) if name not in CHOICES]
 
 
 def betas(space: SpaceConfig, normalize: bool) -> tuple[float, ...]:
-    """Beta's values under summed or normalised log-probs."""
+    """Return the values of beta for summed or for normalised log-probs."""
     return tuple(space.beta_normalized if normalize else space.beta)
 
 
 def with_seeds(space: SpaceConfig, settings: Iterable[TrialParams]) -> list[TrialParams]:
-    """Every setting under every seed; all settings under the first one come first."""
+    """Return every setting with every seed; all settings with the first seed come first."""
     settings = list(settings)
     return (
         [trial_params | {SEED: seed} for seed in space.seed for trial_params in settings]
@@ -208,10 +230,14 @@ def with_seeds(space: SpaceConfig, settings: Iterable[TrialParams]) -> list[Tria
 
 
 def plan_trials(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> list[TrialParams]:
-    """All trials of a grid or random search; of a Bayesian one the corners of its space, whose trials come as it goes.
+    """Return all trials of a grid or random search.
+
+    A Bayesian search draws its trials later. For it, return the corners of its space, so that their
+    values are checked.
 
     Raises:
-        ConfigError: nothing varies, the space contradicts itself, or a value is outside its field's range.
+        ConfigError: nothing varies, the space contradicts itself, or a value is outside its field's
+            range.
     """
     check_space(space, search, base)
     if search.kind == "grid":
@@ -219,12 +245,8 @@ def plan_trials(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> l
     elif search.kind == "random":
         trials = drawn(space, base, search)
     else:
-        trials = grid(
-            replace(
-                space, **{name: _ends(space, name) for name in ("beta", "beta_normalized", *FIELDS)}
-            ),
-            base,
-        )
+        ends = {name: _ends(space, name) for name in ("beta", "beta_normalized", *FIELDS)}
+        trials = grid(replace(space, **ends), base)
     for trial_params in trials:
         apply_params(base, trial_params)
     return trials
@@ -236,24 +258,26 @@ def _ends(space: SpaceConfig, name: str) -> tuple[Any, ...]:
 
 
 def check_space(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> None:
-    """Refuse a space in which nothing varies, or that says two things.
+    """Check that something varies, and that the space does not contradict itself.
 
     Raises:
-        ConfigError: with what to change.
+        ConfigError: with the option to change.
     """
     if not varied(space) and not space.seed:
         raise ConfigError(
-            "space: nothing varies. Give at least one knob values, e.g. --space.gamma 1 5 10."
+            "space: nothing varies. Give at least one field values, e.g. --space.gamma 1 5 10."
         )
     normalized = set(space.normalize or (base.loss.normalize,))
     for name, needs, form in (("beta", False, "summed"), ("beta_normalized", True, "normalised")):
         if getattr(space, name) and needs not in normalized:
             raise ConfigError(
-                f"space.{name} = {getattr(space, name)}: no trial has {form} log-probs; see space.normalize."
+                f"space.{name} = {getattr(space, name)}: no trial has {form} log-probs; "
+                "see space.normalize."
             )
     if len(normalized) == 2 and not (space.beta and space.beta_normalized):
         raise ConfigError(
-            "space.normalize varies, and beta means something else under each: give both --space.beta and --space.beta-normalized."
+            "space.normalize varies, and each form of log-probs needs its own beta: "
+            "give both --space.beta and --space.beta-normalized."
         )
     if space.epochs and base.optim.steps:
         raise ConfigError(
@@ -261,7 +285,8 @@ def check_space(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> N
         )
     if search.kind == "bayes" and space.seed:
         raise ConfigError(
-            "space.seed: a Bayesian search tries every setting once; use grid or random to repeat them."
+            "space.seed: a Bayesian search tries every setting once; "
+            "use grid or random to repeat them."
         )
     _check_values(space, search)
 
@@ -270,18 +295,18 @@ def _check_values(space: SpaceConfig, search: SearchConfig) -> None:
     for name in ("beta", "beta_normalized", "seed", *FIELDS):
         values = getattr(space, name)
         if len(set(values)) < len(values):
-            raise ConfigError(f"space.{name} = {values}: a value stands there twice.")
+            raise ConfigError(f"space.{name} = {values}: a value is given twice.")
         if search.kind != "grid" and name not in (*CHOICES, SEED) and min(values, default=1) <= 0:
             raise ConfigError(
-                f"space.{name} = {values}: is drawn in its logarithm, so all must be above 0."
+                f"space.{name} = {values}: values are drawn log-uniformly, so all must be above 0."
             )
 
 
 def apply_params(base: DDPOConfig, trial_params: TrialParams) -> DDPOConfig:
-    """The configuration with a trial's values.
+    """Return the configuration with a trial's values.
 
     Raises:
-        ConfigError: one of them is outside its field's range; named with the trial.
+        ConfigError: a value is outside its field's range; the message names the trial.
     """
     config = base
     try:
@@ -295,27 +320,26 @@ def apply_params(base: DDPOConfig, trial_params: TrialParams) -> DDPOConfig:
 
 
 def name_of(trial_params: TrialParams) -> str:
-    """A trial's folder name."""
+    """Return a trial's folder name."""
     return fingerprint(trial_params)
 
 
 def title_of(trial_params: TrialParams) -> str:
-    """A trial's name for people.
+    """Return a trial's name for people.
 
     Example:
         >>> title_of({"loss.gamma": 5.0, "loss.normalize": True, "seed": 1})
         'gamma 5, normalize True, seed 1'
     """
-    return ", ".join(
-        f"{name.rpartition('.')[2]} {value:g}"
-        if type(value) is float
-        else f"{name.rpartition('.')[2]} {value}"
-        for name, value in trial_params.items()
-    )
+    words = []
+    for name, value in trial_params.items():
+        _, _, field = name.rpartition(".")
+        words.append(f"{field} {value:g}" if type(value) is float else f"{field} {value}")
+    return ", ".join(words)
 
 
 def arguments_of(trial_params: TrialParams) -> str:
-    """A trial's values as the command line has them.
+    """Return a trial's values as command-line arguments.
 
     Example:
         >>> arguments_of({"optim.learning_rate": 1e-05, "loss.normalize": False})

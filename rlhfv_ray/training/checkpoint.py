@@ -1,13 +1,17 @@
-"""Checkpoints that are whole or not there: a manifest with digests is published last, and only what it vouches for is loaded.
+"""Checkpoints that are complete or ignored: the manifest with all digests is published last.
 
-`checkpoints/step-000050-2w-1f3a/` holds what the workers' DeepSpeed engines wrote, `records.jsonl` (the metrics so far) and
-`manifest.json`. The name carries world size and the writing driver's token, so that attempts never mix their files. Where the storage is an
-address, each node sends what its workers wrote and keeps nothing; to go on, each fetches the whole.
+`checkpoints/step-000050-2w-1f3a/` holds the files of the workers' DeepSpeed engines,
+`records.jsonl` (the metrics so far) and `manifest.json`. Only files with the manifest's digests are
+loaded. The name carries world size and the writing driver's token, so that attempts never mix
+their files. If the storage is an address, each node sends its workers' files and keeps none; to
+resume, each node fetches the whole checkpoint.
 """
 
+import functools
 import hashlib
 import json
 import logging
+import operator
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -38,12 +42,12 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
 TAG = "engine"
-SPARE = 1.05  # of the numbers' bytes: names, records, and what others write meanwhile
+SPARE = 1.05  # space to ask for, relative to the numbers' bytes: names, records, other writers
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a complete checkpoint consists of."""
+    """The contents of a complete checkpoint."""
 
     step: int  # updates done
     world_size: int
@@ -53,7 +57,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Writer:
-    """Where checkpoints go, and on whose behalf."""
+    """The folder that receives checkpoints, and the driver that they are written for."""
 
     folder: Path  # of the stage; its lease must be `token`'s
     token: str
@@ -61,7 +65,7 @@ class Writer:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of all checkpoints."""
+        """Return the folder of all checkpoints."""
         return self.folder / "checkpoints"
 
 
@@ -73,7 +77,8 @@ def save_checkpoint(
     Rank 0 removes checkpoints beyond the newest `keep` once the new one is published.
 
     Raises:
-        CheckpointError: another driver has taken the folder over, or the disk has no room; on every rank.
+        CheckpointError: another driver has taken the folder over, or the disk has no room; on every
+            rank.
     """
     world = dist.get_world_size()
     target = writer.checkpoints / f"step-{step:06d}-{world}w-{writer.token[:4]}"
@@ -86,37 +91,44 @@ def save_checkpoint(
     if dist.get_rank() == 0:
         (target / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
     dist.barrier()
-    written: dict[str, str] = {}
-    once_a_folder(target, lambda: written.update(_sent_files(target)))
-    everyone: list[Any] = [None] * world
-    dist.all_gather_object(everyone, written)
-    ours = [True]
-    if dist.get_rank() == 0 and (ours := [holds_lease(writer.folder, writer.token)])[0]:
-        files = dict(sorted((name, digest) for found in everyone for name, digest in found.items()))
-        write_json(
-            target / MANIFEST,
-            asdict(Manifest(step, world, engine.zero_optimization_stage(), files)),
-        )
-        _prune(writer, target)
-    dist.broadcast_object_list(ours)
+    digests: dict[str, str] = {}
+    once_a_folder(target, lambda: digests.update(_sent_files(target)))
+    digests_by_rank: list[Any] = [None] * world
+    dist.all_gather_object(digests_by_rank, digests)
+    has_lease = [True]
+    if dist.get_rank() == 0:
+        has_lease[0] = holds_lease(writer.folder, writer.token)
+        if has_lease[0]:
+            files = functools.reduce(operator.or_, digests_by_rank)
+            stage = engine.zero_optimization_stage()
+            write_json(
+                target / MANIFEST,
+                asdict(Manifest(step, world, stage, dict(sorted(files.items())))),
+            )
+            _prune(writer, target)
+    dist.broadcast_object_list(has_lease)
     open_folder(target).drop_copy()
-    if not ours[0]:
+    if not has_lease[0]:
         raise CheckpointError(
             f"{display_path(writer.folder)} was taken over by another driver; this one stops."
         )
 
 
 def once_a_folder(folder: Path, work: Callable[[], Any]) -> None:
-    """Let one of the workers that share a folder do what it needs: of all, or of those with the same mirror; called by every worker."""
-    theirs: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(theirs, open_folder(folder).copy_id())
-    if theirs.index(theirs[dist.get_rank()]) == dist.get_rank():
+    """Do the work on the first of the workers that share a folder; called by every worker.
+
+    All workers share a folder of a shared disk. A mirror is shared by the workers of its node.
+    """
+    mirror_ids: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(mirror_ids, open_folder(folder).copy_id())
+    first_rank = mirror_ids.index(mirror_ids[dist.get_rank()])
+    if first_rank == dist.get_rank():
         work()
     dist.barrier()
 
 
 def _sent_files(target: Path) -> dict[str, str]:
-    """Digests of all files of a folder, published if it is a mirror."""
+    """Publish a folder if it is a mirror, and return the digests of all its files."""
     publish(target)
     return {
         str(path.relative_to(target)): _sha256(path)
@@ -126,36 +138,58 @@ def _sent_files(target: Path) -> dict[str, str]:
 
 
 def _clear_torn(writer: Writer) -> None:
-    """Delete what lost attempts left unfinished: it would take the room of the next."""
+    """Delete the unfinished checkpoints of lost attempts, which take the room of the next one."""
     for name in _names(writer.folder):
         if not is_there(writer.checkpoints / name / MANIFEST):
             discard(writer.checkpoints / name)
 
 
 def _check_space(engine: Any, writer: Writer) -> None:
-    """Refuse, on every rank, to begin what a disk cannot hold: half a checkpoint would only fill it."""
-    found = [0, 0]
+    """Refuse, on every rank, a checkpoint that the disk cannot hold: half of one only fills it."""
+    sizes = [0, 0]  # bytes needed and free
     if dist.get_rank() == 0:
-        sizes = [
-            (weight, getattr(weight, "ds_numel", weight.numel()))
-            for weight in engine.module.parameters()
-        ]
-        needed = sum(
-            numel * (weight.element_size() + 12 * weight.requires_grad) for weight, numel in sizes
-        )  # and 3 states in fp32
-        found = [int(needed * SPARE), shutil.disk_usage(writer.folder).free]
-    dist.broadcast_object_list(found)
-    needed, free = found
+        sizes = [checkpoint_bytes(engine.module), shutil.disk_usage(writer.folder).free]
+    dist.broadcast_object_list(sizes)
+    needed, free = sizes
+    require_space(writer, needed=needed, free=free)
+
+
+def checkpoint_bytes(model: torch.nn.Module) -> int:
+    """Return the bytes that a checkpoint of a model takes on all workers together, with spare.
+
+    A weight is saved in its own dtype. A trained weight also has 3 fp32 states, of 4 bytes each:
+    the master weight and AdamW's two moments.
+
+    Example:
+        Six trained weights in fp32 take 6 * (4 + 12) bytes, and 5 % are spare.
+
+        >>> checkpoint_bytes(torch.nn.Linear(3, 2, bias=False))
+        100
+    """
+    needed = 0
+    for weight in model.parameters():
+        numel = getattr(weight, "ds_numel", weight.numel())  # ZeRO 3 leaves a rank an empty tensor
+        needed += numel * (weight.element_size() + 12 * weight.requires_grad)
+    return int(needed * SPARE)
+
+
+def require_space(writer: Writer, *, needed: int, free: int) -> None:
+    """Compare the bytes that a checkpoint needs with the bytes that are free.
+
+    Raises:
+        CheckpointError: fewer are free than needed.
+    """
     if free < needed:
         raise CheckpointError(
-            f"{display_path(writer.folder)} has {free / 2**30:.3f} GiB free, and a checkpoint takes "
-            f"{needed / 2**30:.3f}: make room (--scale.keep is how many stay, now {writer.keep}) "
-            "and run the same command again; it goes on from the last checkpoint, which is whole."
+            f"{display_path(writer.folder)} has {free / 2**30:.3f} GiB free, and a checkpoint "
+            f"takes {needed / 2**30:.3f}. Free some disk space (--scale.keep is the number of "
+            f"checkpoints kept, now {writer.keep}) and run the same command again; it continues "
+            "from the last checkpoint, which is intact."
         )
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, Manifest] | None:
-    """The newest checkpoint of a stage whose files are all there and unchanged; torn ones are named and passed over."""
+    """Return the newest intact checkpoint of a stage; log and skip damaged ones."""
     for name in sorted(_names(folder), reverse=True):
         target = folder / "checkpoints" / name
         if is_there(target / MANIFEST):
@@ -170,28 +204,28 @@ def latest_checkpoint(folder: Path) -> tuple[Path, Manifest] | None:
 
 
 def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Bring the engine to the newest checkpoint of a stage, if there is one; called by every worker.
+    """Load the newest intact checkpoint of a stage, if one exists; called by every worker.
 
-    It may have been written by another number of workers or at another ZeRO stage.
+    Another number of workers, or another ZeRO stage, may have written it.
 
     Returns:
         Updates done, and the metrics of those updates.
 
     Raises:
-        CheckpointError: one of both is ZeRO stage 0 in bf16, and the other is not.
+        CheckpointError: workers or ZeRO stage differ, and one side is stage 0 in bf16.
     """
-    found = [latest_checkpoint(folder) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    if found[0] is None:
+    newest = [latest_checkpoint(folder) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(newest)
+    if newest[0] is None:
         return 0, []
-    target, manifest = found[0]
+    target, manifest = newest[0]
     once_a_folder(target, lambda: fetch(target))
     world, stage = manifest.world_size, manifest.zero_stage
     if (world, stage) == (dist.get_world_size(), engine.zero_optimization_stage()):
         engine.load_checkpoint(str(target), tag=TAG)
     elif can_reshard(engine, stage):
         logger.warning(
-            "%s was written by %d workers at ZeRO stage %d; its states are dealt out anew",
+            "%s was written by %d workers at ZeRO stage %d; its states are resharded",
             target,
             world,
             stage,
@@ -199,8 +233,10 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
         load_resharded(engine, target / TAG, world_size=world, zero_stage=stage)
     else:
         raise CheckpointError(
-            f"{display_path(target)} was written by {world} workers at ZeRO stage {stage}, and stage 0 in bf16 keeps its state in its own way: "
-            f"continue with --scale.workers {world} --scale.zero-stage {stage}, or delete {display_path(target.parent)}."
+            f"{display_path(target)} was written by {world} workers at ZeRO stage {stage}. Stage 0 "
+            "in bf16 has a state layout of its own, which cannot be resharded. Continue with "
+            f"--scale.workers {world} --scale.zero-stage {stage}, or delete "
+            f"{display_path(target.parent)}."
         )
     records = [json.loads(line) for line in (target / RECORDS).read_text().splitlines()]
     dist.barrier()
@@ -209,15 +245,16 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
 
 
 def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig) -> None:
-    """Write the engine's weights as a Hugging Face folder that `from_pretrained` loads, adapters merged; called by every worker."""
-    state = (
-        engine._zero3_consolidated_16bit_state_dict()
-        if engine.zero_optimization_stage() == 3
-        else None
-    )
+    """Write the engine's weights as a folder that `from_pretrained` loads; called by every worker.
+
+    LoRA adapters are merged into the base model's weights.
+    """
+    state = None
+    if engine.zero_optimization_stage() == 3:
+        state = engine._zero3_consolidated_16bit_state_dict()
     if dist.get_rank() == 0:
         model = engine.module.model
-        state = _of_model(state or engine.module.state_dict())
+        state = _model_state(state or engine.module.state_dict())
         from rlhfv_ray.models import keep_video_settings, load_model, merge_adapters, resolve_model
 
         if config.lora_rank:
@@ -239,18 +276,18 @@ def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig
 
 
 def weights_of(engine: Any) -> dict[str, torch.Tensor]:
-    """Full weights on this rank, whatever the ZeRO stage; for tests and digests."""
+    """Return the full weights on this rank, at any ZeRO stage; for tests and digests."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
         return {
             name: tensor.detach().clone()
-            for name, tensor in _of_model(engine.module.state_dict()).items()
+            for name, tensor in _model_state(engine.module.state_dict()).items()
         }
 
 
-def _of_model(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What of a policy's state is its model's, by the model's names."""
+def _model_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the model's part of a policy's state, by the model's own names."""
     return {
         name.removeprefix("model."): tensor
         for name, tensor in state.items()
@@ -259,7 +296,7 @@ def _of_model(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _read_manifest(target: Path) -> Manifest | None:
-    """A checkpoint's manifest where every file it names is there with the digest it names."""
+    """Return a checkpoint's manifest if every file has the digest it names, otherwise None."""
     try:
         manifest = Manifest(**json.loads((target / MANIFEST).read_text()))
         intact = all(_sha256(target / name) == digest for name, digest in manifest.files.items())
@@ -274,13 +311,15 @@ def _sha256(path: Path) -> str:
 
 
 def _prune(writer: Writer, newest: Path) -> None:
-    """Keep the newest `keep` complete checkpoints up to the one just written; what claims a later step is damaged."""
-    there = [writer.checkpoints / name for name in sorted(_names(writer.folder), reverse=True)]
-    kept = [path for path in there if path.name < newest.name and is_there(path / MANIFEST)][
-        : writer.keep - 1
-    ]
-    for target in there:
-        if target not in (newest, *kept):
+    """Keep the newest `keep` complete checkpoints, up to the one just written.
+
+    A checkpoint of a later step is damaged: training resumed from an earlier one.
+    """
+    targets = [writer.checkpoints / name for name in sorted(_names(writer.folder), reverse=True)]
+    complete = [path for path in targets if path.name < newest.name and is_there(path / MANIFEST)]
+    retained = complete[: writer.keep - 1]
+    for target in targets:
+        if target not in (newest, *retained):
             discard(target / MANIFEST)  # first of all it stops being a checkpoint
             discard(target)
 

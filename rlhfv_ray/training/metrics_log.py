@@ -1,7 +1,7 @@
-"""The record of a training run: one JSON line per update, collected on the workers, written by the driver, followed by who watches.
+"""The record of a training run: one JSON line per update in `metrics.jsonl`.
 
-`metrics.jsonl` is the record that everything else (MLflow, progress bar, figures) is fed from. Every update is in it once, in order, also
-after a resume that does updates again.
+Workers collect the records, the driver writes them, and MLflow, progress bar and figures read them.
+Every update is in the file once and in order, also after a resume that repeats updates.
 """
 
 import contextlib
@@ -29,18 +29,20 @@ Record = Mapping[str, Any]
 
 
 class MetricsReporter:
-    """Collects one record per update; brings them to the driver every few updates."""
+    """Collects one record per update, and reports them to the driver every few updates."""
 
     def __init__(
         self,
         records: list[dict[str, Any]],
         report: Callable[[dict[str, Any]], None],
-        setting: Mapping[str, float],
+        start_facts: Mapping[str, float],
     ) -> None:
         self.records = records  # of all updates so far, those before a resume included
         self.report = report  # called by every worker
-        self.setting = setting  # what was found out at the start; goes with the first update
-        self.sent = 0  # after a resume all are sent again, for the driver may have missed some; it keeps each step once
+        self.start_facts = start_facts  # known before the first update; go into its record
+        # Records already sent. After a resume all are sent again, because the driver may have
+        # missed some; it keeps each step once.
+        self.sent = 0
         self.values: list[Tensor] = []
         self.facts: list[dict[str, Any]] = []
         self.tokens, self.since = 0, time.perf_counter()
@@ -52,53 +54,64 @@ class MetricsReporter:
         losses: Sequence[tuple[PairBatch, StepLoss]],
         suspects: list[str],
     ) -> None:
-        """Note one update; its losses stay on the device. `suspects`: pairs for which it was skipped."""
+        """Record one update; its losses stay on the device.
+
+        Args:
+            step: updates done, this one included.
+            engine: of this worker.
+            losses: the batches of the update with their losses.
+            suspects: pairs for which the update was skipped; empty if it was not.
+        """
+        # One (M,) vector per batch, averaged: see `METRICS`.
         self.values.append(torch.stack([preference_metrics(loss) for _, loss in losses]).mean(0))
         norm = engine.get_global_grad_norm()
-        rate = engine.optimizer.param_groups[0]["lr"]
         fact = {
             "step": step,
-            "learning_rate": rate,
+            "learning_rate": engine.optimizer.param_groups[0]["lr"],
             "grad_norm": None if norm is None else float(norm),
+            **self.start_facts,
+            "system/worker_memory_gib": round(psutil.Process().memory_info().rss / 2**30, 3),
         }
-        fact |= self.setting
-        self.setting = {}
-        fact["system/worker_memory_gib"] = round(psutil.Process().memory_info().rss / 2**30, 3)
+        self.start_facts = {}
         if torch.cuda.is_available():
             fact["system/gpu_peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-        self.facts.append(
-            {
-                **fact,
-                "skipped": int(bool(suspects)),
-                **({"skipped_pairs": suspects} if suspects else {}),
-            }
-        )
+        fact["skipped"] = int(bool(suspects))
+        if suspects:
+            fact["skipped_pairs"] = suspects
+        self.facts.append(fact)
         self.tokens += sum(batch.inputs["input_ids"].numel() for batch, _ in losses)
 
     def flush(self) -> None:
         """Average over workers and report to the driver; called by every worker."""
         if self.values:
-            counts = torch.full(
-                (len(self.values), 1), float(self.tokens), device=self.values[0].device
-            )
-            table = torch.cat([torch.stack(self.values), counts], dim=1)
-            dist.all_reduce(table)
-            rows = (table / dist.get_world_size()).tolist()
-            rate = rows[0][-1] * dist.get_world_size() / (time.perf_counter() - self.since)
-            for fact, row in zip(self.facts, rows, strict=True):
-                named = {
-                    name: value
-                    for name, value in zip(METRICS, row, strict=False)
-                    if math.isfinite(value)
-                }
-                self.records.append({**fact, **named, "system/tokens_per_second": round(rate, 1)})
+            self.records.extend(self._averaged_records())
         self.report({"records": self.records[self.sent :]})
         self.sent = len(self.records)
         self.values, self.facts, self.tokens, self.since = [], [], 0, time.perf_counter()
 
+    def _averaged_records(self) -> list[dict[str, Any]]:
+        """Return the records of the updates since the last flush, averaged over workers."""
+        world = dist.get_world_size()
+        values = torch.stack(self.values)  # (U, M), U updates
+        tokens = torch.full((len(values), 1), float(self.tokens), device=values.device)  # (U, 1)
+        table = torch.cat([values, tokens], dim=1)  # (U, M + 1): one reduction for all
+        dist.all_reduce(table)
+        rows = (table / world).tolist()
+        tokens_per_second = rows[0][-1] * world / (time.perf_counter() - self.since)
+        records = []
+        for fact, row in zip(self.facts, rows, strict=True):
+            metrics = {
+                name: value
+                for name, value in zip(METRICS, row, strict=False)  # the row also has the tokens
+                if math.isfinite(value)
+            }
+            throughput = {"system/tokens_per_second": round(tokens_per_second, 1)}
+            records.append({**fact, **metrics, **throughput})
+        return records
+
 
 class RecordWriter(UserCallback):
-    """Writes the workers' records to `metrics.jsonl`, on the driver's side (Ray Train's controller)."""
+    """Writes the workers' records to `metrics.jsonl`, in Ray Train's controller."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,25 +119,24 @@ class RecordWriter(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Append rank 0's records of updates that are not there yet."""
+        """Append rank 0's records of updates that the file does not have yet."""
         append_records(self.folder, metrics[0]["records"])
 
 
 def append_records(folder: Path, records: Sequence[Record]) -> None:
-    """Append the records of updates later than the last one there."""
-    there = read_records(folder)
-    last = there[-1]["step"] if there else 0
+    """Append the records of updates later than the last one in the file."""
+    existing = read_records(folder)
+    last = existing[-1]["step"] if existing else 0
     fresh = [record for record in records if record["step"] > last]
     with (folder / METRICS_FILE).open("a+b") as stream:
         stream.seek(0)
-        stream.truncate(
-            stream.read().rfind(b"\n") + 1
-        )  # half a line, left by a writer that was killed
+        complete = stream.read().rfind(b"\n") + 1
+        stream.truncate(complete)  # half a line, left by a writer that was killed
         stream.write("".join(json.dumps(record) + "\n" for record in fresh).encode())
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """All records of a run; a line still being written is left out."""
+    """Return all records of a run, except a line that is still being written."""
     try:
         text = (folder / METRICS_FILE).read_text()
     except FileNotFoundError:
@@ -133,16 +145,16 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def tail_records(folder: Path, seen: Callable[[Sequence[Record]], None]) -> Iterator[None]:
-    """Call `seen` with new records of a run while the body runs, and once more with the rest after it."""
+def tail_records(folder: Path, on_records: Callable[[Sequence[Record]], None]) -> Iterator[None]:
+    """Call `on_records` with a run's new records while the body runs, and once after it."""
     count = 0
 
-    def look() -> None:
+    def pass_on_new_records() -> None:
         nonlocal count
         records = read_records(folder)
         if len(records) > count:
-            seen(records[count:])
+            on_records(records[count:])
             count = len(records)
 
-    with poll(look, POLL_S):
+    with poll(pass_on_new_records, POLL_S):
         yield

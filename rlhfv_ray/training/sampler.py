@@ -1,6 +1,7 @@
-"""Which pairs make which batch: a pure function of (seed, step), whatever the number of workers.
+"""The sampler: each global batch is a pure function of (seed, step), for any number of workers.
 
-Position p of the endless stream of epochs is pair `order(p // N)[p % N]`, and a global batch is the next `optim.batch` positions.
+With N pairs, position p of the endless stream of epochs is pair `permutation(p // N)[p % N]`. A
+global batch takes the next `optim.batch` positions.
 """
 
 import functools
@@ -17,10 +18,12 @@ from rlhfv_ray.records import EncodedPair, PairBatch
 
 
 def global_batch_indices(pairs: int, batch: int, *, seed: int, step: int) -> list[int]:
-    """Rows of the global batch of one update; every epoch is its own permutation of all pairs.
+    """Return the rows of one update's global batch; every epoch has its own permutation.
 
     Example:
-        >>> sorted(global_batch_indices(4, 2, seed=0, step=0) + global_batch_indices(4, 2, seed=0, step=1))
+        >>> first = global_batch_indices(4, 2, seed=0, step=0)
+        >>> second = global_batch_indices(4, 2, seed=0, step=1)
+        >>> sorted(first + second)
         [0, 1, 2, 3]
     """
     rows = []
@@ -39,10 +42,11 @@ def micro_batches(
     start: int,
     stop: int,
 ) -> Iterator[PairBatch]:
-    """This rank's batches, forward pass by forward pass.
+    """Yield this rank's batches, one per forward pass.
 
-    A global batch is cut into groups of `scale.micro_batch` pairs of like length, whatever the number of workers; they take turns, there and
-    back, so that none gets the longer group every time.
+    A global batch, sorted by length, is cut into groups of `scale.micro_batch` pairs. The groups do
+    not depend on the number of workers. Workers take turns in ranks' order and back, so that none
+    gets the longer group every time.
     """
     size, world, rank = config.scale.micro_batch, dist.get_world_size(), dist.get_rank()
     for step in range(start, stop):
@@ -50,12 +54,12 @@ def micro_batches(
         rows.sort(key=lambda row: (lengths[row], row))
         for turn in range(config.accumulation):
             first = (turn * world + (rank if turn % 2 == 0 else world - 1 - rank)) * size
-            some = rows[first : first + size]
-            yield collate([from_row(pairs[row], chosen_only=config.loss.is_sft) for row in some])
+            group = rows[first : first + size]
+            yield collate([from_row(pairs[row], chosen_only=config.loss.is_sft) for row in group])
 
 
 def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
-    """The same batches, the next one being made (images decoded) while the current one is used."""
+    """Yield the same batches; a thread collates the next one (images) while one is used."""
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(next, batches, None)
         while (batch := following.result()) is not None:
@@ -64,7 +68,7 @@ def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
 
 
 def nested_subset(pairs: int, count: int, *, seed: int) -> list[int]:
-    """`count` of the rows, in the order of the data; what is drawn for a smaller count is part of what is drawn for a larger one.
+    """Return `count` random rows, in the data's order; a smaller count gives a subset of a larger.
 
     Example:
         >>> set(nested_subset(100, 5, seed=0)) < set(nested_subset(100, 20, seed=0))

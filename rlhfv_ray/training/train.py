@@ -1,14 +1,16 @@
-"""JOB: DDPO. `train_ddpo` starts workers through Ray Train; each runs `train_worker`, top to bottom, with a DeepSpeed engine."""
+"""JOB: DDPO on Ray Train workers.
+
+`train_ddpo` starts the workers; each runs `train_worker`, top to bottom, with a DeepSpeed engine.
+"""
 
 import functools
-import json
 import logging
 import math
 import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,9 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch import Tensor
 
-from rlhfv_ray.config import DDPOConfig, OptimConfig
-from rlhfv_ray.data.reference_table import check_reference, from_row, load_reference, pair_lengths
+from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.data.reference_table import from_row, load_reference, pair_lengths
 from rlhfv_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -30,7 +31,7 @@ from rlhfv_ray.errors import (
     StorageError,
 )
 from rlhfv_ray.logps import policy_token_logps
-from rlhfv_ray.loss import PreferenceLoss, StepLoss, batch_loss
+from rlhfv_ray.loss import StepLoss, batch_loss
 from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import PairBatch
 from rlhfv_ray.storage.folder import discard, fetch, make, open_folder, publish
@@ -41,53 +42,77 @@ from rlhfv_ray.training.checkpoint import (
     once_a_folder,
     save_checkpoint,
 )
-from rlhfv_ray.training.metrics_log import MetricsReporter, RecordWriter, tail_records
+from rlhfv_ray.training.metrics_log import MetricsReporter, Record, RecordWriter, tail_records
 from rlhfv_ray.training.sampler import micro_batches, nested_subset, prefetched
+from rlhfv_ray.training.step_checks import check_first_loss, pairs_to_blame
 
 logger = logging.getLogger(__name__)
 
 FAILURE = "failure.pickle"  # written and read within one attempt
 COLLECTIVE_TIMEOUT_S = 600
-GATE = {
-    "fp32": (1e-6, 1e-5),
-    "bf16": (1e-2, 1e-2),
-}  # how far the first loss may be from ln 2; or a token, nats
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What the driver tells every worker."""
+    """One training run, as the driver describes it to every worker."""
 
     config: DDPOConfig
     reference: Path  # finished reference folder
     reference_inputs: dict[str, Any]  # what its config.json should say
     folder: Path  # of this stage
-    token: str  # of the lease on it
-    until: int = 0  # updates after which to stop, with a checkpoint to go on from; 0: at the end
-    export: Path | None = (
-        None  # folder that receives `model/`; this stage's, if there is none given
-    )
+    token: str  # of the lease on `folder`
+    until: int = 0  # updates to stop after, with a checkpoint to continue from; 0: train to the end
+    export: Path | None = None  # folder that receives `model/`; None: `folder`
+
+
+def ignore_records(records: Sequence[Record]) -> None:
+    """Do nothing with the records of new updates."""
 
 
 def train_ddpo(
-    job: TrainJob, *, seen: Callable[[Sequence[Mapping[str, Any]]], None] = lambda records: None
+    job: TrainJob, *, on_records: Callable[[Sequence[Record]], None] = ignore_records
 ) -> None:
-    """Start the workers and wait for them; what a lost worker had not saved is done again.
+    """Start the workers and wait for them; a lost worker's unsaved updates are repeated.
 
     Args:
-        job: what to train; `job.folder` receives `metrics.jsonl`, `checkpoints/` and, at the end, `model/`.
-        seen: called in this process, a few times a second at most, with the records of new updates.
+        job: what to train; `job.folder` receives `metrics.jsonl`, `checkpoints/` and, at the end,
+            `model/`.
+        on_records: called in this process, a few times a second at most, with the records of new
+            updates.
 
     Raises:
         RlhfvError: as raised by a worker.
         StageFailedError: workers were lost more often than `scale.max_failures`.
     """
-    scale = job.config.scale
     discard(job.folder / FAILURE)
-    os.environ.setdefault(
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
-    )  # Ray's 2 s make every end of training as late
-    trainer = TorchTrainer(
+    # Ray checks every 2 s by default, and every end of training would come that late.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    trainer = ray_trainer(job)
+    interrupt = signal.getsignal(signal.SIGINT)
+    with tail_records(job.folder, on_records):
+        try:
+            trainer.fit()
+        except SystemExit as stopped:  # Ray Train's own answer to Ctrl-C
+            raise KeyboardInterrupt from stopped
+        except ray.train.TrainingFailedError as error:
+            raise_failure(job)
+            losses = job.config.scale.max_failures + 1
+            raise StageFailedError(
+                f"Training workers were lost {losses} times (scale.max_failures); run the same "
+                "command again to continue from the last checkpoint. The last loss: "
+                f"{str(error).strip().splitlines()[-1]}"
+            ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own handler there
+    raise_failure(job)
+    discard(job.folder / "ray")
+
+
+def ray_trainer(job: TrainJob) -> TorchTrainer:
+    """Return Ray Train's trainer that runs `run_worker` on every worker."""
+    scale = job.config.scale
+    return TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
@@ -99,7 +124,9 @@ def train_ddpo(
             backend="nccl" if scale.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
         ),
         run_config=ray.train.RunConfig(
-            name=f"attempt-{job.token}",  # never the same twice: our checkpoints, not Ray's snapshot, say where to go on
+            # A new name for every attempt: our checkpoints say where to continue, and Ray's
+            # snapshot of an earlier attempt must not.
+            name=f"attempt-{job.token}",
             **open_folder(job.folder / "ray").ray_storage(),
             failure_config=ray.train.FailureConfig(
                 max_failures=scale.max_failures, controller_failure_limit=2
@@ -108,38 +135,24 @@ def train_ddpo(
             logging_config=ray.train.LoggingConfig("WARNING"),
         ),
     )
-    interrupt = signal.getsignal(signal.SIGINT)
-    with tail_records(job.folder, seen):
-        try:
-            trainer.fit()
-        except SystemExit as stopped:  # Ray Train's own answer to Ctrl-C
-            raise KeyboardInterrupt from stopped
-        except ray.train.TrainingFailedError as error:
-            raise_failure(job)
-            raise StageFailedError(
-                f"Training workers were lost {scale.max_failures + 1} times (scale.max_failures); run the same command again to go "
-                f"on from the last checkpoint. The last loss: {str(error).strip().splitlines()[-1]}"
-            ) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own there
-    raise_failure(job)
-    discard(job.folder / "ray")
 
 
 def run_worker(settings: dict[str, TrainJob]) -> None:
-    """`train_worker` with its errors of ours left for the driver: they would come again, so Ray must not retry them."""
+    """Run `train_worker`, and leave an error of ours in a file for the driver.
+
+    Ray retries what a worker raises, and these errors would only be raised again.
+    """
     job = settings["job"]
     try:
         train_worker(job, ray.train.report)
-    except StorageError:  # of one rank alone, and it may be there again
+    except StorageError:  # raised by one rank alone, and a retry may succeed
         raise
     except (
         ConfigError,
         StageFailedError,
         StaleReferenceError,
         CheckpointError,
-    ) as error:  # of all ranks together
+    ) as error:  # raised by all ranks together
         if dist.get_rank() == 0:
             make(job.folder)
             (job.folder / FAILURE).write_bytes(pickle.dumps(error))
@@ -147,7 +160,7 @@ def run_worker(settings: dict[str, TrainJob]) -> None:
 
 
 def raise_failure(job: TrainJob) -> None:
-    """Raise here the error that the workers left."""
+    """Raise the error that the workers left, if they left one."""
     path = job.folder / FAILURE
     fetch(path)
     if path.exists():
@@ -155,11 +168,12 @@ def raise_failure(job: TrainJob) -> None:
 
 
 def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> None:
-    """Train on one rank; the whole loop.
+    """Run the whole training loop on one rank.
 
     Args:
         job: what to train.
-        report: called by every worker every `scale.log_every` updates; gets new records as {"records": [...]}.
+        report: called by every worker every `scale.log_every` updates; gets new records as
+            {"records": [...]}.
 
     Raises:
         RlhfvError: on every rank.
@@ -167,54 +181,90 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     torch.manual_seed(job.config.seed)
     once_a_folder(job.reference, lambda: fetch(job.reference))
     once_a_folder(job.folder, lambda: make(job.folder))
-    pairs, lengths = load_reference(job.reference), pair_lengths(job.reference)
-    if job.config.data.limit:
-        rows = nested_subset(len(pairs), job.config.data.used(len(pairs)), seed=job.config.seed)
-        pairs, lengths = pairs.select(rows), [lengths[row] for row in rows]
-    config, foretold = fit_worker(job.config, pairs, lengths)
-    optim, scale, steps = config.optim, config.scale, config.optim.total_steps(len(pairs))
-    until = job.until or steps
+    pairs, lengths = load_training_pairs(job.config, job.reference)
+    config, predicted_gib = fit_worker(job.config, pairs, lengths)
+    scale = config.scale
+    total_steps = config.optim.total_steps(len(pairs))
+    last_step = job.until or total_steps
     engine, processor = load_engine(config)
     writer = Writer(job.folder, job.token, scale.keep)
     step, records = load_checkpoint(engine, job.folder)
-    reporter = MetricsReporter(
-        records, report, {"memory/foretold_gib": round(foretold, 3), "recompute": scale.recompute}
-    )
+    start_facts = {"memory/predicted_gib": round(predicted_gib, 3), "recompute": scale.recompute}
+    reporter = MetricsReporter(records, report, start_facts)
     collate = functools.partial(
         collate_pairs, processor=processor, rule=config.data.rule, layout=engine.module.layout
     )
-    batches = prefetched(micro_batches(pairs, lengths, collate, config, start=step, stop=until))
+    batches = prefetched(micro_batches(pairs, lengths, collate, config, start=step, stop=last_step))
     skipped = 0  # updates in a row
-    while step < until:
-        losses, suspects = update(
-            engine, batches, job, step=step, rate=learning_rate(optim, step, steps)
-        )
+    while step < last_step:
+        rate = learning_rate(config.optim, step, total_steps)
+        losses, suspects = update(engine, batches, job, step=step, rate=rate)
         step += 1
         skipped = skipped + 1 if suspects else 0
         reporter.add(step, engine, losses, suspects)
-        stop, due = (
-            skipped == optim.max_skipped,
-            step == until or step % scale.checkpoint_every == 0,
-        )
-        if stop or due or step % scale.log_every == 0:
+        must_stop = skipped == config.optim.max_skipped
+        is_checkpoint_step = step == last_step or step % scale.checkpoint_every == 0
+        if must_stop or is_checkpoint_step or step % scale.log_every == 0:
             reporter.flush()
-        if stop:
+        if must_stop:
             raise StageFailedError(
-                f"Updates {step - skipped + 1} to {step} were skipped: loss or gradient is not finite with the pairs "
-                f"{', '.join(suspects)}. {skipped} in a row stop the run (optim.max_skipped); the last checkpoint is intact. "
+                f"Updates {step - skipped + 1} to {step} were skipped: loss or gradient is not "
+                f"finite with the pairs {', '.join(suspects)}. {skipped} in a row stop the run "
+                "(optim.max_skipped); the last checkpoint is intact. "
                 "Look at these pairs, or lower --optim.learning-rate."
             )
-        if due and not suspects:
+        if is_checkpoint_step and not suspects:
             save_checkpoint(engine, writer, step=step, records=reporter.records)
-    if step > until:
+    if step > last_step:
         raise StageFailedError(
-            f"{job.folder} is at update {step} already; the model of update {until} is gone."
+            f"{job.folder} is at update {step} already; the model of update {last_step} is gone."
         )
     export_policy(engine, processor, (job.export or job.folder) / "model", config.model)
 
 
+def load_training_pairs(config: DDPOConfig, reference: Path) -> tuple[Any, list[int]]:
+    """Return the pairs of a reference folder that training uses, and their lengths in tokens."""
+    pairs, lengths = load_reference(reference), pair_lengths(reference)
+    if not config.data.limit:
+        return pairs, lengths
+    rows = nested_subset(len(pairs), config.data.used(len(pairs)), seed=config.seed)
+    return pairs.select(rows), [lengths[row] for row in rows]
+
+
+def fit_worker(config: DDPOConfig, pairs: Any, lengths: Sequence[int]) -> tuple[DDPOConfig, float]:
+    """Check, before weights are loaded, that the longest pairs fit into every worker's memory.
+
+    Returns:
+        The configuration with its choice of activations to recompute, and the GiB a worker needs.
+
+    Raises:
+        ConfigError: they do not fit; on every rank.
+    """
+    from rlhfv_ray.models import fit_memory, load_processor, step_size
+
+    scale = config.scale
+    device = "cuda" if scale.gpu else "cpu"  # where the backend reduces
+    least = torch.tensor(available_memory(scale), device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    longest_rows = sorted(range(len(lengths)), key=lambda row: lengths[row])[-scale.micro_batch :]
+    longest = [from_row(pairs[row], chosen_only=config.loss.is_sft) for row in longest_rows]
+    processor = load_processor(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    fitting, memory = fit_memory(config, step_size(longest, processor, config), int(least))
+    return fitting, memory.total / 2**30
+
+
+def available_memory(scale: ScaleConfig) -> int:
+    """Return the bytes one worker may use: as configured, its GPU's, or its share of the node's."""
+    if scale.memory_gib:
+        return int(scale.memory_gib * 2**30)
+    if scale.gpu:
+        return torch.cuda.mem_get_info()[1]
+    workers_on_node = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    return psutil.virtual_memory().total // workers_on_node
+
+
 def load_engine(config: DDPOConfig) -> tuple[Any, Any]:
-    """The policy to train, in a DeepSpeed engine with AdamW, and its processor."""
+    """Return the policy to train, in a DeepSpeed engine with AdamW, and its processor."""
     # transformers is imported here: the driver's side does without
     from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, prepare_training
 
@@ -231,80 +281,6 @@ def load_engine(config: DDPOConfig) -> tuple[Any, Any]:
     return start_engine(policy, optimizer, config), processor
 
 
-def fit_worker(config: DDPOConfig, pairs: Any, lengths: Sequence[int]) -> tuple[DDPOConfig, float]:
-    """Check, before weights are loaded, that the longest pairs fit into every worker's memory; choose what is to be recomputed.
-
-    Returns:
-        The configuration with that choice, and the GiB a worker will need.
-
-    Raises:
-        ConfigError: they do not fit; on every rank.
-    """
-    from rlhfv_ray.models import fit_memory, load_processor, step_size
-
-    scale = config.scale
-    if scale.memory_gib:
-        found = int(scale.memory_gib * 2**30)
-    elif scale.gpu:
-        found = torch.cuda.mem_get_info()[1]
-    else:
-        found = psutil.virtual_memory().total // int(
-            os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())
-        )
-    least = torch.tensor(found, device="cuda" if scale.gpu else "cpu")  # where the backend reduces
-    dist.all_reduce(least, dist.ReduceOp.MIN)
-    longest = sorted(range(len(lengths)), key=lambda row: lengths[row])[-scale.micro_batch :]
-    processor = load_processor(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    shapes = step_size(
-        [from_row(pairs[row], chosen_only=config.loss.is_sft) for row in longest], processor, config
-    )
-    fitting, memory = fit_memory(config, shapes, int(least))
-    return fitting, memory.total / 2**30
-
-
-def update(
-    engine: Any, batches: Iterator[PairBatch], job: TrainJob, *, step: int, rate: float
-) -> tuple[list[tuple[PairBatch, StepLoss]], list[str]]:
-    """One update: forward and backward of this rank's share of the global batch, then the optimizer.
-
-    Returns:
-        The batches with their losses; and, where DeepSpeed skipped the update because loss or gradient is not finite, the pairs to
-        blame, on every rank.
-    """
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
-    losses, before = [], engine.skipped_steps
-    for _ in range(job.config.accumulation):
-        batch = to_device(next(batches), engine.device, next(engine.module.parameters()).dtype)
-        scored = policy_token_logps(engine, batch)
-        loss = batch_loss(scored, batch, job.config.loss)
-        if step == 0 and not losses and loss.preference is not None:
-            check_first_loss(scored, batch, loss.preference, job)
-        engine.backward(loss.total)
-        engine.step()
-        losses.append((batch, loss))
-    return losses, pairs_to_blame(losses) if engine.skipped_steps > before else []
-
-
-def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
-    """Linear warm-up over the first `warmup` share of the steps, then a half cosine to 0 (or constant).
-
-    Example:
-        >>> [round(learning_rate(OptimConfig(learning_rate=1.0, warmup=0.5), step, 4), 3) for step in range(4)]
-        [0.5, 1.0, 1.0, 0.5]
-    """
-    warmup = math.ceil(optim.warmup * steps)
-    if step < warmup:
-        return optim.learning_rate * (step + 1) / warmup
-    if optim.schedule == "constant":
-        return optim.learning_rate
-    return (
-        optim.learning_rate
-        * 0.5
-        * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-    )
-
-
 def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConfig) -> Any:
     """Wrap policy and optimizer in a DeepSpeed engine."""
     import deepspeed
@@ -315,7 +291,8 @@ def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConf
         # No compiled ops: gloo carries the collectives, and a build takes 90 s.
         setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
     optim, scale = config.optim, config.scale
-    # DeepSpeed's stage 0 in fp32 neither sees nor skips a non-finite gradient; stage 1 computes the same and does.
+    # DeepSpeed's stage 0 in fp32 neither detects nor skips a non-finite gradient. Stage 1 does,
+    # and computes the same.
     stage = 1 if scale.zero_stage == 0 and config.model.dtype == "fp32" else scale.zero_stage
     zero: dict[str, Any] = {"stage": stage}
     if scale.offload != "none":
@@ -339,30 +316,56 @@ def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConf
     return engine
 
 
-def check_first_loss(scored: Tensor, batch: PairBatch, loss: PreferenceLoss, job: TrainJob) -> None:
-    """The gate before the first update: policy = reference, so every worker's loss must be ln 2.
+def update(
+    engine: Any, batches: Iterator[PairBatch], job: TrainJob, *, step: int, rate: float
+) -> tuple[list[tuple[PairBatch, StepLoss]], list[str]]:
+    """Do one update: forward and backward of this rank's batches, then the optimizer's step.
 
-    Large beta and gamma on long answers magnify rounding; so a loss that is off passes where the tokens' log-probs themselves agree.
+    Returns:
+        The batches with their losses. If DeepSpeed skipped the update because loss or gradient is
+        not finite, also the pairs to blame, on every rank; otherwise an empty list.
 
     Raises:
-        StaleReferenceError: the reference log-probs are not this model's; on every rank.
+        StaleReferenceError: the first loss is not ln 2; on every rank.
     """
-    assert batch.reference_token_logps is not None, "the reference stage fills these in"
-    off = (loss.losses.detach().mean() - math.log(2)).abs()
-    tokens = batch.answers >= 0
-    apart = (scored.detach() - batch.reference_token_logps)[tokens].abs().mean()
-    gate, rounding = GATE[job.config.model.dtype]
-    failed = (~((off <= gate) | (apart <= rounding))).float()
-    dist.all_reduce(failed, dist.ReduceOp.MAX)
-    if failed:
-        found = json.loads((job.reference / "config.json").read_text())
-        check_reference(found, job.reference_inputs, unless_equal=False)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    losses: list[tuple[PairBatch, StepLoss]] = []
+    skipped_before = engine.skipped_steps
+    dtype = next(engine.module.parameters()).dtype
+    for _ in range(job.config.accumulation):
+        batch = to_device(next(batches), engine.device, dtype)
+        scored = policy_token_logps(engine, batch)
+        loss = batch_loss(scored, batch, job.config.loss)
+        if step == 0 and not losses and loss.preference is not None:
+            check_first_loss(
+                scored,
+                batch,
+                loss.preference,
+                dtype=job.config.model.dtype,
+                reference=job.reference,
+                reference_inputs=job.reference_inputs,
+            )
+        engine.backward(loss.total)
+        engine.step()
+        losses.append((batch, loss))
+    return losses, pairs_to_blame(losses) if engine.skipped_steps > skipped_before else []
 
 
-def pairs_to_blame(losses: Sequence[tuple[PairBatch, StepLoss]]) -> list[str]:
-    """Pairs of a skipped update: of the batches whose loss is not finite, on any rank; else of all, as it was the gradient."""
-    bad = [batch.ids for batch, loss in losses if not torch.isfinite(loss.total)]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (bad, [batch.ids for batch, _ in losses]))
-    suspects = [pair for bad, _ in everyone for ids in bad for pair in ids]
-    return suspects or [pair for _, batches in everyone for ids in batches for pair in ids]
+def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
+    """Return the rate of an update: linear warm-up, then a half cosine to 0 (or constant).
+
+    The warm-up takes the first `optim.warmup` share of all `steps`.
+
+    Example:
+        >>> optim = OptimConfig(learning_rate=1.0, warmup=0.5)
+        >>> [round(learning_rate(optim, step, 4), 3) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    warmup = math.ceil(optim.warmup * steps)
+    if step < warmup:
+        return optim.learning_rate * (step + 1) / warmup
+    if optim.schedule == "constant":
+        return optim.learning_rate
+    angle = math.pi * (step - warmup) / max(1, steps - warmup)  # 0 to pi
+    return optim.learning_rate * 0.5 * (1 + math.cos(angle))

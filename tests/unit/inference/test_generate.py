@@ -25,20 +25,24 @@ def prompts():
     ]
 
 
+def single_answer(model, processor, prompt: Prompt) -> str:
+    [answer] = answer_prompts(model, processor, [prompt], GREEDY)
+    return answer
+
+
 def test_batched_answers_are_the_single_ones(policy, processor, prompts):
-    """Catches: padding on the wrong side, padding attended to, or answers cut at the wrong place."""
+    """Catches: padding on the wrong side or attended to, or answers cut at the wrong place."""
     batched = answer_prompts(policy, processor, prompts, GREEDY)
-    assert batched == [
-        answer
-        for prompt in prompts
-        for answer in answer_prompts(policy, processor, [prompt], GREEDY)
-    ]
+    assert batched == [single_answer(policy, processor, prompt) for prompt in prompts]
     assert len(set(batched)) > 1
     assert all(batched)
 
 
 def test_greedy_answers_are_the_most_likely_tokens(policy, processor, prompts):
-    """Catches: special tokens or the prompt left in an answer. The other side takes the most likely token, one pass after another."""
+    """Catches: special tokens or the prompt left in an answer.
+
+    The expected answer takes the most likely token, one forward pass after another.
+    """
     from rlhfv_ray.data import decode_image
     from rlhfv_ray.data.encoding import prompt_ids
     from rlhfv_ray.models.batch import Layout
@@ -58,32 +62,32 @@ def test_greedy_answers_are_the_most_likely_tokens(policy, processor, prompts):
 
 def test_stop_strings_are_cut_off(policy, processor, prompts):
     """Catches: a stop string left in the answer, or only the first of several looked for."""
-    [whole] = answer_prompts(policy, processor, prompts[:1], GREEDY)
-    first, later = whole[6:10], whole[14:18]
+    [full] = answer_prompts(policy, processor, prompts[:1], GREEDY)
+    first, later = full[6:10], full[14:18]
     for stop in ((first,), (first, later), (later, first)):
         [stopped] = answer_prompts(
             policy, processor, prompts[:1], GenerationConfig(max_new_tokens=24, stop=stop)
         )
-        assert stopped == min((whole.split(word, 1)[0] for word in stop), key=len).strip()
-        assert len(stopped) < len(whole)
+        assert stopped == min((full.split(word, 1)[0] for word in stop), key=len).strip()
+        assert len(stopped) < len(full)
     assert answer_prompts(
         policy, processor, prompts[:1], GenerationConfig(max_new_tokens=24, stop=("%%",))
-    ) == [whole]
+    ) == [full]
 
 
 def test_one_answers_stop_does_not_stop_the_others(policy, processor, prompts):
     """Catches: a batch that ends with its first answer."""
-    whole = answer_prompts(policy, processor, prompts, GREEDY)
-    word = whole[0][6:10]
+    full = answer_prompts(policy, processor, prompts, GREEDY)
+    word = full[0][6:10]
     stopped = answer_prompts(
         policy, processor, prompts, GenerationConfig(max_new_tokens=24, stop=(word,))
     )
-    assert stopped == [answer.split(word, 1)[0].strip() for answer in whole]
-    assert len(stopped[0]) < len(whole[0])
+    assert stopped == [answer.split(word, 1)[0].strip() for answer in full]
+    assert len(stopped[0]) < len(full[0])
 
 
 def test_samples_repeat_with_their_seed_and_part(small_model, prompts):
-    """Catches: samples that no seed repeats, or every part and seed drawing the same ones; a part that hangs on the part before."""
+    """Catches: samples that no seed repeats, that ignore seed or part, or that depend on other parts."""
 
     def draw(seed, parts):
         sampling = GenerationConfig(max_new_tokens=12, temperature=1.0, seed=seed)
@@ -103,8 +107,5 @@ def test_actors_table_names_its_prompts(small_model, prompts):
     assert [(row["id"], row["question"]) for row in rows] == [
         (prompt.id, prompt.question) for prompt in prompts
     ]
-    assert [row["text"] for row in rows] == [
-        answer
-        for prompt in prompts
-        for answer in answer_prompts(actor.model, actor.processor, [prompt], GREEDY)
-    ]
+    singles = [single_answer(actor.model, actor.processor, prompt) for prompt in prompts]
+    assert [row["text"] for row in rows] == singles

@@ -1,4 +1,4 @@
-"""Checkpoints: a real DeepSpeed engine in a process group of one, and every way a checkpoint can be torn."""
+"""Checkpoints of a real DeepSpeed engine in a process group of one, and all ways to tear one."""
 
 import json
 import logging
@@ -8,15 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from rlhfv_ray.config import DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError
 from rlhfv_ray.models import (
     AnswerPolicy,
     layout_of,
     load_policy,
-    prepare_training,
     processor_digest,
 )
 from rlhfv_ray.storage.files import write_json
@@ -26,56 +24,22 @@ from rlhfv_ray.training.checkpoint import (
     SPARE,
     TAG,
     Writer,
+    checkpoint_bytes,
     export_policy,
     latest_checkpoint,
     load_checkpoint,
+    require_space,
     save_checkpoint,
     weights_of,
 )
-from rlhfv_ray.training.train import start_engine
 from tests.conftest import small_disk
 
-ZERO = 2
-STATES = [
-    (0, "fp32"),
-    (1, "bf16"),
-    (2, "fp32"),
-    (3, "fp32"),
-    (3, "bf16"),
-]  # ZeRO stage and dtype: where DeepSpeed keeps state differs
+# ZeRO stage and dtype: each keeps its state in another place of DeepSpeed.
+STATES = [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "fp32"), (3, "bf16")]
 
 
 @pytest.fixture(scope="module")
-def group(tmp_path_factory):
-    """A process group of one, as Ray Train would make it."""
-    store = tmp_path_factory.mktemp("group") / "store"
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "DS_ACCELERATOR": "cpu",
-        }.items():
-            environment.setenv(name, value)
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
-
-
-def new_engine(model: Path, zero: int = ZERO, dtype: str = "fp32", lora_rank: int = 0):
-    loaded, _ = load_policy(model, dtype=dtype, device="cpu")
-    settings = ModelConfig(path=str(model), dtype=dtype, lora_rank=lora_rank)
-    prepare_training(loaded, settings)
-    policy = AnswerPolicy(loaded, layout_of(loaded))
-    config = DDPOConfig(
-        model=settings, optim=OptimConfig(batch=1), scale=ScaleConfig(zero_stage=zero)
-    )
-    trained = [weight for weight in policy.parameters() if weight.requires_grad]
-    return start_engine(policy, torch.optim.AdamW(trained, lr=1e-3, fused=True), config)
-
-
-@pytest.fixture(scope="module")
-def trained(group, small_model):
+def trained(new_engine, small_model):
     """An engine after one update."""
     engine = new_engine(small_model)
     update(engine)
@@ -83,7 +47,7 @@ def trained(group, small_model):
 
 
 @pytest.fixture(scope="module")
-def other(group, small_model):
+def other(new_engine, small_model):
     """A second engine, to load into."""
     return new_engine(small_model)
 
@@ -125,9 +89,10 @@ def folders(writer) -> list[Path]:
 
 
 @pytest.mark.parametrize(("zero", "dtype"), STATES)
-def test_loaded_engine_goes_on_as_the_saved_one(zero, dtype, group, small_model, tmp_path):
-    """Catches: master weights or AdamW's moments lost in a checkpoint, so that a resumed run is another run; records lost."""
-    engine, again = new_engine(small_model, zero, dtype), new_engine(small_model, zero, dtype)
+def test_loaded_engine_goes_on_as_the_saved_one(zero, dtype, new_engine, small_model, tmp_path):
+    """Catches: master weights, AdamW's moments or records that a checkpoint loses."""
+    engine = new_engine(small_model, zero, dtype)
+    again = new_engine(small_model, zero, dtype)
     for token in (9, 10, 11):
         update(engine, token)
     with hold_lease(tmp_path) as token:
@@ -178,7 +143,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoint_gives_way_to_an_older_one(damage, other, two, caplog):
-    """Catches: a torn checkpoint loaded, or one that stops every further try though an older one is whole."""
+    """Catches: a damaged checkpoint that is loaded, or that hides an older intact one."""
     older, newest = folders(two)
     DAMAGES[damage](newest)
     with caplog.at_level(logging.WARNING):
@@ -200,7 +165,7 @@ def test_only_the_newest_are_kept(trained, writer):
 
 
 def test_new_checkpoint_outlives_damaged_later_ones(trained, two):
-    """Catches: after falling back, the only whole checkpoint pruned in favour of damaged ones of later updates."""
+    """Catches: the only intact checkpoint pruned in favour of damaged ones of later updates."""
     for folder in folders(two):
         flip_byte(folder.rename(folder.with_name(folder.name.replace("step-00000", "step-00001"))))
     save_checkpoint(trained, Writer(two.folder, two.token, keep=1), step=5, records=[])
@@ -247,10 +212,14 @@ def meta_engine(writer, share: float, trained: bool):
 
 
 def test_a_disk_full_in_the_middle_of_writing_leaves_the_last_one_whole(trained, other, tmp_path):
-    """Catches: half a checkpoint taken for whole, or one that takes the room of the next. There is room for the weights, not for the records."""
+    """Catches: half a checkpoint taken for a complete one, or taking the room of the next.
+
+    There is room for the weights, but not for the records.
+    """
     needed = sum(weight.numel() for weight in trained.module.parameters()) * 16
     with small_disk(tmp_path, 8 * needed) as disk, hold_lease(disk) as token:
-        writer, filler = Writer(disk, token, keep=3), disk / "filler"
+        writer = Writer(disk, token, keep=3)
+        filler = disk / "filler"
         save_checkpoint(trained, writer, step=1, records=[{"step": 1}])
         filler.write_bytes(b"x" * (shutil.disk_usage(disk).free - int(SPARE * needed) - 4096))
         with pytest.raises(OSError, match="No space left"):
@@ -265,8 +234,41 @@ def test_a_disk_full_in_the_middle_of_writing_leaves_the_last_one_whole(trained,
         assert [folder.name[:11] for folder in folders(writer)] == ["step-000001", "step-000003"]
 
 
+def test_space_of_a_checkpoint_by_hand():
+    """Catches: AdamW's states, a weight's dtype or frozen weights left out of the bytes needed.
+
+    Trained: 6 in fp32 * (4 + 12). Frozen: 4 in bf16 * 2. Together 104 bytes, and 5 % spare.
+    """
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 2, bias=False),
+        torch.nn.Linear(2, 2, bias=False, dtype=torch.bfloat16).requires_grad_(False),
+    )
+    assert checkpoint_bytes(model) == int(1.05 * 104) == 109
+
+
+def test_too_little_space_is_refused_with_the_figures(tmp_path):
+    """Catches: the comparison left out or turned round, or a checkpoint that just fits refused."""
+    writer = Writer(tmp_path, "token", keep=3)
+    require_space(writer, needed=2**30, free=2**30)
+    require_space(writer, needed=2**30, free=2**31)
+    with pytest.raises(CheckpointError, match=r"1.000 GiB free.* takes 2.000.*keep.* now 3"):
+        require_space(writer, needed=2**31, free=2**30)
+    with pytest.raises(CheckpointError, match="GiB free"):
+        require_space(writer, needed=2**30, free=2**30 - 1)
+
+
+def test_a_disk_without_room_gets_no_checkpoint(trained, two, monkeypatch):
+    """Catches: a checkpoint that is begun, or pushes out older ones, before space is checked."""
+    before = folders(two)
+    free = checkpoint_bytes(trained.module) - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(CheckpointError, match=r"GiB free, and a checkpoint takes"):
+        save_checkpoint(trained, two, step=3, records=[])
+    assert folders(two) == before
+
+
 def test_driver_that_lost_its_lease_publishes_nothing(trained, two):
-    """Catches: two drivers' checkpoints in one folder after a node was thought dead and came back."""
+    """Catches: checkpoints of two drivers in one folder, after a node seemed lost and returned."""
     write_json(two.folder / LEASE, {"token": "another driver"})
     with pytest.raises(CheckpointError, match="taken over by another driver"):
         save_checkpoint(trained, two, step=3, records=[])
@@ -275,30 +277,31 @@ def test_driver_that_lost_its_lease_publishes_nothing(trained, two):
 
 
 def test_a_layout_of_its_own_is_refused_with_the_flags_that_fit(other, two):
-    """Catches: shards of ZeRO stage 0 in bf16 read as if they were slices."""
+    """Catches: files of ZeRO stage 0 in bf16 read as if they were flat shares."""
     manifest = folders(two)[-1] / MANIFEST
     write_json(manifest, json.loads(manifest.read_text()) | {"zero_stage": 0})
     with pytest.raises(CheckpointError, match=r"--scale.workers 1 --scale.zero-stage 0"):
         load_checkpoint(other, two.folder)
 
 
+# ZeRO stages before and after, dtype, LoRA rank. No adapters in bf16: stages 2 and 3 round them
+# differently from the first update on.
 RESHARDED = [
     (1, 3, "fp32", 0),
     (3, 2, "fp32", 4),
     (2, 3, "fp32", 4),
     (2, 3, "bf16", 0),
     (3, 1, "bf16", 0),
-]  # ZeRO stages, dtype, LoRA rank; adapters in bf16 are rounded otherwise by stages 2 and 3, from the first update on
+]
 
 
 @pytest.mark.parametrize(("saved", "zero", "dtype", "rank"), RESHARDED)
 def test_another_zero_stage_goes_on_as_the_saved_one(
-    saved, zero, dtype, rank, group, small_model, tmp_path
+    saved, zero, dtype, rank, new_engine, small_model, tmp_path
 ):
-    """Catches: master weights, moments or AdamW's count lost between stages, or what the forward pass uses left as it was."""
-    engine, again = (
-        new_engine(small_model, stage, dtype, lora_rank=rank) for stage in (saved, zero)
-    )
+    """Catches: master weights, moments, AdamW's count or forward weights lost between stages."""
+    engine = new_engine(small_model, saved, dtype, lora_rank=rank)
+    again = new_engine(small_model, zero, dtype, lora_rank=rank)
     for token in (9, 10, 11):
         update(engine, token)
     with hold_lease(tmp_path) as token:
@@ -314,9 +317,9 @@ def test_another_zero_stage_goes_on_as_the_saved_one(
 
 @pytest.mark.parametrize(("zero", "dtype"), STATES)
 def test_exported_policy_loads_with_the_same_logits(
-    zero, dtype, group, small_model, processor, tmp_path
+    zero, dtype, new_engine, small_model, processor, tmp_path
 ):
-    """Catches: an export that from_pretrained reads with other, missing or random weights, or without its processor."""
+    """Catches: an export with other, missing or random weights, or without its processor."""
     engine = new_engine(small_model, zero, dtype)
     update(engine)
     folder = tmp_path / "model"
@@ -332,8 +335,8 @@ def test_exported_policy_loads_with_the_same_logits(
 
 
 @pytest.mark.parametrize("zero", [2, 3])
-def test_adapters_are_merged_on_export(zero, group, small_model, tmp_path):
-    """Catches: an export without what was trained, or one that only peft can load."""
+def test_adapters_are_merged_on_export(zero, new_engine, small_model, tmp_path):
+    """Catches: an export without the adapters, or one that only peft can load."""
     processor = load_policy(small_model)[1]
     engine = new_engine(small_model, zero, lora_rank=4)
     before = logps(engine).detach()

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: every update once, whatever was interrupted, and followed while it grows."""
+"""`metrics.jsonl`: every update once after any interruption, and readable while it grows."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ def records(*steps):
 
 
 def test_each_update_once(tmp_path):
-    """Catches: updates doubled by a resume that reports from its checkpoint on, or lost where the driver missed a report."""
+    """Catches: updates doubled by a resume, or lost because the driver missed a report."""
     append_records(tmp_path, records(1, 2, 3))
     append_records(tmp_path, records(2, 3, 4, 5))
     append_records(tmp_path, records(1, 2, 3, 4, 5, 6))
@@ -36,7 +36,7 @@ def test_line_being_written_is_left_out(tmp_path):
 
 
 def test_line_torn_by_a_crash_does_not_spoil_the_next(tmp_path):
-    """Catches: a driver killed while writing (or a full disk) that leaves a run whose record cannot be read any more."""
+    """Catches: a writer killed in a line, after which the record cannot be read any more."""
     append_records(tmp_path, records(1, 2))
     with (tmp_path / METRICS_FILE).open("a") as stream:
         stream.write('{"step": 3, "lo')
@@ -45,42 +45,45 @@ def test_line_torn_by_a_crash_does_not_spoil_the_next(tmp_path):
 
 
 def test_odd_values_survive(tmp_path):
-    """Catches: names of pairs that break the lines, such as U+2028, which `str.splitlines` takes for a line's end."""
-    odd = [{"step": 1, "skipped_pairs": ["a\u2028b", "c\nd", "é😀"], "grad_norm": None}]
-    append_records(tmp_path, odd)
-    assert read_records(tmp_path) == odd
+    """Catches: pair ids that break a line.
+
+    `str.splitlines` takes U+2028 for the end of a line.
+    """
+    unusual = [{"step": 1, "skipped_pairs": ["a\u2028b", "c\nd", "é😀"], "grad_norm": None}]
+    append_records(tmp_path, unusual)
+    assert read_records(tmp_path) == unusual
     assert len((tmp_path / METRICS_FILE).read_bytes().splitlines()) == 1
 
 
 def test_following_sees_all_once_and_in_order(tmp_path):
     """Catches: the last records of a run never shown, or records shown twice."""
-    seen = []
-    with tail_records(tmp_path, lambda new: seen.extend(new)):
+    received = []
+    with tail_records(tmp_path, lambda new: received.extend(new)):
         append_records(tmp_path, records(1))
-        wait_for(lambda: seen)
+        wait_for(lambda: received)
         append_records(tmp_path, records(2, 3))
-        wait_for(lambda: len(seen) == 3)
+        wait_for(lambda: len(received) == 3)
         append_records(tmp_path, records(4))
-    assert seen == records(1, 2, 3, 4)
+    assert received == records(1, 2, 3, 4)
 
 
 def test_following_starts_with_what_is_there(tmp_path):
     """Catches: a resumed run whose bar and figures lack the updates before the resume."""
     append_records(tmp_path, records(1, 2))
-    seen = []
-    with tail_records(tmp_path, seen.append):
+    received = []
+    with tail_records(tmp_path, received.append):
         pass
-    assert seen == [records(1, 2)]
+    assert received == [records(1, 2)]
 
 
 def test_following_ends_with_its_body(tmp_path):
     """Catches: a watcher that outlives a failed run, or hides its error."""
     before = threading.active_count()
-    seen = []
-    with pytest.raises(RuntimeError, match="lost"), tail_records(tmp_path, seen.extend):
+    received = []
+    with pytest.raises(RuntimeError, match="lost"), tail_records(tmp_path, received.extend):
         append_records(tmp_path, records(1))
         raise RuntimeError("lost")
-    assert seen == records(1)
+    assert received == records(1)
     assert threading.active_count() == before
 
 

@@ -1,87 +1,86 @@
-"""The order of pairs, the learning rate and the prefetching of the training loop."""
+"""The learning rate, and the checks of `update` on a real engine in a process group of one."""
 
-import functools
+import json
 import math
-import threading
-import time
+from dataclasses import replace
 
 import pytest
-import torch.distributed as dist
+import torch
 
-from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
-from rlhfv_ray.data.reference_table import to_row
+from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.errors import StaleReferenceError
+from rlhfv_ray.inference.reference import score_pairs
 from rlhfv_ray.models.batch import collate_pairs
-from rlhfv_ray.records import ReferencePair
-from rlhfv_ray.training.sampler import global_batch_indices, micro_batches, prefetched
-from rlhfv_ray.training.train import learning_rate
+from rlhfv_ray.training.train import TrainJob, learning_rate, update
 
 
-@pytest.mark.parametrize(("pairs", "batch"), [(10, 4), (7, 7), (3, 8), (1, 5), (64, 1)])
-def test_every_pair_once_per_epoch(pairs, batch):
-    """Catches: a last short batch dropped or repeated, where batches do not divide the epoch, or hold several epochs."""
-    steps = 6 * pairs
-    stream = [
-        row
-        for step in range(steps)
-        for row in global_batch_indices(pairs, batch, seed=1, step=step)
-    ]
-    assert len(stream) == steps * batch
-    epochs = [stream[start : start + pairs] for start in range(0, len(stream), pairs)]
-    assert all(sorted(epoch) == list(range(pairs)) for epoch in epochs)
-    if pairs > 5:
-        assert len({tuple(epoch) for epoch in epochs}) > 1  # each epoch has its own order
+@pytest.fixture(scope="module")
+def engine(new_engine, small_model):
+    return new_engine(small_model, batch=2)
 
 
-def test_order_is_a_function_of_seed_and_step():
-    """Catches: an order that hangs on what was asked before, so that a resumed run sees other pairs."""
-    asked_in_order = [global_batch_indices(50, 8, seed=3, step=step) for step in range(20)]
-    assert [
-        global_batch_indices(50, 8, seed=3, step=step) for step in reversed(range(20))
-    ] == asked_in_order[::-1]
-    assert global_batch_indices(50, 8, seed=4, step=0) != asked_in_order[0]
+@pytest.fixture(scope="module")
+def batches(engine, encoded, processor):
+    """Two batches of one pair, whose reference is the engine's model."""
+    policy = engine.module
+    with torch.no_grad():
+        pairs = score_pairs(policy, processor, encoded[:2])
+    return [collate_pairs([pair], processor, rule="muffin", layout=policy.layout) for pair in pairs]
 
 
-def test_passes_of_one_process_cover_the_global_batch(encoded, processor, tmp_path):
-    """Catches: pairs of a global batch skipped or repeated where it is cut into passes; a resume that starts at another pair.
+@pytest.fixture
+def job(small_model, tmp_path):
+    """Updates of two passes, with a loss that is ln 2 to rounding where the reference is right."""
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": "fp32"}))
+    config = DDPOConfig(
+        model=ModelConfig(path=str(small_model), dtype="fp32"),
+        loss=LossConfig(beta=0.1, gamma=1.0, normalize=True),
+        optim=OptimConfig(batch=2),
+        scale=ScaleConfig(micro_batch=1),
+    )
+    return TrainJob(config, tmp_path, {"dtype": "fp32"}, tmp_path, token="")
 
-    tests/invariants/test_deepspeed.py has two workers share a batch.
-    """
-    rows = [
-        to_row(ReferencePair(**vars(pair), chosen_logps=[], rejected_logps=[])) for pair in encoded
-    ]
-    for row in rows:
-        row |= {f"{side}_logps": [0.0] * len(row[f"{side}_ids"]) for side in ("chosen", "rejected")}
-    lengths = [
-        len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows
-    ]
-    collate = functools.partial(collate_pairs, processor=processor, rule="muffin")
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        made = {}
-        for size in (2, 6):
-            config = DDPOConfig(optim=OptimConfig(batch=6), scale=ScaleConfig(micro_batch=size))
-            batches = list(micro_batches(rows, lengths, collate, config, start=0, stop=5))
-            assert {len(batch.ids) for batch in batches} == {size}
-            made[size] = [number for batch in batches for number in batch.ids]
-        assert made[2] == made[6]
-        order = []
-        for step in range(
-            5
-        ):  # a global batch's pairs, shortest first, so that those of a pass are of like length
-            numbers = global_batch_indices(len(rows), 6, seed=0, step=step)
-            order += [
-                rows[number]["id"]
-                for number in sorted(numbers, key=lambda number: (lengths[number], number))
-            ]
-        assert made[6] == order
-        late = micro_batches(rows, lengths, collate, config, start=3, stop=5)
-        assert [number for batch in late for number in batch.ids] == order[3 * 6 :]
-    finally:
-        dist.destroy_process_group()
+
+def shifted(batch, shift: float):
+    """The batch with its first answer's reference log-probs moved by some nats a token."""
+    logps = batch.reference_token_logps.clone()
+    logps[0] += shift
+    return batch._replace(reference_token_logps=logps)
+
+
+@pytest.mark.parametrize("shift", [0.01, -0.01, math.nan])
+def test_first_update_stops_at_another_models_reference(engine, batches, job, shift):
+    """Catches: a run that trains against another model's log-probs, the gate switched off."""
+    with pytest.raises(StaleReferenceError, match="not those of the model to be trained"):
+        update(engine, iter([shifted(batches[0], shift), batches[1]]), job, step=0, rate=0.0)
+
+
+def test_only_the_first_update_must_start_at_the_reference(engine, batches, job):
+    """Catches: a gate that refuses the right reference, or a trained policy for leaving it."""
+    losses, suspects = update(engine, iter(batches), job, step=0, rate=0.0)
+    assert [loss.total.item() for _, loss in losses] == pytest.approx([math.log(2)] * 2, abs=1e-6)
+    assert suspects == []
+    moved = [shifted(batch, 0.01) for batch in batches]
+    assert update(engine, iter(moved), job, step=1, rate=0.0)[1] == []
+
+
+def test_skipped_update_blames_the_pairs_of_the_non_finite_pass(engine, batches, job):
+    """Catches: a skipped update that blames no pair, or the pairs of a finite pass."""
+    broken = [batches[0], shifted(batches[1], math.nan)]
+    _, suspects = update(engine, iter(broken), job, step=1, rate=0.0)
+    assert suspects == list(batches[1].ids)
+    assert update(engine, iter(batches), job, step=2, rate=0.0)[1] == []
+
+
+def test_fine_tuning_has_no_first_loss_to_check(engine, batches, job):
+    """Catches: an SFT run refused because its first loss is not ln 2."""
+    sft = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
+    job = replace(job, config=replace(job.config, loss=sft))
+    assert update(engine, iter(batches), job, step=0, rate=0.0)[1] == []
 
 
 def test_learning_rate_by_hand():
-    """Catches: warm-up off by one (a first update at rate 0), or a cosine that does not start at the peak.
+    """Catches: warm-up off by one (first rate 0), or a cosine that does not start at the peak.
 
     10 steps, 2 of warm-up, then cos(pi k / 8), k = 0..7: 1, .924, .707, .383, 0, -.383, ...
     """
@@ -94,58 +93,8 @@ def test_learning_rate_by_hand():
 
 
 def test_learning_rate_without_warmup_and_constant():
-    """Catches: a division by zero warm-up steps; a constant schedule that decays; warm-up over the whole run."""
+    """Catches: a division by zero warm-up steps; a constant schedule that decays."""
     assert learning_rate(OptimConfig(learning_rate=2.0, warmup=0.0), 0, 1) == 2.0
     constant = OptimConfig(learning_rate=2.0, warmup=0.5, schedule="constant")
     assert [learning_rate(constant, step, 4) for step in range(4)] == [1.0, 2.0, 2.0, 2.0]
     assert learning_rate(OptimConfig(learning_rate=2.0, warmup=1.0), 3, 4) == 2.0
-
-
-def test_prefetched_passes_everything_in_order():
-    """Catches: the first or last batch lost, or batches out of order."""
-    assert list(prefetched(iter(range(1, 50)))) == list(range(1, 50))
-    assert list(prefetched(iter([]))) == []
-
-
-def test_next_batch_is_made_while_one_is_used():
-    """Catches: no overlap, so that every update waits for images to be decoded."""
-    made = threading.Event()
-
-    def source():
-        yield "first"
-        made.set()
-        yield "second"
-
-    batches = prefetched(source())
-    assert next(batches) == "first"
-    assert made.wait(timeout=10)  # before anybody asks for the second
-    assert next(batches) == "second"
-
-
-def test_producers_exception_reaches_the_loop():
-    """Catches: a broken row that ends training early as if all were done, or hangs it."""
-
-    def source():
-        yield 1
-        yield 2
-        raise OSError("row 3 cannot be read")
-
-    batches = prefetched(source())
-    assert [next(batches), next(batches)] == [1, 2]
-    with pytest.raises(OSError, match="row 3"):
-        next(batches)
-
-
-def test_loop_that_stops_early_lets_go_of_its_thread():
-    """Catches: a thread that goes on decoding for a run that is over."""
-
-    def endless():
-        while True:
-            time.sleep(0.001)
-            yield 1
-
-    before = threading.active_count()
-    batches = prefetched(endless())
-    next(batches)
-    batches.close()
-    assert threading.active_count() == before

@@ -1,0 +1,49 @@
+"""The first loss, and the suspects of a skipped update, on numbers by hand."""
+
+import math
+
+import pytest
+import torch
+
+from rlhfv_ray.training.step_checks import starts_at_reference, suspect_pairs
+
+LN_2 = torch.tensor([math.log(2)] * 2)
+LOGPS = torch.tensor([-1.0, -2.0, -3.0])
+
+
+@pytest.mark.parametrize(
+    ("loss_error", "token_error", "dtype", "passes"),
+    [
+        (0.0, 0.0, "fp32", True),
+        (1e-3, 0.0, "fp32", True),  # large beta magnifies rounding, but the tokens agree
+        (0.0, 1e-3, "fp32", True),  # the loss agrees: rounding of long answers cancels
+        (1e-3, 1e-3, "fp32", False),
+        (-1e-3, -1e-3, "fp32", False),  # distances, not signed differences
+        (1e-3, 1e-3, "bf16", True),
+        (2e-2, 2e-2, "bf16", False),
+        (math.nan, 1e-3, "fp32", False),
+        (math.nan, math.nan, "fp32", False),
+    ],
+)
+def test_first_loss_passes_by_loss_or_by_tokens(loss_error, token_error, dtype, passes):
+    """Catches: a first-loss gate that never fails, or that asks for loss and tokens together."""
+    result = starts_at_reference(LN_2 + loss_error, LOGPS, LOGPS + token_error, dtype=dtype)
+    assert bool(result) is passes
+
+
+def test_first_loss_of_a_batch_is_its_mean():
+    """Catches: one pair's loss taken for the batch's. Off by +1e-3 and -1e-3: ln 2 together."""
+    losses = LN_2 + torch.tensor([1e-3, -1e-3])
+    assert starts_at_reference(losses, LOGPS, LOGPS + 1, dtype="fp32")
+    assert not starts_at_reference(losses[:1], LOGPS, LOGPS + 1, dtype="fp32")
+
+
+def test_suspects_are_the_pairs_of_non_finite_batches():
+    """Catches: finite batches' pairs blamed, or the pairs of a second non-finite batch left out."""
+    batches = [(("a", "b"), True), (("c", "d"), False), (("e",), True), (("f",), False)]
+    assert suspect_pairs(batches) == ["c", "d", "f"]
+
+
+def test_all_pairs_are_suspects_if_every_loss_is_finite():
+    """Catches: a non-finite gradient that blames nobody, so that the skip goes unnoticed."""
+    assert suspect_pairs([(("a", "b"), True), (("c",), True)]) == ["a", "b", "c"]
