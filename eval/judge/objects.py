@@ -31,16 +31,16 @@ class Named(NamedTuple):
 
 
 def named_by(
-    said: Sequence[Reply],
+    verdicts: Sequence[Reply],
     vocabulary: ObjectVocabulary,
     *,
     read: Callable[[str], Iterable[TaggedWord]] | None = None,
 ) -> Named:
     """Return the objects that more than half of the readable verdicts on an answer list."""
-    lists = [parse_objects(verdict.text) for verdict in said if verdict.status == "ok"]
+    lists = [parse_objects(verdict.text) for verdict in verdicts if verdict.status == "ok"]
     votes = [vocabulary.refine(names, read=read) for names in lists if names is not None]
     if not votes:
-        reason = next((verdict.status for verdict in said), "unavailable")
+        reason = next((verdict.status for verdict in verdicts), "unavailable")
         return Named(missing="unparsed" if lists else reason)
     unanimous = None
     if len(votes) > 1:

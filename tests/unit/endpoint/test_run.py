@@ -31,14 +31,14 @@ FATAL = Outcome("fatal", Reply("unavailable"), "401")
 )
 def test_failed_calls_are_repeated_up_to_the_limit(outcomes: list[Outcome], calls: int) -> None:
     """Catches: endless retries, paid retries of fatal errors, an exception for the last failure."""
-    made: list[Outcome] = []
+    history: list[Outcome] = []
 
     async def call() -> Outcome:
-        made.append(outcomes[len(made)])
-        return made[-1]
+        history.append(outcomes[len(history)])
+        return history[-1]
 
     assert asyncio.run(retrying(3)(call)) == outcomes[calls - 1]
-    assert len(made) == calls
+    assert len(history) == calls
 
 
 def test_an_exception_ends_the_retries() -> None:
