@@ -32,7 +32,7 @@ from eval.reporting.tables import draw, summary, table
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import ModelConfig, ScaleConfig, fingerprint, plain
 from rlhfv_ray.endpoint.budget import Ledger
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.endpoint.run import check_endpoint
 from rlhfv_ray.inference.generate import answers_stage, read_answers, write_answers
 from rlhfv_ray.models.loading import model_inputs
@@ -265,7 +265,7 @@ def evaluate(plan: Plan, benchmark: Benchmark, folder: Path, *, console: Console
         model: answers_of(plan, benchmark, model, path) for model, path in plan.models.items()
     }
     asked = {model: benchmark.requests(some) for model, some in answers.items()}
-    verdicts: dict[str, dict[str, list[Verdict]]] = {model: {} for model in answers}
+    verdicts: dict[str, dict[str, list[Reply]]] = {model: {} for model in answers}
     if any(asked.values()):
         verdicts, ledger = judge_models(plan, benchmark, answers, asked, console=console)
         write_json(place / "ledger.json", asdict(ledger))
@@ -288,7 +288,7 @@ def judge_models(
     asked: Mapping[str, Sequence[Request]],
     *,
     console: Console,
-) -> tuple[dict[str, dict[str, list[Verdict]]], Ledger]:
+) -> tuple[dict[str, dict[str, list[Reply]]], Ledger]:
     """The verdicts on all models' answers, asked for together: one estimate, one bar, one tail."""
     of = {
         f"{model}/{request.id}": (model, request)

@@ -14,7 +14,7 @@ from eval.chair import AnswerScore
 from eval.config import JudgeConfig
 from eval.judge.prompts import JudgePrompt
 from rlhfv_ray.config import fingerprint
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.stats import (
@@ -176,7 +176,7 @@ class Benchmark(ABC):
         return None
 
     @abstractmethod
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score answers, one per prompt, in any order, with the verdicts on each, by its id."""
 
     @abstractmethod
@@ -303,7 +303,7 @@ def judged_by(judge: JudgeConfig, prompt: JudgePrompt) -> dict[str, Any]:
 
 def read_votes(
     answers: Sequence[Answer],
-    verdicts: Mapping[str, Sequence[Verdict]],
+    verdicts: Mapping[str, Sequence[Reply]],
     read: Callable[[str], V | None],
 ) -> tuple[dict[str, list[V]], float | None]:
     """What can be read from each answer's verdicts, and the share of answers with several on which all of them are alike."""
@@ -317,7 +317,7 @@ def read_votes(
     return votes, alike / len(several) if several else None
 
 
-def missing_reason(verdicts: Sequence[Verdict]) -> str:
+def missing_reason(verdicts: Sequence[Reply]) -> str:
     """Why an answer has no verdict: what became of its requests, or that nothing could be read from the replies."""
     statuses = dict.fromkeys("unparsed" if one.status == "ok" else one.status for one in verdicts)
     return ", ".join(statuses) or "not asked"

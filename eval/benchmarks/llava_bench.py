@@ -28,7 +28,7 @@ from eval.config import JudgeConfig, LLaVABenchConfig
 from eval.inputs.images import image_bytes
 from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from eval.judge.prompts import JudgePrompt, find_prompt
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Answer, Prompt
 
@@ -202,7 +202,7 @@ class LLaVABench(Benchmark):
         """Whether its first line holds two scores."""
         return parse_score_pair(text) is not None
 
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score answers; several votes count by their mean."""
         ordered = in_order(self.prompts, answers)
         votes, agreement = read_votes(ordered, verdicts, parse_score_pair)
@@ -223,7 +223,7 @@ class LLaVABench(Benchmark):
         )
 
     def _judged(
-        self, answer: Answer, pairs: Sequence[tuple[float, float]], verdicts: Sequence[Verdict]
+        self, answer: Answer, pairs: Sequence[tuple[float, float]], verdicts: Sequence[Reply]
     ) -> JudgedAnswer:
         parts = {WORDS.name: Ratio(count_words(answer.text), 1)}
         words, group = "\n\n".join(one.text for one in verdicts), self.rows[answer.id]["category"]

@@ -31,7 +31,7 @@ from eval.config import JudgeConfig, MMHalBenchConfig
 from eval.inputs.images import image_bytes
 from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from eval.judge.prompts import JudgePrompt
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.stats import Interval, wilson_interval
@@ -206,7 +206,7 @@ class MMHalBench(Benchmark):
         """Whether it holds one rating."""
         return read_rating(text) is not None
 
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score answers by their ratings; of several votes the middle one counts, the lower of two."""
         ordered = in_order(self.prompts, answers)
         votes, agreement = read_votes(ordered, verdicts, read_rating)
@@ -230,7 +230,7 @@ class MMHalBench(Benchmark):
         )
 
     def _judged(
-        self, answer: Answer, ratings: Sequence[int], verdicts: Sequence[Verdict]
+        self, answer: Answer, ratings: Sequence[int], verdicts: Sequence[Reply]
     ) -> JudgedAnswer:
         parts = {WORDS.name: Ratio(count_words(answer.text), 1)}
         words = "\n\n".join(one.text for one in verdicts)

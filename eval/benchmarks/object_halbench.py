@@ -49,7 +49,7 @@ from eval.judge.objects import (
 from eval.judge.prompts import JudgePrompt
 from eval.over_generalization import CocoTruth, over_generalization
 from rlhfv_ray.data.images import decode_image
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Answer, Prompt
 
@@ -147,7 +147,7 @@ class ObjectHalBench(Benchmark):
         """Whether a judge's reply is a list of names."""
         return parse_objects(text) is not None
 
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score answers by the objects that they name, and COCO's truth."""
         named, judged = [], []
         for prompt, answer in zip(self.prompts, in_order(self.prompts, answers), strict=True):
@@ -172,7 +172,7 @@ class ObjectHalBench(Benchmark):
             beside["agreement"] = share_unanimous(named)
         return Scores(MEASURES, tuple(judged), self.manifest(), beside)
 
-    def named(self, answer: str, said: Sequence[Verdict]) -> Named:
+    def named(self, answer: str, said: Sequence[Reply]) -> Named:
         """What an answer names, by the verdicts on it or by its own words."""
         if not self.by_judge:
             return Named(self.vocabulary.mentions(answer))

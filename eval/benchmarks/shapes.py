@@ -35,7 +35,7 @@ from eval.judge.objects import (
 from eval.judge.prompts import JudgePrompt
 from eval.over_generalization import CocoTruth, over_generalization
 from eval.over_generalization import SceneType as CocoScene
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.shapes.annotator import mistakes
 from rlhfv_ray.shapes.captions import QUESTIONS, read_phrases
@@ -137,7 +137,7 @@ class ShapesBenchmark(Benchmark):
             [m.word for m in self.vocabulary.locate(texts[request.id])]
         )
 
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Judge answers, one per prompt."""
         ordered = in_order(self.prompts, answers)
         scenes = {str(scene.id): scene for scene in read_scenes(self.folder)}
@@ -175,7 +175,7 @@ class ShapesBenchmark(Benchmark):
         }
         return over_generalization(truth, known)
 
-    def named(self, answer: str, said: Sequence[Verdict]) -> Named:
+    def named(self, answer: str, said: Sequence[Reply]) -> Named:
         """What an answer names, by the verdicts on it or by its own words."""
         return (
             named_by(said, self.vocabulary) if self.by else Named(self.vocabulary.mentions(answer))

@@ -76,9 +76,6 @@ class Reply:
         return self.status in ("ok", "refused", "empty", "truncated", "other_model")
 
 
-Verdict = Reply
-
-
 def useful(reply: Reply, readable: Callable[[str], bool], request: Request) -> bool:
     """Return True if a reply is as complete as the request needs, and readable.
 

@@ -15,7 +15,7 @@ from eval.benchmarks.contract import compare
 from eval.benchmarks.llava_bench import LLaVABench, parse_score_pair, relative_scores
 from eval.benchmarks.mmhal_bench import TYPES, MMHalBench, mmhal_scores, read_rating, release_rating
 from eval.config import JudgeConfig, LLaVABenchConfig, MMHalBenchConfig
-from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Answer
 
@@ -138,11 +138,11 @@ def mmhal(
     return MMHalBench(config, judge, decoding={})
 
 
-def said(benchmark: MMHalBench | LLaVABench, texts: Sequence[str | Sequence[str] | Verdict]) -> Any:
+def said(benchmark: MMHalBench | LLaVABench, texts: Sequence[str | Sequence[str] | Reply]) -> Any:
     answers = [Answer(prompt.id, prompt.question, "two words") for prompt in benchmark.prompts]
-    votes = [[text] if isinstance(text, str | Verdict) else text for text in texts]
+    votes = [[text] if isinstance(text, str | Reply) else text for text in texts]
     verdicts = [
-        [one if isinstance(one, Verdict) else Verdict("ok", one) for one in some] for some in votes
+        [one if isinstance(one, Reply) else Reply("ok", one) for one in some] for some in votes
     ]
     return benchmark.score(answers[::-1], dict(zip((a.id for a in answers), verdicts, strict=True)))
 
@@ -150,7 +150,7 @@ def said(benchmark: MMHalBench | LLaVABench, texts: Sequence[str | Sequence[str]
 def test_mmhal_bench_by_hand(tmp_path: Path) -> None:
     """Sixteen answers, ratings 6, 0, 3 and 1 in turn, the last two without a verdict: 14 count, 7 hallucinate."""
     texts = [f"Rating: {(6, 0, 3, 1)[number % 4]}" for number in range(14)]
-    scores = said(mmhal(tmp_path), [*texts, "It is fine.", Verdict("refused", "No.")])
+    scores = said(mmhal(tmp_path), [*texts, "It is fine.", Reply("refused", "No.")])
     sums = {name: tuple(part) for name, part in scores.sums().items()}
     # four 6s, four 0s, three 3s, three 1s: 24 + 0 + 9 + 3; informative 3, 0, 0, 1 of 3
     assert sums == {
