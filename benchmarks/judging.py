@@ -1,9 +1,10 @@
-"""How close judging comes to the pace that a server allows, against a server on this machine that misbehaves.
+"""Speed of judging relative to the pace that a server allows, against a faulty local server.
 
     python benchmarks/judging.py
 
-Two runs at 500 requests a minute: 300 and 96 items, latency log-normal about 1.5 s, 5 % of the calls answered by 429, 3 % by garbage. The
-floor is items / pace; the serial loop is the release's, 8 s an item with its sleeps. Needs no network and no key.
+Two runs at 500 requests a minute, with 300 and 96 items. Latency is log-normal with a median of
+1.5 s; 5 % of the calls get a 429, 3 % get garbage. The floor is items / pace. The serial loop is
+the release's: 8 s an item with its sleeps. Needs no network and no key.
 """
 
 import os
@@ -22,7 +23,8 @@ from rlhfv_ray.endpoint.records import Request
 from rlhfv_ray.endpoint.run import ask, check_endpoint
 from tests.openai_server import Fault, OpenAIServer, error
 
-PER_MINUTE, SERIAL_S = 500.0, 8.0
+PER_MINUTE = 500.0  # requests
+SERIAL_S = 8.0  # seconds an item in the release's loop
 
 
 def main() -> None:
@@ -35,7 +37,7 @@ def main() -> None:
 
 
 def measure(count: int, folder: Path) -> str:
-    """Judge so many items; how long it took, as text."""
+    """Judge `count` items and return a line with the time it took."""
     requests = [Request(str(number), f"Item {number} of {count}") for number in range(count)]
     with OpenAIServer(
         lambda prompt: "Rating: 4",
@@ -50,11 +52,10 @@ def measure(count: int, folder: Path) -> str:
             key_env="BENCHMARK_KEY",
             requests_per_minute=PER_MINUTE,
         )
-        check_endpoint(
-            endpoint, folder / "cache"
-        )  # as an evaluation does before it generates answers
+        # An evaluation does the same before it generates answers.
+        check_endpoint(endpoint, folder / "cache")
         started = time.monotonic()
-        verdicts, ledger = ask(
+        replies, ledger = ask(
             requests,
             endpoint,
             folder / "cache",
@@ -63,22 +64,24 @@ def measure(count: int, folder: Path) -> str:
             console=Console(),
         )
         wall = time.monotonic() - started
-        first, last = (pick(entry["at"] for entry in server.requests()) for pick in (min, max))
+        times = [entry["at"] for entry in server.requests()]
     floor = count / PER_MINUTE * 60
-    judged = sum(verdict.status == "ok" for verdict in verdicts)
+    judged = sum(reply.status == "ok" for reply in replies)
     return (
-        f"{count} items, {judged} judged by {ledger.calls} calls in {wall:.1f} s ({last - first:.1f} s from the first reply to the last): "
-        f"{wall / floor:.2f} of the floor of {floor:.1f} s, {count * SERIAL_S / wall:.0f} x the serial loop"
+        f"{count} items, {judged} judged by {ledger.calls} calls in {wall:.1f} s "
+        f"({max(times) - min(times):.1f} s from the first reply to the last): "
+        f"{wall / floor:.2f} of the floor of {floor:.1f} s, "
+        f"{count * SERIAL_S / wall:.0f} x the serial loop"
     )
 
 
 def readable(text: str) -> bool:
-    """Whether it holds a rating."""
+    """Return True if a reply holds a rating."""
     return read_rating(text) is not None
 
 
 def faults() -> Any:
-    """5 % of the calls are too many, 3 % are answered by a page, half a reply or no choice."""
+    """Return a script: 5 % of the calls get a 429, 3 % a web page, half a reply, or no choices."""
     draw = random.Random(0)
     malformed = [
         Fault(body="<html>"),

@@ -43,7 +43,7 @@ from rlhfv_ray.config import (
     plain,
 )
 from rlhfv_ray.endpoint.budget import Ledger
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.endpoint.run import check_endpoint
 from rlhfv_ray.inference.generate import answers_stage, read_answers, write_answers
 from rlhfv_ray.models.loading import model_inputs
@@ -310,7 +310,7 @@ def evaluate(
     place.mkdir(exist_ok=True)
     answers = {name: answers_of(evaluation, benchmark, name) for name in evaluation.candidates}
     requests = {name: benchmark.requests(texts) for name, texts in answers.items()}
-    verdicts: dict[str, dict[str, list[Verdict]]] = {name: {} for name in answers}
+    verdicts: dict[str, dict[str, list[Reply]]] = {name: {} for name in answers}
     if any(requests.values()):
         verdicts, ledger = judge_models(evaluation, benchmark, answers, requests, console=console)
         write_json(place / "ledger.json", asdict(ledger))
@@ -332,7 +332,7 @@ def judge_models(
     requests: Mapping[str, Sequence[Request]],
     *,
     console: Console,
-) -> tuple[dict[str, dict[str, list[Verdict]]], Ledger]:
+) -> tuple[dict[str, dict[str, list[Reply]]], Ledger]:
     """Return the verdicts on all models' answers, asked for together: one estimate, one bar."""
     owners: dict[str, tuple[str, Request]] = {}
     oracles: dict[str, Callable[[Request], str]] = {}
@@ -354,7 +354,7 @@ def judge_models(
         oracle=tell_truth if oracles else None,
         console=console,
     )
-    by_model: dict[str, dict[str, list[Verdict]]] = {name: {} for name in answers}
+    by_model: dict[str, dict[str, list[Reply]]] = {name: {} for name in answers}
     for key, (name, request) in owners.items():
         by_model[name][request.id] = verdicts[key]
     return by_model, ledger

@@ -1,6 +1,6 @@
-"""A server on 127.0.0.1 that speaks OpenAI's chat protocol, judges by the rules it is given, and misbehaves as told.
+"""A server on 127.0.0.1 that speaks OpenAI's chat protocol and shows faults on demand.
 
-Real HTTP for tests of what calls it. Every request that arrives is a line of its log, so that what was asked twice can be seen from outside.
+It gives clients real HTTP. Every request is a line of its log, so that tests see repeated ones.
 """
 
 import json
@@ -13,23 +13,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-Reply = dict[str, Any]
+Completion = dict[str, Any]
 Script = Callable[[int, dict[str, Any]], "Fault | None"]  # number of the request, its body
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with a request; the answer is sent only where nothing is set."""
+    """A fault in the response to one request; without any field set the response is regular."""
 
     status: int = 200
-    body: str = ""  # in place of the answer's JSON
+    body: str = ""  # in place of the completion's JSON
     headers: tuple[tuple[str, str], ...] = ()
-    drop: bool = False  # close the connection without a word
-    sleep: float = 0.0
-    change: Callable[[Reply], Reply] | None = None
+    drop: bool = False  # close the connection without a response
+    sleep: float = 0.0  # seconds before the response
+    change: Callable[[Completion], Completion] | None = None
 
 
 def error(status: int, code: str = "", message: str = "no", **headers: str) -> Fault:
+    """Return an error in OpenAI's format; `retry_after` becomes the header `retry-after`."""
     named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
     return Fault(
         status, json.dumps({"error": {"message": message, "code": code, "type": code}}), named
@@ -37,7 +38,7 @@ def error(status: int, code: str = "", message: str = "no", **headers: str) -> F
 
 
 class OpenAIServer:
-    """As a context: listens until it is left."""
+    """A context manager: the server listens until the context ends."""
 
     def __init__(
         self,
@@ -46,13 +47,19 @@ class OpenAIServer:
         log: Path,
         script: Script = lambda number, body: None,
         latency: tuple[float, float] = (0.0, 0.0),  # median in seconds, sigma of its logarithm
-        per_minute: float = 0.0,  # a limit the server really has: requests over it get 429
+        per_minute: float = 0.0,  # its own limit: requests above it get 429; 0: none
         seed: int = 0,
     ) -> None:
-        self.judge, self.script, self.log, self.per_minute = judge, script, log, per_minute
+        self.judge = judge
+        self.script = script
+        self.log = log
+        self.per_minute = per_minute
         self.median, self.sigma = latency
-        self.draw, self.lock, self.count = random.Random(seed), threading.Lock(), 0
-        self.level, self.seen = per_minute / 60 * 10, time.monotonic()
+        self.draw = random.Random(seed)
+        self.lock = threading.Lock()
+        self.count = 0
+        self.level = per_minute / 60 * 10  # of a token bucket with a burst of ten seconds
+        self.updated_at = time.monotonic()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -72,9 +79,8 @@ class OpenAIServer:
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def __enter__(self) -> "OpenAIServer":
-        threading.Thread(
-            target=self.server.serve_forever, args=(0.02,), daemon=True
-        ).start()  # looks for its end that often
+        poll_s = 0.02  # a shutdown takes this long at most
+        threading.Thread(target=self.server.serve_forever, args=(poll_s,), daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -82,24 +88,23 @@ class OpenAIServer:
         self.server.server_close()
 
     def requests(self) -> list[dict[str, Any]]:
-        """The log: when, which prompt, what was answered."""
-        return (
-            [json.loads(line) for line in self.log.read_text().splitlines()]
-            if self.log.exists()
-            else []
-        )
+        """Return the log: time, prompt, status and key of every request."""
+        if not self.log.exists():
+            return []
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
         with self.lock:
-            number, self.count = self.count, self.count + 1
+            number = self.count
+            self.count += 1
             wait = self.draw.lognormvariate(0, self.sigma) * self.median
             fault = self.over_limit() or self.script(number, body) or Fault()
         content = body["messages"][-1]["content"]
         prompt = content if isinstance(content, str) else content[-1]["text"]
         time.sleep(fault.sleep or (wait if fault.status == 200 else 0))
         ok = fault.status == 200 and not fault.body and not fault.drop
-        text = fault.body or json.dumps(self.reply(body, prompt, fault))
+        text = fault.body or json.dumps(self.completion(body, prompt, fault))
         with self.lock, self.log.open("a") as stream:
             entry = {"at": time.monotonic(), "prompt": prompt, "ok": ok, "status": fault.status}
             stream.write(json.dumps({**entry, "key": handler.headers.get("authorization")}) + "\n")
@@ -118,27 +123,29 @@ class OpenAIServer:
         handler.end_headers()
         handler.wfile.write(data)
 
-    def reply(self, body: dict[str, Any], prompt: str, fault: Fault) -> Reply:
-        said = {"role": "assistant", "content": self.judge(prompt)}
-        reply: Reply = {
+    def completion(self, body: dict[str, Any], prompt: str, fault: Fault) -> Completion:
+        message = {"role": "assistant", "content": self.judge(prompt)}
+        completion: Completion = {
             "id": "x",
             "object": "chat.completion",
             "created": 0,
             "model": body["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", "message": said}],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
             "usage": {
                 "prompt_tokens": len(prompt) // 4,
                 "completion_tokens": 10,
                 "total_tokens": len(prompt) // 4 + 10,
             },
         }
-        return fault.change(reply) if fault.change else reply
+        return fault.change(completion) if fault.change else completion
 
     def over_limit(self) -> Fault | None:
         if not self.per_minute:
             return None
-        now, rate = time.monotonic(), self.per_minute / 60
-        self.level, self.seen = min(rate * 10, self.level + (now - self.seen) * rate), now
+        now = time.monotonic()
+        rate = self.per_minute / 60
+        self.level = min(rate * 10, self.level + (now - self.updated_at) * rate)
+        self.updated_at = now
         if self.level < 1:
             return error(429, "rate_limit_exceeded", retry_after="1")
         self.level -= 1

@@ -51,7 +51,7 @@ from eval.config import AMBERConfig
 from eval.inputs.images import image_bytes
 from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from eval.words.nouns import NounReader
-from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 
@@ -241,7 +241,7 @@ class AMBER(Benchmark):
         images = image_bytes(self.config.images, [item.image for item in self.items])
         return [Prompt(item.id, images[item.image], item.query) for item in self.items]
 
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score answers, one per prompt."""
         judged = tuple(map(self.judge, in_order(self.prompts, answers), self.items))
         questions = [

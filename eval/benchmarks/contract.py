@@ -17,7 +17,7 @@ from eval.chair import AnswerScore
 from eval.config import JudgeConfig
 from eval.judge.prompts import JudgePrompt
 from rlhfv_ray.config import fingerprint
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.stats import (
@@ -183,7 +183,7 @@ class Benchmark(ABC):
         return None
 
     @abstractmethod
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score the answers.
 
         Args:
@@ -324,7 +324,7 @@ def judge_manifest(judge: JudgeConfig, prompt: JudgePrompt) -> dict[str, Any]:
 
 def read_votes(
     answers: Sequence[Answer],
-    verdicts: Mapping[str, Sequence[Verdict]],
+    verdicts: Mapping[str, Sequence[Reply]],
     read: Callable[[str], V | None],
 ) -> tuple[dict[str, list[V]], float | None]:
     """Read the votes on each answer.
@@ -348,7 +348,7 @@ def read_votes(
     return votes, unanimous / len(several) if several else None
 
 
-def missing_reason(verdicts: Sequence[Verdict]) -> str:
+def missing_reason(verdicts: Sequence[Reply]) -> str:
     """Return why an answer without a vote has none: the status of its requests, or "unparsed"."""
     reasons = ("unparsed" if item.status == "ok" else item.status for item in verdicts)
     return ", ".join(dict.fromkeys(reasons)) or "not asked"

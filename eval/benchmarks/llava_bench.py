@@ -30,7 +30,7 @@ from eval.config import JudgeConfig, LLaVABenchConfig
 from eval.inputs.images import image_bytes
 from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from eval.judge.prompts import JudgePrompt, find_prompt
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Answer, Prompt
 
@@ -195,7 +195,7 @@ class LLaVABench(Benchmark):
         """Return whether the first line of a judge's reply holds two scores."""
         return parse_score_pair(text) is not None
 
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score answers; several votes count by their mean."""
         ordered = in_order(self.prompts, answers)
         votes, agreement = read_votes(ordered, verdicts, parse_score_pair)
@@ -211,7 +211,7 @@ class LLaVABench(Benchmark):
         return Scores(METRICS, tuple(judged), self.manifest(), extras)
 
     def _judge(
-        self, answer: Answer, pairs: Sequence[tuple[float, float]], verdicts: Sequence[Verdict]
+        self, answer: Answer, pairs: Sequence[tuple[float, float]], verdicts: Sequence[Reply]
     ) -> JudgedAnswer:
         ratios = {WORDS.name: Ratio(count_words(answer.text), 1)}
         review = "\n\n".join(verdict.text for verdict in verdicts)

@@ -33,7 +33,7 @@ from eval.config import JudgeConfig, MMHalBenchConfig
 from eval.inputs.images import image_bytes
 from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from eval.judge.prompts import JudgePrompt
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.stats import Interval, wilson_interval
@@ -205,7 +205,7 @@ class MMHalBench(Benchmark):
         """Return whether a judge's reply holds one rating."""
         return read_rating(text) is not None
 
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score answers by their ratings; of several votes the median counts, the lower of two."""
         ordered = in_order(self.prompts, answers)
         votes, agreement = read_votes(ordered, verdicts, read_rating)
@@ -224,7 +224,7 @@ class MMHalBench(Benchmark):
         return Scores(METRICS, tuple(judged), self.manifest(), extras)
 
     def _judge(
-        self, answer: Answer, ratings: Sequence[int], verdicts: Sequence[Verdict]
+        self, answer: Answer, ratings: Sequence[int], verdicts: Sequence[Reply]
     ) -> JudgedAnswer:
         ratios = {WORDS.name: Ratio(count_words(answer.text), 1)}
         review = "\n\n".join(verdict.text for verdict in verdicts)

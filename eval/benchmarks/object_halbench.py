@@ -52,7 +52,7 @@ from eval.judge.objects import (
 from eval.judge.prompts import JudgePrompt
 from eval.over_generalization import CocoTruth, over_generalization
 from rlhfv_ray.data.images import decode_image
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Answer, Prompt
 
@@ -155,7 +155,7 @@ class ObjectHalBench(Benchmark):
         """Return whether a judge's reply is a list of names."""
         return parse_objects(text) is not None
 
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score answers by the objects that they name and COCO's truth."""
         named: list[Named] = []
         judged: list[JudgedAnswer] = []
@@ -178,7 +178,7 @@ class ObjectHalBench(Benchmark):
             extras["agreement"] = share_unanimous(named)
         return Scores(METRICS, tuple(judged), self.manifest(), extras)
 
-    def named(self, answer: str, verdicts: Sequence[Verdict]) -> Named:
+    def named(self, answer: str, verdicts: Sequence[Reply]) -> Named:
         """Return the objects that an answer names, by its verdicts or by its own words."""
         if not self.by_judge:
             return Named(self.vocabulary.mentions(answer))

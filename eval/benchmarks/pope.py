@@ -29,7 +29,7 @@ from eval.chair import count_words
 from eval.config import POPEConfig
 from eval.inputs.images import image_bytes
 from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
-from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 
@@ -117,7 +117,7 @@ class POPE(Benchmark):
             for question in self.questions
         ]
 
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score answers, one per prompt."""
         ordered = in_order(self.prompts, answers)
         judged = tuple(map(judge, ordered, self.questions))

@@ -40,7 +40,7 @@ from eval.judge.objects import (
 )
 from eval.judge.prompts import JudgePrompt
 from eval.over_generalization import CocoTruth, SceneType, over_generalization
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.shapes.annotator import Mistake, mistakes
 from rlhfv_ray.shapes.captions import QUESTIONS, read_phrases
@@ -149,7 +149,7 @@ class ShapesBenchmark(Benchmark):
 
         return reply
 
-    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Verdict]]) -> Scores:
+    def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
         """Score answers, one per prompt."""
         ordered = in_order(self.prompts, answers)
         scenes = {str(scene.id): scene for scene in read_scenes(self.folder)}
@@ -184,7 +184,7 @@ class ShapesBenchmark(Benchmark):
         }
         return over_generalization(CocoTruth(objects, types), mentions)
 
-    def named(self, answer: str, verdicts: Sequence[Verdict]) -> Named:
+    def named(self, answer: str, verdicts: Sequence[Reply]) -> Named:
         """Return the objects that an answer names, by its verdicts or by its own words."""
         if self.judge_config:
             return named_by(verdicts, self.vocabulary)

@@ -1,9 +1,9 @@
-"""Answers that are not generated here: from a file in one of the release's formats, or from a model behind an endpoint."""
+"""Answers from elsewhere: a file in one of the release's formats, or a model behind an endpoint."""
 
 import base64
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from rlhfv_ray.records import Answer, Prompt
 IDS = ("id", "question_id", "image_id")
 TEXTS = ("text", "answer", "model_answer")
 QUESTIONS = ("prompt", "question")
-SENT_AS_THEY_ARE = ("JPEG", "PNG", "WEBP", "GIF")
+SENT_AS_THEY_ARE = ("JPEG", "PNG", "WEBP", "GIF")  # image formats that servers accept
 
 log = logging.getLogger(__name__)
 
@@ -29,67 +29,87 @@ log = logging.getLogger(__name__)
 def read_answer_file(path: str, prompts: Sequence[Prompt]) -> list[Answer]:
     """Read answers to a benchmark's prompts.
 
-    Formats: JSON lines `{question_id, prompt, text}` or `{image_id, question, answer}`, and MMHal-Bench's list with `model_answer`. Rows are
-    matched by id, in any order.
+    Formats: JSON lines `{question_id, prompt, text}` or `{image_id, question, answer}`, and
+    MMHal-Bench's list with `model_answer`. Rows are matched by id, in any order.
 
     Raises:
-        DataError: an answer is missing, there is one too many or one twice, or the ids are others.
+        DataError: an answer is missing, superfluous or there twice, or the ids do not match.
     """
     rows = read_json_rows(path, (), what="answers")
-    text = _column(rows, TEXTS, path)
-    wanted = {name: prompt for prompt in prompts for name in (prompt.id, _number(prompt.id))}
-    column = next(
-        (name for name in IDS if all(_number(row.get(name, "")) in wanted for row in rows)), None
-    )
-    if column is None:
-        shown = {name: rows[0][name] for name in IDS if name in rows[0]}
+    text_field = _text_field(rows, path)
+    prompt_ids: dict[str, str] = {}
+    for prompt in prompts:
+        prompt_ids[prompt.id] = prompt.id
+        prompt_ids[_short_id(prompt.id)] = prompt.id
+    id_field = _id_field(rows, prompts, prompt_ids, path)
+    indexed = index_by(rows, id_field, what=f"answers = {path!r}")
+    row_of = {prompt_ids[_short_id(row_id)]: row for row_id, row in indexed.items()}
+    missing = [prompt.id for prompt in prompts if prompt.id not in row_of]
+    if missing or len(row_of) != len(rows):
         raise DataError(
-            f"answers = {path!r}: its ids are not the benchmark's. It has rows such as {shown}, the benchmark has "
-            f"{', '.join(prompt.id for prompt in prompts[:3])}, ... Ids are looked for in the fields {', '.join(IDS)}."
+            f"answers = {path!r}: {len(rows)} rows for {len(prompts)} prompts; {len(missing)} "
+            f"prompts are without an answer ({', '.join(missing[:5])})."
         )
-    found = {
-        wanted[_number(name)].id: row
-        for name, row in index_by(rows, column, what=f"answers = {path!r}").items()
-    }
-    missing = [prompt.id for prompt in prompts if prompt.id not in found]
-    if missing or len(found) != len(rows):
-        raise DataError(
-            f"answers = {path!r}: {len(rows)} rows for {len(prompts)} prompts; {len(missing)} prompts are without an answer "
-            f"({', '.join(missing[:5])})."
-        )
-    _compare_questions(prompts, found, path)
-    return [Answer(prompt.id, prompt.question, str(found[prompt.id][text])) for prompt in prompts]
+    _compare_questions(prompts, row_of, path)
+    return [
+        Answer(prompt.id, prompt.question, str(row_of[prompt.id][text_field])) for prompt in prompts
+    ]
 
 
-def _column(rows: Sequence[JsonRow], names: Sequence[str], path: str) -> str:
-    for name in names:
+def _text_field(rows: Sequence[JsonRow], path: str) -> str:
+    """Return the first field of `TEXTS` that holds a text in every row."""
+    for name in TEXTS:
         if all(isinstance(row, dict) and isinstance(row.get(name), str) for row in rows):
             return name
     raise DataError(
-        f"answers = {path!r}: no field holds a text in every row; looked for {', '.join(names)}."
+        f"answers = {path!r}: no field holds a text in every row; looked for {', '.join(TEXTS)}."
     )
 
 
-def _number(name: object) -> str:
-    """An id without what COCO's file names add to it."""
-    bare = str(name).rsplit("/", 1)[-1].removesuffix(".jpg")
-    return (
-        bare.rsplit("_", 1)[-1].lstrip("0") or "0"
-        if bare.startswith("COCO_")
-        else bare.lstrip("0") or "0"
+def _id_field(
+    rows: Sequence[JsonRow], prompts: Sequence[Prompt], prompt_ids: Mapping[str, str], path: str
+) -> str:
+    """Return the first field of `IDS` whose values all are ids of the benchmark."""
+    for name in IDS:
+        if all(_short_id(row.get(name, "")) in prompt_ids for row in rows):
+            return name
+    example = {name: rows[0][name] for name in IDS if name in rows[0]}
+    raise DataError(
+        f"answers = {path!r}: its ids are not the benchmark's. It has rows such as {example}, the "
+        f"benchmark has {', '.join(prompt.id for prompt in prompts[:3])}, ... Ids are read from "
+        f"the fields {', '.join(IDS)}."
     )
 
 
-def _compare_questions(prompts: Sequence[Prompt], found: dict[str, JsonRow], path: str) -> None:
-    asked = {
-        name: next((str(row[field]) for field in QUESTIONS if field in row), "")
-        for name, row in found.items()
-    }
-    other = [p.id for p in prompts if asked[p.id] and p.question.strip() not in asked[p.id]]
-    if other:
+def _short_id(name: object) -> str:
+    """Return an id without folder, `.jpg`, COCO's prefix and leading zeros.
+
+    Example:
+        >>> _short_id("val2014/COCO_val2014_000000000042.jpg"), _short_id("0007"), _short_id("a_1")
+        ('42', '7', 'a_1')
+    """
+    short = str(name).rsplit("/", 1)[-1].removesuffix(".jpg")
+    if short.startswith("COCO_"):
+        short = short.rsplit("_", 1)[-1]
+    return short.lstrip("0") or "0"
+
+
+def _compare_questions(prompts: Sequence[Prompt], row_of: Mapping[str, JsonRow], path: str) -> None:
+    """Warn if the file's answers are to other questions than the benchmark's."""
+    differing: list[tuple[str, str]] = []  # (id, question in the file)
+    for prompt in prompts:
+        row = row_of[prompt.id]
+        question = next((str(row[field]) for field in QUESTIONS if field in row), "")
+        if question and prompt.question.strip() not in question:
+            differing.append((prompt.id, question))
+    if differing:
         log.warning(
-            "%s: %d of %d answers are to another question than the benchmark asks, the first %s: %r",
-            *(path, len(other), len(prompts), other[0], asked[other[0]]),
+            "%s: %d of %d answers are to another question than the benchmark asks, the first "
+            "%s: %r",
+            path,
+            len(differing),
+            len(prompts),
+            *differing[0],
         )
 
 
@@ -101,14 +121,16 @@ def endpoint_answers(
     *,
     console: Console,
 ) -> list[Answer]:
-    """Have a model behind an endpoint answer; a refusal is its answer, and so is what was cut at `max_new_tokens`.
+    """Have a model behind an endpoint answer prompts.
+
+    A refusal counts as an answer, and so does a text that was cut off at `max_new_tokens`.
 
     Raises:
-        ConfigError: decoding that the protocol does not know.
+        ConfigError: the decoding has settings that the protocol lacks.
         JudgeError: answers are missing, or the endpoint cannot be used.
     """
     check_decoding(generation)
-    asked = [
+    requests = [
         Request(prompt.id, prompt.question, image=data_uri(prompt.image), whole=False)
         for prompt in prompts
     ]
@@ -116,43 +138,55 @@ def endpoint_answers(
         endpoint, temperature=generation.temperature, max_tokens=generation.max_new_tokens
     )
     replies, _ = ask(
-        asked, settings, cache, readable=said_something, title="Answers, api", console=console
+        requests, settings, cache, readable=said_something, title="Answers, api", console=console
     )
-    without = [request.id for request, reply in zip(asked, replies, strict=True) if not reply.kept]
-    if without:
+    missing: list[str] = []
+    answers: list[Answer] = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        if not reply.received:
+            missing.append(prompt.id)
+        answers.append(Answer(prompt.id, prompt.question, reply.text.strip()))
+    if missing:
         raise JudgeError(
-            f"{endpoint.model} left {len(without)} of {len(prompts)} prompts unanswered ({', '.join(without[:5])}); the same command asks "
-            "again for these alone."
+            f"{endpoint.model} left {len(missing)} of {len(prompts)} prompts unanswered "
+            f"({', '.join(missing[:5])}); the same command asks again for these alone."
         )
-    return [
-        Answer(p.id, p.question, reply.text.strip())
-        for p, reply in zip(prompts, replies, strict=True)
-    ]
+    return answers
 
 
 def check_decoding(generation: GenerationConfig) -> None:
-    """Refuse what cannot be asked of an endpoint."""
-    known = GenerationConfig(
+    """Check that the protocol knows all decoding settings.
+
+    Raises:
+        ConfigError: a setting other than `max_new_tokens` and `temperature` was changed.
+    """
+    supported = GenerationConfig(
         max_new_tokens=generation.max_new_tokens, temperature=generation.temperature
     )
-    if generation != known:
+    if generation != supported:
         raise ConfigError(
-            "An endpoint decodes by generation.max_new_tokens and generation.temperature alone (endpoint.seed, where the server knows it): "
-            "leave the other generation fields, and --decoding, as they are."
+            "An endpoint decodes by generation.max_new_tokens and generation.temperature alone, "
+            "and by endpoint.seed if the server knows it: leave the other generation fields, and "
+            "--decoding, as they are."
         )
 
 
 def said_something(text: str) -> bool:
-    """Whether a reply is an answer."""
+    """Return True if a reply is an answer: it is not blank."""
     return bool(text.strip())
 
 
 def data_uri(image: bytes) -> str:
-    """An encoded image as the protocol carries it; of a kind that servers do not know, as PNG."""
-    decode_image(image)  # broken and oversized ones are refused here
-    kind = Image.open(io.BytesIO(image)).format
-    if kind not in SENT_AS_THEY_ARE:
+    """Return an encoded image as a data URI; formats that servers do not accept become PNG.
+
+    Raises:
+        DataError: the image is broken or too large.
+    """
+    decoded = decode_image(image)
+    format_name = Image.open(io.BytesIO(image)).format
+    if format_name not in SENT_AS_THEY_ARE:
         buffer = io.BytesIO()
-        decode_image(image).save(buffer, format="PNG")
-        image, kind = buffer.getvalue(), "PNG"
-    return f"data:{Image.MIME[kind]};base64,{base64.b64encode(image).decode()}"
+        decoded.save(buffer, format="PNG")
+        image = buffer.getvalue()
+        format_name = "PNG"
+    return f"data:{Image.MIME[format_name]};base64,{base64.b64encode(image).decode()}"

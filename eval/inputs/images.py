@@ -1,7 +1,8 @@
-"""A benchmark's images in the user's folder: found by name, all of them or an error that says which are missing.
+"""A benchmark's images, found by name in the user's folder; one error lists the missing ones.
 
-Question files name images as their authors stored them; copies of COCO drop or add the split, and other tools save another type of file. So a
-name is tried as it stands, as COCO names that image, and with every extension of `EXTENSIONS`.
+Question files name images as their authors stored them. Copies of COCO drop or add the split, and
+other tools save another file type. So the lookup tries a name as it is, as COCO names that image,
+and with every extension of `EXTENSIONS`.
 """
 
 import os
@@ -23,18 +24,18 @@ def image_bytes(
 
     Args:
         folder: of the benchmark's images.
-        names: as the question file says, repeats allowed.
+        names: as the question file has them, repeats allowed.
         aliases: other names that an image may be stored under.
 
     Returns:
-        The encoded files by the names asked for; questions about one image share its bytes.
+        The encoded files by the given names; questions about one image share its bytes.
 
     Raises:
         DataError: as `find_images`, or a file cannot be read.
     """
-    found = find_images(folder, names, aliases=aliases)
+    paths = find_images(folder, names, aliases=aliases)
     try:
-        return {name: path.read_bytes() for name, path in found.items()}
+        return {name: path.read_bytes() for name, path in paths.items()}
     except OSError as error:
         raise DataError(f"cannot read the image {error.filename}: {error.strerror}") from error
 
@@ -42,34 +43,41 @@ def image_bytes(
 def find_images(
     folder: str | Path, names: Sequence[str], *, aliases: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, Path]:
-    """Find the file of every image without reading any; arguments as of `image_bytes`.
+    """Find the file of every image without reading any; arguments as for `image_bytes`.
 
     Raises:
-        DataError: the folder is not there, images are missing (the first few are named), or a name leads out of the folder.
+        DataError: the folder does not exist, images are missing (the first few are named), or a
+            name leads out of the folder.
     """
     root = Path(folder).expanduser()
     if not str(folder) or not root.is_dir():
         raise DataError(
-            f"folder of images {str(folder)!r}: there is no such folder; give the one that holds the images"
+            f"folder of images {str(folder)!r}: there is no such folder; give the one that holds "
+            "the images"
         )
-    wanted = list(dict.fromkeys(names))
-    found = {name: _find(root, [name, *(aliases or {}).get(name, ())]) for name in wanted}
-    missing = [name for name, path in found.items() if path is None]
+    paths: dict[str, Path] = {}
+    missing: list[str] = []
+    for name in dict.fromkeys(names):
+        path = _find(root, [name, *(aliases or {}).get(name, ())])
+        if path is None:
+            missing.append(name)
+        else:
+            paths[name] = path
     if missing:
         more = ", ..." if len(missing) > SHOWN else ""
         raise DataError(
-            f"folder of images {str(folder)!r}: {len(missing)} of {len(wanted)} images are missing: "
-            f"{', '.join(missing[:SHOWN])}{more}"
+            f"folder of images {str(folder)!r}: {len(missing)} of {len(missing) + len(paths)} "
+            f"images are missing: {', '.join(missing[:SHOWN])}{more}"
         )
-    return {name: path for name, path in found.items() if path is not None}
+    return paths
 
 
 def candidates(name: str) -> list[str]:
     """List the file names that an image may have.
 
     Example:
-        >>> candidates("COCO_val2014_000000000042.jpg")[:4]
-        ['COCO_val2014_000000000042.jpg', 'COCO_val2014_000000000042.jpeg', 'COCO_val2014_000000000042.png', '000000000042.jpg']
+        >>> candidates("COCO_val2014_000000000042.jpg")[1:4]
+        ['COCO_val2014_000000000042.jpeg', 'COCO_val2014_000000000042.png', '000000000042.jpg']
         >>> candidates("AMBER_1.png")
         ['AMBER_1.png', 'AMBER_1.jpg', 'AMBER_1.jpeg']
     """
@@ -79,19 +87,24 @@ def candidates(name: str) -> list[str]:
     if coco := _COCO.fullmatch(stem.name):
         number = f"{int(coco[1]):012d}"
         stems += [str(stem.with_name(prefix + number)) for prefix in ("", "COCO_val2014_")]
-    return list(
-        dict.fromkeys([name, *(stem + extension for stem in stems for extension in EXTENSIONS)])
-    )
+    file_names = [name]
+    for stem_name in stems:
+        file_names += [stem_name + extension for extension in EXTENSIONS]
+    return list(dict.fromkeys(file_names))
 
 
 def _find(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the first existing file among all candidates of all names, or None."""
     for name in names:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise DataError(
-                f"image {name!r} leads out of the folder {str(folder)!r}; expected the name of a file in it"
+                f"image {name!r} leads out of the folder {str(folder)!r}; expected the name of a "
+                "file in it"
             )
-    tried = (folder / candidate for name in names if name for candidate in candidates(name))
-    return next(
-        (path for path in tried if os.path.isfile(path)), None
-    )  # unlike Path.is_file, false for impossible names
+    for name in filter(None, names):
+        for candidate in candidates(name):
+            # Path.is_file raises for names that no file can have; os.path.isfile returns False.
+            if os.path.isfile(folder / candidate):
+                return folder / candidate
+    return None

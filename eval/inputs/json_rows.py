@@ -1,4 +1,4 @@
-"""The benchmarks' own files, as they are found: JSON lines, or one JSON list; what is wrong is said with file and row."""
+"""Rows of the benchmarks' own files: JSON lines or one JSON list; errors name file and row."""
 
 import json
 from collections.abc import Sequence
@@ -24,29 +24,31 @@ def read_json_rows(path: str | Path, fields: Sequence[str], *, what: str) -> lis
     if not path:
         raise DataError(f"{what} is not set: give the file.")
     path = Path(path).expanduser()
+    source = f"{what} = {str(path)!r}"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{what} = {str(path)!r} cannot be read: {error}") from error
-    rows = _parse(text, f"{what} = {str(path)!r}")
+        raise DataError(f"{source} cannot be read: {error}") from error
+    rows = _parse(text, source)
     for number, row in enumerate(rows, start=1):
         missing = [name for name in fields if not isinstance(row, dict) or name not in row]
         if missing:
             raise DataError(
-                f"{what} = {str(path)!r}, row {number}: no {', '.join(missing)}. Expected {', '.join(fields)}."
+                f"{source}, row {number}: no {', '.join(missing)}. Expected {', '.join(fields)}."
             )
     if not rows:
-        raise DataError(f"{what} = {str(path)!r} holds no rows.")
+        raise DataError(f"{source} holds no rows.")
     return rows
 
 
-def _parse(text: str, where: str) -> list[JsonRow]:
+def _parse(text: str, source: str) -> list[JsonRow]:
+    """Return the rows of a JSON list, or of JSON lines with blank lines skipped."""
     if text.lstrip().startswith("["):
         try:
             return json.loads(text)
         except ValueError as error:
             raise DataError(
-                f"{where} is no whole JSON list: {error}. Was its download cut off?"
+                f"{source} is no whole JSON list: {error}. Was its download cut off?"
             ) from error
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -55,19 +57,19 @@ def _parse(text: str, where: str) -> list[JsonRow]:
                 rows.append(json.loads(line))
             except ValueError as error:
                 raise DataError(
-                    f"{where}, line {number} is no JSON: {error}. Was its download cut off?"
+                    f"{source}, line {number} is no JSON: {error}. Was its download cut off?"
                 ) from error
     return rows
 
 
 def index_by(rows: Sequence[JsonRow], name: str, *, what: str) -> dict[str, JsonRow]:
-    """Rows by one of their fields, as text.
+    """Return rows by one of their fields, converted to text.
 
     Raises:
-        DataError: two rows have the same.
+        DataError: two rows have the same value.
     """
-    found: dict[str, JsonRow] = {}
+    indexed: dict[str, JsonRow] = {}
     for row in rows:
-        if found.setdefault(str(row[name]), row) is not row:
+        if indexed.setdefault(str(row[name]), row) is not row:
             raise DataError(f"{what}: two rows have {name} {row[name]!r}.")
-    return found
+    return indexed

@@ -1,4 +1,4 @@
-"""The objects that an answer names, as a judge lists them: what it is asked for, and what is read from its replies."""
+"""The objects that an answer names according to a judge: what it is asked, and its replies read."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from eval.chair import ObjectVocabulary, TaggedWord
-from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.endpoint.records import Reply
 
 PROMPT, FIELDS = "objects.txt", ("question", "answer")
 _NAMES = {"type": "array", "items": {"type": "string"}}
@@ -23,38 +23,42 @@ SCHEMA = json.dumps(
 
 
 class Named(NamedTuple):
-    """What an answer names."""
+    """The objects that an answer names."""
 
     mentions: Sequence[tuple[str, str]] = ()  # (word, object)
-    missing: str = ""  # why that is not known
-    unanimous: bool | None = (
-        None  # whether all votes name the same objects; None where there are not two
-    )
+    missing: str = ""  # reason why they are unknown; empty if they are known
+    unanimous: bool | None = None  # True if all votes name the same objects; None below two votes
 
 
 def named_by(
-    said: Sequence[Verdict],
+    verdicts: Sequence[Reply],
     vocabulary: ObjectVocabulary,
     *,
     read: Callable[[str], Iterable[TaggedWord]] | None = None,
 ) -> Named:
-    """What an answer names by the verdicts on it: what more than half of the readable ones list."""
-    lists = [parse_objects(verdict.text) for verdict in said if verdict.status == "ok"]
+    """Return the objects that more than half of the readable verdicts on an answer list."""
+    lists = [parse_objects(verdict.text) for verdict in verdicts if verdict.status == "ok"]
     votes = [vocabulary.refine(names, read=read) for names in lists if names is not None]
     if not votes:
-        why = next((verdict.status for verdict in said), "unavailable")
-        return Named(missing="unparsed" if lists else why)
-    objects = [{name for _, name in vocabulary.match(vote)} for vote in votes]
-    unanimous = all(each == objects[0] for each in objects) if len(votes) > 1 else None
+        reason = next((verdict.status for verdict in verdicts), "unavailable")
+        return Named(missing="unparsed" if lists else reason)
+    unanimous = None
+    if len(votes) > 1:
+        distinct = {frozenset(name for _, name in vocabulary.match(vote)) for vote in votes}
+        unanimous = len(distinct) == 1
     return Named(vocabulary.match(majority(votes)), unanimous=unanimous)
 
 
 def parse_objects(text: str) -> list[str] | None:
-    """The list of strings that a reply holds, bare or as `objects` of a JSON object; None where it holds none, or more than one.
+    """Return the list of strings in a reply: a JSON list, or `objects` of a JSON object.
+
+    The result is None if the reply holds no such list, or more than one.
 
     Example:
-        >>> parse_objects('["dog", "car"]'), parse_objects('Sure: ```{"objects": ["dog"]}```'), parse_objects("[]")
-        (['dog', 'car'], ['dog'], [])
+        >>> parse_objects('["dog", "car"]'), parse_objects("[]")
+        (['dog', 'car'], [])
+        >>> parse_objects('Sure: ```{"objects": ["dog"]}```')
+        ['dog']
         >>> parse_objects('["dog"] or ["cat"]'), parse_objects('["dog", 2]'), parse_objects("a dog")
         (None, None, None)
     """
@@ -66,27 +70,31 @@ def parse_objects(text: str) -> list[str] | None:
         names = value.get("objects") if isinstance(value, dict) else value
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             return None
-        "".join(names).encode()  # half a surrogate pair is no text: taggers and files refuse it
+        "".join(names).encode()  # taggers and files refuse half a surrogate pair
     except (ValueError, RecursionError):
         return None
     return None if re.search(r"[][{}]", text[stop:]) else names
 
 
 def majority(votes: Sequence[Sequence[str]]) -> list[str]:
-    """The names that more than half of the votes list, each of which lists a name once.
+    """Return the names that more than half of the votes list; no vote lists a name twice.
 
     Example:
         >>> majority([["dog", "cat"], ["cat"], ["cat", "dog"], ["car"]])
         ['cat']
     """
-    return [
-        name
-        for name, count in Counter(chain.from_iterable(votes)).items()
-        if 2 * count > len(votes)
-    ]
+    counts = Counter(chain.from_iterable(votes))
+    return [name for name, count in counts.items() if 2 * count > len(votes)]
 
 
 def share_unanimous(named: Iterable[Named]) -> float | None:
-    """The share of answers on which all votes name the same objects; None where there are not two."""
-    alike = [one.unanimous for one in named if one.unanimous is not None]
-    return sum(alike) / len(alike) if alike else None
+    """Return the share of answers whose votes all name the same objects, or None without votes.
+
+    Answers with fewer than two votes do not count.
+
+    Example:
+        >>> share_unanimous([Named(unanimous=True), Named(unanimous=False), Named()])
+        0.5
+    """
+    unanimous = [answer.unanimous for answer in named if answer.unanimous is not None]
+    return sum(unanimous) / len(unanimous) if unanimous else None

@@ -1,4 +1,4 @@
-"""Verdicts on many answers: from a model behind an endpoint, from a recording, or from the shapes world."""
+"""Verdicts on many answers: from a model behind an endpoint, a recording, or known truth."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.config import JudgeConfig
-from eval.judge.records import ReplayJudge
+from eval.judge.records import OracleJudge, ReplayJudge
 from rlhfv_ray.endpoint.budget import Ledger
-from rlhfv_ray.endpoint.records import Request, Verdict, useful
+from rlhfv_ray.endpoint.records import Reply, Request, useful
 from rlhfv_ray.endpoint.run import ask
 from rlhfv_ray.errors import ConfigError, JudgeError
 
@@ -22,38 +22,68 @@ def judge_answers(
     readable: Callable[[str], bool],
     oracle: Callable[[Request], str] | None,
     console: Console,
-) -> tuple[dict[str, list[Verdict]], Ledger]:
-    """The judge's verdicts on every request, by its id, one per vote; and what they took.
+) -> tuple[dict[str, list[Reply]], Ledger]:
+    """Return the judge's verdicts by request id, one per vote, and the ledger of the calls.
+
+    Args:
+        requests: one per answer, each with an id of its own.
+        judge: the kind of judge and its settings.
+        cache: folder of the replies of judges behind an endpoint.
+        readable: returns True if a verdict's text can be read.
+        oracle: returns the true verdict; None for benchmarks that do not know it.
+        console: where the estimate and the ledger are printed.
 
     Raises:
-        JudgeError: more than `judge.max_missing` of the requests are left without a readable verdict, or the judge cannot be used.
-        ConfigError: there is no oracle for this benchmark.
+        JudgeError: more than `judge.max_missing` of the requests have no readable verdict, or the
+            judge cannot be used.
+        ConfigError: `judge.kind` is oracle, and this benchmark has none.
     """
-    ledger = Ledger(requests=len(requests))
-    if judge.kind == "replay":
-        replay = ReplayJudge(Path(judge.verdicts).expanduser())
-        verdicts = {request.id: replay(request) for request in requests}
-    elif judge.kind == "oracle":
-        if oracle is None:
-            raise ConfigError(
-                "judge.kind = 'oracle': only the shapes world knows the truth; use 'openai' or 'replay' here."
-            )
-        verdicts = {request.id: [Verdict("ok", oracle(request), "oracle")] for request in requests}
-    else:
-        votes = [replace(request, vote=vote) for request in requests for vote in range(judge.votes)]
-        replies, ledger = ask(
-            votes, judge, cache, readable=readable, title="Verdicts", console=console
-        )
-        verdicts = {
-            request.id: replies[n * judge.votes :][: judge.votes]
-            for n, request in enumerate(requests)
-        }
-    without = [
-        r.id for r in requests if not any(useful(one, readable, r) for one in verdicts[r.id])
-    ]
-    if len(without) > judge.max_missing * len(requests):
-        raise JudgeError(
-            f"{len(without)} of {len(requests)} answers have no readable verdict ({', '.join(without[:5])}), more than judge.max_missing = "
-            f"{judge.max_missing:g}. The same command asks again for those that never came; or allow more with --judge.max-missing."
-        )
+    replay = _replay(judge, oracle)
+    ballots: list[Request] = []
+    for request in requests:
+        votes = judge.votes if replay is None else replay.votes(request)
+        ballots += [replace(request, vote=vote) for vote in range(votes)]
+    replies, ledger = ask(
+        ballots, judge, replay or cache, readable=readable, title="Verdicts", console=console
+    )
+    verdicts: dict[str, list[Reply]] = {request.id: [] for request in requests}
+    for ballot, reply in zip(ballots, replies, strict=True):
+        verdicts[ballot.id].append(reply)
+    _check_missing(requests, verdicts, judge.max_missing, readable)
     return verdicts, ledger
+
+
+def _replay(
+    judge: JudgeConfig, oracle: Callable[[Request], str] | None
+) -> ReplayJudge | OracleJudge | None:
+    """Return the judge that needs no server, or None if the judge is behind an endpoint."""
+    if judge.kind == "replay":
+        return ReplayJudge(Path(judge.verdicts).expanduser())
+    if judge.kind != "oracle":
+        return None
+    if oracle is None:
+        raise ConfigError(
+            "judge.kind = 'oracle': only the shapes world knows the truth; use 'openai' or "
+            "'replay' here."
+        )
+    return OracleJudge(oracle)
+
+
+def _check_missing(
+    requests: Sequence[Request],
+    verdicts: dict[str, list[Reply]],
+    max_missing: float,
+    readable: Callable[[str], bool],
+) -> None:
+    """Raise JudgeError if too large a share of the requests has no readable verdict."""
+    unjudged = [
+        request.id
+        for request in requests
+        if not any(useful(verdict, readable, request) for verdict in verdicts[request.id])
+    ]
+    if len(unjudged) > max_missing * len(requests):
+        raise JudgeError(
+            f"{len(unjudged)} of {len(requests)} answers have no readable verdict "
+            f"({', '.join(unjudged[:5])}), more than judge.max_missing = {max_missing:g}. The same "
+            "command asks again for verdicts that never came; or set a higher --judge.max-missing."
+        )

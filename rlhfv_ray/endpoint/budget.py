@@ -1,4 +1,4 @@
-"""The desk that all callers ask before a call: it keeps the pace, counts tokens and cost, and stops everyone where no retry helps."""
+"""One budget for all callers of a server: pace, tokens, cost, and the stop at fatal errors."""
 
 import asyncio
 import time
@@ -8,105 +8,128 @@ from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.client import Outcome
 from rlhfv_ray.endpoint.rate_limit import AdaptiveRateLimiter
 
-LOOK_S = 0.5  # longest sleep before looking at the limits again
-TYPICAL_REPLY = 150  # tokens, where the true number is not known yet
+MAX_SLEEP_S = 0.5  # a waiting caller checks the limits at least this often
+COST_SLEEP_S = 0.05  # the same while calls under way hold the rest of max_cost
+TYPICAL_REPLY = 150  # tokens, assumed until the server reports the true number
 
 
 @dataclass
 class Ledger:
-    """What was asked of a server, and what it took."""
+    """Calls made to a server, with their outcomes, tokens and cost."""
 
-    requests: int = 0  # of this run, without those known before
+    requests: int = 0  # requests of this run that had no reply in the cache
     known: int = 0  # replies found in the cache
     calls: int = 0
-    outcomes: dict[str, int] = field(
-        default_factory=dict
-    )  # of the calls: reply statuses, rate_limited, retryable, fatal
+    # Calls by outcome: the status of a reply, or rate_limited, retryable, fatal.
+    outcomes: dict[str, int] = field(default_factory=dict)
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float = 0.0  # USD
     seconds: float = 0.0  # from the first call to the last reply
-    models: tuple[str, ...] = ()  # that the server says it used
-    stopped: str = ""  # why, if it was stopped
+    models: tuple[str, ...] = ()  # model names that the server reported
+    stopped: str = ""  # reason of the stop; empty if nothing stopped the calls
 
     def lines(self) -> list[str]:
-        """For people."""
-        outcomes = ", ".join(f"{count} {name}" for name, count in sorted(self.outcomes.items()))
+        """Return the ledger as lines of text for the console."""
+        counts = [f"{count} {name}" for name, count in sorted(self.outcomes.items())]
         cost = f", {self.cost:.2f} USD" if self.cost else ""
         return [
-            f"{self.known} replies known before, {self.calls} calls in {self.seconds:.0f} s ({outcomes or 'none'}), "
-            f"{self.tokens_in:,} tokens in, {self.tokens_out:,} out{cost}; answered by {', '.join(self.models) or 'nobody'}"
+            f"{self.known} replies known before, {self.calls} calls in {self.seconds:.0f} s "
+            f"({', '.join(counts) or 'none'}), {self.tokens_in:,} tokens in, "
+            f"{self.tokens_out:,} out{cost}; answered by {', '.join(self.models) or 'nobody'}"
         ]
 
 
 class CallBudget:
-    """Who may call when, and the books. Lives in a Ray actor, so that callers on all machines share it."""
+    """Admission of calls and their ledger, shared by the callers on all machines as a Ray actor.
+
+    The cost cap holds for the worst case. Each admitted call reserves the cost of its longest
+    possible reply until its true cost is recorded.
+    """
 
     def __init__(self, endpoint: EndpointConfig) -> None:
-        self.endpoint, self.ledger = endpoint, Ledger()
+        self.endpoint = endpoint
+        self.ledger = Ledger()
         self.turn = asyncio.Lock()  # first come, first served
         self.limits: AdaptiveRateLimiter | None = None
-        self.reserved, self.done, self.started = 0.0, 0, 0.0
+        self.reserved = 0.0  # USD, worst-case cost of the calls under way
+        self.done = 0
+        self.started = 0.0
 
     async def admit(self, tokens_in: int, tokens_out: int) -> str:
-        """Wait until a call may be made; "" to make it, else why no more are."""
-        endpoint, cost = self.endpoint, self.endpoint.cost(tokens_in, tokens_out)
+        """Wait until a call may be made.
+
+        Args:
+            tokens_in: tokens of the prompt.
+            tokens_out: tokens of the longest possible reply.
+
+        Returns:
+            "" if the call may be made, else the reason why no further calls are made.
+        """
+        cost = self.endpoint.cost(tokens_in, tokens_out)
         async with self.turn:
-            if self.limits is None:
-                self.started = time.monotonic()
-                per_minute = {
-                    name: getattr(endpoint, name)
-                    for name in ("requests_per_minute", "tokens_per_minute")
-                }
-                self.limits = AdaptiveRateLimiter(**per_minute, now=self.started)
+            limits = self._start()
             while not self.ledger.stopped:
-                if (
-                    endpoint.max_cost
-                    and self.ledger.cost + self.reserved + cost > endpoint.max_cost
-                ):
+                if self._exceeds_cap(cost):
                     if self.reserved <= 1e-12:
                         self.ledger.stopped = (
-                            f"the next call could go over max_cost = {endpoint.max_cost:g} USD"
+                            f"the next call could go over max_cost = {self.endpoint.max_cost:g} USD"
                         )
-                    wait = LOOK_S / 10  # calls under way may turn out cheaper
+                    wait = COST_SLEEP_S  # calls under way may cost less than they reserved
                 else:
-                    wait = self.limits.admit(time.monotonic(), tokens=tokens_in + TYPICAL_REPLY)
+                    wait = limits.admit(time.monotonic(), tokens=tokens_in + TYPICAL_REPLY)
                     if not wait:
                         self.reserved += cost
                         self.ledger.calls += 1
                         return ""
-                await asyncio.sleep(min(wait, LOOK_S))
+                await asyncio.sleep(min(wait, MAX_SLEEP_S))
         return self.ledger.stopped
 
+    def _start(self) -> AdaptiveRateLimiter:
+        """Return the rate limiter; its clock starts at the first call."""
+        if self.limits is None:
+            self.started = time.monotonic()
+            self.limits = AdaptiveRateLimiter(
+                requests_per_minute=self.endpoint.requests_per_minute,
+                tokens_per_minute=self.endpoint.tokens_per_minute,
+                now=self.started,
+            )
+        return self.limits
+
+    def _exceeds_cap(self, cost: float) -> bool:
+        """Return True if a call of this cost (USD) could take the total over `max_cost`."""
+        cap = self.endpoint.max_cost
+        return cap > 0 and self.ledger.cost + self.reserved + cost > cap
+
     async def record(self, outcome: Outcome, tokens_in: int, tokens_out: int) -> None:
-        """Enter what came of an admitted call."""
-        ledger, verdict, limits = self.ledger, outcome.verdict, self.limits
+        """Record the outcome of an admitted call, with the token counts it was admitted with."""
+        ledger, reply, limits = self.ledger, outcome.reply, self.limits
         assert limits is not None
         self.reserved = max(0.0, self.reserved - self.endpoint.cost(tokens_in, tokens_out))
-        kind = verdict.status if outcome.kind == "reply" else outcome.kind
+        kind = reply.status if outcome.kind == "reply" else outcome.kind
         ledger.outcomes[kind] = ledger.outcomes.get(kind, 0) + 1
-        ledger.tokens_in += verdict.tokens_in
-        ledger.tokens_out += verdict.tokens_out
-        ledger.cost += self.endpoint.cost(verdict.tokens_in, verdict.tokens_out)
+        ledger.tokens_in += reply.tokens_in
+        ledger.tokens_out += reply.tokens_out
+        ledger.cost += self.endpoint.cost(reply.tokens_in, reply.tokens_out)
         ledger.seconds = time.monotonic() - self.started
-        if verdict.model:
-            ledger.models = tuple(sorted({*ledger.models, verdict.model}))
+        if reply.model:
+            ledger.models = tuple(sorted({*ledger.models, reply.model}))
         if outcome.kind == "reply":
             limits.succeeded()
-            limits.correct(verdict.tokens_in + verdict.tokens_out - tokens_in - TYPICAL_REPLY)
+            limits.correct(reply.tokens_in + reply.tokens_out - tokens_in - TYPICAL_REPLY)
         elif outcome.kind == "rate_limited":
             limits.throttled(time.monotonic(), retry_after=outcome.retry_after)
         elif outcome.kind == "fatal":
             ledger.stopped = ledger.stopped or outcome.reason
 
     async def finish(self) -> None:
-        """One more request is settled, or given up."""
+        """Count one more request as done: it has a reply, or was given up."""
         self.done += 1
 
     async def count(self) -> int:
-        """How many requests are done."""
+        """Return the number of requests that are done."""
         return self.done
 
     async def spent(self) -> Ledger:
-        """What it took so far."""
+        """Return the ledger as of now."""
         return self.ledger

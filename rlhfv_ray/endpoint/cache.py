@@ -1,6 +1,6 @@
-"""Replies kept on disk by the digest of all that went into them.
+"""Replies kept on disk, under the digest of everything that the reply depends on.
 
-Each is a file that is there whole or not at all: runs share what any of them paid for, and none pays twice.
+Each reply is one file, written atomically. Runs share the files, so no reply is paid for twice.
 """
 
 import json
@@ -9,55 +9,58 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.endpoint.records import Request, Verdict, useful
+from rlhfv_ray.endpoint.records import Reply, Request, useful
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import fetch
 
 
-class VerdictCache:
-    """Replies by what was asked, one file each; any number of processes read and write it."""
+class ReplyCache:
+    """Replies by the key of their request; any number of processes read and write it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         fetch(folder)
 
     def path(self, key: str) -> Path:
-        """Where a reply is, or will be."""
+        """Return the path of a reply's file, which may not exist yet."""
         return self.folder / key[:2] / f"{key}.json"
 
-    def get(self, key: str) -> Verdict | None:
-        """The reply, if there is one."""
+    def get(self, key: str) -> Reply | None:
+        """Return the reply, or None if the cache has none."""
         try:
-            return Verdict(**json.loads(self.path(key).read_text()))
+            return Reply(**json.loads(self.path(key).read_text()))
         except FileNotFoundError:
             return None
 
-    def put(self, key: str, verdict: Verdict) -> None:
-        """Keep a reply."""
+    def put(self, key: str, reply: Reply) -> None:
+        """Store a reply."""
         self.path(key).parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path(key), asdict(verdict))
+        write_json(self.path(key), asdict(reply))
 
     def settle(
         self, request: Request, endpoint: EndpointConfig, readable: Callable[[str], bool]
     ) -> "Settled":
-        """What is known about a request, and what is still to be asked: a reply of no use is asked for once more."""
+        """Return the best cached reply to a request, and the request still to be sent.
+
+        A reply that is not useful is asked for once more, and only once.
+        """
         first = self.get(request.key(endpoint))
         if first is None:
             return Settled(request, None)
         if useful(first, readable, request):
             return Settled(None, first)
-        once_more = replace(request, again=1)
-        second = self.get(once_more.key(endpoint))
+        retry = replace(request, again=1)
+        second = self.get(retry.key(endpoint))
         if second is None:
-            return Settled(once_more, first)
-        return Settled(
-            None, second if useful(second, readable, request) or first.status != "ok" else first
-        )
+            return Settled(retry, first)
+        if useful(second, readable, request) or first.status != "ok":
+            return Settled(None, second)
+        return Settled(None, first)  # unreadable, but its text is there for people to read
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What is left to ask, if anything, and what was said so far."""
+    """The request still to be sent, if any, and the best reply so far, if any."""
 
     ask: Request | None
-    verdict: Verdict | None
+    reply: Reply | None

@@ -1,7 +1,7 @@
-"""One call to a server that speaks OpenAI's chat protocol, and what its result means.
+"""One call to a server that speaks OpenAI's chat protocol, and the meaning of its result.
 
-The client's own retries are off: every attempt is counted, paced and paid in one place (`rlhfv_ray.endpoint.run`). Errors are told apart by what
-helps against them, not by their class: being slower, trying again, or nothing.
+The OpenAI client's own retries are off, because `rlhfv_ray.endpoint.run` counts, paces and pays for
+every attempt. Errors are classified by their remedy, not by their class: slow down, retry, or stop.
 """
 
 import email.utils
@@ -14,9 +14,10 @@ from openai.types.chat import ChatCompletion
 
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.key import read_key
-from rlhfv_ray.endpoint.records import Request, Status, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request, Status
 
 QUOTA = "insufficient_quota"
+# Error codes that concern one request alone: other requests may succeed.
 OF_ONE_REQUEST = (
     "content_filter",
     "content_policy_violation",
@@ -26,28 +27,28 @@ OF_ONE_REQUEST = (
 
 
 class Outcome(NamedTuple):
-    """What came of one call."""
+    """The result of one call."""
 
-    kind: Literal[
-        "reply", "rate_limited", "retryable", "fatal"
-    ]  # rate_limited: 429; retryable: worth another try; fatal: for every request
-    verdict: Verdict
+    # rate_limited: status 429. retryable: another attempt may succeed. fatal: all calls would fail.
+    kind: Literal["reply", "rate_limited", "retryable", "fatal"]
+    reply: Reply
     reason: str = ""
-    retry_after: float = 0.0  # seconds, as the server asks
+    retry_after: float = 0.0  # seconds that the server asks to wait
 
 
 class ChatClient:
-    """Holds a client and its key while it is entered; lives where the calls are made, and does not travel."""
+    """An async context with an OpenAI client and its key; made where the calls are made."""
 
     def __init__(self, endpoint: EndpointConfig) -> None:
-        self.endpoint, self.key = endpoint, read_key(endpoint)
+        self.endpoint = endpoint
+        self.key = read_key(endpoint)
         self.client = openai.AsyncOpenAI(
             api_key=self.key.value,
             base_url=endpoint.base_url,
             timeout=endpoint.timeout_s,
             max_retries=0,
         )
-        self.limit = "max_tokens"  # OpenAI's newer models know only max_completion_tokens
+        self.limit = "max_tokens"  # OpenAI's newer models accept only max_completion_tokens
 
     async def __aenter__(self) -> Self:
         return self
@@ -56,28 +57,27 @@ class ChatClient:
         await self.client.close()
 
     async def call(self, request: Request) -> Outcome:
-        """Ask once."""
+        """Send a request once and return its outcome."""
         try:
-            reply: Any = await self.client.chat.completions.create(**self.settings(request))
+            completion: Any = await self.client.chat.completions.create(**self.settings(request))
         except openai.APIStatusError as error:
             if self.limit == "max_tokens" and "max_completion_tokens" in str(error):
                 self.limit = "max_completion_tokens"
                 return await self.call(request)
             return self.failed(error)
-        except openai.APIResponseValidationError as error:
-            return Outcome("retryable", Verdict("bad_payload"), self.key.hidden_in(str(error)))
-        except openai.APIError as error:  # no connection, time-out
-            return Outcome(
-                "retryable",
-                Verdict("unavailable"),
-                self.key.hidden_in(f"{type(error).__name__}: {error}"),
-            )
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            return Outcome("retryable", Verdict("bad_payload"), self.key.hidden_in(str(error)))
-        return read_reply(reply, self.endpoint.reported_model)
+        except (
+            openai.APIResponseValidationError,
+            json.JSONDecodeError,
+            UnicodeDecodeError,
+        ) as error:
+            return Outcome("retryable", Reply("bad_payload"), self.key.hidden_in(str(error)))
+        except openai.APIError as error:  # no connection, or a time-out
+            reason = self.key.hidden_in(f"{type(error).__name__}: {error}")
+            return Outcome("retryable", Reply("unavailable"), reason)
+        return read_reply(completion, self.endpoint.reported_model)
 
     def settings(self, request: Request) -> dict[str, Any]:
-        """The arguments of the call."""
+        """Return the arguments of the call."""
         endpoint = self.endpoint
         settings: dict[str, Any] = {
             "model": endpoint.model,
@@ -93,45 +93,47 @@ class ChatClient:
         return settings
 
     def failed(self, error: openai.APIStatusError) -> Outcome:
-        """What an HTTP error means."""
-        reason, status = (
-            self.key.hidden_in(f"{error.status_code}: {error.message}"),
-            error.status_code,
-        )
+        """Return the outcome that an HTTP error stands for."""
+        status = error.status_code
         code = str(error.code or "")
+        reason = self.key.hidden_in(f"{status}: {error.message}")
+        unavailable = Reply("unavailable")
         if status == 429 and code != QUOTA:
-            return Outcome(
-                "rate_limited", Verdict("unavailable"), reason, retry_after(error.response.headers)
-            )
+            wait = retry_after(error.response.headers)
+            return Outcome("rate_limited", unavailable, reason, wait)
         if status >= 500 or status in (408, 409):
-            return Outcome(
-                "retryable", Verdict("unavailable"), reason, retry_after(error.response.headers)
-            )
+            wait = retry_after(error.response.headers)
+            return Outcome("retryable", unavailable, reason, wait)
         if code in OF_ONE_REQUEST:
-            return Outcome("reply", Verdict("refused", reason))
-        return Outcome("fatal", Verdict("unavailable"), reason)
+            return Outcome("reply", Reply("refused", reason))
+        return Outcome("fatal", unavailable, reason)
 
 
 async def call_once(endpoint: EndpointConfig, request: Request) -> Outcome:
-    """One call by a client of its own."""
-    async with ChatClient(endpoint) as caller:
-        return await caller.call(request)
+    """Make one call with a client of its own."""
+    async with ChatClient(endpoint) as client:
+        return await client.call(request)
 
 
-def read_reply(reply: Any, wanted: str) -> Outcome:
-    """What a reply holds: the client hands through whatever came with status 200."""
+def read_reply(completion: Any, reported_model: str) -> Outcome:
+    """Return the outcome that a response with status 200 stands for.
+
+    Args:
+        completion: the client's result, which is not always a chat completion: the client passes on
+            whatever the server sent.
+        reported_model: model name that the server must report; empty accepts any.
+    """
     if (
-        not isinstance(reply, ChatCompletion)
-        or not reply.choices
-        or reply.choices[0].message is None
+        not isinstance(completion, ChatCompletion)
+        or not completion.choices
+        or completion.choices[0].message is None
     ):
-        return Outcome(
-            "retryable", Verdict("bad_payload"), f"no chat completion: {str(reply)[:80]!r}"
-        )
-    choice = reply.choices[0]
+        reason = f"no chat completion: {str(completion)[:80]!r}"
+        return Outcome("retryable", Reply("bad_payload"), reason)
+    choice = completion.choices[0]
     text = choice.message.content or ""
     status: Status = "ok"
-    if wanted and reply.model != wanted:
+    if reported_model and completion.model != reported_model:
         status = "other_model"
     elif choice.message.refusal or choice.finish_reason == "content_filter":
         status, text = "refused", choice.message.refusal or text
@@ -139,19 +141,26 @@ def read_reply(reply: Any, wanted: str) -> Outcome:
         status = "truncated"
     elif not text.strip():
         status = "empty"
-    usage = reply.usage
-    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-    return Outcome(
-        "reply", Verdict(status, text, reply.model or "", reply.system_fingerprint or "", *tokens)
+    usage = completion.usage
+    reply = Reply(
+        status,
+        text,
+        model=completion.model or "",
+        fingerprint=completion.system_fingerprint or "",
+        tokens_in=usage.prompt_tokens if usage else 0,
+        tokens_out=usage.completion_tokens if usage else 0,
     )
+    return Outcome("reply", reply)
 
 
 def retry_after(headers: Any) -> float:
-    """Seconds that a server asks to wait; 0 where it does not.
+    """Return the seconds that a server asks to wait, or 0 if it names none.
 
     Example:
-        >>> retry_after({"retry-after": "2"}), retry_after({"retry-after-ms": "250"}), retry_after({"retry-after": "soon"})
-        (2.0, 0.25, 0.0)
+        >>> retry_after({"retry-after": "2"}), retry_after({"retry-after-ms": "250"})
+        (2.0, 0.25)
+        >>> retry_after({"retry-after": "soon"})
+        0.0
     """
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:

@@ -1,4 +1,4 @@
-"""The key of an endpoint: read from a file or the environment, and shown in no text."""
+"""The API key of an endpoint: read from a file or the environment, and hidden in every text."""
 
 import os
 import stat
@@ -11,42 +11,42 @@ from rlhfv_ray.errors import ConfigError
 
 @dataclass(frozen=True)
 class Secret:
-    """A key that shows in no text made of it."""
+    """A key that its own repr does not show."""
 
     value: str = field(repr=False)
 
     def hidden_in(self, text: str) -> str:
-        """The text without the key."""
+        """Return the text with the key replaced by asterisks."""
         return text.replace(self.value, "***")
 
 
 def read_key(endpoint: EndpointConfig) -> Secret:
-    """The key, from its file or the environment of this process.
+    """Return the key, from its file or from the environment of this process.
 
     Raises:
-        ConfigError: there is none, it has blanks in it, or others can read its file.
+        ConfigError: no key is set, it contains white space, or other users can read its file.
     """
     if endpoint.key_file:
         path = Path(endpoint.key_file).expanduser()
-        where = f"key_file {str(path)!r}"
+        source = f"key_file {str(path)!r}"
         try:
-            key, mode = path.read_text().strip(), path.stat().st_mode
+            key = path.read_text().strip()
+            mode = path.stat().st_mode
         except OSError as error:
             raise ConfigError(
-                f"{where} cannot be read on this machine: {error.strerror}."
+                f"{source} cannot be read on this machine: {error.strerror}."
             ) from error
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError(f"{where} can be read by others than its owner: chmod 600 it.")
+            raise ConfigError(f"{source} can be read by other users: run chmod 600 on it.")
     else:
-        where = f"environment variable {endpoint.key_env}"
+        source = f"environment variable {endpoint.key_env}"
         key = os.environ.get(endpoint.key_env, "").strip()
     if not key:
         raise ConfigError(
-            f"{where} is empty or not set on the machine that calls {endpoint.base_url}. Set it before Ray is started there, or give "
-            "--judge.key-file (--endpoint.key-file) a file that holds the key. A server without keys takes any."
+            f"{source} is empty or not set on the machine that calls {endpoint.base_url}. Set it "
+            "there before Ray starts, or name a file that holds the key: --judge.key-file "
+            "(--endpoint.key-file). If the server needs no key, any value will do."
         )
     if any(character.isspace() for character in key):
-        raise ConfigError(
-            f"{where} holds more than a key: there are blanks or line ends inside it."
-        )
+        raise ConfigError(f"{source} holds more than a key: there is white space inside it.")
     return Secret(key)

@@ -1,50 +1,60 @@
-"""How fast to call: requests and tokens per minute, shared by all callers, slower while the server says it is too much.
+"""Two token buckets, requests and tokens per minute, whose pace adapts to a server's 429s.
 
-Pure arithmetic on a clock that the caller reads, so that it is tested without waiting.
+The arithmetic uses a clock that the caller reads, so that tests need not wait.
 """
+
+# Not aiolimiter (1.3): its AsyncLimiter has one fixed rate, raises ValueError for an amount above
+# the burst, and cannot be corrected once the true token count is known. Nor can two limiters admit
+# a call together, or be held for a Retry-After.
 
 from dataclasses import dataclass, field
 
-BURST_S = 5.0  # what was not called for may be made up for, this many seconds' worth at most
-FIRST_BACKOFF, BACKOFF = (
-    0.95,
-    0.7,
-)  # of its pace a caller keeps after a single 429; after one more without a success between
-RECOVERY, SLOWEST = 0.02, 0.05  # of the configured pace: regained by a success; never less
+BURST_S = 5.0  # a full bucket holds what flows in during this many seconds
+FIRST_BACKOFF = 0.95  # factor on the pace after a single 429
+BACKOFF = 0.7  # factor on the pace after each further 429 without a success in between
+RECOVERY = 0.02  # share of the configured pace that a success regains
+SLOWEST = 0.05  # lower bound of the pace, as a share of the configured one
 
 
 @dataclass
 class TokenBucket:
-    """So much per second flows in, up to a burst's worth; what is taken may leave it in debt."""
+    """A token bucket: it refills at a fixed rate up to its capacity, and may go into debt.
+
+    The debt comes from amounts above the capacity, and from calls that took more than estimated.
+    """
 
     per_second: float
     level: float = field(init=False)
-    seen: float = 0.0  # when the level was right
+    updated_at: float = 0.0  # seconds on the caller's clock
 
     def __post_init__(self) -> None:
-        self.level = self.per_second * BURST_S
+        self.level = self.capacity
 
-    def flow(self, now: float, pace: float) -> None:
-        """Bring the level up to now."""
-        self.level = min(
-            self.level + (now - self.seen) * self.per_second * pace, self.per_second * BURST_S
-        )
-        self.seen = now
+    @property
+    def capacity(self) -> float:
+        """The largest amount that can be taken at once without debt."""
+        return self.per_second * BURST_S
+
+    def refill(self, now: float, pace: float) -> None:
+        """Bring the level up to date: `pace` (0 to 1) scales the rate since the last update."""
+        inflow = (now - self.updated_at) * self.per_second * pace
+        self.level = min(self.level + inflow, self.capacity)
+        self.updated_at = now
 
     def wait(self, pace: float, amount: float) -> float:
-        """Seconds until the amount can be taken: a call larger than a burst goes when the bucket is full."""
-        wanted = min(amount, self.per_second * BURST_S)
-        return max(0.0, wanted - self.level) / (self.per_second * pace)
+        """Return the seconds until the amount, or the capacity if that is less, is available."""
+        needed = min(amount, self.capacity)
+        return max(0.0, needed - self.level) / (self.per_second * pace)
 
 
 class AdaptiveRateLimiter:
-    """Two limits, and a pace that follows the server's complaints.
+    """Two coupled token buckets, and a pace that follows the server's 429s.
 
-    A single 429 slows the pace a little, for servers send some at any pace; one more without a success between slows it a lot, and holds
-    everyone for the time the server names.
+    A single 429 slows the pace a little, because servers send some at any pace. A second one
+    without a success in between slows it a lot, and holds all callers for the Retry-After.
 
     Example:
-        60 requests a minute: five may go at once, then one a second.
+        60 requests a minute: five are admitted at once, then one a second.
 
         >>> limits = AdaptiveRateLimiter(requests_per_minute=60, tokens_per_minute=0, now=0.0)
         >>> [limits.admit(0.0, tokens=10) for _ in range(6)]
@@ -52,48 +62,43 @@ class AdaptiveRateLimiter:
     """
 
     def __init__(self, *, requests_per_minute: float, tokens_per_minute: float, now: float) -> None:
-        self.requests = TokenBucket(requests_per_minute / 60)
-        self.tokens = TokenBucket(tokens_per_minute / 60) if tokens_per_minute else None
-        for bucket in self._buckets():
-            bucket.seen = now
-        self.pace = 1.0
+        self.requests = TokenBucket(requests_per_minute / 60, updated_at=now)
+        self.tokens: TokenBucket | None = None  # None: no limit
+        if tokens_per_minute:
+            self.tokens = TokenBucket(tokens_per_minute / 60, updated_at=now)
+        self.pace = 1.0  # share of the configured rates
         self.held_until = now
-        self.complaints = 0  # since the last success
+        self.complaints = 0  # 429s since the last success
 
     def admit(self, now: float, *, tokens: float) -> float:
-        """Let a call go: 0, and it counts; else the seconds after which to ask again."""
+        """Return 0 and count the call if it may be made now, else the seconds to wait first."""
+        amounts = [(self.requests, 1.0)]
+        if self.tokens:
+            amounts.append((self.tokens, tokens))
         wait = self.held_until - now
-        for bucket in self._buckets():
-            bucket.flow(now, self.pace)
-        wait = max(
-            wait,
-            self.requests.wait(self.pace, 1),
-            self.tokens.wait(self.pace, tokens) if self.tokens else 0,
-        )
+        for bucket, amount in amounts:
+            bucket.refill(now, self.pace)
+            wait = max(wait, bucket.wait(self.pace, amount))
         if wait > 1e-9:
             return wait
-        self.requests.level -= 1
-        if self.tokens:
-            self.tokens.level -= tokens
+        for bucket, amount in amounts:
+            bucket.level -= amount
         return 0.0
 
     def correct(self, tokens: float) -> None:
-        """Take so many tokens more than a call was admitted with (fewer, if negative)."""
+        """Take more tokens for a call admitted earlier; a negative number gives tokens back."""
         if self.tokens:
             self.tokens.level -= tokens
 
     def succeeded(self) -> None:
-        """A call went through."""
+        """Record a call that succeeded."""
         self.complaints = 0
         self.pace = min(1.0, self.pace + RECOVERY)
 
     def throttled(self, now: float, *, retry_after: float) -> None:
-        """The server said 429."""
+        """Record a 429 and the wait that it asks for, in seconds."""
         self.complaints += 1
-        again = self.complaints > 1
-        self.pace = max(SLOWEST, self.pace * (BACKOFF if again else FIRST_BACKOFF))
-        if again:
+        repeated = self.complaints > 1
+        self.pace = max(SLOWEST, self.pace * (BACKOFF if repeated else FIRST_BACKOFF))
+        if repeated:
             self.held_until = max(self.held_until, now + retry_after)
-
-    def _buckets(self) -> list[TokenBucket]:
-        return [self.requests, *([self.tokens] if self.tokens else [])]

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from rlhfv_ray.config import EndpointConfig
 
-CHARACTERS_PER_TOKEN = 3.5  # of English, on the safe side: estimates alone are made with it
+# For English, on the low side so that estimates are too high; nothing but estimates uses it.
+CHARACTERS_PER_TOKEN = 3.5
 Status = Literal[
     "ok", "refused", "empty", "truncated", "unavailable", "bad_payload", "other_model", "stopped"
 ]
@@ -16,37 +17,42 @@ Status = Literal[
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask of a model behind an endpoint."""
+    """A request to a model behind an endpoint.
 
-    id: str  # of the answer it is about
+    Field names and values make the cache key: renaming a field makes every cached reply unfindable.
+    """
+
+    id: str  # of the answer or prompt that the request is about; no part of the key
     text: str
     image: str = ""  # data URI
     system: str = ""
     schema: str = ""  # JSON schema of the reply, as text; empty: free text
     vote: int = 0
     whole: bool = True  # a reply that was cut off is of no use
-    again: int = (
-        0  # 1: asked anew, because the first reply was cut off, empty, refused or without a verdict
-    )
+    again: int = 0  # 1: the second request, made because the first reply was not useful
 
     def key(self, endpoint: EndpointConfig) -> str:
-        """Digest of all that the reply depends on."""
-        asked = {name: value for name, value in asdict(self).items() if name != "id"}
+        """Return the digest of everything that the reply depends on."""
+        content = {name: value for name, value in asdict(self).items() if name != "id"}
         settings = {
             name: getattr(endpoint, name)
             for name in ("model", "base_url", "temperature", "max_tokens", "seed")
         }
-        return hashlib.sha256(json.dumps([asked, settings], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([content, settings], sort_keys=True).encode()).hexdigest()
 
     @property
     def tokens(self) -> int:
-        """About how many tokens it is, an image counted as a thousand."""
-        return int((len(self.text) + len(self.system)) / CHARACTERS_PER_TOKEN) + 1000 * bool(
-            self.image
-        )
+        """The estimated number of tokens; an image counts as a thousand.
+
+        Example:
+            >>> Request("1", "x" * 7, image="data:,").tokens
+            1002
+        """
+        characters = len(self.text) + len(self.system)
+        return int(characters / CHARACTERS_PER_TOKEN) + 1000 * bool(self.image)
 
     def messages(self) -> list[dict[str, Any]]:
-        """As the chat protocol has it."""
+        """Return the messages of the chat protocol."""
         picture = [{"type": "image_url", "image_url": {"url": self.image}}]
         content: Any = [*picture, {"type": "text", "text": self.text}] if self.image else self.text
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -54,30 +60,37 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of a request: a reply, or why there is none."""
+class Reply:
+    """A server's reply to a request, or the reason why it has none."""
 
     status: Status
     text: str = ""
     model: str = ""  # as the server reports it
-    fingerprint: str = ""  # of the server's system, where it tells
+    fingerprint: str = ""  # of the server's system, if it reports one
     tokens_in: int = 0
     tokens_out: int = 0
 
     @property
-    def kept(self) -> bool:
-        """Whether the server gave it, so that it need not be asked for again."""
+    def received(self) -> bool:
+        """True if the server gave this reply, so that the same request is not sent again."""
         return self.status in ("ok", "refused", "empty", "truncated", "other_model")
 
 
-def useful(verdict: Verdict, readable: Callable[[str], bool], request: Request) -> bool:
-    """Whether a reply is as whole as it must be, and holds what was asked for."""
-    there = verdict.status == "ok" or (verdict.status == "truncated" and not request.whole)
-    return there and readable(verdict.text)
+def useful(reply: Reply, readable: Callable[[str], bool], request: Request) -> bool:
+    """Return True if a reply is as complete as the request needs, and readable.
+
+    Example:
+        >>> cut_off = Reply("truncated", "A dog on a")
+        >>> useful(cut_off, bool, Request("1", "Describe.", whole=False))
+        True
+        >>> useful(cut_off, bool, Request("1", "Describe."))
+        False
+    """
+    complete = reply.status == "ok" or (reply.status == "truncated" and not request.whole)
+    return complete and readable(reply.text)
 
 
 def digest(request: Request) -> str:
-    """Of what is asked, whoever is asked."""
-    return hashlib.sha256(
-        json.dumps([request.system, request.text, request.schema]).encode()
-    ).hexdigest()[:16]
+    """Return the digest of a request's wording, the same for every model."""
+    wording = [request.system, request.text, request.schema]
+    return hashlib.sha256(json.dumps(wording).encode()).hexdigest()[:16]

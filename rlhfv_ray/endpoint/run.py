@@ -1,8 +1,8 @@
-"""JOB: replies to many requests, by Ray Data actors that call a server under limits they share.
+"""JOB: replies to many requests, by Ray Data actors that call a server under shared limits.
 
-What is known already is not asked again: every reply is in the cache before its request counts as done, so a run that was killed goes on
-where it was. All callers ask one desk before a call; it keeps the pace, counts tokens and cost, and stops everyone at the first error
-that no retry mends.
+Every reply is in the cache before its request counts as done, so a killed run resumes where it was.
+All actors ask one `CallBudget` before a call. It keeps the pace, counts tokens and cost, and stops
+all calls at the first error that no retry can fix.
 """
 
 import asyncio
@@ -17,180 +17,223 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 from rich.console import Console
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_result,
+    stop_after_attempt,
+    wait_exponential,
+)
 
 from rlhfv_ray.cluster import configure_data, unwrap
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.console import poll, progress_bar
 from rlhfv_ray.endpoint.budget import TYPICAL_REPLY, CallBudget, Ledger
-from rlhfv_ray.endpoint.cache import VerdictCache
+from rlhfv_ray.endpoint.cache import ReplyCache
 from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import ConfigError, JudgeError, RlhfvError
 
 CALLER_CPUS = 0.25
 POLL_S = 0.5
 PROBE = Request("preflight", "Reply with the word ok.")
-BACK_OFF_S, LONGEST_BACK_OFF_S = 0.5, 8.0
+JITTER = (0.75, 1.25)  # range of the random factor on the backoff
+
+Replay = Callable[[Request], Reply]  # returns a recorded reply
+
+_exponential = wait_exponential(multiplier=0.5, max=8.0)  # seconds
+
+
+def retry_wait(state: RetryCallState) -> float:
+    """Return the seconds until the next attempt: Retry-After, else exponential with jitter."""
+    outcome = _last_outcome(state)
+    return outcome.retry_after or _exponential(state) * random.uniform(*JITTER)
+
+
+def _last_outcome(state: RetryCallState) -> Outcome:
+    assert state.outcome is not None
+    return state.outcome.result()
+
+
+def retrying(attempts: int) -> AsyncRetrying:
+    """Return tenacity's loop: it repeats failed calls, and returns the last outcome at its end."""
+    return AsyncRetrying(
+        stop=stop_after_attempt(attempts),
+        wait=retry_wait,
+        retry=retry_if_result(lambda outcome: outcome.kind in ("rate_limited", "retryable")),
+        retry_error_callback=_last_outcome,
+    )
 
 
 class CallActor:
     """Settles its share of the requests, many at a time."""
 
     def __init__(
-        self, endpoint: EndpointConfig, cache: str, readable: Callable[[str], bool], desk: Any
+        self, endpoint: EndpointConfig, cache: str, readable: Callable[[str], bool], budget: Any
     ) -> None:
-        self.endpoint, self.cache, self.readable, self.desk = (
-            endpoint,
-            VerdictCache(Path(cache)),
-            readable,
-            desk,
-        )
+        self.endpoint = endpoint
+        self.cache = ReplyCache(Path(cache))
+        self.readable = readable
+        self.budget = budget  # handle of the CallBudget actor
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Settle one batch's requests; gives back those that could not be."""
+        """Settle a batch of requests and return those without a reply."""
         failed = asyncio.run(self.settle_all(pickle.loads(batch["requests"][0])))
         return {"failed": [pickle.dumps(failed)]}
 
-    async def settle_all(self, requests: Sequence[Request]) -> list[tuple[Request, Verdict]]:
-        """All at once, as far as the slots go."""
+    async def settle_all(self, requests: Sequence[Request]) -> list[tuple[Request, Reply]]:
+        """Settle requests concurrently and return those without a reply, with the reason."""
         slots = asyncio.Semaphore(max(1, self.endpoint.concurrency // self.endpoint.actors))
 
-        async def one(caller: ChatClient, request: Request) -> Verdict:
+        async def settle_in_slot(client: ChatClient, request: Request) -> Reply:
             async with slots:
-                verdict = await self.settle(caller, request)
-                await self.desk.finish.remote()
-                return verdict
+                reply = await self.settle(client, request)
+                await self.budget.finish.remote()
+                return reply
 
-        async with ChatClient(self.endpoint) as caller:
-            verdicts = await asyncio.gather(*(one(caller, request) for request in requests))
-        return [pair for pair in zip(requests, verdicts, strict=True) if not pair[1].kept]
+        async with ChatClient(self.endpoint) as client:
+            replies = await asyncio.gather(
+                *(settle_in_slot(client, request) for request in requests)
+            )
+        pairs = zip(requests, replies, strict=True)
+        return [(request, reply) for request, reply in pairs if not reply.received]
 
-    async def settle(self, caller: ChatClient, request: Request) -> Verdict:
-        """Ask, and once more where the reply is of no use; what is known is not asked."""
+    async def settle(self, client: ChatClient, request: Request) -> Reply:
+        """Return the reply from the cache or the server; one that is not useful is asked twice."""
         while (settled := self.cache.settle(request, self.endpoint, self.readable)).ask is not None:
-            verdict = await self.reply(caller, settled.ask)
-            if not verdict.kept:
-                return verdict
-            await asyncio.to_thread(self.cache.put, settled.ask.key(self.endpoint), verdict)
-        assert settled.verdict is not None
-        return settled.verdict
+            reply = await self.reply(client, settled.ask)
+            if not reply.received:
+                return reply
+            await asyncio.to_thread(self.cache.put, settled.ask.key(self.endpoint), reply)
+        assert settled.reply is not None
+        return settled.reply
 
-    async def reply(self, caller: ChatClient, request: Request) -> Verdict:
-        """Call until there is a reply, a few times at most."""
+    async def reply(self, client: ChatClient, request: Request) -> Reply:
+        """Call until the server replies, at most `attempts` times."""
+        outcome = await retrying(self.endpoint.attempts)(self.attempt, client, request)
+        return outcome.reply
+
+    async def attempt(self, client: ChatClient, request: Request) -> Outcome:
+        """Make one call within the budget."""
         size = (request.tokens, self.endpoint.max_tokens * (1 + request.again))
-        verdict = Verdict("unavailable")
-        for attempt in range(self.endpoint.attempts):
-            if await self.desk.admit.remote(*size):
-                return Verdict("stopped")
-            outcome = await caller.call(request)
-            await self.desk.record.remote(outcome, *size)
-            verdict = outcome.verdict
-            if outcome.kind in ("reply", "fatal"):
-                return verdict
-            back_off = min(LONGEST_BACK_OFF_S, BACK_OFF_S * 2**attempt) * random.uniform(0.75, 1.25)
-            await asyncio.sleep(outcome.retry_after or back_off)
-        return verdict
+        stopped = await self.budget.admit.remote(*size)
+        if stopped:
+            return Outcome("fatal", Reply("stopped"), stopped)
+        outcome = await client.call(request)
+        await self.budget.record.remote(outcome, *size)
+        return outcome
 
 
 def ask(
     requests: Sequence[Request],
     endpoint: EndpointConfig,
-    cache: Path,
+    cache: Path | Replay,
     *,
     readable: Callable[[str], bool],
     title: str,
     console: Console,
-) -> tuple[list[Verdict], Ledger]:
-    """Have every request answered that is not yet, and give all replies, in order.
+) -> tuple[list[Reply], Ledger]:
+    """Return the replies to all requests, in order, and the ledger of the calls made for them.
 
     Args:
-        requests: with ids of their own (and votes).
-        endpoint: who is asked, and how fast.
-        cache: folder of the replies.
-        readable: whether a reply's text holds what was asked for; if not it is asked for once more.
+        requests: each with an id of its own, or with a vote of its own.
+        endpoint: the server, and the limits on calls to it.
+        cache: folder of the replies, shared between runs; or a replay, and no server is called.
+        readable: returns True if a reply's text is usable; if not, it is asked for once more.
         title: of the progress bar.
-        console: where estimate and ledger are printed.
+        console: where the estimate and the ledger are printed.
 
     Raises:
-        JudgeError: the server refuses every call, or max_cost is reached; what was answered is kept.
-        ConfigError: there is no key.
+        JudgeError: the server refuses every call, or `max_cost` is reached; all replies so far are
+            in the cache. Or the replay has no reply to a request.
+        ConfigError: no key is set.
     """
-    store = VerdictCache(cache)
-    # Two models' equal answers make the same request: it is asked once.
+    if not isinstance(cache, Path):
+        replies = [cache(request) for request in requests]
+        return replies, Ledger(requests=len({request.id for request in requests}))
+    store = ReplyCache(cache)
+    # Equal answers of two models make the same request, which is sent once.
     keys = [request.key(endpoint) for request in requests]
     unsettled = {
         key: request
         for key, request in zip(keys, requests, strict=True)
         if store.settle(request, endpoint, readable).ask
     }
-    ledger, failed = Ledger(), {}
+    ledger = Ledger()
+    failed: dict[str, Reply] = {}
     if unsettled:
-        todo = list(unsettled.values())
-        console.print(
-            estimate(todo, len(requests) - len(todo), endpoint), highlight=False, soft_wrap=True
-        )
-        ledger, failed = _run(todo, endpoint, store, readable=readable, title=title)
+        pending = list(unsettled.values())
+        forecast = estimate(pending, len(requests) - len(pending), endpoint)
+        console.print(forecast, highlight=False, soft_wrap=True)
+        ledger, failed = _run(pending, endpoint, store, readable=readable, title=title)
     ledger = replace(ledger, requests=len(unsettled), known=len(requests) - len(unsettled))
     for line in ledger.lines():
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     if ledger.stopped:
-        there = sum(key not in failed for key in keys)
+        cached = sum(key not in failed for key in keys)
         raise JudgeError(
-            f"{endpoint.model} at {endpoint.base_url}: {ledger.stopped}. {there} of {len(requests)} replies are "
-            f"kept in {cache}; once this is mended, the same command goes on from there."
+            f"{endpoint.model} at {endpoint.base_url}: {ledger.stopped}. {cached} of "
+            f"{len(requests)} replies are kept in {cache}. Fix the cause and run the same command "
+            "again: it continues from there."
         )
-    known = (store.settle(request, endpoint, readable).verdict for request in requests)
-    return [
-        failed.get(key) or v or Verdict("unavailable") for key, v in zip(keys, known, strict=True)
-    ], ledger
+    replies = []
+    for key, request in zip(keys, requests, strict=True):
+        reply = failed.get(key) or store.settle(request, endpoint, readable).reply
+        replies.append(reply or Reply("unavailable"))
+    return replies, ledger
 
 
 def estimate(requests: Sequence[Request], known: int, endpoint: EndpointConfig) -> str:
-    """What is about to be asked, and about what it takes."""
-    tokens_in, tokens_out = (
-        sum(request.tokens for request in requests),
-        TYPICAL_REPLY * len(requests),
-    )
+    """Return a line with the calls to be made, their tokens, cost and least time.
+
+    Example:
+        >>> print(estimate([Request("1", "x" * 35)] * 100, 20, EndpointConfig(model="judge")))
+        judge: 100 calls (20 replies are there), about 1,000 tokens in and 15,000 out,
+        0.2 minutes or more
+    """
+    tokens_in = sum(request.tokens for request in requests)
+    tokens_out = TYPICAL_REPLY * len(requests)
     minutes = len(requests) / endpoint.requests_per_minute
     if endpoint.tokens_per_minute:
         minutes = max(minutes, (tokens_in + tokens_out) / endpoint.tokens_per_minute)
+    typical = endpoint.cost(tokens_in, tokens_out)
     most = endpoint.cost(tokens_in, endpoint.max_tokens * len(requests))
-    cost = (
-        f", about {endpoint.cost(tokens_in, tokens_out):.2f} USD and {most:.2f} at most"
-        if most
-        else ""
-    )
+    cost = f", about {typical:.2f} USD and {most:.2f} at most" if most else ""
     return (
-        f"{endpoint.model}: {len(requests)} calls ({known} replies are there), about {tokens_in:,} tokens in and {tokens_out:,} out"
-        f"{cost}, {max(minutes, 0.1):.1f} minutes or more"
+        f"{endpoint.model}: {len(requests)} calls ({known} replies are there), about "
+        f"{tokens_in:,} tokens in and {tokens_out:,} out{cost}, {max(minutes, 0.1):.1f} minutes or "
+        "more"
     )
 
 
 def check_endpoint(endpoint: EndpointConfig, cache: Path) -> None:
-    """Call once, before long work relies on the server: to learn whether it is there, takes the key and knows the model.
+    """Call the server once, to find a wrong address, key or model before long work relies on it.
 
     Raises:
-        ConfigError: model or key are missing.
-        JudgeError: the server cannot be reached, or refuses.
+        ConfigError: the model or the key is missing.
+        JudgeError: the server cannot be reached, or refuses the call.
     """
     if not endpoint.model:
         raise ConfigError(
-            "judge.model is not set: name the model that judges (--judge.model), or use --judge.kind replay."
+            "judge.model is not set: name the model that judges (--judge.model), or use "
+            "--judge.kind replay."
         )
-    store, key = VerdictCache(cache), PROBE.key(endpoint)
+    store = ReplyCache(cache)
+    key = PROBE.key(endpoint)
     if store.get(key) is not None:
         return
     try:
         outcome: Outcome = ray.get(_probe.remote(endpoint))
     except (RayError, RlhfvError) as error:
         raise unwrap(error) from None
-    if outcome.kind in ("fatal", "retryable") or outcome.verdict.status == "other_model":
-        answered = f"it answers as {outcome.verdict.model!r}, not {endpoint.reported_model!r}"
+    reply = outcome.reply
+    if outcome.kind in ("fatal", "retryable") or reply.status == "other_model":
+        mismatch = f"it answers as {reply.model!r}, not {endpoint.reported_model!r}"
         raise JudgeError(
-            f"{endpoint.model} at {endpoint.base_url} cannot be used: {outcome.reason or answered}"
+            f"{endpoint.model} at {endpoint.base_url} cannot be used: {outcome.reason or mismatch}"
         )
-    if outcome.verdict.kept:
-        store.put(key, outcome.verdict)
+    if reply.received:
+        store.put(key, reply)
 
 
 @ray.remote(num_cpus=CALLER_CPUS)
@@ -201,40 +244,39 @@ def _probe(endpoint: EndpointConfig) -> Outcome:
 def _run(
     requests: Sequence[Request],
     endpoint: EndpointConfig,
-    store: VerdictCache,
+    store: ReplyCache,
     *,
     readable: Callable[[str], bool],
     title: str,
-) -> tuple[Ledger, dict[str, Verdict]]:
+) -> tuple[Ledger, dict[str, Reply]]:
+    """Fan requests out over actors; return the ledger, and by key those without a reply."""
     configure_data()
-    desk = (
+    # Every caller may wait in `admit` while another records; the rest is for counts and the ledger.
+    budget = (
         ray.remote(CallBudget)
         .options(num_cpus=0, max_concurrency=2 * endpoint.concurrency + 8)
         .remote(endpoint)
     )
-    shares = [
-        requests[first :: endpoint.actors] for first in range(min(endpoint.actors, len(requests)))
-    ]
+    actors = min(endpoint.actors, len(requests))
+    shares = [requests[first :: endpoint.actors] for first in range(actors)]
     rows = [{"requests": pickle.dumps(share)} for share in shares]
-    replies = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         CallActor,
-        fn_constructor_args=(endpoint, str(store.folder), readable, desk),
+        fn_constructor_args=(endpoint, str(store.folder), readable, budget),
         batch_size=1,
         num_cpus=CALLER_CPUS,
         compute=ray.data.ActorPoolStrategy(size=len(rows)),
     )
-    failed: dict[str, Verdict] = {}
-    done = desk.count.remote
+    failed: dict[str, Reply] = {}
+    done = budget.count.remote
     with (
-        progress_bar(title, len(requests)) as counter,
-        poll(lambda: counter.advance(ray.get(done())), POLL_S),
+        progress_bar(title, len(requests)) as progress,
+        poll(lambda: progress.advance(ray.get(done())), POLL_S),
     ):
         try:
-            for batch in replies.iter_batches(batch_size=1):
-                failed |= {
-                    r.key(endpoint): verdict
-                    for r, verdict in pickle.loads(bytes(batch["failed"][0]))
-                }
+            for batch in results.iter_batches(batch_size=1):
+                for request, reply in pickle.loads(bytes(batch["failed"][0])):
+                    failed[request.key(endpoint)] = reply
         except (RayError, RlhfvError) as error:
             raise unwrap(error) from error
-    return ray.get(desk.spent.remote()), failed
+    return ray.get(budget.spent.remote()), failed

@@ -21,7 +21,7 @@ from eval.benchmarks.shapes import ShapesBenchmark
 from eval.chair import ObjectVocabulary
 from eval.config import JudgeConfig
 from rlhfv_ray.config import GenerationConfig, plain
-from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.inference.generate import answer_prompts
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.records import Answer
@@ -135,7 +135,7 @@ def expected(storage: Path, model: str) -> dict[str, float | None]:
     ]
     oracle = benchmark.oracle(answers)
     verdicts = {
-        request.id: [Verdict("ok", oracle(request))] for request in benchmark.requests(answers)
+        request.id: [Reply("ok", oracle(request))] for request in benchmark.requests(answers)
     }
     return benchmark.score(answers, verdicts).rates()
 

@@ -1,4 +1,4 @@
-"""Many calls by Ray Data actors to a real server on this machine that limits, breaks, and answers nonsense."""
+"""Many calls by Ray Data actors to a real local server with rate limits, faults and nonsense."""
 
 import base64
 import contextlib
@@ -24,7 +24,7 @@ from eval.inputs.answers import endpoint_answers
 from eval.judge.records import verdict_rows
 from eval.judge.run import judge_answers
 from rlhfv_ray.config import EndpointConfig, GenerationConfig
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.endpoint.run import ask, check_endpoint
 from rlhfv_ray.errors import ConfigError, JudgeError
 from rlhfv_ray.records import Answer, Prompt
@@ -46,7 +46,7 @@ def requests(count: int) -> list[Request]:
 
 
 def faults(share_busy: float, share_malformed: float, seed: int = 0) -> Any:
-    """A script that draws faults by lot, the same for the same seed."""
+    """Return a script that draws faults at random, the same ones for the same seed."""
     draw = random.Random(seed)
     malformed = [
         Fault(body="<html>"),
@@ -84,27 +84,27 @@ def settings(server: OpenAIServer, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster(cluster):
-    """Ray runs already: its workers read the key from a file."""
+    """Ray runs before the key exists, so its workers read the key from a file."""
 
 
 def run(
     server: OpenAIServer, cache: Path, count: int, **changes: Any
-) -> tuple[list[Verdict], Any, str]:
+) -> tuple[list[Reply], Any, str]:
     console = Console(file=io.StringIO(), width=200)
     endpoint = EndpointConfig(**settings(server, **changes))
-    verdicts, ledger = ask(
+    replies, ledger = ask(
         requests(count), endpoint, cache, readable=readable, title="Verdicts", console=console
     )
-    return verdicts, ledger, console.file.getvalue()  # type: ignore[attr-defined]
+    return replies, ledger, console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_all_are_judged_in_spite_of_faults_and_nothing_is_asked_twice(tmp_path: Path) -> None:
-    """Catches: verdicts lost or mixed up, paid for again by a second run, the key in what is kept."""
+    """Catches: replies lost, mixed up, or paid for again by a second run; the key in the cache."""
     with OpenAIServer(
         judge, log=tmp_path / "log", script=faults(0.1, 0.1), latency=(0.05, 0.5)
     ) as server:
-        verdicts, ledger, said = run(server, tmp_path / "cache", 120, actors=2)
-        assert [verdict.text for verdict in verdicts] == [
+        replies, ledger, printed = run(server, tmp_path / "cache", 120, actors=2)
+        assert [reply.text for reply in replies] == [
             judge(request.text) for request in requests(120)
         ]
         served = server.requests()
@@ -115,9 +115,10 @@ def test_all_are_judged_in_spite_of_faults_and_nothing_is_asked_twice(tmp_path: 
             and ledger.outcomes["retryable"] > 3
             and ledger.outcomes["ok"] == 120
         )
-        assert "120 calls (0 replies are there)" in said and f"{len(served)} calls" in said
-        again, ledger, said = run(server, tmp_path / "cache", 120, actors=2)
-        assert again == verdicts and len(server.requests()) == len(served)
+        assert "120 calls (0 replies are there)" in printed
+        assert f"{len(served)} calls" in printed
+        second, ledger, _ = run(server, tmp_path / "cache", 120, actors=2)
+        assert second == replies and len(server.requests()) == len(served)
         assert (ledger.calls, ledger.known) == (0, 120)
     assert all(entry["key"] == f"Bearer {KEY}" for entry in served)
     assert not [path for path in (tmp_path / "cache").rglob("*.json") if KEY in path.read_text()]
@@ -125,14 +126,14 @@ def test_all_are_judged_in_spite_of_faults_and_nothing_is_asked_twice(tmp_path: 
 
 def test_what_cannot_be_judged_is_missing_with_its_reason(tmp_path: Path) -> None:
     """Catches: a refusal, garbage or a silent judge scored as a number; endless calls."""
-    says = {3: "no idea", 5: "Rating: 1 or Rating: 5"}
+    texts = {3: "no idea", 5: "Rating: 1 or Rating: 5"}
 
     def script(number: int, body: dict[str, Any]) -> Fault | None:
-        about = int(body["messages"][-1]["content"].split()[-1])
-        return {0: error(500), 1: Fault(body="<html>"), 2: error(400, "content_filter")}.get(about)
+        answer = int(body["messages"][-1]["content"].split()[-1])
+        return {0: error(500), 1: Fault(body="<html>"), 2: error(400, "content_filter")}.get(answer)
 
     with OpenAIServer(
-        lambda prompt: says.get(int(prompt.split()[-1]), "Rating: 2"),
+        lambda prompt: texts.get(int(prompt.split()[-1]), "Rating: 2"),
         log=tmp_path / "log",
         script=script,
     ) as server:
@@ -144,8 +145,8 @@ def test_what_cannot_be_judged_is_missing_with_its_reason(tmp_path: Path) -> Non
             *["ok"] * 5,
         ]
         assert [v.text for v in verdicts[3:6]] == ["no idea", "Rating: 2", "Rating: 1 or Rating: 5"]
-        asked = Counter(int(entry["prompt"].split()[-1]) for entry in server.requests())
-        assert asked == {0: 2, 1: 2, 2: 2, 3: 2, 4: 1, 5: 2, 6: 1, 7: 1}
+        calls = Counter(int(entry["prompt"].split()[-1]) for entry in server.requests())
+        assert calls == {0: 2, 1: 2, 2: 2, 3: 2, 4: 1, 5: 2, 6: 1, 7: 1}
     rows = verdict_rows(
         requests(8), {request.id: [v] for request, v in zip(requests(8), verdicts, strict=True)}
     )
@@ -178,17 +179,16 @@ def test_a_hopeless_error_comes_once_and_stops_all(fault: Fault, tmp_path: Path)
         ) as caught:
             run(server, tmp_path / "cache", 300, concurrency=8)
         assert KEY not in str(caught.value) and len(server.requests()) < 40
-        kept = len(list((tmp_path / "cache").rglob("*.json")))
-        assert kept == 20
+        assert len(list((tmp_path / "cache").rglob("*.json"))) == 20
         server.script = lambda number, body: fault
         with pytest.raises(JudgeError, match="cannot be used"):
             check_endpoint(EndpointConfig(**settings(server, model="other")), tmp_path / "cache")
 
 
 def test_cost_stops_before_it_is_too_much(tmp_path: Path) -> None:
-    """Catches: a limit that is noticed after it is passed; a stop that forgets what was paid for."""
+    """Catches: a cap noticed after it is passed; a stop that loses replies already paid for."""
     with OpenAIServer(judge, log=tmp_path / "log", latency=(0.01, 0.1)) as server:
-        # A prompt is about 5 tokens, a reply 10 of at most 100: 100 more micro-USD a call at most, 10 in truth.
+        # A reply has 10 tokens of at most 100: a call reserves 100 micro-USD and costs 10.
         price = {"price_in": 0.0, "price_out": 1.0, "max_tokens": 100}
         with pytest.raises(JudgeError, match="max_cost"):
             run(server, tmp_path / "cache", 100, max_cost=0.0005, **price)
@@ -218,7 +218,10 @@ def test_missing_key_is_one_error_before_any_call(tmp_path: Path) -> None:
 
 
 def test_a_model_behind_an_endpoint_answers(tmp_path: Path) -> None:
-    """Catches: a picture that does not arrive, an answer cut at its length asked for again, a refusal taken for silence."""
+    """Catches: an image that does not arrive, an answer cut at its length asked for again.
+
+    Also: a refusal taken for silence.
+    """
     bodies: list[dict[str, Any]] = []
 
     def script(number: int, body: dict[str, Any]) -> Fault | None:
@@ -261,14 +264,17 @@ from rlhfv_ray.endpoint.records import Request
 from eval.benchmarks.mmhal_bench import MMHalBench
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 requests = [Request(str(number), f"Answer number {number}") for number in range(200)]
-endpoint = EndpointConfig(model="judge", base_url=sys.argv[1], key_file=sys.argv[3], requests_per_minute=600, actors=2)
-ask(requests, endpoint, Path(sys.argv[2]), readable=MMHalBench.readable, title="Verdicts", console=Console())
+endpoint = EndpointConfig(
+    model="judge", base_url=sys.argv[1], key_file=sys.argv[3], requests_per_minute=600, actors=2
+)
+readable = MMHalBench.readable
+ask(requests, endpoint, Path(sys.argv[2]), readable=readable, title="Verdicts", console=Console())
 print("all there")
 """
 
 
 def test_kill_9_in_the_middle_repeats_no_call_that_was_answered(tmp_path: Path) -> None:
-    """Catches: verdicts paid for twice after a crash. Only calls under way at the kill may be made again."""
+    """Catches: replies paid for twice. Only calls under way at the kill may be repeated."""
     log, cache = tmp_path / "log", tmp_path / "cache"
     with OpenAIServer(judge, log=log, script=faults(0.05, 0.03), latency=(0.2, 0.5)) as server:
         command = [
@@ -291,7 +297,7 @@ def test_kill_9_in_the_middle_repeats_no_call_that_was_answered(tmp_path: Path) 
                 process.kill()
         driver.wait()
         psutil.wait_procs(family, 30)
-        time.sleep(2.0)  # what was under way ends on the server's side
+        time.sleep(2.0)  # the server finishes the calls under way
         known = {
             json.loads(line)["prompt"]
             for line in log.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""One call against a real HTTP server on this machine that misbehaves in every way in turn."""
+"""One call against a real local HTTP server that shows every kind of fault in turn."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ import pytest
 
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
-from rlhfv_ray.endpoint.records import Request, Verdict
+from rlhfv_ray.endpoint.records import Reply, Request
 from tests.openai_server import Fault, OpenAIServer, error
 
 KEY = "sk-canary-1234"
@@ -19,7 +19,7 @@ KEY = "sk-canary-1234"
 def call(
     fault: Fault | None, tmp_path: Path, *, request: Request | None = None, **settings: Any
 ) -> Outcome:
-    """Call a server that does this once."""
+    """Call a server once; it answers with the fault."""
     with OpenAIServer(
         lambda prompt: "Rating: 4", log=tmp_path / "log", script=lambda number, body: fault
     ) as server:
@@ -36,7 +36,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reply(tmp_path: Path) -> None:
     outcome = call(None, tmp_path)
-    assert outcome == Outcome("reply", Verdict("ok", "Rating: 4", "judge", "", 2, 10))
+    assert outcome == Outcome("reply", Reply("ok", "Rating: 4", "judge", "", 2, 10))
 
 
 def choice(**changes: Any) -> Fault:
@@ -88,10 +88,13 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_what_a_fault_means(name: str, tmp_path: Path) -> None:
-    """Catches: paid retries that cannot help, errors taken for verdicts, exceptions that end a whole run; the key in an error's text."""
+    """Catches: paid retries that cannot help, errors taken for replies, the key in an error.
+
+    Also: an exception that ends a whole run.
+    """
     fault, kind, status = TABLE[name]
     outcome = call(fault, tmp_path)
-    assert (outcome.kind, outcome.verdict.status) == (kind, status)
+    assert (outcome.kind, outcome.reply.status) == (kind, status)
     assert outcome.kind == "reply" or outcome.reason
     assert KEY not in repr(outcome)
     assert outcome.retry_after == (7.0 if name == "too many" else 0.0)
@@ -105,13 +108,13 @@ def test_nobody_listens(tmp_path: Path) -> None:
 def test_another_model_is_recorded_and_refused_where_one_is_pinned(tmp_path: Path) -> None:
     """Catches: scores of two judges mixed under one name."""
     swap = Fault(change=lambda reply: {**reply, "model": "judge-mini"})
-    assert call(swap, tmp_path).verdict == Verdict("ok", "Rating: 4", "judge-mini", "", 2, 10)
-    assert call(swap, tmp_path, reported_model="judge").verdict.status == "other_model"
-    assert call(None, tmp_path, reported_model="judge").verdict.status == "ok"
+    assert call(swap, tmp_path).reply == Reply("ok", "Rating: 4", "judge-mini", "", 2, 10)
+    assert call(swap, tmp_path, reported_model="judge").reply.status == "other_model"
+    assert call(None, tmp_path, reported_model="judge").reply.status == "ok"
 
 
 def test_what_is_sent(tmp_path: Path) -> None:
-    """Catches: a setting that does nothing; OpenAI's newer models refused for the old name of the limit."""
+    """Catches: a setting without effect; newer OpenAI models refused for the old limit's name."""
     bodies: list[dict[str, Any]] = []
 
     def script(number: int, body: dict[str, Any]) -> Fault | None:

@@ -24,7 +24,7 @@ from eval.benchmarks.contract import (
 )
 from eval.benchmarks.shapes import ShapesBenchmark
 from eval.chair import AnswerScore
-from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.shapes.captions import caption, phrase
@@ -221,9 +221,9 @@ def test_check_comparable_shows_both_values() -> None:
 def test_votes_are_read_and_their_agreement_counted() -> None:
     answers = [Answer(name, "?", "") for name in ("a", "b", "c", "d")]
     verdicts = {
-        "a": [Verdict("ok", "3"), Verdict("ok", "3")],
-        "b": [Verdict("ok", "3"), Verdict("ok", "4"), Verdict("ok", "what?")],
-        "c": [Verdict("refused", "5"), Verdict("ok", "5")],  # one vote alone agrees with nobody
+        "a": [Reply("ok", "3"), Reply("ok", "3")],
+        "b": [Reply("ok", "3"), Reply("ok", "4"), Reply("ok", "what?")],
+        "c": [Reply("refused", "5"), Reply("ok", "5")],  # one vote alone agrees with nobody
     }
     votes, agreement = read_votes(
         answers, verdicts, lambda text: int(text) if text.isdigit() else None
@@ -234,9 +234,9 @@ def test_votes_are_read_and_their_agreement_counted() -> None:
 
 
 def test_missing_reasons() -> None:
-    assert missing_reason([Verdict("ok", "what?")]) == "unparsed"
+    assert missing_reason([Reply("ok", "what?")]) == "unparsed"
     assert (
-        missing_reason([Verdict("refused"), Verdict("ok", "?"), Verdict("refused")])
+        missing_reason([Reply("refused"), Reply("ok", "?"), Reply("refused")])
         == "refused, unparsed"
     )
     assert missing_reason([]) == "not asked"

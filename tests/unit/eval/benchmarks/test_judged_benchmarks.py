@@ -15,7 +15,7 @@ from eval.benchmarks.contract import compare
 from eval.benchmarks.llava_bench import LLaVABench, relative_scores
 from eval.benchmarks.mmhal_bench import TYPES, MMHalBench, mmhal_scores, read_rating, release_rating
 from eval.config import JudgeConfig, LLaVABenchConfig, MMHalBenchConfig
-from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Answer
 from tests.golden.check import KINDS, Comparison, compare_llava, compare_mmhal
@@ -132,11 +132,9 @@ def mmhal(
     return MMHalBench(config, judge, decoding={})
 
 
-def score(
-    benchmark: MMHalBench | LLaVABench, texts: Sequence[str | Sequence[str] | Verdict]
-) -> Any:
+def score(benchmark: MMHalBench | LLaVABench, texts: Sequence[str | Sequence[str] | Reply]) -> Any:
     answers = [Answer(prompt.id, prompt.question, "two words") for prompt in benchmark.prompts]
-    votes = [[text] if isinstance(text, str | Verdict) else text for text in texts]
+    votes = [[text] if isinstance(text, str | Reply) else text for text in texts]
     verdicts = {
         answer.id: list(map(as_verdict, replies))
         for answer, replies in zip(answers, votes, strict=True)
@@ -144,8 +142,8 @@ def score(
     return benchmark.score(answers[::-1], verdicts)
 
 
-def as_verdict(reply: str | Verdict) -> Verdict:
-    return reply if isinstance(reply, Verdict) else Verdict("ok", reply)
+def as_verdict(reply: str | Reply) -> Reply:
+    return reply if isinstance(reply, Reply) else Reply("ok", reply)
 
 
 def test_mmhal_bench_by_hand(tmp_path: Path) -> None:
@@ -155,7 +153,7 @@ def test_mmhal_bench_by_hand(tmp_path: Path) -> None:
     hallucinate.
     """
     texts = [f"Rating: {(6, 0, 3, 1)[number % 4]}" for number in range(14)]
-    scores = score(mmhal(tmp_path), [*texts, "It is fine.", Verdict("refused", "No.")])
+    scores = score(mmhal(tmp_path), [*texts, "It is fine.", Reply("refused", "No.")])
     sums = {name: tuple(ratio) for name, ratio in scores.sums().items()}
     # four 6s, four 0s, three 3s, three 1s: 24 + 0 + 9 + 3; informative 3, 0, 0, 1 of 3
     assert sums == {

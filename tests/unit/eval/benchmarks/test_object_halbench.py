@@ -26,7 +26,7 @@ from eval.benchmarks.object_halbench import (
 from eval.chair import ObjectVocabulary, TaggedWord
 from eval.config import JudgeConfig, ObjectHalBenchConfig
 from eval.words.lemmas import choose_lemmatizer
-from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Answer
 from tests.unit.eval.test_coco import write_annotations
@@ -98,8 +98,8 @@ THREE = answers_of(
 )
 
 
-def verdicts_of(names: Mapping[int, Sequence[str]]) -> dict[str, list[Verdict]]:
-    return {str(image): [Verdict("ok", json.dumps(listed))] for image, listed in names.items()}
+def verdicts_of(names: Mapping[int, Sequence[str]]) -> dict[str, list[Reply]]:
+    return {str(image): [Reply("ok", json.dumps(listed))] for image, listed in names.items()}
 
 
 def check_golden(scores: Scores, mode: str) -> None:
@@ -300,15 +300,15 @@ def test_scores_and_marks_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("verdicts", "reason"),
     [
-        ([Verdict("ok", "I cannot tell.")], "unparsed"),
-        ([Verdict("refused", "[]")], "refused"),
-        ([Verdict("truncated", '["dog"]')], "truncated"),
-        ([Verdict("unavailable"), Verdict("ok", "no list")], "unparsed"),
+        ([Reply("ok", "I cannot tell.")], "unparsed"),
+        ([Reply("refused", "[]")], "refused"),
+        ([Reply("truncated", '["dog"]')], "truncated"),
+        ([Reply("unavailable"), Reply("ok", "no list")], "unparsed"),
         ([], "unavailable"),
     ],
 )
 def test_missing_verdicts_are_counted_and_score_nothing(
-    tmp_path: Path, verdicts: list[Verdict], reason: str
+    tmp_path: Path, verdicts: list[Reply], reason: str
 ) -> None:
     """Catches: an answer without a verdict that counts in a rate, or not in the mean length.
 
@@ -339,7 +339,7 @@ def test_votes(tmp_path: Path) -> None:
         "3": ['["car", "sky"]', "what?", '["cars"]', "[[]]"],
     }
     verdicts = {
-        image: [Verdict("ok", reply, "judge-x") for reply in votes]
+        image: [Reply("ok", reply, "judge-x") for reply in votes]
         for image, votes in replies.items()
     }
     scored = benchmark(tmp_path, replace(JUDGE, votes=4, temperature=0.7))

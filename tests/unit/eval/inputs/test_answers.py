@@ -1,4 +1,4 @@
-"""Answers from files in the release's formats, and what is asked of an endpoint."""
+"""Answers from files in the release's formats, and the requests sent to an endpoint."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Answer, Prompt
 
 PROMPTS = [Prompt(str(number), b"", f"Question {number}?") for number in (42, 7, 1234)]
-WANTED = [Answer(p.id, p.question, f"Answer {p.id}") for p in PROMPTS]
+ANSWERS = [Answer(p.id, p.question, f"Answer {p.id}") for p in PROMPTS]
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -28,26 +28,28 @@ def test_formats_of_the_release_in_any_order(tmp_path: Path) -> None:
     """Catches: answers matched by their place in a file; COCO's file names taken for other ids."""
     muffin = [
         {"question_id": int(a.id), "prompt": a.question, "text": a.text, "model_id": "m"}
-        for a in WANTED
+        for a in ANSWERS
     ]
     coco = [
         {"image_id": f"COCO_val2014_{int(a.id):012d}.jpg", "question": a.question, "answer": a.text}
-        for a in WANTED
+        for a in ANSWERS
     ]
-    padded = [{"image_id": f"{int(a.id):012d}", "question_id": 0, "answer": a.text} for a in WANTED]
+    padded = [
+        {"image_id": f"{int(a.id):012d}", "question_id": 0, "answer": a.text} for a in ANSWERS
+    ]
     for rows in (muffin, coco, padded):
         for order in (rows, rows[::-1]):
-            assert read_answer_file(write(tmp_path / "a.jsonl", order), PROMPTS) == WANTED
+            assert read_answer_file(write(tmp_path / "a.jsonl", order), PROMPTS) == ANSWERS
     mmhal = [
         {"image_id": a.id, "question": a.question, "gt_answer": "x", "model_answer": a.text}
-        for a in WANTED
+        for a in ANSWERS
     ]
     (tmp_path / "list.json").write_text(json.dumps(mmhal))
-    assert read_answer_file(str(tmp_path / "list.json"), PROMPTS) == WANTED
+    assert read_answer_file(str(tmp_path / "list.json"), PROMPTS) == ANSWERS
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ([(42, "a"), (7, "b")], r"2 rows for 3 prompts; 1 prompts are without an answer \(1234\)"),
         ([(42, "a"), (7, "b"), (7, "c"), (1234, "d")], "two rows have question_id 7"),
@@ -60,13 +62,13 @@ def test_formats_of_the_release_in_any_order(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(
-    rows: list[tuple[int, str | None]], said: str, tmp_path: Path
+    rows: list[tuple[int, str | None]], message: str, tmp_path: Path
 ) -> None:
     """Catches: `zip` over lists of unequal length, a missing answer scored as an empty one."""
     path = write(
         tmp_path / "a.jsonl", [{"question_id": number, "text": text} for number, text in rows]
     )
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read_answer_file(path, PROMPTS)
 
 
@@ -81,7 +83,7 @@ def test_a_file_that_is_cut_off_is_named_with_its_line(tmp_path: Path) -> None:
 
 def test_other_questions_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [
-        {"question_id": a.id, "text": a.text, "prompt": f"<image>\n{a.question}"} for a in WANTED
+        {"question_id": a.id, "text": a.text, "prompt": f"<image>\n{a.question}"} for a in ANSWERS
     ]
     read_answer_file(write(tmp_path / "a.jsonl", rows), PROMPTS)
     assert not caplog.records

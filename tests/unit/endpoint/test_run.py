@@ -1,0 +1,105 @@
+"""Retries, replay and estimates; `tests/ray/test_judging.py` has the fan-out over actors."""
+
+import asyncio
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tenacity import RetryCallState
+
+from rlhfv_ray.config import EndpointConfig
+from rlhfv_ray.endpoint.budget import Ledger
+from rlhfv_ray.endpoint.client import Outcome
+from rlhfv_ray.endpoint.records import Reply, Request
+from rlhfv_ray.endpoint.run import ask, estimate, retry_wait, retrying
+
+REPLY = Outcome("reply", Reply("ok", "Rating: 4"))
+RETRYABLE = Outcome("retryable", Reply("bad_payload"), "half a reply", 0.001)
+RATE_LIMITED = Outcome("rate_limited", Reply("unavailable"), "429", 0.001)
+FATAL = Outcome("fatal", Reply("unavailable"), "401")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "calls"),
+    [
+        ([REPLY], 1),
+        ([RETRYABLE, RATE_LIMITED, REPLY], 3),
+        ([RETRYABLE, FATAL, REPLY], 2),  # no further call after a fatal error
+        ([RATE_LIMITED, RETRYABLE, RETRYABLE, REPLY], 3),  # three attempts, the last one's outcome
+    ],
+)
+def test_failed_calls_are_repeated_up_to_the_limit(outcomes: list[Outcome], calls: int) -> None:
+    """Catches: endless retries, paid retries of fatal errors, an exception for the last failure."""
+    history: list[Outcome] = []
+
+    async def call() -> Outcome:
+        history.append(outcomes[len(history)])
+        return history[-1]
+
+    assert asyncio.run(retrying(3)(call)) == outcomes[calls - 1]
+    assert len(history) == calls
+
+
+def test_an_exception_ends_the_retries() -> None:
+    """Catches: a lost budget actor called again and again."""
+    calls: list[int] = []
+
+    async def call() -> Outcome:
+        calls.append(1)
+        raise ValueError("gone")
+
+    with pytest.raises(ValueError, match="gone"):
+        asyncio.run(retrying(3)(call))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("attempt", "seconds"), [(1, 0.5), (2, 1.0), (4, 4.0), (5, 8.0), (9, 8.0)])
+def test_waits_double_up_to_a_limit_unless_the_server_names_one(
+    attempt: int, seconds: float
+) -> None:
+    """Catches: retries in lockstep, waits without a limit, a Retry-After that is ignored."""
+    state = RetryCallState(retrying(6), fn=None, args=(), kwargs={})
+    state.attempt_number = attempt
+    state.set_result(Outcome("retryable", Reply("unavailable")))
+    waits = [retry_wait(state) for _ in range(50)]
+    assert 0.75 * seconds <= min(waits) < max(waits) <= 1.25 * seconds
+    state.set_result(Outcome("rate_limited", Reply("unavailable"), retry_after=30.0))
+    assert retry_wait(state) == 30.0
+
+
+def test_a_replay_calls_no_server(tmp_path: Path) -> None:
+    """Catches: a replay that needs a key, a running Ray or a server, or that prints an estimate."""
+    console = Console(file=io.StringIO())
+    requests = [Request("1", "a"), Request("1", "a", vote=1), Request("2", "b")]
+    replies, ledger = ask(
+        requests,
+        EndpointConfig(model="judge", key_file=str(tmp_path / "none")),
+        lambda request: Reply("ok", f"{request.text}{request.vote}"),
+        readable=bool,
+        title="Replies",
+        console=console,
+    )
+    assert [reply.text for reply in replies] == ["a0", "a1", "b0"]
+    assert ledger == Ledger(requests=2)
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_estimates_by_hand() -> None:
+    """Catches: an estimate that forgets the token limit, the prompts or the longest replies.
+
+    1000 calls of 10 + 150 tokens: 160,000 tokens at 40,000 a minute take 4 minutes. At 100 and 200
+    USD per million tokens: 1 + 30 USD, and with replies of 1000 tokens 1 + 200 USD.
+    """
+    endpoint = EndpointConfig(
+        model="judge",
+        requests_per_minute=1000,
+        tokens_per_minute=40_000,
+        price_in=100.0,
+        price_out=200.0,
+        max_tokens=1000,
+    )
+    assert estimate([Request("1", "x" * 35)] * 1000, 7, endpoint) == (
+        "judge: 1000 calls (7 replies are there), about 10,000 tokens in and 150,000 out, about "
+        "31.00 USD and 201.00 at most, 4.0 minutes or more"
+    )

@@ -1,0 +1,57 @@
+"""Recorded verdicts and their replay."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.judge.records import OracleJudge, ReplayJudge, verdict_rows
+from rlhfv_ray.endpoint.records import Reply, Request
+from rlhfv_ray.errors import DataError, JudgeError
+
+
+def test_replay_gives_what_was_recorded_for_the_same_text(tmp_path: Path) -> None:
+    """Catches: an old verdict on a new answer, or on the same answer judged by another prompt."""
+    requests = [Request("1", "a"), Request("2", "b")]
+    verdicts = {
+        "1": [Reply("ok", "Rating: 3", "m"), Reply("ok", "Rating: 5", "m")],
+        "2": [Reply("refused")],
+    }
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in verdict_rows(requests, verdicts)))
+    judge = ReplayJudge(path)
+    assert [judge.votes(request) for request in requests] == [2, 1]
+    assert [judge(Request("1", "a", vote=vote)) for vote in range(2)] == verdicts["1"]
+    assert judge(requests[1]) == Reply("refused")
+    for changed in (
+        Request("1", "A"),
+        Request("1", "a", system="s"),
+        Request("1", "a", schema="{}"),
+    ):
+        with pytest.raises(JudgeError, match="no recorded verdict"):
+            judge(changed)
+        with pytest.raises(JudgeError, match="no recorded verdict"):
+            judge.votes(changed)
+    path.write_text('{"id": "1"}')
+    with pytest.raises(DataError, match=r"no verdicts\.jsonl"):
+        ReplayJudge(path)
+
+
+def test_rows_keep_their_format() -> None:
+    """Catches: a renamed field, after which verdicts of earlier evaluations cannot be replayed."""
+    rows = verdict_rows([Request("1", "a")], {"1": [Reply("ok", "Rating: 3", "m", "f", 2, 10)]})
+    verdict = {
+        "status": "ok",
+        "text": "Rating: 3",
+        "model": "m",
+        "fingerprint": "f",
+        "tokens_in": 2,
+        "tokens_out": 10,
+    }
+    assert rows == [{"id": "1", "asked": "23c731cae37af9a5", "verdicts": [verdict]}]
+
+
+def test_an_oracle_gives_one_verdict() -> None:
+    judge = OracleJudge(lambda request: f"truth about {request.text}")
+    assert judge.votes(Request("1", "a")) == 1
+    assert judge(Request("1", "a")) == Reply("ok", "truth about a", "oracle")
