@@ -18,13 +18,8 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.benchmarks.amber import AMBER
+from eval.benchmarks import make_benchmark
 from eval.benchmarks.contract import Benchmark, Scores
-from eval.benchmarks.llava_bench import LLaVABench
-from eval.benchmarks.mmhal_bench import MMHalBench
-from eval.benchmarks.object_halbench import ObjectHalBench
-from eval.benchmarks.pope import POPE
-from eval.benchmarks.shapes import ShapesBenchmark
 from eval.config import BenchmarkSettings, EvalConfig
 from eval.inputs.answers import check_decoding, endpoint_answers, read_answer_file
 from eval.judge.records import verdict_rows
@@ -160,22 +155,16 @@ def plan_evaluation(
         ConfigError, DataError: before anything long has begun.
     """
     shapes = shapes_stage(settings) if "shapes" in benchmarks else None
-    decoding = plain(generation)
-    makers: dict[str, Callable[[], Benchmark]] = {
-        "shapes": lambda: ShapesBenchmark(
-            shapes.folder(storage) if shapes else Path(),
-            decoding=decoding,
-            judge=settings.judge if settings.shapes.mode == "judge" else None,
-        ),
-        "object_halbench": lambda: ObjectHalBench(
-            settings.object_halbench, settings.judge, cache=storage / "coco", decoding=decoding
-        ),
-        "mmhal_bench": lambda: MMHalBench(settings.mmhal_bench, settings.judge, decoding=decoding),
-        "llava_bench": lambda: LLaVABench(settings.llava_bench, settings.judge, decoding=decoding),
-        "pope": lambda: POPE(settings.pope, decoding=decoding),
-        "amber": lambda: AMBER(settings.amber, decoding=decoding),
-    }
-    chosen = tuple(makers[name]() for name in dict.fromkeys(benchmarks))
+    chosen = tuple(
+        make_benchmark(
+            name,
+            settings,
+            decoding=plain(generation),
+            storage=storage,
+            shapes_folder=shapes.folder(storage) if shapes else None,
+        )
+        for name in dict.fromkeys(benchmarks)
+    )
     answers: dict[tuple[str, str], Stage] = {}
     for benchmark in chosen:
         for name, candidate in candidates.items():

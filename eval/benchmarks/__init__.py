@@ -11,7 +11,7 @@ from eval.benchmarks.mmhal_bench import MMHalBench
 from eval.benchmarks.object_halbench import ObjectHalBench
 from eval.benchmarks.pope import POPE
 from eval.benchmarks.shapes import ShapesBenchmark
-from eval.config import EvalConfig
+from eval.config import BenchmarkSettings
 from rlhfv_ray.errors import ConfigError
 
 
@@ -23,7 +23,7 @@ class Setup(NamedTuple):
     shapes_folder: Path | None  # pictures of the shapes benchmark
 
 
-def _make_shapes(config: EvalConfig, setup: Setup) -> Benchmark:
+def _make_shapes(config: BenchmarkSettings, setup: Setup) -> Benchmark:
     if setup.shapes_folder is None:
         raise ConfigError(
             "benchmark 'shapes': shapes_folder must be set, the folder of its pictures."
@@ -32,7 +32,7 @@ def _make_shapes(config: EvalConfig, setup: Setup) -> Benchmark:
     return ShapesBenchmark(setup.shapes_folder, decoding=setup.decoding, judge=judge)
 
 
-def _make_object_halbench(config: EvalConfig, setup: Setup) -> Benchmark:
+def _make_object_halbench(config: BenchmarkSettings, setup: Setup) -> Benchmark:
     cache = setup.storage / "coco"
     return ObjectHalBench(
         config.object_halbench, config.judge, cache=cache, decoding=setup.decoding
@@ -40,7 +40,7 @@ def _make_object_halbench(config: EvalConfig, setup: Setup) -> Benchmark:
 
 
 # By the name on the command line, which is the benchmark's own.
-BENCHMARKS: Mapping[str, Callable[[EvalConfig, Setup], Benchmark]] = {
+BENCHMARKS: Mapping[str, Callable[[BenchmarkSettings, Setup], Benchmark]] = {
     ShapesBenchmark.name: _make_shapes,
     ObjectHalBench.name: _make_object_halbench,
     MMHalBench.name: lambda config, setup: MMHalBench(
@@ -56,7 +56,7 @@ BENCHMARKS: Mapping[str, Callable[[EvalConfig, Setup], Benchmark]] = {
 
 def make_benchmark(
     name: str,
-    config: EvalConfig,
+    config: BenchmarkSettings,
     *,
     decoding: dict[str, Any],
     storage: Path,
