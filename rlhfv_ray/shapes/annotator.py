@@ -109,7 +109,7 @@ def correct(scene: Scene, text: str) -> Correction | None:
             continue
         replacement = wrong[start][0].truth or _replacement(claim, missed)
         missed = [group for group in missed if group is not replacement]
-        kinds = tuple(mistake.kind for mistake in wrong[start])
+        kinds: tuple[Kind, ...] = tuple(mistake.kind for mistake in wrong[start])
         words = phrase(replacement) if replacement else ""
         segments.append(Segment(kinds, phrase(claim), words))
         if replacement:
