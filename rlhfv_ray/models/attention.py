@@ -74,10 +74,15 @@ def forked_attention(
     for row, start, common, chosen, rejected in forks:
         stop = start + common + chosen + rejected
         # The c + w + l tokens of one pair: (1, H, c + w + l, D) each.
-        q, k, v = (tensor[row : row + 1, :, start:stop] for tensor in (query, key, value))
-        row_outputs[row].append(_chosen_run(q, k, v, common + chosen, scale))
+        queries = query[row : row + 1, :, start:stop]
+        keys = key[row : row + 1, :, start:stop]
+        values = value[row : row + 1, :, start:stop]
+        chosen_stop = common + chosen
+        row_outputs[row].append(_chosen_run(queries, keys, values, chosen_stop, scale))
         if rejected:
-            row_outputs[row].append(_rejected_run(q, k, v, common, common + chosen, scale))
+            row_outputs[row].append(
+                _rejected_run(queries, keys, values, common, chosen_stop, scale)
+            )
     rows = [_pad_row(outputs, query.shape[2]) for outputs in row_outputs]  # R times (H, T, D)
     return torch.stack(rows).transpose(1, 2).contiguous(), None
 
