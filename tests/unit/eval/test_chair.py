@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 
 from eval.chair import ObjectVocabulary, chair_scores, count_words, ground_truth
 from eval.words.lemmas import LemmatizerName, choose_lemmatizer
-from rlhfv_ray.errors import ConfigError, DataError
+from rlhfv_ray.errors import DataError
 from tests.golden.check import KINDS, Comparison, compare_chair
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "chair.json"
@@ -52,37 +50,6 @@ def test_figures_are_the_release_s(vocabulary: ObjectVocabulary) -> None:
     compare_chair(json.loads(GOLDEN.read_text()), vocabulary, comparison)
     assert comparison.failures == []
     assert comparison.count > 1000
-
-
-def test_builtin_lemmas_are_wordnet_s_on_the_vocabulary(
-    builtin: ObjectVocabulary, wordnet: ObjectVocabulary
-) -> None:
-    """Catches: a score that depends on whether WordNet is installed (see "men" and "vases")."""
-    words = set(" ".join((*builtin.objects, *builtin.phrases)).split()) - {"iPhone"}
-    forms = words | {word + "s" for word in words} | {word + "es" for word in words}
-    forms |= {word[:-1] + "ies" for word in words if word.endswith("y")}
-    forms |= {
-        word.removesuffix("fe").removesuffix("f") + "ves"
-        for word in words
-        if word.endswith(("f", "fe"))
-    }
-    forms |= {
-        "men",
-        "women",
-        "policemen",
-        "children",
-        "geese",
-        "mice",
-        "oxen",
-        "busses",
-        "flamingoes",
-        "glasses",
-    }
-    nonsense = {"hots", "potteds", "skiss", "skises", "sportss", "sportses"}
-    different = {form for form in forms - nonsense if builtin.lemma(form) != wordnet.lemma(form)}
-    assert {
-        form for form in different if {builtin.lemma(form), wordnet.lemma(form)} & words
-    } == set()
 
 
 @pytest.mark.parametrize(
@@ -216,25 +183,3 @@ def test_bad_vocabulary_files(text: str, tmp_path: Path) -> None:
 def test_vocabulary_travels_between_processes(builtin: ObjectVocabulary) -> None:
     """Catches: a vocabulary that holds functions or open readers cannot be sent to an actor."""
     assert pickle.loads(pickle.dumps(builtin)).mentions("Two buses") == [("bus", "bus")]
-
-
-def test_without_wordnet_the_builtin_lemmatizer_is_chosen_and_named() -> None:
-    """Catches: a crash without WordNet, or another lemmatiser than the report names."""
-    script = (
-        "import nltk; nltk.data.path[:] = []\n"
-        "from eval.chair import ObjectVocabulary\n"
-        "print(ObjectVocabulary.load().lemmatizer)\n"
-        "ObjectVocabulary.load(lemmatizer='wordnet')\n"
-    )
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.strip() == "builtin"
-    assert "ConfigError: lemmatizer 'wordnet'" in done.stderr
-
-
-def test_unknown_lemmatizer() -> None:
-    """Catches: a misspelt lemmatiser falls through to another one."""
-    with pytest.raises(ConfigError, match="'spacy'"):
-        choose_lemmatizer("spacy")  # pyright: ignore[reportArgumentType]

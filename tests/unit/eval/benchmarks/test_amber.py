@@ -14,7 +14,7 @@ import spacy
 from eval.benchmarks.amber import AMBER, Item, describe, reads_no
 from eval.benchmarks.contract import Scores, Span, compare
 from eval.config import AMBERConfig
-from eval.words.nouns import NounReader, nearness
+from eval.words.nouns import nearness
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer
 
@@ -186,20 +186,6 @@ def test_nouns_with_what_is_installed(tmp_path: Path) -> None:
     # "Dogs" has no lemma in the release either.
     assert [noun.lemma for noun in nouns] == ["dog", "TV", "television"]
     assert [text[noun.start : noun.stop] for noun in nouns] == ["dogs", "TV", "television"]
-
-
-def test_the_tagger_leaves_verbs_out() -> None:
-    """Catches: verbs counted as objects where NLTK's tagger is there to tell."""
-    reader = NounReader({"watch", "dog"})
-    if reader.tagger == "none":
-        pytest.skip(
-            "NLTK's data is not installed: "
-            "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng"
-        )
-    assert [noun.lemma for noun in reader.mentions("They watch the dog. The watch is new.")] == [
-        "dog",
-        "watch",
-    ]
 
 
 @pytest.mark.parametrize(
