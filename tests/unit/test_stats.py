@@ -74,7 +74,7 @@ def test_mcnemar_by_hand(only_a: int, only_b: int, both: int, p: float) -> None:
 
 
 def test_bootstrap_point_estimates_are_ratios_of_sums() -> None:
-    """Bug: the mean of per-item ratios. By hand: 3/10 against 1/8 is -0.175, a reduction of 7/12."""
+    """Bug: the mean of per-item ratios. Here 3/10 and 1/8 give -0.175, a reduction of 7/12."""
     result = paired_bootstrap(
         RatioSample([1, 2], [2, 8]), RatioSample([0, 1], [4, 4]), resamples=50
     )
@@ -83,7 +83,7 @@ def test_bootstrap_point_estimates_are_ratios_of_sums() -> None:
 
 
 def test_bootstrap_keeps_the_pairs() -> None:
-    """Bug: the systems are resampled apart, so that a constant difference per item gets a wide interval."""
+    """Bug: systems resampled apart, so that a constant difference gets a wide interval."""
     draw = np.random.default_rng(1)
     hallucinated = draw.integers(2, 9, size=40)
     mentions = np.full(40, 10)
@@ -118,7 +118,7 @@ def test_bootstrap_bounds_are_values_of_resamples() -> None:
 def test_bootstrap_where_a_rate_is_undefined() -> None:
     """Bug: NaN or infinity in a report, or a firm bound that leaves out undefined resamples.
 
-    The baseline fails on 1 of 10 items: about (9/10)^10 = 35 % of resamples have no failure to reduce.
+    The baseline fails on 1 of 10 items: about (9/10)^10 = 35 % of resamples have no failure.
     """
     one_failure = RatioSample([1, *[0] * 9], [1] * 10)
     rare = paired_bootstrap(one_failure, RatioSample([0] * 10, [1] * 10), resamples=500)
@@ -154,7 +154,7 @@ def test_bootstrap_covers_the_truth() -> None:
 
 
 def test_minimum_difference_solves_connor_s_equation() -> None:
-    """Bug: one-sided quantiles, or psi of the wrong rates; here psi = 0.2, z = 1.959964 and 0.841621."""
+    """Bug: one-sided quantiles, or a wrong psi. Here psi = 0.2, z = 1.959964 and 0.841621."""
     fall = minimum_detectable_difference(300, 0.4, discordant=0.2)
     assert fall is not None
     needed = ((1.959964 * math.sqrt(0.2) + 0.841621 * math.sqrt(0.2 - fall**2)) / fall) ** 2
@@ -197,7 +197,7 @@ def test_bootstrap_interval_of_a_mean_and_of_a_rate() -> None:
 
 
 def test_bootstrap_interval_of_nothing() -> None:
-    """Bug: an interval for a score of no verdicts, or NaN from a resample whose denominator is 0."""
+    """Bug: an interval for a score of no verdicts, or NaN from a denominator of 0."""
     assert bootstrap_interval(RatioSample([], [])) is None
     assert bootstrap_interval(RatioSample([0, 0], [0, 0])) is None
     # The denominator is 0 in a third of the resamples.
@@ -207,7 +207,7 @@ def test_bootstrap_interval_of_nothing() -> None:
 
 
 def test_mean_interval_by_hand() -> None:
-    """Bug: normal quantiles, a one-sided t, s with k in place of k - 1, or s not divided by sqrt(k).
+    """Bug: normal quantiles, a one-sided t, s over k in place of k - 1, or no sqrt(k).
 
     Runs 1, 2, 3: s = 1, so the half-width is t_2 / sqrt(3), with t_2 = 4.302653 (95 %) and
     2.919986 (90 %) from a table.
