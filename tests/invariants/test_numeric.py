@@ -1,6 +1,6 @@
-"""Two ways to the same number: cached and live reference, batched and single, the loss and what its paper says.
+"""Two ways to the same number: cached and live reference, batched and single, loss and paper.
 
-Plain torch on small real models, in fp32 where ways of batching are compared and in float64 where formulas are.
+Plain torch on small real models: fp32 where batching is compared, float64 where formulas are.
 """
 
 import itertools
@@ -39,16 +39,14 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def cached(model, processor, encoded):
-    """The pairs with reference log-probs, scored longest first in batches of 4, through the file's rows."""
+    """The pairs with reference log-probs, scored longest first in batches of 4, as stored rows."""
     import pyarrow as pa
 
     ordered = sorted(encoded[:PAIRS], key=lambda pair: -len(pair.chosen_ids))
     with torch.no_grad():
-        scored = [
-            pair
-            for start in range(0, PAIRS, 4)
-            for pair in score_pairs(model, processor, ordered[start : start + 4])
-        ]
+        scored = []
+        for start in range(0, PAIRS, 4):
+            scored += score_pairs(model, processor, ordered[start : start + 4])
     rows = pa.Table.from_pylist([to_row(pair) for pair in scored], schema=SCHEMA).to_pylist()
     by_id = {row["id"]: from_row(row) for row in rows}
     return [by_id[pair.id] for pair in encoded[:PAIRS]]
@@ -56,7 +54,7 @@ def cached(model, processor, encoded):
 
 @pytest.fixture(scope="module")
 def off(cached):
-    """The same pairs with a reference that differs from the policy, so that losses are not all ln 2."""
+    """The same pairs with a reference unlike the policy, so that losses are not all ln 2."""
     rng = random.Random(0)
     return [
         replace(pair, chosen_logps=[value + rng.gauss(0, 1) for value in pair.chosen_logps])
@@ -79,7 +77,7 @@ def losses_of(model, processor, pairs, *, rule="both_sides", beta=0.5, gamma=5.0
     itertools.product((1.0, 5.0), (True, False), ("muffin", "both_sides")),
 )
 def test_step_0_is_ln_2(model, processor, cached, gamma, normalize, rule):
-    """Catches: reference and policy scored differently: other pixels, masks, weights, or positions; padding that is scored."""
+    """Catches: padding that is scored; other pixels, masks, weights or positions in one pass."""
     losses = losses_of(
         model, processor, cached, gamma=gamma, normalize=normalize, rule=rule, beta=0.1
     )
@@ -87,18 +85,18 @@ def test_step_0_is_ln_2(model, processor, cached, gamma, normalize, rule):
 
 
 def test_cached_reference_is_the_live_one(model, processor, encoded, cached):
-    """Catches: log-probs lost or shifted on the way through the reference folder's rows and into a batch."""
+    """Catches: log-probs lost or shifted between the reference folder's rows and a batch."""
     batch = collate_pairs(cached, processor, rule="muffin")
     with torch.no_grad():
-        made = collate_pairs(encoded[:PAIRS], processor, rule="muffin", layout=model.layout)
-        live = policy_token_logps(model, made)
+        fresh = collate_pairs(encoded[:PAIRS], processor, rule="muffin", layout=model.layout)
+        live = policy_token_logps(model, fresh)
     torch.testing.assert_close(batch.reference_token_logps, live, atol=BATCHING, rtol=0)
     assert ((live != 0) == (batch.answers >= 0)).all()
     assert live.min() < -0.01
 
 
 def test_losses_do_not_hang_on_who_else_is_in_the_batch(model, processor, off):
-    """Catches: padding attended to or scored, a mean over the padded width, or pairs mixed up by order or batch."""
+    """Catches: padding attended to or scored, a mean over the padded width, pairs mixed up."""
     together = losses_of(model, processor, off)
     assert len({round(loss, 6) for loss in together.values()}) == PAIRS
     for order in ([5, 3, 1, 0, 2, 4], [2, 2, 0]):
@@ -113,31 +111,29 @@ def test_losses_do_not_hang_on_who_else_is_in_the_batch(model, processor, off):
 
 def test_padding_to_any_width_changes_nothing(model, processor, off):
     """Catches: a loss that hangs on the longest answer of its batch."""
-    batch = collate_pairs(
-        off, processor, rule="both_sides"
-    )  # plain rows, whose padding a mask of 0 and 1 tells
-    width, wide = batch.inputs["input_ids"].shape[1], 17
+    # Plain rows: a mask of 0 and 1 marks their padding.
+    batch = collate_pairs(off, processor, rule="both_sides")
+    width = batch.inputs["input_ids"].shape[1]
+    extra = 17
     wider = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0}
 
     def pad(tensor, value):
-        return torch.nn.functional.pad(tensor, (0, wide), value=value)
+        return torch.nn.functional.pad(tensor, (0, extra), value=value)
 
     padded = batch._replace(
         inputs={
             name: pad(tensor, wider[name]) if name in wider else tensor
             for name, tensor in batch.inputs.items()
         },
-        predictors=batch.predictors + batch.predictors // width * wide,
+        predictors=batch.predictors + batch.predictors // width * extra,
         answers=pad(batch.answers, -1),
         changed=pad(batch.changed, False),
         reference_token_logps=pad(batch.reference_token_logps, 0.0),
     )
     settings = {"beta": 0.5, "gamma": 5.0, "normalize": True, "sft_weight": 0.1}
     with torch.no_grad():
-        narrow, wide = (
-            batch_loss(policy_token_logps(model, made), made, LossConfig(**settings))
-            for made in (batch, padded)
-        )
+        narrow = batch_loss(policy_token_logps(model, batch), batch, LossConfig(**settings))
+        wide = batch_loss(policy_token_logps(model, padded), padded, LossConfig(**settings))
     torch.testing.assert_close(
         wide.preference.losses, narrow.preference.losses, atol=BATCHING, rtol=0
     )
@@ -147,7 +143,10 @@ def test_padding_to_any_width_changes_nothing(model, processor, off):
 
 @pytest.fixture(scope="module")
 def doubled(small_model):
-    """The small model in float64, in plain rows: Llama's norms round to fp32, and shared rows add gradients up before they are rounded."""
+    """The small model in float64, in plain rows.
+
+    Llama's norms round to fp32, and shared rows add gradients before they are rounded.
+    """
     loaded = load_policy(small_model, dtype="fp32", device="cpu")[0].double()
     return AnswerPolicy(loaded, layout_of(loaded, "plain"))
 
@@ -169,28 +168,25 @@ def slow_loss(model, processor, pair, *, beta, gamma, normalize, rule):
     scores = {}
     for side in ("chosen", "rejected"):
         total = reference = weight = 0.0
-        stored, changed = getattr(pair, f"{side}_logps"), getattr(pair.changed[rule], side)
-        for logp, kept, corrected in zip(
-            answer_logps(model, processor, pair, side), stored, changed, strict=True
-        ):
-            factor = gamma if corrected else 1.0
-            total, reference, weight = (
-                total + factor * logp,
-                reference + factor * kept,
-                weight + factor,
-            )
+        policy_logps = answer_logps(model, processor, pair, side)
+        reference_logps = getattr(pair, f"{side}_logps")
+        changed = getattr(pair.changed[rule], side)
+        tokens = zip(policy_logps, reference_logps, changed, strict=True)
+        for policy_logp, reference_logp, corrected in tokens:
+            factor = gamma if corrected else 1.0  # Eq. 5
+            total = total + factor * policy_logp
+            reference = reference + factor * reference_logp
+            weight = weight + factor  # N
         scores[side] = (total - reference) / (weight if normalize else 1.0)
     return -torch.log(1 / (1 + torch.exp(-beta * (scores["chosen"] - scores["rejected"]))))
 
 
 def fast_loss(model, processor, pairs, *, beta, gamma, normalize, rule):
     batch = collate_pairs(pairs, processor, rule=rule, layout=model.layout)
-    reference = torch.zeros(
-        batch.changed.shape, dtype=torch.float64
-    )  # the file's fp32 values, in float64
-    for row, logps in enumerate(
-        [*(pair.chosen_logps for pair in pairs), *(pair.rejected_logps for pair in pairs)]
-    ):
+    # (B, A) the file's fp32 values in float64, chosen answers first
+    reference = torch.zeros(batch.changed.shape, dtype=torch.float64)
+    answers = [pair.chosen_logps for pair in pairs] + [pair.rejected_logps for pair in pairs]
+    for row, logps in enumerate(answers):
         reference[row, : len(logps)] = torch.tensor(logps, dtype=torch.float64)
     inputs = {
         name: tensor.double() if tensor.is_floating_point() else tensor
@@ -203,7 +199,8 @@ def fast_loss(model, processor, pairs, *, beta, gamma, normalize, rule):
 @pytest.fixture(scope="module")
 def doubled_pairs(doubled, processor, encoded):
     """Three pairs with a reference near the float64 model."""
-    rng, pairs = random.Random(1), []
+    rng = random.Random(1)
+    pairs = []
     for pair in encoded[:3]:
         values = {}
         for side in ("chosen", "rejected"):
@@ -221,7 +218,7 @@ def as_reference(pair, values):
 
 
 def test_gamma_1_unnormalised_is_dpo(doubled, processor, doubled_pairs):
-    """Catches: anything that DDPO does to plain DPO where it should do nothing. The other side: softmax, sums, one logistic."""
+    """Catches: DDPO that differs from DPO where it must not. Expected: sums and one logistic."""
     fast = fast_loss(
         doubled, processor, doubled_pairs, beta=0.3, gamma=1.0, normalize=False, rule="muffin"
     )
@@ -240,7 +237,7 @@ def test_gamma_1_unnormalised_is_dpo(doubled, processor, doubled_pairs):
     [(5.0, True, "both_sides"), (5.0, False, "muffin"), (1.1, False, "both_sides")],
 )
 def test_gradient_is_that_of_the_formula(doubled, processor, doubled_pairs, gamma, normalize, rule):
-    """Catches: a loss of the right value with a wrong gradient: a detached term, a weight on the wrong token, padding that pulls."""
+    """Catches: a right loss with a wrong gradient: a detached term, a misplaced weight, padding."""
     settings = {"beta": 0.5, "gamma": gamma, "normalize": normalize, "rule": rule}
     weights = [weight for weight in doubled.parameters() if weight.requires_grad]
     fast = fast_loss(doubled, processor, doubled_pairs, **settings).total
@@ -248,10 +245,9 @@ def test_gradient_is_that_of_the_formula(doubled, processor, doubled_pairs, gamm
         [slow_loss(doubled, processor, pair, **settings) for pair in doubled_pairs]
     ).mean()
     assert float(fast) == pytest.approx(float(slow), abs=FORMULA)
-    pulled, wanted = (
-        torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        for loss in (fast, slow)
-    )
-    assert sum(float(gradient.abs().sum()) for gradient in wanted) > 0.1
-    for got, gradient in zip(pulled, wanted, strict=True):
-        torch.testing.assert_close(got, gradient, atol=FORMULA, rtol=1e-7)
+    options = {"allow_unused": True, "materialize_grads": True}
+    actual = torch.autograd.grad(fast, weights, **options)
+    expected = torch.autograd.grad(slow, weights, **options)
+    assert sum(float(gradient.abs().sum()) for gradient in expected) > 0.1
+    for ours, formula in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, formula, atol=FORMULA, rtol=1e-7)

@@ -14,13 +14,13 @@ ONE_CHUNK, SMALL_CHUNKS = 2**30, 4 * WORDS * 5  # bytes: all tokens, five tokens
 def problem(dtype, *, bias):
     generator = torch.Generator().manual_seed(0)
     shapes = [(TOKENS, FEATURES), (WORDS, FEATURES), (WORDS,)]
-    made = [
+    tensors = [
         torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
         for shape in shapes
     ]
     targets = torch.randint(WORDS, (TOKENS,), generator=generator)
     slope = torch.randn(TOKENS, generator=generator, dtype=torch.float64)
-    return [*made[:2], made[2] if bias else None], targets, slope
+    return [*tensors[:2], tensors[2] if bias else None], targets, slope
 
 
 def gradients(logps, slope, tensors):
@@ -33,31 +33,31 @@ def gradients(logps, slope, tensors):
     ("limit", "bias"), itertools.product((ONE_CHUNK, SMALL_CHUNKS, 1), (False, True))
 )
 def test_equals_log_softmax_of_full_logits(limit, bias):
-    """Catches: a chunk scored with another's normaliser, a last short chunk lost, a gradient that misses a term. float64."""
+    """Catches: another chunk's normaliser, a lost last chunk, a gradient without a term."""
     (hidden, weight, offset), targets, slope = problem(torch.float64, bias=bias)
     logits = torch.nn.functional.linear(hidden, weight, offset)
-    wanted = logits.log_softmax(-1)[torch.arange(TOKENS), targets]
-    got = head_logps(hidden, weight, offset, targets, limit=limit)
-    torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
+    expected = logits.log_softmax(-1)[torch.arange(TOKENS), targets]
+    actual = head_logps(hidden, weight, offset, targets, limit=limit)
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
     tensors = (hidden, weight, offset)
     for ours, theirs in zip(
-        gradients(got, slope, tensors), gradients(wanted, slope, tensors), strict=True
+        gradients(actual, slope, tensors), gradients(expected, slope, tensors), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("limit", [ONE_CHUNK, SMALL_CHUNKS])
 def test_half_precision_is_scored_in_fp32(limit):
-    """Catches: log-softmax in bf16 (1e-2 nats a token); weight gradients added up in bf16 chunk by chunk."""
+    """Catches: log-softmax in bf16 (1e-2 nats a token); weight gradients summed in bf16."""
     (hidden, weight, _), targets, slope = problem(torch.bfloat16, bias=False)
     logits = (hidden @ weight.T).float()
-    wanted = logits.log_softmax(-1)[torch.arange(TOKENS), targets]
-    got = head_logps(hidden, weight, None, targets, limit=limit)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+    expected = logits.log_softmax(-1)[torch.arange(TOKENS), targets]
+    actual = head_logps(hidden, weight, None, targets, limit=limit)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     for ours, theirs in zip(
-        gradients(got, slope, (hidden, weight)),
-        gradients(wanted, slope, (hidden, weight)),
+        gradients(actual, slope, (hidden, weight)),
+        gradients(expected, slope, (hidden, weight)),
         strict=True,
     ):
         assert ours.dtype == torch.bfloat16
@@ -65,7 +65,7 @@ def test_half_precision_is_scored_in_fp32(limit):
 
 
 def test_frozen_head_still_passes_gradients_on():
-    """Catches: LoRA or a frozen head that stops the body's gradient, or that computes one nobody wants."""
+    """Catches: a frozen head (LoRA) that stops the body's gradient, or that computes its own."""
     (hidden, weight, _), targets, slope = problem(torch.float64, bias=False)
     frozen = weight.detach()
     (ours,) = gradients(
@@ -78,16 +78,16 @@ def test_frozen_head_still_passes_gradients_on():
 
 
 def test_chunks_keep_no_logits():
-    """Catches: memory that grows with tokens * words after all. Bytes saved for backward, counted."""
+    """Catches: memory that grows with tokens * words. Counts what is saved for backward."""
     (hidden, weight, _), targets, _ = problem(torch.float32, bias=False)
 
     def saved(limit):
-        kept = []
+        sizes = []
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t
+            lambda tensor: sizes.append(tensor.numel()) or tensor, lambda t: t
         ):
             head_logps(hidden, weight, None, targets, limit=limit)
-        return max(kept)
+        return max(sizes)
 
     assert saved(ONE_CHUNK) == TOKENS * WORDS
     assert saved(SMALL_CHUNKS) == WORDS * FEATURES  # the weight itself

@@ -32,13 +32,12 @@ def scores(case, side):
 
 @pytest.mark.parametrize("case", GOLDEN, ids=range(len(GOLDEN)))
 def test_release(case):
-    """Catches: any difference from the release in log-probs, weights, normalisation, loss or rewards."""
-    found = {}
+    """Catches: another value than the release's: log-probs, weights, score, loss, rewards."""
+    score = {}
     for side in ("chosen", "rejected"):
-        labels, logps, _, found[side] = scores(case, side)
-        scored = (
-            labels[:, 1:] != IGNORED
-        )  # the release leaves numbers on unscored positions; ours are 0
+        labels, logps, _, score[side] = scores(case, side)
+        # The release leaves numbers on unscored positions; ours are 0.
+        scored = labels[:, 1:] != IGNORED
         torch.testing.assert_close(
             logps[scored], double(case[side]["token_logps"])[scored], atol=TOLERANCE, rtol=0
         )
@@ -49,15 +48,15 @@ def test_release(case):
         torch.testing.assert_close(
             logps.sum(-1) / scored.sum(-1), double(case[side]["mean_logps"]), atol=TOLERANCE, rtol=0
         )
-        torch.testing.assert_close(found[side], double(case[side]["score"]), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(score[side], double(case[side]["score"]), atol=TOLERANCE, rtol=0)
     reference = double(case["ref_chosen"]), double(case["ref_rejected"])
-    result = dpo_loss(found["chosen"], found["rejected"], *reference, beta=case["beta"])
+    result = dpo_loss(score["chosen"], score["rejected"], *reference, beta=case["beta"])
     for ours, name in zip(result, ("losses", "chosen_rewards", "rejected_rewards"), strict=True):
         torch.testing.assert_close(ours, double(case[name]), atol=TOLERANCE, rtol=0)
 
 
 def batch_of(labels, changed, reference) -> PairBatch:
-    """A batch of which only the loss's part matters: which positions are scored, which corrected, the reference."""
+    """Return a batch with only what the loss needs: scored and corrected positions, reference."""
     scored = labels[:, 1:] != IGNORED
     answers = torch.where(scored, scored.flatten().cumsum(0).view_as(scored) - 1, -1)
     pairs = tuple("abcdef"[: len(labels) // 2])
@@ -72,7 +71,7 @@ def test_half_precision_logits_are_scored_in_fp32():
 
 
 def test_gamma_one_unnormalised_is_dpo():
-    """Catches: weights that change DPO where they should not. The other side is DPO written out from its paper."""
+    """Catches: weights that change DPO where they should not. Expected: DPO written out."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 6, 11, generator=generator, dtype=torch.float64)
     labels = torch.randint(11, (4, 6), generator=generator)
@@ -86,17 +85,16 @@ def test_gamma_one_unnormalised_is_dpo():
     probabilities = logits.softmax(-1)
     expected = []
     for chosen, rejected in ((0, 2), (1, 3)):
-        ratio = {
-            row: sum(math.log(probabilities[row, t - 1, labels[row, t]]) for t in range(2, 6))
-            - reference[row].sum()
-            for row in (chosen, rejected)
-        }
+        ratio = {}
+        for row in (chosen, rejected):
+            logps = [math.log(probabilities[row, t - 1, labels[row, t]]) for t in range(2, 6)]
+            ratio[row] = sum(logps) - reference[row].sum()
         expected.append(-math.log(1 / (1 + math.exp(-0.3 * (ratio[chosen] - ratio[rejected])))))
     torch.testing.assert_close(step.preference.losses, double(expected), atol=1e-12, rtol=0)
 
 
 def test_sft_weight_adds_negative_log_likelihood_of_chosen():
-    """Catches: the option does nothing, or its sign is wrong. Uniform over 4 words, 2 tokens: 2 ln 4 nats."""
+    """Catches: no effect, or the wrong sign. Uniform over 4 words, 2 tokens: 2 ln 4 nats."""
     labels = torch.tensor([[IGNORED, 1, 2], [IGNORED, 3, 0]])
     batch = batch_of(labels, torch.zeros(2, 2, dtype=torch.bool), torch.full((2, 2), -math.log(4)))
     logps = token_logps(torch.zeros(2, 3, 4), labels)
@@ -105,7 +103,10 @@ def test_sft_weight_adds_negative_log_likelihood_of_chosen():
 
 
 def test_without_preference_it_is_cross_entropy():
-    """Catches: rejected answers or the reference in supervised fine-tuning. The other side is torch's own loss, each answer's mean alone."""
+    """Catches: rejected answers or the reference in supervised fine-tuning.
+
+    Expected: torch's own cross-entropy, one mean per answer.
+    """
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 6, 11, generator=generator, dtype=torch.float64)
     labels = torch.randint(11, (4, 6), generator=generator)
@@ -120,14 +121,17 @@ def test_without_preference_it_is_cross_entropy():
         torch.nn.functional.cross_entropy(logits[row, :-1], labels[row, 1:], ignore_index=IGNORED)
         for row in (0, 1)
     ]
-    assert step.total.item() == pytest.approx(2 * sum(one.item() for one in each) / 2, abs=1e-12)
+    assert step.total.item() == pytest.approx(2 * sum(loss.item() for loss in each) / 2, abs=1e-12)
     values = dict(zip(METRICS, preference_metrics(step).tolist(), strict=True))
     assert values["loss"] == pytest.approx(step.total.item())
     assert math.isnan(values["rewards/margins"]) and math.isnan(values["loss/preference"])
 
 
 def test_metrics_by_hand():
-    """Catches: metrics in another order than their names. Rewards 2 and 0.5, and -1 and 1: margins 1.5, -2."""
+    """Catches: metrics in another order than their names.
+
+    Rewards 2 and 0.5, and -1 and 1: margins 1.5, -2.
+    """
     changed = torch.tensor([[True], [False], [True], [False]])
     batch = batch_of(torch.tensor([[IGNORED, 1]] * 4), changed, torch.zeros(4, 1))
     step = batch_loss(
@@ -149,6 +153,37 @@ def test_metrics_by_hand():
         },
         abs=1e-6,
     )
+
+
+def test_equal_rewards_are_not_accurate():
+    """Catches: `>=` in the accuracy, by which an untrained policy is right on all pairs.
+
+    Margins 0 and 1: one of two pairs is accurate.
+    """
+    changed = torch.zeros(4, 1, dtype=torch.bool)
+    batch = batch_of(torch.tensor([[IGNORED, 1]] * 4), changed, torch.zeros(4, 1))
+    logps = torch.tensor([[2.0], [1.0], [2.0], [0.0]])  # chosen, chosen, rejected, rejected
+    step = batch_loss(logps, batch, LossConfig(1.0, 1.0, False))
+    values = dict(zip(METRICS, preference_metrics(step).tolist(), strict=True))
+    assert values["rewards/accuracies"] == 0.5
+    assert values["rewards/margins"] == 0.5
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+@pytest.mark.parametrize("preference_weight", [1.0, 0.0])
+def test_changed_share_is_of_the_scored_tokens(gamma, preference_weight):
+    """Catches: a share of all positions (2/6), of the weight (2/13), or with flagged padding (3/5).
+
+    Three chosen and two rejected tokens; one of each is corrected, and so is the padding: 2/5.
+    """
+    labels = torch.tensor([[IGNORED, 1, 2, 3], [IGNORED, 1, 2, IGNORED]])
+    changed = torch.tensor([[True, False, False], [False, True, True]])
+    batch = batch_of(labels, changed, torch.zeros(2, 3))
+    config = LossConfig(0.5, gamma, True, sft_weight=1.0, preference_weight=preference_weight)
+    step = batch_loss(torch.full((2, 3), -1.0), batch, config)
+    assert step.changed_share.item() == pytest.approx(2 / 5)
+    values = dict(zip(METRICS, preference_metrics(step).tolist(), strict=True))
+    assert values["segments/share"] == pytest.approx(2 / 5)
 
 
 def test_extreme_margins_stay_finite():

@@ -12,6 +12,7 @@ from rlhfv_ray.stats import (
     RatioSample,
     bootstrap_interval,
     mcnemar,
+    mean_interval,
     minimum_detectable_difference,
     paired_bootstrap,
     wilson_interval,
@@ -28,14 +29,20 @@ from rlhfv_ray.stats import (
     ],
 )
 def test_wilson_as_published(successes: int, n: int, low: float, high: float) -> None:
-    """Bug: Wald's interval, or a continuity correction. Newcombe, Stat. Med. 17 (1998), Table I, method 3."""
+    """Bug: Wald's interval, or a continuity correction.
+
+    Expected: Newcombe, Stat. Med. 17 (1998), Table I, method 3.
+    """
     assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_wilson_by_its_formula_at_another_confidence() -> None:
     """Bug: the confidence is ignored or taken as one-sided; z = 1.6448536 for 90 %."""
-    z, p, n = 1.6448536269514722, 0.3, 50
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    z = 1.6448536269514722
+    p = 0.3
+    n = 50
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     expected = ((centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n))
     assert wilson_interval(15, 50, confidence=0.9) == pytest.approx(expected, abs=1e-12)
 
@@ -67,7 +74,7 @@ def test_mcnemar_by_hand(only_a: int, only_b: int, both: int, p: float) -> None:
 
 
 def test_bootstrap_point_estimates_are_ratios_of_sums() -> None:
-    """Bug: the mean of per-item ratios. By hand: 3/10 against 1/8 is -0.175, a reduction of 7/12."""
+    """Bug: the mean of per-item ratios. Here 3/10 and 1/8 give -0.175, a reduction of 7/12."""
     result = paired_bootstrap(
         RatioSample([1, 2], [2, 8]), RatioSample([0, 1], [4, 4]), resamples=50
     )
@@ -76,7 +83,7 @@ def test_bootstrap_point_estimates_are_ratios_of_sums() -> None:
 
 
 def test_bootstrap_keeps_the_pairs() -> None:
-    """Bug: the systems are resampled apart, so that a constant difference per item gets a wide interval."""
+    """Bug: systems resampled apart, so that a constant difference gets a wide interval."""
     draw = np.random.default_rng(1)
     hallucinated = draw.integers(2, 9, size=40)
     mentions = np.full(40, 10)
@@ -89,40 +96,52 @@ def test_bootstrap_keeps_the_pairs() -> None:
 
 def test_bootstrap_is_seeded() -> None:
     """Bug: the same report differs from run to run, or the seed has no effect."""
-    baseline, candidate = (
-        RatioSample([1, 0, 1, 1, 0], [1] * 5),
-        RatioSample([0, 0, 1, 0.5, 0.25], [1] * 5),
-    )
+    baseline = RatioSample([1, 0, 1, 1, 0], [1] * 5)
+    candidate = RatioSample([0, 0, 1, 0.5, 0.25], [1] * 5)
     runs = [paired_bootstrap(baseline, candidate, resamples=40, seed=seed) for seed in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_bootstrap_where_a_rate_is_undefined() -> None:
-    """Bug: NaN or infinity in a report, or resamples without a hallucination are left out and the bound looks firm.
+def test_bootstrap_bounds_are_values_of_resamples() -> None:
+    """Bug: bounds interpolated between resamples, which mixes in the infinite ones.
 
-    The baseline fails on 1 of 10 items: about (9/10)^10 = 35 % of resamples have no failure to reduce.
+    Two items of 0 and 1 give resampled means of 0, 1/2 and 1, and nothing in between.
     """
-    one = RatioSample([1, *[0] * 9], [1] * 10)
-    rare = paired_bootstrap(one, RatioSample([0] * 10, [1] * 10), resamples=500)
+    for seed in range(10):
+        interval = bootstrap_interval(
+            RatioSample([0, 1], [1, 1]), confidence=0.5, resamples=4, seed=seed
+        )
+        assert interval is not None
+        assert set(interval) <= {0.0, 0.5, 1.0}
+
+
+def test_bootstrap_where_a_rate_is_undefined() -> None:
+    """Bug: NaN or infinity in a report, or a firm bound that leaves out undefined resamples.
+
+    The baseline fails on 1 of 10 items: about (9/10)^10 = 35 % of resamples have no failure.
+    """
+    one_failure = RatioSample([1, *[0] * 9], [1] * 10)
+    rare = paired_bootstrap(one_failure, RatioSample([0] * 10, [1] * 10), resamples=500)
     assert (rare.reduction, rare.reduction_interval) == (1.0, None)
     assert rare.difference_interval is not None
-    spotless = paired_bootstrap(RatioSample([0] * 10, [1] * 10), one, resamples=500)
+    spotless = paired_bootstrap(RatioSample([0] * 10, [1] * 10), one_failure, resamples=500)
     assert (spotless.difference, spotless.reduction, spotless.reduction_interval) == (
         0.1,
         None,
         None,
     )
-    mute = paired_bootstrap(one, RatioSample([0] * 10, [0] * 10), resamples=50)
+    mute = paired_bootstrap(one_failure, RatioSample([0] * 10, [0] * 10), resamples=50)
     assert mute == PairedDifference(None, None, None, None)
 
 
 def test_bootstrap_covers_the_truth() -> None:
-    """Bug: the interval is too narrow or off centre. 200 studies of 80 items: 95 % +- 3 errors of 1.5 %."""
+    """Bug: an interval too narrow or off centre. 200 studies of 80 items: 95 % +- 3 * 1.5 %."""
     draw = np.random.default_rng(0)
     covered = 0
     for study in range(200):
         mentions = draw.integers(2, 7, size=80)
-        baseline, candidate = draw.binomial(mentions, 0.3), draw.binomial(mentions, 0.2)
+        baseline = draw.binomial(mentions, 0.3)
+        candidate = draw.binomial(mentions, 0.2)
         result = paired_bootstrap(
             RatioSample(baseline.tolist(), mentions.tolist()),
             RatioSample(candidate.tolist(), mentions.tolist()),
@@ -135,7 +154,7 @@ def test_bootstrap_covers_the_truth() -> None:
 
 
 def test_minimum_difference_solves_connor_s_equation() -> None:
-    """Bug: one-sided quantiles, or psi of the wrong rates; here psi = 0.2, z = 1.959964 and 0.841621."""
+    """Bug: one-sided quantiles, or a wrong psi. Here psi = 0.2, z = 1.959964 and 0.841621."""
     fall = minimum_detectable_difference(300, 0.4, discordant=0.2)
     assert fall is not None
     needed = ((1.959964 * math.sqrt(0.2) + 0.841621 * math.sqrt(0.2 - fall**2)) / fall) ** 2
@@ -143,15 +162,15 @@ def test_minimum_difference_solves_connor_s_equation() -> None:
 
 
 def test_minimum_difference_is_found_as_often_as_promised() -> None:
-    """Bug: the promised power is not that of the test we run (exact McNemar, slightly conservative) at n = 146."""
+    """Bug: a power that is not that of the test we run: exact McNemar, slightly conservative."""
     fall = minimum_detectable_difference(146, 0.5)
     assert fall is not None
     draw = np.random.default_rng(0)
-    found = 0
+    significant = 0
     for _ in range(400):
         p = mcnemar((draw.random(146) < 0.5).tolist(), (draw.random(146) < 0.5 - fall).tolist())
-        found += p is not None and p < 0.05
-    assert 0.70 <= found / 400 <= 0.86
+        significant += p is not None and p < 0.05
+    assert 0.70 <= significant / 400 <= 0.86
 
 
 @pytest.mark.parametrize(
@@ -165,31 +184,42 @@ def test_differences_that_cannot_be_resolved(
 
 
 def test_bootstrap_interval_of_a_mean_and_of_a_rate() -> None:
-    """Bug: items drawn without each other's whole, or an interval of the wrong width."""
+    """Bug: numerators drawn apart from their denominators, or an interval of the wrong width."""
     ones = [1.0] * 400
     interval = bootstrap_interval(RatioSample([0.0, 6.0] * 200, ones))  # standard error 3 / 20
     assert interval == pytest.approx((3 - 1.96 * 0.15, 3 + 1.96 * 0.15), abs=0.03)
-    rate, wilson = (
-        bootstrap_interval(RatioSample([1.0] * 100 + [0.0] * 300, ones)),
-        wilson_interval(100, 400),
-    )
-    assert rate == pytest.approx(wilson, abs=0.01)
-    # share and whole of an item stay together: every resample is 1 / 2 exactly
+    hundred = RatioSample([1.0] * 100 + [0.0] * 300, ones)
+    rate = bootstrap_interval(hundred)
+    assert rate == pytest.approx(wilson_interval(100, 400), abs=0.01)
+    assert rate == bootstrap_interval(hundred)  # seeded
+    # Both values of an item stay together, so every resample is 1 / 2 exactly.
     assert bootstrap_interval(RatioSample([1, 2, 3], [2, 4, 6])) == (0.5, 0.5)
-    assert rate == bootstrap_interval(
-        RatioSample([1.0] * 100 + [0.0] * 300, ones)
-    )  # the same again
 
 
 def test_bootstrap_interval_of_nothing() -> None:
-    """Bug: a score of no verdicts gets an interval, or a resample without a whole a warning and a NaN."""
+    """Bug: an interval for a score of no verdicts, or NaN from a denominator of 0."""
     assert bootstrap_interval(RatioSample([], [])) is None
     assert bootstrap_interval(RatioSample([0, 0], [0, 0])) is None
-    assert (
-        bootstrap_interval(RatioSample([1] + [0] * 9, [1] + [0] * 9)) is None
-    )  # a third of the resamples have no whole
+    # The denominator is 0 in a third of the resamples.
+    assert bootstrap_interval(RatioSample([1] + [0] * 9, [1] + [0] * 9)) is None
     with pytest.raises(DataError, match=r"lengths \(2, 1\)"):
         bootstrap_interval(RatioSample([1, 2], [1]))
+
+
+def test_mean_interval_by_hand() -> None:
+    """Bug: normal quantiles, a one-sided t, s over k in place of k - 1, or no sqrt(k).
+
+    Runs 1, 2, 3: s = 1, so the half-width is t_2 / sqrt(3), with t_2 = 4.302653 (95 %) and
+    2.919986 (90 %) from a table.
+    """
+    mean, interval = mean_interval([1.0, 2.0, 3.0])
+    half = 4.302653 / math.sqrt(3)
+    assert mean == 2.0
+    assert interval == pytest.approx((2 - half, 2 + half), abs=1e-6)
+    half = 2.919986 / math.sqrt(3)
+    _, narrower = mean_interval([1.0, 2.0, 3.0], confidence=0.9)
+    assert narrower == pytest.approx((2 - half, 2 + half), abs=1e-6)
+    assert mean_interval([7.0]) == (7.0, None)
 
 
 def test_errors_say_what_was_given() -> None:
@@ -204,6 +234,18 @@ def test_errors_say_what_was_given() -> None:
         wilson_interval(1, 3, confidence=95)
     with pytest.raises(DataError, match="base_rate = 40"):
         minimum_detectable_difference(96, 40)
+    with pytest.raises(DataError, match="discordant = -0.1"):
+        minimum_detectable_difference(96, 0.4, discordant=-0.1)
+    with pytest.raises(DataError, match="n = -1 items"):
+        minimum_detectable_difference(-1, 0.4)
+    with pytest.raises(DataError, match="at least one run"):
+        mean_interval([])
+    with pytest.raises(DataError, match="confidence = 95"):
+        mean_interval([1.0, 2.0], confidence=95)
+    with pytest.raises(DataError, match="confidence = 95"):
+        bootstrap_interval(RatioSample([1], [1]), confidence=95)
+    with pytest.raises(DataError, match="confidence = 95"):
+        paired_bootstrap(RatioSample([1], [1]), RatioSample([1], [1]), confidence=95)
 
 
 def test_bounds_are_plain_floats() -> None:

@@ -1,5 +1,6 @@
 """encode_pair: template, borders, masks, and what it refuses."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ def marked(processor, ids, flags):
 
 
 def test_answers_are_what_generation_would_continue_with(pairs, encoded, processor):
-    """Catches: an answer that misses its first token or its end of turn, or a prompt that ends elsewhere."""
+    """Catches: an answer without its first token or end of turn, a prompt that ends elsewhere."""
     for pair, row in zip(pairs, encoded, strict=True):
         assert processor.tokenizer.decode(row.chosen_ids) == pair.chosen + "</s>"
         assert processor.tokenizer.decode(row.rejected_ids) == pair.rejected + "</s>"
@@ -26,10 +27,13 @@ def test_answers_are_what_generation_would_continue_with(pairs, encoded, process
 
 
 def test_masks_of_both_rules(pairs, encoded):
-    """Catches: a rule run on the wrong sequences: muffin compares all but the first token, both_sides the answers."""
+    """Catches: a rule run on the wrong sequences.
+
+    `muffin` compares whole sequences but for the first token, `both_sides` the answers.
+    """
     for row in encoded:
-        whole = [(row.prompt_ids + ids)[1:] for ids in (row.chosen_ids, row.rejected_ids)]
-        muffin = changed_tokens(*whole, rule="muffin")
+        sequences = [(row.prompt_ids + ids)[1:] for ids in (row.chosen_ids, row.rejected_ids)]
+        muffin = changed_tokens(*sequences, rule="muffin")
         shift = len(row.prompt_ids) - 1
         assert row.changed["muffin"] == (muffin[0][shift:], muffin[1][shift:])
         assert row.changed["both_sides"] == changed_tokens(
@@ -38,7 +42,7 @@ def test_masks_of_both_rules(pairs, encoded):
 
 
 def test_human_spans_win_over_both_rules(pairs, processor):
-    """Catches: spans ignored, or shifted by the template's characters before the answer."""
+    """Catches: human-marked spans that are ignored, or that count for one rule only."""
     pair = replace(
         pairs[0],
         chosen="a beach with a red star at the top left.",
@@ -50,6 +54,33 @@ def test_human_spans_win_over_both_rules(pairs, processor):
     assert row.changed["muffin"] == row.changed["both_sides"]
     assert marked(processor, row.chosen_ids, row.changed["muffin"].chosen) == "red star"
     assert marked(processor, row.rejected_ids, row.changed["muffin"].rejected) == "ring"
+
+
+def test_spans_count_from_the_answers_first_character(pairs, processor):
+    """Catches: spans shifted by what the template writes before the answer (`lead = 0`).
+
+    Qwen3's template opens a finished answer with an empty thought that its prompt does not have.
+    """
+    thinking = deepcopy(processor)
+    turn = "ASSISTANT:\n{% generation %}"
+    assert turn in processor.chat_template
+    thinking.chat_template = processor.chat_template.replace(turn, turn + "<think>\n\n</think>\n\n")
+    assert prompt_text(thinking, "What?") == prompt_text(processor, "What?")
+    answer = "a beach with a red star at the top left."
+    ids, offsets = answer_ids(thinking, "What?", answer)
+    spelled = [answer[start:stop] for start, stop in offsets if start >= 0]
+    assert "".join(spelled).replace(" ", "") == answer.replace(" ", "")
+    pair = replace(
+        pairs[0],
+        chosen=answer,
+        rejected="a beach with a blue ring at the top left.",
+        chosen_spans=((15, 23),),
+        rejected_spans=((20, 24),),
+    )
+    row = encode_pair(pair, thinking, min_match=3, max_length=256)
+    assert row.chosen_ids == ids
+    assert marked(thinking, row.chosen_ids, row.changed["muffin"].chosen) == "red star"
+    assert marked(thinking, row.rejected_ids, row.changed["muffin"].rejected) == "ring"
 
 
 def test_unmarked_side_of_a_marked_pair_has_no_segment(pairs, processor):
@@ -75,7 +106,7 @@ def test_max_length_is_inclusive(pairs, processor, spare, fits):
 
 
 def test_same_tokens_and_unreadable_image_are_refused(pairs, processor):
-    """Catches: a pair with no signal trained on; a broken image that stops the job instead of its row."""
+    """Catches: training on a pair without signal; a broken image that stops the job."""
     with pytest.raises(DataError, match="equal_answers"):
         encode_pair(
             replace(pairs[0], rejected=pairs[0].chosen), processor, min_match=3, max_length=256
@@ -85,7 +116,7 @@ def test_same_tokens_and_unreadable_image_are_refused(pairs, processor):
 
 
 def test_odd_text_survives(pairs, processor):
-    """Catches: emoji, right-to-left text or template markers in an answer that shift the mask or the border."""
+    """Catches: emoji, right-to-left text or template markers that shift the mask or the border."""
     answer = "שלום 😀 <image> ASSISTANT: {{ x }} café"
     ids, offsets = answer_ids(processor, "What?", answer)
     assert len(ids) == len(offsets)
@@ -102,6 +133,5 @@ def test_prompt_ids_agree_with_the_processor_on_a_batch(pairs, processor):
     for ids, mask, image, pair in zip(
         batch["input_ids"], batch["attention_mask"], images, pairs[:3], strict=True
     ):
-        assert [token for token, kept in zip(ids, mask, strict=True) if kept] == prompt_ids(
-            processor, image, pair.question
-        )
+        unpadded = [token for token, flag in zip(ids, mask, strict=True) if flag]
+        assert unpadded == prompt_ids(processor, image, pair.question)

@@ -85,7 +85,7 @@ def test_huge_file_is_refused_before_parsing(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (1, 5000), (404, 4)])
 def test_extreme_shapes_are_refused(size: tuple[int, int]) -> None:
-    """Bug: a 1 x 5000 strip reaches a processor that mistakes rows for channels, or raises on a worker."""
+    """Bug: a 1 x 5000 strip reaches a processor, which mistakes rows for channels or raises."""
     assert refused(encode(Image.new("RGB", size))) == "image_shape"
 
 
@@ -167,13 +167,15 @@ def test_bytes_that_are_no_image(data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
 def test_truncated_and_flipped_files_never_escape_as_other_errors(kind: str) -> None:
-    """Bug: struct.error, SyntaxError or IndexError of a decoder ends the job; a cut file passes as grey."""
+    """Bug: a decoder's struct.error, SyntaxError or IndexError ends the job; a cut file passes."""
     noise = Image.effect_noise((64, 64), 50).convert("RGB")
     data = encode(noise, kind)
     assert refused(data[: len(data) // 2]) == "image_unreadable"
-    for place in range(min(len(data), 200)):
+    for position in range(min(len(data), 200)):
+        flipped = bytearray(data)
+        flipped[position] ^= 0xFF
         with suppress(DataError):
-            decode_image(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+            decode_image(bytes(flipped))
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="no folder of photographs beside the repository")

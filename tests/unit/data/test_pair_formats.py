@@ -169,7 +169,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_format_gives_the_same_pair(case: str, tmp_path: Path) -> None:
-    """Bug: chosen and rejected exchanged, a placeholder left in the question, the wrong format guessed."""
+    """Bug: chosen and rejected exchanged, a placeholder in the question, the wrong format."""
     path = write_format(tmp_path, case)
     (pair,) = load_pairs(path)
     assert (pair.question, pair.chosen, pair.rejected, pair.image) == (
@@ -365,7 +365,7 @@ def test_bad_line_is_named_by_file_and_line(line: bytes, code: str, tmp_path: Pa
     ],
 )
 def test_bad_tsv_line(line: str, tmp_path: Path) -> None:
-    """Bug: a fine-tuning file in the same container is read as preferences; a bad cell raises binascii.Error."""
+    """Bug: a fine-tuning file is read as preferences; a bad cell raises binascii.Error."""
     (tmp_path / "x.tsv").write_text(line + tsv_line())
     assert only_error(tmp_path / "x.tsv").endswith("(x.tsv:1)")
 
@@ -491,10 +491,10 @@ def test_slices_cover_every_row_once_in_any_order(kind: str, rows: int, tmp_path
     assert [part.index for part in parts] == list(range(len(parts)))
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
     assert parts[-1].stop == 23
-    whole = [pair.id for pair in load_pairs(path)]
-    assert len(set(whole)) == 23
+    ids = [pair.id for pair in load_pairs(path)]
+    assert len(set(ids)) == 23
     by_slice = {part.index: [row_id for row_id, _ in read_slice(part)] for part in reversed(parts)}
-    assert [row_id for part in parts for row_id in by_slice[part.index]] == whole
+    assert [row_id for part in parts for row_id in by_slice[part.index]] == ids
     assert [len(by_slice[part.index]) for part in parts] == [
         part.stop - part.start for part in parts
     ]
@@ -640,5 +640,6 @@ def test_digest_sees_names_and_bytes(tmp_path: Path) -> None:
 
 def test_import_is_light() -> None:
     """Bug: every reading worker pays for ray or transformers."""
-    code = "import sys, rlhfv_ray.data; sys.exit(bool({'ray', 'transformers', 'datasets'} & set(sys.modules)))"
+    heavy = {"ray", "transformers", "datasets"}
+    code = f"import sys, rlhfv_ray.data; sys.exit(bool({heavy} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

@@ -1,4 +1,4 @@
-"""Examples to imitate: every format gives the same turns, what cannot be used says why, and only answers are scored."""
+"""Examples to imitate: formats give the same turns, bad rows say why, only answers are scored."""
 
 import base64
 import json
@@ -24,23 +24,20 @@ FIRST = TURNS[:1]
 
 
 def sharegpt(turns=TURNS) -> list[dict[str, str]]:
-    said = [
-        {"from": name, "value": text}
-        for turn in turns
-        for name, text in zip(("human", "gpt"), turn, strict=True)
-    ]
-    said[0]["value"] = "<image>\n" + said[0]["value"]
-    return said
+    messages = []
+    for question, answer in turns:
+        messages += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    messages[0]["value"] = "<image>\n" + messages[0]["value"]
+    return messages
 
 
 def chat(turns=TURNS) -> list[dict[str, Any]]:
-    said = [
-        {"role": role, "content": text}
-        for turn in turns
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
-    said[0]["content"] = [{"type": "image"}, {"type": "text", "text": turns[0][0]}]
-    return said
+    messages: list[dict[str, Any]] = []
+    for question, answer in turns:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
+    messages[0]["content"] = [{"type": "image"}, {"type": "text", "text": turns[0][0]}]
+    return messages
 
 
 def tsv(content: Any) -> list[str]:
@@ -61,11 +58,10 @@ def in_file(folder: Path, row: Any) -> Path:
 
 
 def read(path: Path, format: str = "auto") -> Example | DataError:
-    ((_, found),) = [
-        row for part in list_slices(path, format=format, examples=True) for row in read_slice(part)
-    ]
-    assert not isinstance(found, EncodedPair)
-    return found
+    (part,) = list_slices(path, format=format, examples=True)
+    ((_, example),) = read_slice(part)
+    assert not isinstance(example, EncodedPair)
+    return example
 
 
 GOOD = {
@@ -118,13 +114,13 @@ GOOD = {
 
 @pytest.mark.parametrize("name", GOOD)
 def test_every_format_gives_its_turns(name, tmp_path):
-    """Catches: a format told wrongly from its columns; roles or placeholders that end up in the text; another picture."""
+    """Catches: a wrongly detected format; roles or placeholders in the text; another picture."""
     row, format, turns = GOOD[name]
     path = in_file(tmp_path, row)
     assert {part.format for part in list_slices(path, examples=True)} == {format}
-    found = read(path)
-    assert isinstance(found, Example), found
-    assert (found.turns, found.image) == (turns, PICTURE)
+    result = read(path)
+    assert isinstance(result, Example), result
+    assert (result.turns, result.image) == (turns, PICTURE)
 
 
 BAD = {
@@ -143,10 +139,10 @@ BAD = {
 
 @pytest.mark.parametrize("code", BAD)
 def test_bad_rows_say_why(code, tmp_path):
-    """Catches: a row that trains on the wrong thing, or ends the job, instead of being set aside."""
-    found = read(in_file(tmp_path, BAD[code]))
-    assert isinstance(found, DataError)
-    assert str(found).startswith(code.strip(": "))
+    """Catches: a bad row that is trained on, or that ends the job instead of being set aside."""
+    result = read(in_file(tmp_path, BAD[code]))
+    assert isinstance(result, DataError)
+    assert str(result).startswith(code.strip(": "))
 
 
 def test_a_format_of_examples_is_none_of_pairs(tmp_path):
@@ -159,38 +155,40 @@ def test_a_format_of_examples_is_none_of_pairs(tmp_path):
 
 
 def test_answers_are_scored_and_later_questions_are_not(processor):
-    """Catches: a model taught to ask. The scored tokens, read back, are the answers with the ends of their turns."""
+    """Catches: a model taught to ask. Scored tokens are the answers and the ends of their turns."""
     ids, scored = conversation_ids(processor, TURNS)
-    said = processor.tokenizer.decode(
-        [token for token, flag in zip(ids, scored, strict=True) if flag]
-    )
-    assert "".join(said.split()) == "aredstar.</s>atthetopleft.</s>"
+    answer_tokens = [token for token, flag in zip(ids, scored, strict=True) if flag]
+    text = processor.tokenizer.decode(answer_tokens)
+    assert "".join(text.split()) == "aredstar.</s>atthetopleft.</s>"
     user = {"role": "user", "content": [{"type": "text", "text": TURNS[1][0]}]}
     first = {"role": "assistant", "content": [{"type": "text", "text": TURNS[0][1]}]}
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": TURNS[0][0]}]}
-    whole = processor.apply_chat_template(
-        [asked, first, user], add_generation_prompt=True, tokenize=False
+    opening = {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "text", "text": TURNS[0][0]}],
+    }
+    conversation = processor.apply_chat_template(
+        [opening, first, user], add_generation_prompt=True, tokenize=False
     )
-    before = len(processor.tokenizer(whole)["input_ids"]) - len(
-        processor.tokenizer(prompt_text(processor, TURNS[0][0]))["input_ids"]
-    )
-    assert ids[:before] == processor.tokenizer(whole)["input_ids"][-before:]
+    conversation_tokens = processor.tokenizer(conversation)["input_ids"]
+    prompt_tokens = processor.tokenizer(prompt_text(processor, TURNS[0][0]))["input_ids"]
+    before = len(conversation_tokens) - len(prompt_tokens)
+    assert ids[:before] == conversation_tokens[-before:]
     assert scored.index(False) < before and all(scored[before:])
 
 
 def test_too_long_a_conversation_is_set_aside(processor):
     """Catches: a conversation that is cut."""
     example = Example("1", PICTURE, TURNS)
-    whole = encode_example(example, processor, max_length=500)
-    longest = len(whole.prompt_ids) + len(whole.chosen_ids)
-    assert encode_example(example, processor, max_length=longest) == whole
+    uncut = encode_example(example, processor, max_length=500)
+    longest = len(uncut.prompt_ids) + len(uncut.chosen_ids)
+    assert encode_example(example, processor, max_length=longest) == uncut
     with pytest.raises(DataError, match="too_long"):
         encode_example(example, processor, max_length=longest - 1)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_batch_of_examples_has_their_answers_alone(processor, encoded, shared):
-    """Catches: rows for rejected answers that are not there, a later question that is scored, an example that comes back as a pair."""
+    """Catches: rows for missing rejected answers, a scored later question, a pair read back."""
     example = encode_example(Example("talk", PICTURE, TURNS), processor, max_length=500)
     stored = pa.Table.from_pylist([to_row(example)], schema=EXAMPLES).to_pylist()[0]
     assert from_row(stored) == example
@@ -202,8 +200,9 @@ def test_batch_of_examples_has_their_answers_alone(processor, encoded, shared):
     batch = collate_pairs([example, alone], processor, rule="muffin", layout=Layout(shared=shared))
     assert batch.inputs["input_ids"].shape[0] == batch.inputs["pixel_values"].shape[0] == 2
     assert batch.reference_token_logps is None
-    wanted = [token for token, flag in zip(example.chosen_ids, example.scored, strict=True) if flag]
-    for answer, tokens in enumerate((wanted, alone.chosen_ids)):
+    flags = zip(example.chosen_ids, example.scored, strict=True)
+    scored = [token for token, flag in flags if flag]
+    for answer, tokens in enumerate((scored, alone.chosen_ids)):
         assert batch.targets[batch.answers[answer][batch.answers[answer] >= 0]].tolist() == tokens
     assert (batch.answers[2:] == -1).all()
-    assert len(batch.targets) == len(wanted) + len(alone.chosen_ids)
+    assert len(batch.targets) == len(scored) + len(alone.chosen_ids)
