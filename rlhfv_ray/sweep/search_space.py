@@ -56,7 +56,7 @@ class SpaceConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How the space is searched, and which trial is best."""
+    """The search method, and the rule for the best trial."""
 
     kind: Literal["grid", "random", "bayes"] = "grid"
     """`grid`: try every combination; `random`: draw settings; `bayes`: draw settings like the

@@ -1,9 +1,11 @@
-"""DeepSpeed's gradients are torch's, and a NaN harms nothing: the real DDPO step in every ZeRO stage, on two gloo processes.
+"""DeepSpeed's gradients equal torch's, and a NaN changes nothing, in every ZeRO stage.
 
-DeepSpeed has had silently wrong gradients (#7718, #7839, #8224), so this runs on every update of it. All cases share one pair of processes.
+The real DDPO step runs on two gloo processes, which all cases share. DeepSpeed has had silently
+wrong gradients (#7718, #7839, #8224), so these tests run on every update of DeepSpeed.
 """
 
 import functools
+import itertools
 import pickle
 import random
 from dataclasses import replace
@@ -26,19 +28,20 @@ from rlhfv_ray.training.sampler import micro_batches
 from rlhfv_ray.training.train import TrainJob, pairs_to_blame, start_engine, update
 
 WORLD, PAIRS = 2, 6
-RATE = (
-    10.0  # of plain SGD: a weight changes by RATE * gradient, far above the weight's own rounding
-)
-# Largest distance of a parameter's gradient from torch's, as a share of its norm plus a tenth of the whole gradient's norm.
+# Of plain SGD: a weight changes by RATE * gradient, far above the weight's own rounding.
+RATE = 10.0
+# Largest distance of a parameter's gradient from torch's, relative to its norm plus a tenth of the
+# norm of the gradient of all parameters.
 TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2}
 WATCHED = "model.language_model.layers.0.self_attn.v_proj.weight"  # must move in every update
 LOSS = LossConfig(beta=0.5, gamma=5.0, normalize=True)
-# ZeRO stage, dtype, forward passes per update and worker, clip. DeepSpeed takes other ways with a clip, even one never reached, than without.
+# ZeRO stage, dtype, (forward passes per update and worker, clip). With a clip, even one that is
+# never reached, DeepSpeed runs other code than without.
 CASES = [
-    (stage, dtype, *way)
-    for stage in (0, 1, 2, 3)
-    for dtype in ("fp32", "bf16")
-    for way in ((1, 0.0), (3, 1e9))
+    (stage, dtype, *passes_and_clip)
+    for stage, dtype, passes_and_clip in itertools.product(
+        (0, 1, 2, 3), ("fp32", "bf16"), ((1, 0.0), (3, 1e9))
+    )
 ]
 
 
@@ -55,23 +58,19 @@ def config_of(case, model: Path) -> DDPOConfig:
 def master_weights(engine) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param
 
-    optimizer, own = engine.optimizer, {}
-    if hasattr(
-        optimizer, "fp32_groups"
-    ):  # bf16 without ZeRO, which the function above does not know
-        own = {
-            id(low): high
-            for lows, highs in zip(optimizer.fp16_groups, optimizer.fp32_groups)
-            for low, high in zip(lows, highs)
-        }
-    found = {}
+    optimizer = engine.optimizer
+    fp32_weights = {}  # by id of the low-precision weight
+    if hasattr(optimizer, "fp32_groups"):  # bf16 without ZeRO, unknown to safe_get_full_fp32_param
+        for lows, highs in zip(optimizer.fp16_groups, optimizer.fp32_groups):
+            fp32_weights |= {id(low): high for low, high in zip(lows, highs)}
+    masters = {}
     for name, weight in engine.module.named_parameters():
         master = safe_get_full_fp32_param(weight)
-        found[name.removeprefix("model.")] = (
-            (own.get(id(weight), weight) if master is None else master).detach().clone()
-        )
-    assert {weight.dtype for weight in found.values()} == {torch.float32}
-    return found
+        if master is None:
+            master = fp32_weights.get(id(weight), weight)
+        masters[name.removeprefix("model.")] = master.detach().clone()
+    assert {master.dtype for master in masters.values()} == {torch.float32}
+    return masters
 
 
 def spoil(batch: PairBatch) -> PairBatch:
@@ -81,12 +80,12 @@ def spoil(batch: PairBatch) -> PairBatch:
 
 
 def step(engine, batches, job):
-    """`train_worker`'s update, after the first, whose gate is another matter."""
+    """Do one update of `train_worker`; not the first one, whose loss must be ln 2."""
     return update(engine, iter(batches), job, step=1, rate=RATE)
 
 
 def run_case(case, folder: Path) -> dict:
-    """Three updates: a clean one, one with a NaN in rank 1's last batch, and a clean one again."""
+    """Do three updates: clean, with a NaN in rank 1's last batch, and clean again."""
     config = config_of(case, folder / "model")
     model, processor = load_policy(config.model.path, dtype=config.model.dtype, device="cpu")
     policy = AnswerPolicy(model, layout_of(model))
@@ -98,29 +97,29 @@ def run_case(case, folder: Path) -> dict:
     lengths = [
         len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows
     ]
-    made = micro_batches(rows, lengths, collate, config, start=0, stop=1)
-    batches = [to_device(batch, engine.device, model.dtype) for batch in made]
+    on_cpu = micro_batches(rows, lengths, collate, config, start=0, stop=1)
+    batches = [to_device(batch, engine.device, model.dtype) for batch in on_cpu]
     job = TrainJob(config, folder, {}, folder, token="")
     start = master_weights(engine)
     step(engine, batches, job)
     clean, skipped = master_weights(engine), engine.skipped_steps
     last = spoil(batches[-1]) if dist.get_rank() == 1 else batches[-1]
     losses, suspects = step(engine, [*batches[:-1], last], job)
-    kept, skipped_then = master_weights(engine), engine.skipped_steps
+    after_nan, skipped_then = master_weights(engine), engine.skipped_steps
     step(engine, batches, job)
     after = master_weights(engine)
-    found = {
+    results = {
         "gradient": {name: (start[name] - clean[name]) / RATE for name in start},
         "ids": list(batches[-1].ids),
         "blamed": pairs_to_blame(losses),
         "suspects": suspects,
         "skipped": (skipped, skipped_then, engine.skipped_steps),
-        "untouched": all(torch.equal(kept[name], clean[name]) for name in kept),
+        "untouched": all(torch.equal(after_nan[name], clean[name]) for name in clean),
         "goes_on": all(after[name].isfinite().all() for name in after)
-        and not torch.equal(after[WATCHED], kept[WATCHED]),
+        and not torch.equal(after[WATCHED], after_nan[WATCHED]),
     }
     engine.destroy()
-    return found
+    return results
 
 
 def run_cases(rank: int, port: int, folder: Path) -> None:
@@ -143,7 +142,7 @@ def reference_pairs(small_model, encoded):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, small_model, reference_pairs):
-    """What both ranks found, case by case."""
+    """The results of both ranks, by case."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "model").symlink_to(small_model)
     (folder / "pairs.pickle").write_bytes(pickle.dumps(reference_pairs))
@@ -159,8 +158,8 @@ def plain(small_model, reference_pairs):
     for dtype in TOLERANCE:
         model, processor = load_policy(small_model, dtype=dtype, device="cpu")
         policy = AnswerPolicy(model, layout_of(model))
-        made = collate_pairs(reference_pairs, processor, rule="muffin", layout=policy.layout)
-        batch = to_device(made, model.device, model.dtype)
+        on_cpu = collate_pairs(reference_pairs, processor, rule="muffin", layout=policy.layout)
+        batch = to_device(on_cpu, model.device, model.dtype)
         batch_loss(policy_token_logps(policy, batch), batch, LOSS).total.backward()
         gradients[dtype] = {
             name: torch.zeros_like(weight, dtype=torch.float32)
@@ -178,22 +177,22 @@ def name_of(case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_gradient_is_torchs(case, found, plain):
-    """Catches: gradients dropped, doubled or not averaged, over workers or accumulated passes, in one ZeRO stage."""
-    wanted = plain[case[1]]
-    whole = torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
-    assert whole > 0.01
+    """Catches: gradients dropped, doubled or not averaged over workers or passes."""
+    expected = plain[case[1]]
+    total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    assert total > 0.01
     for got in found[case]:
         assert got["skipped"][0] == 0
-        for name, gradient in wanted.items():
+        for name, gradient in expected.items():
             distance = (got["gradient"][name] - gradient).norm()
-            assert distance <= TOLERANCE[case[1]] * (gradient.norm() + 0.1 * whole), (
+            assert distance <= TOLERANCE[case[1]] * (gradient.norm() + 0.1 * total), (
                 f"{name}: {distance:.3g}"
             )
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_nan_on_one_rank_skips_the_update_and_nothing_else(case, found):
-    """Catches: a NaN that reaches the weights, an update skipped unseen, or a NaN left in buffers that spoils later updates."""
+    """Catches: a NaN that reaches the weights or later updates, or a skip that is not counted."""
     for got in found[case]:
         assert got["untouched"]
         assert got["suspects"] == got["blamed"]
@@ -203,5 +202,5 @@ def test_nan_on_one_rank_skips_the_update_and_nothing_else(case, found):
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_pairs_of_the_nan_are_named_on_every_rank(case, found):
-    """Catches: another rank's or pass's pairs blamed, or ranks that disagree and so stop at different updates."""
+    """Catches: pairs of another rank or pass blamed, or ranks that disagree and so diverge."""
     assert [got["blamed"] for got in found[case]] == [found[case][1]["ids"]] * WORLD

@@ -1,4 +1,4 @@
-"""A Ray of two CPUs for the whole run, and small data and models to run the line's jobs on."""
+"""A Ray of two CPUs for all tests, and small data and models for the pipeline's jobs."""
 
 import contextlib
 from collections.abc import Callable
@@ -30,10 +30,9 @@ from tests.conftest import careless_pairs
 
 @pytest.fixture(scope="package")
 def bucket():
-    """A server that speaks S3's protocol, one for all files of this folder that ask for it."""
-    from tests.s3_server import (
-        s3_server,
-    )  # heavy, and workers that unpickle what tests hand them import this file
+    """A server of the S3 protocol, shared by the files of this folder."""
+    # Heavy, and workers import this file when they unpickle a test's functions.
+    from tests.s3_server import s3_server
 
     with s3_server() as s3:
         yield s3
@@ -41,7 +40,7 @@ def bucket():
 
 @pytest.fixture(scope="package")
 def cluster(bucket):
-    """A local Ray, one for all files of this folder that ask for it; its processes find the bucket."""
+    """A local Ray, shared by the files of this folder; its processes find the bucket."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in bucket.environment.items():
             patch.setenv(name, value)
@@ -94,7 +93,7 @@ def train(
     *,
     alongside: Callable[[], None] | None = None,
 ) -> Path:
-    """Train into a folder as the stage does; `alongside` runs in a thread meanwhile."""
+    """Train into a folder as the stage does, with `alongside` running in a thread."""
     import threading
 
     folder.mkdir(exist_ok=True)
@@ -109,37 +108,37 @@ def train(
 
 @pytest.fixture(scope="package")
 def ray_run(config, reference, tmp_path_factory) -> Path:
-    """The run all others are compared with: two workers of Ray Train, ZeRO 2, no fault."""
+    """The run that others are compared with: two workers of Ray Train, ZeRO 2, no fault."""
     return train(config, reference, tmp_path_factory.mktemp("ray_run"))
 
 
 def with_scale(config: DDPOConfig, **changes) -> DDPOConfig:
-    """The configuration with other scale settings."""
+    """Return the configuration with other scale settings."""
     return replace(config, scale=replace(config.scale, **changes))
 
 
 def ray_processes(name: str) -> list[psutil.Process]:
-    """Processes of this Ray whose title starts with `ray::name`."""
-    found = []
+    """Return the processes of this Ray whose title starts with `ray::name`."""
+    processes = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if " ".join(process.cmdline()).startswith(f"ray::{name}"):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Of the exported model."""
+    """Return the weights of the exported model."""
     return load_file(folder / "model" / "model.safetensors")
 
 
 def losses(folder: Path) -> list[float]:
-    """Of every update."""
+    """Return the loss of every update."""
     return [record["loss"] for record in read_records(folder)]
 
 
 def assert_same(ours: Path, theirs: Path, *, atol: float) -> None:
-    """Two runs have the same losses and end with the same weights."""
+    """Assert that two runs have the same losses and end with the same weights."""
     assert losses(ours) == pytest.approx(losses(theirs), abs=atol)
     for name, tensor in weights(theirs).items():
         torch.testing.assert_close(weights(ours)[name], tensor, atol=atol, rtol=0)

@@ -1,4 +1,4 @@
-"""Stages that are parts on real Ray: quarantine, resume, killed actors, a full object store."""
+"""Stages in parts on real Ray: unusable rows, resume, killed actors, a full object store."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.ray
 
 
 def test_every_pair_once_in_order_and_a_second_run_does_nothing(reference, config):
-    """Catches: rows lost, doubled or reordered by parallel actors; finished parts computed again."""
+    """Catches: rows lost, doubled or reordered by actors; finished parts computed again."""
     ids = [pair.id for pair in careless_pairs(40)]
     assert list(load_reference(reference)["id"]) == ids
     assert unusable_rows(reference) == []
@@ -42,19 +42,19 @@ def test_every_pair_once_in_order_and_a_second_run_does_nothing(reference, confi
 
 
 def test_missing_parts_are_made_again_and_are_the_same(reference, config, tmp_path):
-    """Catches: a resume that starts over, or that gives other numbers."""
+    """Catches: a resume that starts from the beginning, or gives other numbers."""
     for number in (0, 1, 2, 5, 6, 7):
         name = f"part-{number:05d}.parquet"
         (tmp_path / name).write_bytes((reference / name).read_bytes())
-    kept = (tmp_path / "part-00001.parquet").stat().st_mtime_ns
+    before = (tmp_path / "part-00001.parquet").stat().st_mtime_ns
     compute_reference_logps(config.model, config.data, config.scale, tmp_path)
     assert read_parts(tmp_path).equals(read_parts(reference))
-    assert (tmp_path / "part-00001.parquet").stat().st_mtime_ns == kept
+    assert (tmp_path / "part-00001.parquet").stat().st_mtime_ns == before
 
 
 @contextlib.contextmanager
 def killing_the_actor(folder: Path) -> Iterator[None]:
-    """Kill the actor once a first part is there."""
+    """Kill the actor once the first part exists."""
     killed = []
 
     def kill():
@@ -71,7 +71,10 @@ def killing_the_actor(folder: Path) -> Iterator[None]:
 
 
 def test_killed_actor_changes_nothing(reference, config, tmp_path):
-    """Catches: rows lost with a killed actor, or computed twice. The actor is killed after its first part."""
+    """Catches: rows lost with a killed actor, or computed twice.
+
+    The actor is killed after its first part.
+    """
     many = replace(config.scale, rows=2)  # parts enough for the killer to be in time
     with killing_the_actor(tmp_path):
         compute_reference_logps(config.model, config.data, many, tmp_path)
@@ -87,7 +90,10 @@ def assert_same_rows(folder: Path, reference: Path) -> None:
 
 
 def test_killed_generation_actor_changes_nothing(cluster, config, tmp_path):
-    """Catches: answers lost with a killed actor, doubled, or drawn anew: they are sampled, and each part has its own seed."""
+    """Catches: answers lost with a killed actor, doubled, or sampled differently.
+
+    Each part has its own seed.
+    """
     prompts = [
         Prompt(str(scene.id), render(scene), "What is there?") for scene in make_scenes(24, seed=8)
     ]
@@ -101,12 +107,12 @@ def test_killed_generation_actor_changes_nothing(cluster, config, tmp_path):
     with killing_the_actor(tmp_path / "disturbed"):
         disturbed = answer(tmp_path / "disturbed")
     assert disturbed == answer(tmp_path / "undisturbed")
-    assert [one.id for one in disturbed] == [prompt.id for prompt in prompts]
-    assert len({one.text for one in disturbed}) > 12
+    assert [result.id for result in disturbed] == [prompt.id for prompt in prompts]
+    assert len({result.text for result in disturbed}) > 12
 
 
 def test_an_object_store_that_spills_changes_nothing(reference, config, tmp_path):
-    """Catches: rows lost where other work fills the object store (200 MB here) and objects go to disk and back."""
+    """Catches: rows lost when the object store (200 MB here) is full and spills to disk."""
     held = [ray.put(np.full(9_000_000, number, dtype=np.float64)) for number in range(4)]
     spilled = Path(ray._private.worker._global_node.get_session_dir_path()).glob(
         "ray_spilled_objects*/*"
@@ -114,11 +120,11 @@ def test_an_object_store_that_spills_changes_nothing(reference, config, tmp_path
     assert list(spilled)
     compute_reference_logps(config.model, config.data, config.scale, tmp_path)
     assert_same_rows(tmp_path, reference)
-    assert [float(ray.get(one)[0]) for one in held] == [0, 1, 2, 3]
+    assert [float(ray.get(array)[0]) for array in held] == [0, 1, 2, 3]
 
 
 def test_unusable_rows_are_set_aside_with_id_and_reason(config, tmp_path, cluster):
-    """Catches: a bad row that stops the job, or that vanishes; the limit on their share ignored."""
+    """Catches: an unusable row that stops the job or vanishes; the limit on their share ignored."""
     pairs = careless_pairs(10)
     pairs[3] = replace(pairs[3], image=b"\xff\xd8\xff broken")
     pairs[7] = replace(pairs[7], chosen=pairs[7].chosen + " and" * 600)
@@ -154,7 +160,7 @@ def test_no_usable_pair_is_an_error(config, tmp_path, cluster):
 
 
 def test_examples_are_encoded_by_the_same_pipeline(cluster, config, tmp_path):
-    """Catches: examples that are lost, or that end the stage where one cannot be used."""
+    """Catches: examples that are lost, or an unusable one that ends the stage."""
     scenes = make_scenes(12, seed=5)
     write_captions(scenes, tmp_path / "captions.parquet")
     broken = pq.read_table(tmp_path / "captions.parquet").to_pylist()
@@ -164,7 +170,8 @@ def test_examples_are_encoded_by_the_same_pipeline(cluster, config, tmp_path):
     folder = tmp_path / "examples"
     folder.mkdir()
     encode_examples(config.model, data, config.scale, folder)
-    made = load_reference(folder)
-    assert list(made["id"]) == [f"shapes:{scene.id}" for scene in scenes if scene.id != 3]
-    assert "chosen_logps" not in made.column_names and set(map(len, made["rejected_ids"])) == {0}
+    examples = load_reference(folder)
+    assert list(examples["id"]) == [f"shapes:{scene.id}" for scene in scenes if scene.id != 3]
+    assert "chosen_logps" not in examples.column_names
+    assert set(map(len, examples["rejected_ids"])) == {0}
     assert [row["id"] for row in unusable_rows(folder)] == ["shapes:3"]

@@ -1,4 +1,4 @@
-"""Ray Tune for real, on trials of milliseconds: who is stopped, who fails, what a second run does again."""
+"""Real Ray Tune on trials of milliseconds: stopped and failed trials, and a second run."""
 
 import json
 import os
@@ -29,7 +29,7 @@ NAN, KILLED_ONCE, LOST, WORST = 3.0, 4.0, 5.0, 6.0
 
 
 def on_a_full_disk(trial_params: TrialParams, place: Path, report: Report) -> None:
-    """Linux keeps a file for this."""
+    """Write to /dev/full, a device of Linux that always is full."""
     with (place.parent / "started").open("a") as stream:
         stream.write(f"{trial_params['loss.gamma']}\n")
     with open("/dev/full", "w") as stream:
@@ -37,7 +37,7 @@ def on_a_full_disk(trial_params: TrialParams, place: Path, report: Report) -> No
 
 
 def toy(trial_params: TrialParams, place: Path, report: Report, *, stale: bool = False) -> None:
-    """Its gamma is what it finds; some fail in their own ways."""
+    """Report gamma as the objective; special values of gamma fail, each in its own way."""
     gamma = trial_params["loss.gamma"]
     with (place.parent / "started").open("a") as stream:
         stream.write(f"{gamma}\n")
@@ -45,9 +45,9 @@ def toy(trial_params: TrialParams, place: Path, report: Report, *, stale: bool =
         raise StaleReferenceError("not this model's")
     if gamma == NAN:
         raise StageFailedError("loss is not finite with the pairs a, b")
-    if gamma == LOST or (gamma == KILLED_ONCE and not (place / "look-1.json").exists()):
+    if gamma == LOST or (gamma == KILLED_ONCE and not (place / "rung-1.json").exists()):
         if gamma == KILLED_ONCE:
-            write_json(place / "look-1.json", {})
+            write_json(place / "rung-1.json", {})
         os.kill(os.getpid(), signal.SIGKILL)
     report(0, gamma)
     with (place.parent / "ended").open("a") as stream:
@@ -57,9 +57,13 @@ def toy(trial_params: TrialParams, place: Path, report: Report, *, stale: bool =
 
 
 def outcomes(folder: Path, trials: list[TrialParams]) -> dict[float, tuple[str, str]]:
-    found = {t["loss.gamma"]: folder / "trials" / name_of(t) / "outcome.json" for t in trials}
-    read = {gamma: json.loads(path.read_text()) for gamma, path in found.items() if path.exists()}
-    return {gamma: (one["status"], one["error"]) for gamma, one in read.items()}
+    statuses = {}
+    for trial in trials:
+        path = folder / "trials" / name_of(trial) / "outcome.json"
+        if path.exists():
+            outcome = json.loads(path.read_text())
+            statuses[trial["loss.gamma"]] = (outcome["status"], outcome["error"])
+    return statuses
 
 
 def started(folder: Path) -> Counter:
@@ -67,7 +71,10 @@ def started(folder: Path) -> Counter:
 
 
 def test_a_sweep_outlives_its_trials_and_does_nothing_twice(cluster, tmp_path: Path) -> None:
-    """Catches: a failed, killed or hopeless trial that ends the sweep or goes unreported; ASHA that stops nobody; trials made again."""
+    """Catches: a failed or killed trial that ends the sweep or is not reported.
+
+    Also: ASHA that stops no trial, and a second run that repeats trials.
+    """
     space, search = SpaceConfig(gamma=(2.0, 1.0, NAN, KILLED_ONCE, LOST, WORST)), SearchConfig()
     trials = plan_trials(space, search, shapes())
     job = SweepJob(tmp_path, shapes(), space, search, toy)
@@ -87,43 +94,44 @@ def test_a_sweep_outlives_its_trials_and_does_nothing_twice(cluster, tmp_path: P
     assert set(ended) == {2.0, 1.0}
 
 
-def remembering(trial_params: TrialParams, place: Path, report: Report, *, made: Path) -> None:
-    """Trains once, and is looked at twice; `made` counts."""
-    gamma, look = trial_params["loss.gamma"], place / "look.json"
-    if not look.exists():
-        with made.open("a") as stream:
+def remembering(trial_params: TrialParams, place: Path, report: Report, *, counter: Path) -> None:
+    """Train once, and report at two rungs; the file `counter` counts trainings."""
+    gamma = trial_params["loss.gamma"]
+    rung = place / "rung.json"
+    if not rung.exists():
+        with counter.open("a") as stream:
             stream.write(f"{gamma}\n")
-        write_json(look, {"objective": gamma})
-    report(0, json.loads(look.read_text())["objective"])
+        write_json(rung, {"objective": gamma})
+    report(0, json.loads(rung.read_text())["objective"])
     end_trial(place, "finished")
-    report(1, json.loads(look.read_text())["objective"])
+    report(1, json.loads(rung.read_text())["objective"])
 
 
 def test_a_sweep_in_a_bucket_goes_on_where_nothing_else_is_left(
     cluster, bucket, tmp_path: Path, monkeypatch
 ) -> None:
-    """Catches: looks, outcomes or decisions that stay on the disk of the node that made them."""
-    space, search, made = SpaceConfig(gamma=(2.0, 1.0, WORST)), SearchConfig(), tmp_path / "made"
-    trials, found = plan_trials(space, search, shapes()), []
+    """Catches: rungs, outcomes or decisions that stay on the disk of one node."""
+    space, search = SpaceConfig(gamma=(2.0, 1.0, WORST)), SearchConfig()
+    trials = plan_trials(space, search, shapes())
+    counter = tmp_path / "counter"
+    results = []
     for node in ("first", "second"):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / node))
         folder = local_path(bucket.address("sweep"))
         with hold_lease(folder):
             run_sweep(
-                SweepJob(folder, shapes(), space, search, partial(remembering, made=made)),
+                SweepJob(folder, shapes(), space, search, partial(remembering, counter=counter)),
                 trials,
                 concurrent=1,
             )
-            found.append(outcomes(folder, trials))
-    assert found[0] == found[1] and {status for status, _ in found[0].values()} == {
-        "finished",
-        "stopped",
-    }
-    assert sorted(made.read_text().split()) == ["1.0", "2.0", "6.0"]
+            results.append(outcomes(folder, trials))
+    assert results[0] == results[1]
+    assert {status for status, _ in results[0].values()} == {"finished", "stopped"}
+    assert sorted(counter.read_text().split()) == ["1.0", "2.0", "6.0"]
 
 
 def test_an_error_for_all_stops_the_sweep_at_the_first(cluster, tmp_path: Path) -> None:
-    """Catches: n trials that each find out that the reference is another model's."""
+    """Catches: every trial repeating that the reference is another model's."""
     space, search = SpaceConfig(gamma=(1.0, 2.0, 3.0, 4.0)), SearchConfig()
     trials = plan_trials(space, search, shapes())
     job = SweepJob(tmp_path, shapes(), space, search, partial(toy, stale=True))
@@ -133,7 +141,7 @@ def test_an_error_for_all_stops_the_sweep_at_the_first(cluster, tmp_path: Path) 
 
 
 def test_a_full_disk_stops_the_sweep(cluster, tmp_path: Path) -> None:
-    """Catches: trial after trial that runs into the same full disk, or an error that does not say what is wrong."""
+    """Catches: every trial running into the same full disk, or an unclear error."""
     space, search = SpaceConfig(gamma=(1.0, 2.0, 3.0)), SearchConfig()
     job = SweepJob(tmp_path, shapes(), space, search, on_a_full_disk)
     with pytest.raises(StageFailedError, match="disk is full"):
@@ -142,7 +150,7 @@ def test_a_full_disk_stops_the_sweep(cluster, tmp_path: Path) -> None:
 
 
 def test_more_trials_than_fit_are_refused(cluster) -> None:
-    """Catches: trials that wait for ever for workers that others hold."""
+    """Catches: trials that wait for ever for the workers of other trials."""
     scale = replace(shapes().scale, workers=2, cpus=0.5)
     assert trials_at_once(scale, 0) == trials_at_once(scale, 1) == 1
     with pytest.raises(ConfigError, match="1 fit at a time"):
@@ -150,7 +158,7 @@ def test_more_trials_than_fit_are_refused(cluster) -> None:
 
 
 def test_bayes_draws_within_its_space_and_remembers(cluster, tmp_path: Path) -> None:
-    """Catches: Optuna's values outside the range, or a resumed search that forgets what it tried."""
+    """Catches: Optuna's values outside the range, or a resumed search that forgets its trials."""
     space, search = SpaceConfig(gamma=(6.5, 50.0)), SearchConfig(kind="bayes", trials=4, rungs=1)
     job = SweepJob(tmp_path, shapes(), space, search, toy)
     run_sweep(job, plan_trials(space, search, shapes()), concurrent=1)

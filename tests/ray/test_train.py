@@ -1,4 +1,7 @@
-"""Training on real Ray Train and DeepSpeed: what Ray adds to the worker's loop, and faults. test_worker.py has the loop itself."""
+"""Training on real Ray Train and DeepSpeed: Ray's part, and faults.
+
+test_worker.py tests the worker's loop itself.
+"""
 
 import contextlib
 import shutil
@@ -19,7 +22,7 @@ pytestmark = pytest.mark.ray
 
 
 def test_run_leaves_records_checkpoints_and_a_model(ray_run, config, small_model):
-    """Catches: updates missing from the record, a first loss that is not ln 2, a model that did not change or load."""
+    """Catches: updates missing, a first loss off ln 2, a model that did not change or load."""
     records = read_records(ray_run)
     assert [record["step"] for record in records] == list(range(1, 13))
     assert records[0]["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
@@ -40,8 +43,12 @@ def test_run_leaves_records_checkpoints_and_a_model(ray_run, config, small_model
 
 
 def test_killed_worker_changes_nothing(ray_run, config, reference, tmp_path):
-    """Catches: updates lost or done twice after a worker dies. One of two is killed once a checkpoint is there."""
-    folder, killed = tmp_path / "run", []
+    """Catches: updates lost or repeated after a worker dies.
+
+    One of two workers is killed once a checkpoint exists.
+    """
+    folder = tmp_path / "run"
+    killed = []
 
     def kill():
         wait_for(lambda: latest_checkpoint(folder) is not None)
@@ -58,16 +65,19 @@ def test_killed_worker_changes_nothing(ray_run, config, reference, tmp_path):
 def test_workers_killed_in_writing_a_checkpoint_change_nothing(
     ray_run, config, reference, tmp_path
 ):
-    """Catches: half a checkpoint taken for whole. All workers are killed when the newest one is there and has no manifest yet."""
-    folder, torn = tmp_path / "run", []
+    """Catches: half a checkpoint taken for a complete one.
+
+    All workers are killed while the newest checkpoint has no manifest yet.
+    """
+    folder = tmp_path / "run"
+    torn = []
 
     def kill():
         workers = []
         while not torn:
             if not any(process.is_running() for process in workers):
-                workers = ray_processes(
-                    "RayTrainWorker"
-                )  # takes longer than a checkpoint does, so it comes first
+                # takes longer than a checkpoint does, so it comes first
+                workers = ray_processes("RayTrainWorker")
             newest = max((folder / "checkpoints").glob("step-*"), default=None)
             if workers and newest is not None and not (newest / MANIFEST).exists():
                 for process in workers:
@@ -88,7 +98,10 @@ def test_workers_killed_in_writing_a_checkpoint_change_nothing(
 def test_resumed_run_equals_uninterrupted_even_past_a_torn_checkpoint(
     ray_run, config, reference, tmp_path
 ):
-    """Catches: optimizer state, order of pairs or schedule lost on resume; a torn checkpoint taken for whole."""
+    """Catches: optimizer state, order of pairs or schedule lost on resume.
+
+    Also: a damaged checkpoint taken for an intact one.
+    """
     folder = tmp_path / "run"
     shutil.copytree(ray_run, folder)
     shutil.rmtree(folder / "model")
@@ -102,13 +115,19 @@ def test_resumed_run_equals_uninterrupted_even_past_a_torn_checkpoint(
 
 
 def test_a_disk_that_fills_costs_nothing_but_time(ray_run, config, reference, tmp_path):
-    """Catches: a full disk that is tried again and again, that leaves half a checkpoint or loses the whole one. It has room for one, not two."""
+    """Catches: a full disk that is retried, leaves half a checkpoint or loses the intact one.
+
+    The disk has room for one checkpoint, not for two.
+    """
     newest, _ = latest_checkpoint(ray_run)
     size = sum(path.stat().st_size for path in newest.rglob("*"))
     with small_disk(tmp_path, int(6 * size)) as disk:
-        filler, folder = disk / "filler", disk / "run"
+        filler = disk / "filler"
+        folder = disk / "run"
         filler.write_bytes(b"x" * (shutil.disk_usage(disk).free - int(1.8 * size)))
-        with pytest.raises(CheckpointError, match=r"GiB free, and a checkpoint takes .* make room"):
+        with pytest.raises(
+            CheckpointError, match=r"GiB free, and a checkpoint takes .* Free some disk space"
+        ):
             train(config, reference, folder)
         assert latest_checkpoint(folder)[1].step == 3
         assert len(list((folder / "checkpoints").iterdir())) == 1

@@ -87,7 +87,7 @@ def test_one_answers_stop_does_not_stop_the_others(policy, processor, prompts):
 
 
 def test_samples_repeat_with_their_seed_and_part(small_model, prompts):
-    """Catches: samples that no seed repeats, that ignore seed or part, or that depend on other parts."""
+    """Catches: samples that no seed repeats, or that ignore seed or part, or depend on others."""
 
     def draw(seed, parts):
         sampling = GenerationConfig(max_new_tokens=12, temperature=1.0, seed=seed)
