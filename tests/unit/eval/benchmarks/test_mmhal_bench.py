@@ -15,7 +15,7 @@ from eval.benchmarks.contract import compare
 from eval.benchmarks.llava_bench import LLaVABench
 from eval.benchmarks.mmhal_bench import TYPES, MMHalBench, mmhal_scores, read_rating, release_rating
 from eval.config import JudgeConfig, MMHalBenchConfig
-from rlhfv_ray.endpoint.records import Verdict
+from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer
 from tests.golden.check import KINDS, Comparison, compare_mmhal
