@@ -259,7 +259,7 @@ def _stored_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
 
 def _parquet_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
     """Read the rows of a slice, from the row groups it touches and the columns its format has."""
-    names = set(OPTIONAL_COLUMNS)
+    names: set[str] = set(OPTIONAL_COLUMNS)
     for need in part.formats[part.format].columns:
         names.update(need.split("|"))
     with pq.ParquetFile(part.file, buffer_size=2**20) as table:
