@@ -1,0 +1,192 @@
+"""Files and folders of pairs: which are data, how they are cut into slices, what is refused."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhfv_ray.data import (
+    Slice,
+    data_digest,
+    list_slices,
+    load_pairs,
+    read_slice,
+)
+from rlhfv_ray.errors import ConfigError, DataError
+from rlhfv_ray.records import PreferencePair
+from tests.unit.data.rows import (
+    CHOSEN,
+    RED,
+    jsonl,
+    parquet,
+    plain_row,
+    read_all,
+    rlhfv_row,
+    tsv_line,
+    write_format,
+)
+
+
+def test_missing_column_says_which_and_what_there_is(tmp_path: Path) -> None:
+    """Bug: a renamed column read as None in every row."""
+    with pytest.raises(DataError) as caught:
+        list_slices(
+            parquet(
+                tmp_path / "x.parquet",
+                [{"image": RED, "question": "q", "chosen": "a", "reject": "b"}],
+            )
+        )
+    for word in ("'rlaifv'", "rejected is missing", "reject", "llamafactory", "x.parquet"):
+        assert word in str(caught.value)
+
+
+def test_wrong_and_unknown_format_are_refused(tmp_path: Path) -> None:
+    """Bug: a format given by hand is not checked against the file."""
+    path = write_format(tmp_path, "rlhfv")
+    with pytest.raises(ConfigError, match="muffin_tsv"):
+        list_slices(path, format="rlhf-v")
+    with pytest.raises(DataError, match="prompt"):
+        list_slices(path, format="trl")
+    with pytest.raises(DataError, match="muffin_tsv"):
+        list_slices(path, format="muffin_tsv")
+
+
+def test_folder_of_one_format_in_name_order(tmp_path: Path) -> None:
+    """Bug: shards in directory order; markers and temporary files read as data."""
+    for number in (2, 0, 1):
+        parquet(tmp_path / f"shard-{number}.parquet", [rlhfv_row(number)])
+    (tmp_path / "_SUCCESS.json").write_text("{}")
+    (tmp_path / ".shard-3.parquet").write_text("half written")
+    assert [pair.id for pair in load_pairs(tmp_path)] == ["RLHF-V:0", "RLHF-V:1", "RLHF-V:2"]
+    write_format(tmp_path, "rlaifv")
+    with pytest.raises(DataError, match="rlaifv, rlhfv"):
+        list_slices(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nothing.parquet", "folder", "x.csv"])
+def test_no_data_is_an_error(name: str, tmp_path: Path) -> None:
+    """Bug: training on nothing."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match=name):
+        list_slices(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.json", "x.tsv"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[1, 2", b"<html>"])
+def test_garbage_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    """Bug: a parser's error without the file's name, or an empty data set."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        list_slices(tmp_path / name)
+
+
+def test_corrupt_parquet_page_is_named(tmp_path: Path) -> None:
+    """Bug: damage behind an intact footer ends in an Arrow traceback."""
+    path = parquet(
+        tmp_path / "x.parquet", [rlhfv_row(idx) for idx in range(50)], compression="gzip"
+    )
+    data = bytearray(path.read_bytes())
+    data[20:400] = b"\xff" * 380
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"x\.parquet"):
+        read_all(path)
+
+
+def test_byte_order_mark_crlf_and_blank_lines(tmp_path: Path) -> None:
+    """Bug: files saved on Windows lose their first row or gain empty ones."""
+    path = jsonl(tmp_path / "x.jsonl", [])
+    line = json.dumps(plain_row(), ensure_ascii=False).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n\n")
+    assert [pair.id for pair in load_pairs(path)] == ["x.jsonl:0", "x.jsonl:2"]
+    path = tmp_path / "x.json"
+    path.write_bytes(b"\xef\xbb\xbf [" + line + b"]")
+    assert [pair.chosen for pair in load_pairs(path)] == [CHOSEN]
+
+
+def test_digest_sees_names_and_bytes(tmp_path: Path) -> None:
+    """Bug: changed data passes for the old one."""
+    path = jsonl(tmp_path / "x.jsonl", [plain_row()])
+    first = data_digest(tmp_path)
+    assert data_digest(path) == first
+    path.rename(tmp_path / "y.jsonl")
+    second = data_digest(tmp_path)
+    jsonl(tmp_path / "y.jsonl", [plain_row(), plain_row()])
+    assert len({first, second, data_digest(tmp_path)}) == 3
+
+
+def test_import_is_light() -> None:
+    """Bug: every reading worker pays for ray or transformers."""
+    heavy = {"ray", "transformers", "datasets"}
+    code = f"import sys, rlhfv_ray.data; sys.exit(bool({heavy} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+# Slices
+
+
+def make_rows(folder: Path, kind: str, count: int) -> Path:
+    match kind:
+        case "parquet":
+            return parquet(
+                folder / "x.parquet", [rlhfv_row(idx) for idx in range(count)], row_group_size=7
+            )
+        case "one_group":
+            return parquet(folder / "x.parquet", [rlhfv_row(idx) for idx in range(count)])
+        case "tsv":
+            (folder / "x.tsv").write_text("".join(tsv_line(idx=idx) for idx in range(count)))
+            return folder / "x.tsv"
+        case _:
+            path = jsonl(folder / "x.jsonl", [plain_row(id=f"é{idx}") for idx in range(count)])
+            if kind == "array":
+                rows = [json.loads(line) for line in path.read_text().splitlines()]
+                path = folder / "x.json"
+                path.write_text(json.dumps(rows))
+            return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "one_group", "tsv", "jsonl", "array"])
+@pytest.mark.parametrize("rows", [1, 3, 5, 7, 100])
+def test_slices_cover_every_row_once_in_any_order(kind: str, rows: int, tmp_path: Path) -> None:
+    """Bug: rows lost or doubled where slices and row groups (or byte offsets) do not line up."""
+    path = make_rows(tmp_path, kind, 23)
+    parts = list_slices(path, rows=rows)
+    assert [part.index for part in parts] == list(range(len(parts)))
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert parts[-1].stop == 23
+    ids = [pair.id for pair in load_pairs(path)]
+    assert len(set(ids)) == 23
+    by_slice = {part.index: [row_id for row_id, _ in read_slice(part)] for part in reversed(parts)}
+    assert [row_id for part in parts for row_id in by_slice[part.index]] == ids
+    assert [len(by_slice[part.index]) for part in parts] == [
+        part.stop - part.start for part in parts
+    ]
+
+
+def test_a_row_range_across_row_groups_is_read_exactly(tmp_path: Path) -> None:
+    """Bug: a slice cut by another rule than ours reads whole row groups."""
+    path = make_rows(tmp_path, "parquet", 23)  # groups of 7
+    part = Slice(0, str(path), "rlhfv", 5, 16)
+    assert [row_id for row_id, _ in read_slice(part)] == [f"RLHF-V:{idx}" for idx in range(5, 16)]
+
+
+def test_big_units_are_not_cut_into_crumbs(tmp_path: Path) -> None:
+    """Bug: 1-row slices of one row group each decode the whole group: quadratic reading."""
+    assert len(list_slices(make_rows(tmp_path, "one_group", 64), rows=1)) == 16
+    assert len(list_slices(make_rows(tmp_path, "array", 64), rows=1)) == 16
+
+
+def test_slices_travel_to_a_worker_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: relative paths, or errors that do not pickle."""
+    jsonl(tmp_path / "x.jsonl", [plain_row(), plain_row(chosen="")])
+    monkeypatch.chdir(tmp_path)
+    (part,) = pickle.loads(pickle.dumps(list_slices("x.jsonl")))
+    monkeypatch.chdir("/")
+    (_, pair), (_, error) = pickle.loads(pickle.dumps(list(read_slice(part))))
+    assert isinstance(pair, PreferencePair)
+    assert "empty_answer" in str(error)

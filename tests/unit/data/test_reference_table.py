@@ -1,0 +1,79 @@
+"""Rows of the reference folder: pairs and examples survive them, stale log-probs are refused."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlhfv_ray.data.reference_table import (
+    EXAMPLES,
+    SCHEMA,
+    check_reference,
+    from_row,
+    load_reference,
+    pair_lengths,
+    to_row,
+)
+from rlhfv_ray.errors import StaleReferenceError
+from rlhfv_ray.records import ChangedTokens, EncodedPair, ReferencePair
+
+CHANGED = {
+    "muffin": ChangedTokens([True, False], [False, False, True]),
+    "both_sides": ChangedTokens([False, True], [True, False, False]),
+}
+PAIR = ReferencePair(
+    "a", b"png", [1, 2], [3, 4], [5, 6, 7], CHANGED, None,
+    chosen_logps=[-0.5, -1.0], rejected_logps=[-2.0, -0.25, 0.0],
+)  # fmt: skip
+
+
+def stored(row: dict, schema: pa.Schema) -> dict:
+    return pa.Table.from_pylist([row], schema=schema).to_pylist()[0]
+
+
+def test_pair_survives_its_row() -> None:
+    """Catches: chosen and rejected, or the masks of two rules, exchanged on the way."""
+    assert from_row(stored(to_row(PAIR), SCHEMA)) == PAIR
+
+
+def test_pair_read_for_its_chosen_answer_has_no_rejected_one() -> None:
+    """Catches: rejected tokens or masks left in supervised fine-tuning on pairs."""
+    changed = {
+        "muffin": ChangedTokens([True, False], []),
+        "both_sides": ChangedTokens([False, True], []),
+    }
+    example = EncodedPair("a", b"png", [1, 2], [3, 4], [], changed)
+    assert from_row(stored(to_row(PAIR), SCHEMA), chosen_only=True) == example
+
+
+def test_example_survives_its_row() -> None:
+    """Catches: the mask of a conversation's answers lost, so that its questions are scored."""
+    changed = dict.fromkeys(CHANGED, ChangedTokens([False, False], []))
+    example = EncodedPair("b", b"png", [1], [3, 4], [], changed, [True, False])
+    assert from_row(stored(to_row(example), EXAMPLES)) == example
+
+
+def test_unusable_rows_are_left_out_of_pairs_and_lengths(tmp_path: Path) -> None:
+    """Catches: an unusable row trained on, parts out of order, lengths of one answer only.
+
+    Two prompt tokens, two chosen and three rejected ones: 7.
+    """
+    parts = [[{"id": "bad", "reason": "too_long: 9"}], [to_row(PAIR)]]
+    for number, rows in enumerate(parts):
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        pq.write_table(table, tmp_path / f"part-{number:06}.parquet")
+    assert load_reference(tmp_path)["id"][:] == ["a"]
+    assert pair_lengths(tmp_path) == [7]
+
+
+def test_stale_reference_names_what_differs() -> None:
+    """Catches: log-probs of another model used in silence, or a message without the field."""
+    check_reference({"dtype": "bf16", "rows": "1"}, {"dtype": "bf16", "rows": "1"})
+    with pytest.raises(StaleReferenceError, match=r"\(dtype: 'bf16' .*, 'fp32' now\)") as caught:
+        check_reference({"dtype": "bf16", "rows": "1"}, {"dtype": "fp32", "rows": "1"})
+    assert "rows" not in str(caught.value)
+    with pytest.raises(StaleReferenceError, match="spans: None .*, False now"):
+        check_reference({}, {"spans": False})
+    with pytest.raises(StaleReferenceError, match="all recorded fields agree"):
+        check_reference({"rows": "1"}, {"rows": "1"}, unless_equal=False)
