@@ -70,13 +70,13 @@ class Evaluation:
     benchmarks: tuple[Benchmark, ...]
     settings: BenchmarkSettings
     storage: Path
-    made: tuple[Stage, ...]  # benchmarks that are drawn here
+    drawn: tuple[Stage, ...]  # benchmarks whose pictures are drawn here
     answers: Mapping[tuple[str, str], Stage]  # by benchmark and candidate; none for answer files
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Return all stages in the order in which they need each other."""
-        return (*self.made, *self.answers.values())
+        return (*self.drawn, *self.answers.values())
 
     @property
     def judged(self) -> bool:
@@ -233,18 +233,19 @@ def named(paths: Sequence[str]) -> dict[str, str]:
     """Give paths short names that all differ.
 
     Example:
-        >>> named(["runs/train-1/model", "runs/train-2/model", "llava-1.5", "shapes"])
-        {'train-1': 'runs/train-1/model', 'train-2': 'runs/train-2/model', 'llava-1.5': 'llava-1.5', 'shapes': 'shapes'}
+        >>> named(["runs/train-1/model", "runs/train-2/model", "llava-1.5"])
+        {'train-1': 'runs/train-1/model', 'train-2': 'runs/train-2/model',
+         'llava-1.5': 'llava-1.5'}
     """
-    names: dict[str, str] = {}
+    paths_by_name: dict[str, str] = {}
     for path in paths:
         is_file = path.endswith(("json", "jsonl"))
         parts = [part for part in (Path(path).with_suffix("") if is_file else Path(path)).parts]
         name = parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
-        while name in names:
+        while name in paths_by_name:
             name += "'"
-        names[name] = path
-    return names
+        paths_by_name[name] = path
+    return paths_by_name
 
 
 def shapes_stage(settings: BenchmarkSettings) -> Stage:
@@ -295,23 +296,23 @@ def evaluate(
     evaluation: Evaluation, benchmark: Benchmark, folder: Path, *, console: Console
 ) -> Section:
     """Judge and score every model's answers to one benchmark, and write scores and verdicts."""
-    place = folder / benchmark.name
-    place.mkdir(exist_ok=True)
+    target = folder / benchmark.name
+    target.mkdir(exist_ok=True)
     answers = {name: answers_of(evaluation, benchmark, name) for name in evaluation.candidates}
     requests = {name: benchmark.requests(texts) for name, texts in answers.items()}
     verdicts: dict[str, dict[str, list[Reply]]] = {name: {} for name in answers}
     if any(requests.values()):
         verdicts, ledger = judge_models(evaluation, benchmark, answers, requests, console=console)
-        write_json(place / "ledger.json", asdict(ledger))
+        write_json(target / "ledger.json", asdict(ledger))
     models: dict[str, Scores] = {}
     for name, texts in answers.items():
         if requests[name]:
             rows = verdict_rows(requests[name], verdicts[name])
             lines = "".join(json.dumps(row) + "\n" for row in rows)
-            (place / f"{name}.verdicts.jsonl").write_text(lines, encoding="utf-8")
+            (target / f"{name}.verdicts.jsonl").write_text(lines, encoding="utf-8")
         models[name] = benchmark.score(texts, verdicts[name])
-        save_scores(models[name], place / f"{name}.json")
-    return Section(benchmark.name, models, benchmark.prompts, draw(models, place))
+        save_scores(models[name], target / f"{name}.json")
+    return Section(benchmark.name, models, benchmark.prompts, draw(models, target))
 
 
 def judge_models(

@@ -1,11 +1,12 @@
-"""Scores of models side by side, as numbers and as tables; as a command, of evaluations that are done.
+"""Compare the scores of finished evaluations, as tables and as a page.
 
     python eval/report.py RUN RUN --page comparison.html
 
-A RUN is the folder of an evaluation, with a file `<benchmark>/<model>.json` for each model's scores, or such a file itself. The first model by
-name of the first run is the base, which all others are compared with, unless one is called base, or --base names another. Every benchmark
-that the runs have in common is shown; scores that were measured differently are refused. Nothing is measured here: rates, intervals and
-tests come from `eval.benchmarks.contract`.
+A RUN is the folder of an evaluation, with a file `<benchmark>/<model>.json` for each model's
+scores, or one such file. The base, with which all others are compared, is the model that --base
+names, else the one called base, else the first by name of the first run. The report shows every
+benchmark that all runs have. It refuses scores that were measured differently. It measures nothing:
+rates, intervals and tests come from `eval.benchmarks.contract`.
 """
 
 import sys

@@ -1,13 +1,16 @@
-r"""Evaluate models (or answers from files, or from an API) on hallucination benchmarks, with intervals and the manifest they belong to.
+r"""Evaluate models, files of answers or a model behind an API on hallucination benchmarks.
 
-    python eval/run.py --model shapes runs/train-1a2b3c/model                     the embedded world, no judge, no download
-    ray job submit --working-dir . -- python eval/run.py --model BASE ALIGNED --benchmarks object_halbench mmhal_bench \
-        --judge.model gpt-4o-2024-08-06 --object-halbench.questions ... --mmhal-bench.questions ...
+    # the embedded world: no judge, no download
+    python eval/run.py --model shapes runs/train-1a2b3c/model
+    ray job submit --working-dir . -- python eval/run.py --model BASE ALIGNED \
+        --benchmarks object_halbench mmhal_bench --judge.model gpt-4o-2024-08-06 \
+        --object-halbench.questions ... --mmhal-bench.questions ...
     python eval/run.py --answers answers.jsonl --benchmarks mmhal_bench ...
 
-The first model is the base that the others are compared with. The judge's key is read from OPENAI_API_KEY, or a file (--judge.key-file), and is
-nowhere written. Answers are sent to the judge's server. Run again after an interruption, the same command goes on where it was: neither answers
-nor verdicts are made twice.
+The first model is the base that the others are compared with. Every score has an interval and the
+manifest of its measurement. Answers are sent to the judge's server. The judge's key is read from
+OPENAI_API_KEY or from a file (--judge.key-file), and is written nowhere. After an interruption, run
+the same command again to continue: neither answers nor verdicts are made twice.
 """
 
 import sys

@@ -1,1 +1,1 @@
-"""What a user submits: training, evaluation, sweeps and studies."""
+"""The commands that users submit: training, evaluation, sweeps and studies."""

@@ -118,14 +118,14 @@ def main() -> None:
         Arm("DDPO, cropped", cropped),
     )
     further = ("object_recall", "mention_rate", "wrong_positions", "wrong_numbers", "words")
-    others = (
+    contrasts = (
         ("DDPO", "base"),
         ("DPO", "base"),
         ("SFT on chosen", "base"),
         ("DDPO", "SFT on chosen"),
         ("DDPO", "DDPO, cropped"),
     )
-    study = Study(TITLE, arms, Claim("DDPO", "DPO", further, others))
+    study = Study(TITLE, arms, Claim("DDPO", "DPO", further, contrasts))
     run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
 
 

@@ -133,10 +133,12 @@ def main() -> None:
             change = functools.partial(sized, count=count, kind=kind, study=config)
             arms.append(Arm(arm_name(kind, count), change))
     corrections = ["base", *(arm_name("corrections", count) for count in sizes["corrections"])]
-    others = [(more, fewer) for fewer, more in zip(corrections, corrections[1:], strict=False)]
-    both = [count for count in sizes["corrections"] if count in sizes["rankings"]]
-    others += [(arm_name("corrections", count), arm_name("rankings", count)) for count in both]
-    claim = Claim(corrections[-1], corrections[1], ("object_recall", "words"), tuple(others))
+    contrasts = [(more, fewer) for fewer, more in zip(corrections, corrections[1:], strict=False)]
+    shared_sizes = [count for count in sizes["corrections"] if count in sizes["rankings"]]
+    contrasts += [
+        (arm_name("corrections", count), arm_name("rankings", count)) for count in shared_sizes
+    ]
+    claim = Claim(corrections[-1], corrections[1], ("object_recall", "words"), tuple(contrasts))
     study = Study(TITLE, tuple(arms), claim, draw=draw)
     run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
 

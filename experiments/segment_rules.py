@@ -60,12 +60,12 @@ def main() -> None:
         Arm("human spans", lambda ddpo, line: replace(ddpo, data=replace(ddpo.data, spans=True))),
     )
     further = ("object_recall", "mention_rate", "wrong_positions", "wrong_numbers", "words")
-    others = (
+    contrasts = (
         ("muffin", "no weighting"),
         ("both sides", "no weighting"),
         ("human spans", "both sides"),
     )
-    study = Study(TITLE, arms, Claim("human spans", "no weighting", further, others))
+    study = Study(TITLE, arms, Claim("human spans", "no weighting", further, contrasts))
     run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
 
 

@@ -1,8 +1,9 @@
 """Who may import whom: rooms in rows, read from the source with `ast`.
 
-A room is a package or a module directly below `rlhfv_ray`, `eval` or `experiments`. Rows are numbered from the lowest. A
-room imports from lower rows, or from an earlier group of its own row (`<` in CONTRIBUTING's table); rooms of one group are
-strangers. Within a room the modules import each other without a cycle. A new room fails until it has its place here.
+A room is a package or a module directly below `rlhfv_ray`, `eval` or `experiments`. Rows are
+numbered from the lowest. A room imports from lower rows, or from an earlier group of its own row
+(`<` in CONTRIBUTING's table); rooms of one group are strangers. Within a room the modules import
+each other without a cycle. A new room fails until it has its place here.
 """
 
 import ast
@@ -19,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlhfv_ray", "eval", "experiments")
 LARGEST_FOLDER = 18  # files
 
-# One list per row, one string per group of it, rooms of a group apart by blanks; `experiments.*` is any other room there.
+# One list per row, one string per group of the row, blanks between the rooms of a group;
+# `experiments.*` is any other room there.
 ROWS = [
     ["rlhfv_ray.errors"],
     ["rlhfv_ray.config rlhfv_ray.records"],
@@ -210,7 +212,9 @@ def test_only_storage_knows_disk_from_bucket():
 
 
 def test_library_knows_no_evaluation_and_no_experiment():
-    """Catches: a library that leans on evaluation; evaluation that trains; an experiment used as a library."""
+    """Catches: a library that leans on evaluation; evaluation that trains; an experiment used as a
+    library.
+    """
     assert [
         f for f in ALL if is_of(f.importer, "rlhfv_ray") and is_of(f.module, "eval", "experiments")
     ] == []
@@ -230,7 +234,9 @@ def test_library_knows_no_evaluation_and_no_experiment():
 
 
 def test_heavy_libraries_stay_where_they_belong():
-    """Catches: `--help`, data checks or the loss that need Ray, DeepSpeed, torch or transformers to be installed and started."""
+    """Catches: `--help`, data checks or the loss that need Ray, DeepSpeed, torch or transformers to
+    be installed and started.
+    """
     running = [found for found in ALL if not found.typing]
     assert [f for f in running if is_of(f.module, "ray") and room(f.importer) not in RAY] == []
     assert [f for f in running if is_of(f.module, "deepspeed") and not f.lazy] == []
@@ -257,7 +263,7 @@ for module in {modules!r}:
 
 
 def test_numeric_core_needs_no_orchestration():
-    """Catches: the loss, or loading a model, impossible to use without Ray, DeepSpeed, MLflow or datasets."""
+    """Catches: a loss or a model that needs Ray, DeepSpeed, MLflow or datasets."""
     done = run_blocked(("ray", "deepspeed", "mlflow", "datasets"), NUMERIC_CORE)
     assert done.returncode == 0, done.stderr
     assert run_blocked(("ray",), ("cluster",)).returncode != 0  # the block does block

@@ -16,7 +16,7 @@ from rlhfv_ray.errors import ConfigError
 
 
 class Setup(NamedTuple):
-    """What a benchmark needs besides its settings."""
+    """The arguments of a benchmark besides its settings."""
 
     decoding: dict[str, Any]  # recorded in the manifest
     storage: Path  # folder for reduced annotations

@@ -166,7 +166,7 @@ class Benchmark(ABC):
 
     @property
     def judged(self) -> bool:
-        """Whether a judge is needed."""
+        """Return True if answers need a judge."""
         return False
 
     def requests(self, answers: Sequence[Answer]) -> Sequence[Request]:

@@ -132,7 +132,7 @@ class ObjectHalBench(Benchmark):
 
     @property
     def judged(self) -> bool:
-        """Whether a judge lists the objects."""
+        """Return True if a judge lists the objects."""
         return self.by_judge
 
     def requests(self, answers: Sequence[Answer]) -> list[Request]:

@@ -117,7 +117,7 @@ class ShapesBenchmark(Benchmark):
 
     @property
     def judged(self) -> bool:
-        """Whether a judge lists the objects."""
+        """Return True if a judge lists the objects."""
         return self.judge_config is not None
 
     def requests(self, answers: Sequence[Answer]) -> list[Request]:

@@ -58,8 +58,8 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         start(config.ddpo)
         check_services(evaluation, config.generation)
     stages = [*pipeline.stages, *evaluation.stages]
-    names = [stage.folder(storage).name for stage in stages]
-    identity: dict[str, Any] = {"stages": names, "reference": pipeline.reference.name}
+    stage_names = [stage.folder(storage).name for stage in stages]
+    identity: dict[str, Any] = {"stages": stage_names, "reference": pipeline.reference.name}
     if evaluation.benchmarks:
         identity["benchmarks"] = {"names": config.scored_on, "settings": plain(config.settings)}
     folder = storage / f"{config.name}-{fingerprint(identity)}"
@@ -69,7 +69,7 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         store=storage,
         params=flat(plain(config)),
         tags=origin(),
-        config={"config": plain(config), "stages": names, **origin()},
+        config={"config": plain(config), "stages": stage_names, **origin()},
     ) as opened:
         run = opened.run
         monitor = StageMonitor(pipeline, run, feed, console)

@@ -45,8 +45,10 @@ class TrainingFeed:
             self.console.print(f"update {record['step']} skipped, not finite, with pairs {pairs}")
         if "memory/foretold_gib" in record:
             every = record["recompute"]
-            kept = f"activations of every {every}. layer recomputed" if every else "all kept"
-            memory = f"  {record['memory/foretold_gib']:.2f} GiB a worker; activations: {kept}"
+            activations = f"activations of every {every}. layer recomputed" if every else "all kept"
+            memory = (
+                f"  {record['memory/foretold_gib']:.2f} GiB a worker; activations: {activations}"
+            )
             self.console.print(memory, highlight=False)
 
 

@@ -110,18 +110,18 @@ def run_study(
     ) as opened:
         run = opened.run
         planned = plan_study(config, study, storage, console=console)
-        places = {pair: folder / "trials" / training_name(*pair) for pair in planned.configs}
+        trial_folders = {pair: folder / "trials" / training_name(*pair) for pair in planned.configs}
         open_places = {
-            str(place): functools.partial(run_arm, pair, place, planned=planned)
-            for pair, place in places.items()
-            if not is_finished(place)
+            str(trial_folder): functools.partial(run_arm, pair, trial_folder, planned=planned)
+            for pair, trial_folder in trial_folders.items()
+            if not is_finished(trial_folder)
         }
-        with progress_bar("Trainings", len(places)) as bar:
+        with progress_bar("Trainings", len(trial_folders)) as bar:
             monitor = StudyMonitor(folder, run, bar, keep_models=config.keep_models)
             with poll(monitor.refresh, POLL_S):
                 failed = train_all(open_places, folder, concurrent=concurrent)
-                for place, reason in failed.items():
-                    end_trial(Path(place), "failed", error=reason)
+                for trial_folder, reason in failed.items():
+                    end_trial(Path(trial_folder), "failed", error=reason)
         outcome = conclude(study, folder, console=console)
         for name in ("study.json", "table.md"):
             run.log_file(folder / name)
@@ -167,9 +167,9 @@ def training_name(arm: str, seed: int) -> str:
     return name_of({ARM: arm, SEED: seed})
 
 
-def is_finished(place: Path) -> bool:
+def is_finished(trial_folder: Path) -> bool:
     """Return true if a training has finished; what is left of a failed one is cleared."""
-    outcome = place / ENDED
+    outcome = trial_folder / ENDED
     if outcome.exists() and json.loads(outcome.read_text())["status"] == "failed":
         outcome.unlink()
     return outcome.exists()
@@ -192,19 +192,19 @@ class StudyMonitor(TrialMonitor):
         return ""
 
 
-def run_arm(pair: tuple[str, int], place: Path, *, planned: Planned) -> None:
+def run_arm(pair: tuple[str, int], trial_folder: Path, *, planned: Planned) -> None:
     """Train one arm under one seed, score it, and write the scores to its folder."""
     arm, seed = pair
-    place.mkdir(parents=True, exist_ok=True)
-    write_json(place / "knobs.json", {ARM: arm, SEED: seed})
+    trial_folder.mkdir(parents=True, exist_ok=True)
+    write_json(trial_folder / "knobs.json", {ARM: arm, SEED: seed})
     started = time.monotonic()
     config, path, step = planned.configs[pair], planned.config.ddpo.model.path, 0
     if config is not None:
         pipeline = plan_pipeline(config, planned.storage, seen=lambda records: None)
         folder = pipeline.train.folder(planned.storage)
-        if not (place / "train.json").exists():
+        if not (trial_folder / "train.json").exists():
             train = {"folder": folder.name, "made": not is_there(folder)}
-            write_json(place / "train.json", train)
+            write_json(trial_folder / "train.json", train)
         run_stages([pipeline.train], planned.storage)
         path, step = pipeline.aligned.path, 1
     shapes = planned.config.ddpo.shapes
@@ -212,14 +212,14 @@ def run_arm(pair: tuple[str, int], place: Path, *, planned: Planned) -> None:
         planned.config,
         path,
         planned.storage,
-        place / "scores",
+        trial_folder / "scores",
         scenes=shapes.evaluation_scenes,
         seed=shapes.seed + seed,
     )
     metrics = [metric._asdict() for metric in scores.metrics]
     result = {"step": step, "rates": dict(planned.read(scores)), "metrics": metrics}
-    write_json(place / f"rung-{step:06d}.json", result)
-    end_trial(place, "finished", seconds=time.monotonic() - started)
+    write_json(trial_folder / f"rung-{step:06d}.json", result)
+    end_trial(trial_folder, "finished", seconds=time.monotonic() - started)
 
 
 def conclude(study: Study, folder: Path, *, console: Console) -> dict[str, Any]:

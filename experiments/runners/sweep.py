@@ -94,7 +94,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trials need to know."""
+    """The results that all trials share."""
 
     config: SweepConfig
     storage: Path
@@ -200,8 +200,8 @@ def run_one(trial_params: TrialParams, place: Path, report: Report, *, shared: S
     folder = train.folder(storage)
     steps = trained.optim.total_steps(trained.data.used(len(load_reference(pipeline.reference))))
     if not (place / "train.json").exists():
-        made = not is_there(folder)
-        write_json(place / "train.json", {"folder": folder.name, "made": made})
+        is_new = not is_there(folder)
+        write_json(place / "train.json", {"folder": folder.name, "made": is_new})
     rungs = config.search.rung_steps(steps)
     for rung, step in enumerate(rungs):
         file, last = place / f"rung-{step:06d}.json", step == rungs[-1]

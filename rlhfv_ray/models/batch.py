@@ -40,7 +40,7 @@ Prediction = tuple[int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """How pairs become rows of a model.
+    """The layout of pairs in the rows of a model.
 
     LLaVA and similar models use it as it is. Other families override what differs, see
     `models.layouts`.

@@ -245,7 +245,8 @@ def tracked_run(
     if limit and not uri.startswith("http"):
         log.warning(
             "%s: MLflow's store is %s, on this node alone. Runs are recorded at the address all "
-            "the same (experiments/sync_tracking.py brings them to any MLflow); --tracking.uri names a server that others reach.",
+            "the same (experiments/sync_tracking.py brings them to any MLflow); --tracking.uri "
+            "names a server that others reach.",
             *(limit, uri),
         )
     with _syncing(spool), TrackedRun(spool, name, params=params) as run:

@@ -1,4 +1,4 @@
-"""Photos, pairs about them, and question files for Object HalBench and POPE, small and made here."""
+"""Photos, pairs about them, and small question files for Object HalBench and POPE."""
 
 import base64
 import io

@@ -1,5 +1,5 @@
-"""Long trials of patience, `make soak`: a training job whose workers are killed twenty times, a reference stage whose actors keep dying, and
-a team's MLflow.
+"""Long trials of patience, `make soak`: a training job whose workers are killed twenty times, a
+reference stage whose actors keep dying, and a team's MLflow.
 
 Minutes each, so they are not among the tests of every commit.
 """
@@ -40,7 +40,9 @@ SWEEPS, TRIALS, UPDATES = 4, 8, 100
 
 
 def test_twenty_kills_change_nothing(config, reference, tmp_path: Path):
-    """Catches: an update lost or done twice at any of many places. Where workers die is drawn once, by a seed."""
+    """Catches: an update lost or done twice at any of many places. Where workers die is drawn once,
+    by a seed.
+    """
     config = with_scale(
         replace(config, optim=replace(config.optim, steps=STEPS)), max_failures=2 * KILLS
     )
@@ -93,8 +95,9 @@ def test_ten_thousand_rows_outlive_their_actors(config, cluster, pairs_file, tmp
 
 
 def test_four_sweeps_lose_nothing_in_one_postgresql(tmp_path: Path):
-    """Catches: runs, points, params or artifacts lost or doubled where four sweeps write at a time to the server of docs/cluster.md, which keeps
-    its artifacts in a bucket."""
+    """Catches: runs, points, params or artifacts lost or doubled where four sweeps write at a time
+    to the server of docs/cluster.md, which keeps its artifacts in a bucket.
+    """
     with s3_server() as s3, postgresql(tmp_path) as database, mlflow_server(database, s3) as uri:
         writers = [
             multiprocessing.get_context("spawn").Process(
@@ -149,7 +152,9 @@ def write_a_sweep(folder: Path, uri: str, number: int) -> None:
 
 @contextlib.contextmanager
 def postgresql(folder: Path) -> Iterator[str]:
-    """A new PostgreSQL on loopback (Debian's package `postgresql`), which does not run as root; its address for MLflow."""
+    """A new PostgreSQL on loopback (Debian's package `postgresql`), which does not run as root; its
+    address for MLflow.
+    """
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not found:
         pytest.skip("no PostgreSQL: apt-get install postgresql")

@@ -1,4 +1,6 @@
-"""A whole evaluation by its command: two models, two actors, a judge over HTTP; stopped, and gone on with."""
+"""A whole evaluation by its command: two models, two actors, a judge over HTTP; stopped, and gone
+on with.
+"""
 
 import json
 import os
@@ -39,7 +41,9 @@ pytestmark = pytest.mark.ray
 
 
 def judge(prompt: str) -> str:
-    """Lists the shapes that the text between the marks names; says ok where it is only asked whether it is there."""
+    """Lists the shapes that the text between the marks names; says ok where it is only asked
+    whether it is there.
+    """
     if "\n---" not in prompt:
         return "ok"
     return json.dumps([m.word for m in WORDS.locate(prompt.split("\n---")[1])])
@@ -95,7 +99,9 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> subprocess.Comp
 def interrupted(
     arguments: list[str], environment: Mapping[str, str], there: Callable[[], bool]
 ) -> int:
-    """Start, wait until something is there, and press Ctrl-C, which reaches all that was started; the exit code."""
+    """Start, wait until something is there, and press Ctrl-C, which reaches all that was started;
+    the exit code.
+    """
     environment, nowhere = {**os.environ, **environment, "CANARY_KEY": KEY}, subprocess.DEVNULL
     pressable = partial(
         signal.signal, signal.SIGINT, signal.SIG_DFL
@@ -209,8 +215,10 @@ def place(request: pytest.FixtureRequest, bucket, tmp_path: Path) -> Iterator[Pl
 def test_stopped_and_gone_on_with_it_ends_where_it_should(
     aligned: Path, tmp_path: Path, place: Place
 ) -> None:
-    """Catches: answers or verdicts lost, repeated or of the wrong model after a stop; scores that depend on actors; the key in any file;
-    what a driver on another machine needs and the bucket lacks."""
+    """Catches: answers or verdicts lost, repeated or of the wrong model after a stop; scores that
+    depend on actors; the key in any file; what a driver on another machine needs and the bucket
+    lacks.
+    """
     started = time.time()
     with OpenAIServer(judge, log=tmp_path / "log", latency=(0.1, 0.3)) as server:
         arguments = command(place.storage, aligned, server.url)

@@ -1,4 +1,6 @@
-"""The whole line as users start it: a command, stopped and killed in between, the same command again, and as a Ray job."""
+"""The whole line as users start it: a command, stopped and killed in between, the same command
+again, and as a Ray job.
+"""
 
 import contextlib
 import itertools
@@ -76,7 +78,9 @@ def runs(storage: Path) -> list:
 
 
 def stop_in_training(storage: Path, number: signal.Signals) -> int:
-    """Start the experiment, send a signal once it has written a checkpoint, as a terminal does to all it started; its exit code."""
+    """Start the experiment, send a signal once it has written a checkpoint, as a terminal does to
+    all it started; its exit code.
+    """
     before = set(storage.glob(MANIFEST))
     driver = subprocess.Popen(
         command(storage),
@@ -100,9 +104,11 @@ def stop_in_training(storage: Path, number: signal.Signals) -> int:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The storage of one small experiment: stopped by Ctrl-C in training, its driver killed in training, then left alone.
+    """The storage of one small experiment: stopped by Ctrl-C in training, its driver killed in
+    training, then left alone.
 
-    That it ends where one without a fault ends is for `test_ray_job_outlives_stop_nodes_and_head` to show.
+    That it ends where one without a fault ends is for `test_ray_job_outlives_stop_nodes_and_head`
+    to show.
     """
     storage = tmp_path_factory.mktemp("storage")
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
@@ -113,7 +119,9 @@ def finished(tmp_path_factory) -> Path:
 
 
 def test_summary_report_model_and_runs(finished):
-    """Catches: a missing piece of what an experiment promises to leave; runs left open or doubled after a kill."""
+    """Catches: a missing piece of what an experiment promises to leave; runs left open or doubled
+    after a kill.
+    """
     found = summary(finished)
     names = {"response_rate", "response_rate_all", "mention_rate", "object_recall", "words", "n"}
     for which in ("base", "aligned"):
@@ -149,7 +157,9 @@ def test_same_command_again_skips_everything(finished):
 
 
 def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bucket):
-    """Catches: a run lost, or work lost, with a storage that did not answer; workers that wait for one that could not write."""
+    """Catches: a run lost, or work lost, with a storage that did not answer; workers that wait for
+    one that could not write.
+    """
     storage, objects = bucket.address("away"), bucket.objects()
     line = command(
         storage, "--scale.checkpoint-every", "1", "--scale.workers", "2", "--scale.cpus", "0.5"
@@ -176,16 +186,17 @@ def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bu
 
 
 class Cluster:
-    """Nodes of one CPU each, as `ray start` makes them, each with a temporary folder of its own, and the jobs submitted to them."""
+    """Nodes of one CPU each, as `ray start` makes them, each with a temporary folder of its own,
+    and the jobs submitted to them.
+    """
 
     ADDRESS = "http://127.0.0.1:28265"
 
     def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
         self.bin = str(Path(sys.executable).parent)
         self.temporary = f"/tmp/rr{os.getpid()}-"  # short: Ray puts sockets there
-        self.own = (
-            home / "tmp"
-        )  # the same name on all nodes, and another folder: what one node writes there no other sees
+        # The same name on all nodes, and another folder: each node sees only its own files.
+        self.own = home / "tmp"
         self.own.mkdir()
         self.settings = {
             **os.environ,
@@ -294,10 +305,12 @@ ENTRY = (
 
 
 def test_ray_job_outlives_stop_nodes_and_head(finished, bucket, cluster_of_two):
-    """Catches: work lost or doubled by a stopped job, a node that goes and one that comes, a head that is started anew; code that only works
-    from the checkout, with a Ray of its own, on one node, or where nodes share a folder; processes left behind.
+    """Catches: work lost or doubled by a stopped job, a node that goes and one that comes, a head
+    that is started anew; code that only works from the checkout, with a Ray of its own, on one
+    node, or where nodes share a folder; processes left behind.
 
-    Each node has one CPU, so that both hold a worker, and a disk of its own: what outlives them is in the bucket.
+    Each node has one CPU, so that both hold a worker, and a disk of its own: what outlives them is
+    in the bucket.
     """
     cluster, storage = cluster_of_two, bucket.address("runs")
     objects = bucket.objects()
@@ -387,7 +400,9 @@ def training_workers() -> list[psutil.Process]:
 
 
 def test_doctor_finds_what_is_wrong_on_both_nodes(bucket, cluster_of_two, tmp_path):
-    """Catches: a doctor that looks at one node, that cannot fail, or that shows the key. Four problems are planted on either node."""
+    """Catches: a doctor that looks at one node, that cannot fail, or that shows the key. Four
+    problems are planted on either node.
+    """
     (tmp_path / "file").write_text("no folder")
     planted = (
         "--storage",
@@ -480,7 +495,9 @@ def test_real_data_ends_with_scores_of_both_models(cluster_of_two, small_model, 
 def test_without_benchmarks_the_report_exists_and_the_next_command_is_printed(
     small_model, tmp_path
 ):
-    """Catches: a printed path of a report that does not exist; a run that says nothing of how to score its models."""
+    """Catches: a printed path of a report that does not exist; a run that says nothing of how to
+    score its models.
+    """
     pairs = write_photo_pairs(tmp_path / "pairs.parquet")
     line = [
         *(sys.executable, "experiments/ddpo.py", "paper", "--model.path", str(small_model)),

@@ -1,4 +1,6 @@
-"""A whole sweep and a whole study on the shapes world: a trial killed in training, one that does not stay finite, and what is left behind."""
+"""A whole sweep and a whole study on the shapes world: a trial killed in training, one that does
+not stay finite, and what is left behind.
+"""
 
 import json
 import threading
@@ -54,7 +56,9 @@ def run_sweep_in(storage: Path, **search) -> tuple[dict, str]:
 
 @pytest.fixture(scope="module")
 def swept(cluster, tmp_path_factory):
-    """A sweep whose first trial's process is killed in training; its storage, and what it returned and printed."""
+    """A sweep whose first trial's process is killed in training; its storage, and what it returned
+    and printed.
+    """
     storage, killed = tmp_path_factory.mktemp("swept"), []
 
     def kill():
@@ -82,7 +86,9 @@ def runs(storage: Path) -> list[mlflow.entities.Run]:
 
 
 def test_the_sweep_ends_and_tells_of_every_trial(swept):
-    """Catches: a lost or failed trial that ends the sweep or is passed over in silence; a reference pass for each trial."""
+    """Catches: a lost or failed trial that ends the sweep or is passed over in silence; a reference
+    pass for each trial.
+    """
     storage, best, printed = swept
     trials = {
         row["trial_params"]["optim.learning_rate"]: row
@@ -97,7 +103,9 @@ def test_the_sweep_ends_and_tells_of_every_trial(swept):
 
 
 def test_the_best_can_be_used_and_made_again(swept):
-    """Catches: a best trial whose model was deleted; fresh pictures that are the old ones; a command that leaves out what was changed."""
+    """Catches: a best trial whose model was deleted; fresh pictures that are the old ones; a
+    command that leaves out what was changed.
+    """
     storage, best, _ = swept
     assert (Path(best["model"]) / "model.safetensors").exists()
     scored = score_model(
@@ -120,7 +128,9 @@ def test_the_best_can_be_used_and_made_again(swept):
 
 
 def test_one_parent_and_a_child_for_each_trial(swept):
-    """Catches: runs that the UI cannot lay side by side; one twice after a kill; an error that is not there."""
+    """Catches: runs that the UI cannot lay side by side; one twice after a kill; an error that is
+    not there.
+    """
     storage, _, _ = swept
     tracked = runs(storage)
     (parent,) = [run for run in tracked if "mlflow.parentRunId" not in run.data.tags]
@@ -164,7 +174,9 @@ def test_a_metric_that_is_not_there_is_refused_before_any_trial(swept):
 
 
 def test_a_study_says_what_its_seeds_support(swept):
-    """Catches: arms that do not share what they can, a seed that changes nothing, a verdict without its interval."""
+    """Catches: arms that do not share what they can, a seed that changes nothing, a verdict without
+    its interval.
+    """
     storage, _, _ = swept
     config = StudyConfig(name="study", ddpo=small(), seeds=(0, 1), concurrent=1)
     study = Study(

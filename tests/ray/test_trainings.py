@@ -27,7 +27,7 @@ def fail(error: Exception) -> None:
 
 
 def test_all_trainings_end_and_failures_are_named(cluster, tmp_path):
-    """Catches: a lost process that ends the study; a failure that ends the others or has no reason."""
+    """Catches: a lost process that ends the study; a failure without a reason."""
     jobs = {name: partial(leave, tmp_path / f"{name}.txt") for name in ("one", "killed", "two")}
     jobs["bad"] = partial(fail, StageFailedError("Loss was not finite three times."))
     reasons = train_all(jobs, tmp_path, concurrent=2)

@@ -114,7 +114,9 @@ def test_arguments(run, arguments, said):
     ],
 )
 def test_arguments_of_the_other_commands(run, of, arguments, said):
-    """Catches: a study or sweep that starts a job on a setting that cannot be, or ends in a traceback."""
+    """Catches: a study or sweep that starts a job on a setting that cannot be, or ends in a
+    traceback.
+    """
     assert_explained(run(*arguments, of=of), said)
 
 
