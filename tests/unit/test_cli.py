@@ -168,7 +168,7 @@ def test_reference_folder_of_another_model(run, small, tmp_path):
     assert_explained(
         run(*paper(small, "--data.reference", str(folder))),
         "StaleReferenceError",
-        "weights: 'other' there",
+        "weights: 'other' in the folder",
     )
 
 

@@ -161,6 +161,19 @@ def test_minimum_difference_solves_connor_s_equation() -> None:
     assert needed == pytest.approx(300, rel=1e-5)
 
 
+def test_minimum_difference_of_systems_that_err_independently() -> None:
+    """Bug: psi of two baselines, or of rates that agree, where none is given.
+
+    With rates p = 0.4 and q = p - fall, the systems differ on p (1 - q) + q (1 - p) of the items.
+    """
+    fall = minimum_detectable_difference(300, 0.4)
+    assert fall is not None
+    q = 0.4 - fall
+    psi = 0.4 * (1 - q) + q * 0.6
+    needed = ((1.959964 * math.sqrt(psi) + 0.841621 * math.sqrt(psi - fall**2)) / fall) ** 2
+    assert needed == pytest.approx(300, rel=1e-5)
+
+
 def test_minimum_difference_is_found_as_often_as_promised() -> None:
     """Bug: a power that is not that of the test we run: exact McNemar, slightly conservative."""
     fall = minimum_detectable_difference(146, 0.5)
