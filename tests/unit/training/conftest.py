@@ -1,6 +1,6 @@
 """A real DeepSpeed engine in a process group of one, for the unit tests of training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def group(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def new_engine(group) -> Callable[..., Any]:
+def new_engine(group) -> Iterator[Callable[..., Any]]:
     """A function that starts an engine with AdamW on a saved model."""
 
     def start(
@@ -42,9 +42,9 @@ def new_engine(group) -> Callable[..., Any]:
         )
         trained = [weight for weight in policy.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
-        with pytest.MonkeyPatch.context() as environment:
-            for name, value in RANK_0_OF_1.items():
-                environment.setenv(name, value)
-            return start_engine(policy, optimizer, config)
+        return start_engine(policy, optimizer, config)
 
-    return start
+    with pytest.MonkeyPatch.context() as environment:  # ZeRO 3 reads it in later updates too
+        for name, value in RANK_0_OF_1.items():
+            environment.setenv(name, value)
+        yield start
