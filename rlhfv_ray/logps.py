@@ -102,9 +102,7 @@ class _HeadLogps(torch.autograd.Function):
         for features, labels in chunks:
             logits = widened(functional.linear(features, weight, bias))  # (C, V)
             target_logits = logits.gather(-1, labels.unsqueeze(-1))  # (C, 1)
-            largest = logits.amax(
-                -1, keepdim=True
-            )  # (C, 1); without it exp overflows
+            largest = logits.amax(-1, keepdim=True)  # (C, 1); without it exp overflows
             # In place: the logits are the largest tensor of a training step.
             exponentials = logits.sub_(largest).exp_()  # (C, V)
             total = exponentials.sum(-1, keepdim=True)  # (C, 1)
