@@ -56,10 +56,11 @@ def cached(model, processor, encoded):
 def off(cached):
     """The same pairs with a reference unlike the policy, so that losses are not all ln 2."""
     rng = random.Random(0)
-    return [
-        replace(pair, chosen_logps=[value + rng.gauss(0, 1) for value in pair.chosen_logps])
-        for pair in cached
-    ]
+    pairs = []
+    for pair in cached:
+        shifted = [value + rng.gauss(0, 1) for value in pair.chosen_logps]
+        pairs.append(replace(pair, chosen_logps=shifted))
+    return pairs
 
 
 def losses_of(model, processor, pairs, *, rule="both_sides", beta=0.5, gamma=5.0, normalize=True):

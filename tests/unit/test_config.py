@@ -64,9 +64,10 @@ def test_recipes_have_the_sources_numbers():
     """Catches: a typo in a recipe that reproduces the paper. Values from the design's table."""
     rows = {}
     for name, recipe in RECIPES.items():
-        loss, optim, data = recipe().loss, recipe().optim, recipe().data
-        scores = (loss.beta, loss.gamma, loss.normalize)
-        rows[name] = (*scores, optim.batch, optim.warmup, optim.learning_rate, data.rule)
+        config = recipe()
+        loss = (config.loss.beta, config.loss.gamma, config.loss.normalize)
+        optim = (config.optim.batch, config.optim.warmup, config.optim.learning_rate)
+        rows[name] = (*loss, *optim, config.data.rule)
     assert rows["paper"] == (0.5, 5.0, True, 32, 0.1, 5e-7, "muffin")
     assert rows["released"] == (0.1, 1.1, False, 8, 0.03, 5e-7, "muffin")
     assert rows["released_2023"] == (0.5, 5.0, True, 32, 0.03, 5e-7, "muffin")

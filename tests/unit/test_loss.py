@@ -22,7 +22,8 @@ def double(values) -> torch.Tensor:
 
 def scores(case, side):
     part = case[side]
-    labels, changed = torch.tensor(part["labels"]), torch.tensor(part["changed"])
+    labels = torch.tensor(part["labels"])
+    changed = torch.tensor(part["changed"])
     logps = token_logps(double(part["logits"]), labels)
     weights = segment_weights(
         labels[:, 1:] != IGNORED, changed, gamma=case["gamma"], dtype=torch.float64

@@ -21,7 +21,8 @@ def test_muffin_rule_is_the_release(case):
 
 def test_both_sides_marks_insertion_and_deletion():
     """Catches: a pure deletion that weighs nothing, which only the release's rule wants."""
-    long, short = [1, 2, 3, 7, 8, 4, 5, 6], [1, 2, 3, 4, 5, 6]
+    long = [1, 2, 3, 7, 8, 4, 5, 6]
+    short = [1, 2, 3, 4, 5, 6]
     assert changed_tokens(short, long, rule="both_sides") == (
         [False] * 6,
         [False] * 3 + [True] * 2 + [False] * 3,

@@ -96,7 +96,10 @@ def tsv_line(
 
 
 def read_all(path: Path, **options: Any) -> list[tuple[str, PreferencePair | DataError]]:
-    return [item for part in list_slices(path, **options) for item in read_slice(part)]
+    rows: list[tuple[str, PreferencePair | DataError]] = []
+    for part in list_slices(path, **options):
+        rows += read_slice(part)
+    return rows
 
 
 def only_error(path: Path) -> str:
