@@ -34,6 +34,7 @@ from rlhfv_ray.config import (
     GenerationConfig,
     ModelConfig,
     ScaleConfig,
+    changed_settings,
     fingerprint,
     plain,
 )
@@ -220,7 +221,8 @@ def check_services(evaluation: Evaluation, generation: GenerationConfig) -> None
 def evaluation_folder(config: EvalConfig, evaluation: Evaluation) -> Path:
     """Return the evaluation's folder, named by its settings and its answers."""
     unnamed = ("storage", "tracking", "inference")
-    settings = {name: value for name, value in plain(config).items() if name not in unnamed}
+    changed = changed_settings(config)
+    settings = {name: value for name, value in changed.items() if name not in unnamed}
     answers = {
         f"{benchmark} {name}": stage.folder(evaluation.storage).name
         for (benchmark, name), stage in evaluation.answers.items()
@@ -279,7 +281,7 @@ def endpoint_stage(
     inputs = {
         "prompts": benchmark.prompts_id,
         "endpoint": server,
-        "decoding": plain(generation),
+        "decoding": changed_settings(generation),
     }
     return Stage("answers", inputs, run, title=title)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfv_ray.cluster import check_fits, connect
-from rlhfv_ray.config import SHAPES, DataConfig, DDPOConfig, ModelConfig, plain
+from rlhfv_ray.config import SHAPES, DataConfig, DDPOConfig, ModelConfig, changed_settings
 from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_table import check_reference
 from rlhfv_ray.errors import ConfigError
@@ -140,13 +140,13 @@ def train_stage(
         job = TrainJob(config, reference, dict(inputs), folder, token)
         train_ddpo(job, on_records=on_records)
 
-    optim = plain(config.optim)
-    optim.pop("max_skipped")  # stops a run, but does not change its model
+    optim = changed_settings(config.optim)
+    optim.pop("max_skipped", None)  # stops a run, but does not change its model
     changes = {
         "reference": dict(inputs),
         "rule": config.data.rule,
         **config.model.training,
-        "loss": plain(config.loss),
+        "loss": changed_settings(config.loss),
         "optim": optim,
         "seed": config.seed,
         **({"limit": config.data.limit} if config.data.limit else {}),

@@ -29,7 +29,7 @@ from eval.reporting.mlflow_log import metrics
 from eval.reporting.tables import summary, table
 from experiments.runners.config import ExperimentConfig
 from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
-from rlhfv_ray.config import GenerationConfig, fingerprint, plain
+from rlhfv_ray.config import GenerationConfig, changed_settings, fingerprint, plain
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
 from rlhfv_ray.storage.files import write_json
@@ -61,7 +61,10 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
     stage_names = [stage.folder(storage).name for stage in stages]
     identity: dict[str, Any] = {"stages": stage_names, "reference": pipeline.reference.name}
     if evaluation.benchmarks:
-        identity["benchmarks"] = {"names": config.scored_on, "settings": plain(config.settings)}
+        identity["benchmarks"] = {
+            "names": config.scored_on,
+            "settings": changed_settings(config.settings),
+        }
     folder = storage / f"{config.name}-{fingerprint(identity)}"
     with open_run_folder(
         folder,

@@ -43,11 +43,11 @@ class TrainingFeed:
         if record["skipped"]:
             pairs = ", ".join(record["skipped_pairs"])
             self.console.print(f"update {record['step']} skipped, not finite, with pairs {pairs}")
-        if "memory/foretold_gib" in record:
+        if "memory/predicted_gib" in record:
             every = record["recompute"]
             activations = f"activations of every {every}. layer recomputed" if every else "all kept"
             memory = (
-                f"  {record['memory/foretold_gib']:.2f} GiB a worker; activations: {activations}"
+                f"  {record['memory/predicted_gib']:.2f} GiB a worker; activations: {activations}"
             )
             self.console.print(memory, highlight=False)
 

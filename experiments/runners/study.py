@@ -32,7 +32,7 @@ from experiments.runners.study_report import (
 )
 from experiments.runners.sweep_report import TrialResult, read_trials
 from rlhfv_ray.cluster import check_fits, connect
-from rlhfv_ray.config import DDPOConfig, fingerprint, plain
+from rlhfv_ray.config import DDPOConfig, changed_settings, fingerprint, plain
 from rlhfv_ray.console import ProgressBar, poll, progress_bar
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline
@@ -95,8 +95,8 @@ def run_study(
     check_fits(config.ddpo.scale, setting="ddpo.scale")
     concurrent = trials_at_once(config.ddpo.scale, config.concurrent)
     identity = {
-        **without(plain(config), "ddpo", "concurrent", "keep_models"),
-        "ddpo": without(plain(config.ddpo), "storage", "scale", "tracking"),
+        **without(changed_settings(config), "ddpo", "concurrent", "keep_models"),
+        "ddpo": without(changed_settings(config.ddpo), "storage", "scale", "tracking"),
         "arms": [arm.name for arm in study.arms],
     }
     folder = storage / f"{config.name}-{fingerprint(identity)}"

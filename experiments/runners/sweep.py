@@ -22,7 +22,7 @@ from experiments.runners.scoring import SweepMonitor, score_model
 from experiments.runners.stage_monitor import flat, without
 from experiments.runners.sweep_report import best_of, read_trials, sweep_table, write_figures
 from rlhfv_ray.cluster import check_fits, connect
-from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
+from rlhfv_ray.config import SHAPES, DDPOConfig, changed_settings, fingerprint, plain
 from rlhfv_ray.console import poll, progress_bar
 from rlhfv_ray.data.reference_table import load_reference
 from rlhfv_ray.errors import ConfigError, StageFailedError
@@ -105,10 +105,10 @@ class Shared:
 
 def identity(config: SweepConfig, pipeline: Pipeline) -> dict[str, Any]:
     """Return everything that makes this sweep another one than others."""
-    settings = without(plain(config), "name", "ddpo", "search")
+    settings = without(changed_settings(config), "name", "ddpo", "search")
     return {
-        "ddpo": without(plain(config.ddpo), "name", "storage", "scale", "tracking"),
-        "search": without(plain(config.search), "concurrent", "keep"),
+        "ddpo": without(changed_settings(config.ddpo), "name", "storage", "scale", "tracking"),
+        "search": without(changed_settings(config.search), "concurrent", "keep"),
         "reference": pipeline.reference.name,
         **settings,
     }

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig, plain
+from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig, changed_settings
 from rlhfv_ray.data import decode_image
 from rlhfv_ray.data.encoding import prompt_text
 from rlhfv_ray.inference.parts import map_parts, read_parts, write_part
@@ -143,5 +143,5 @@ def answers_stage(
     def run(folder: Path, _: str) -> None:
         generate_answers(model, prompts(), folder, generation=generation, scale=scale, title=title)
 
-    settings = {"decoding": plain(generation), "dtype": model.dtype}
+    settings = {"decoding": changed_settings(generation), "dtype": model.dtype}
     return Stage("answers", {**inputs, **settings}, run, title=title)
