@@ -190,7 +190,9 @@ def test_a_checkpoint_that_does_not_fit_is_not_begun(share, trained, group, writ
 
     16 bytes per trained weight in fp32 (weight, master copy, two moments), 4 per frozen one.
     """
-    with pytest.raises(CheckpointError, match=r"GiB free, and a checkpoint takes .* make room"):
+    with pytest.raises(
+        CheckpointError, match=r"GiB free, and a checkpoint takes .* Free some disk space"
+    ):
         save_checkpoint(meta_engine(writer, share, trained), writer, step=1, records=[])
     assert not writer.checkpoints.exists()
 
