@@ -17,7 +17,7 @@ USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
   eval     evaluate models on benchmarks              (eval/run.py)
   report   compare finished evaluations               (eval/report.py)
   sync     send MLflow what it missed                 (experiments/sync_tracking.py)
-  doctor   check every node of the Ray cluster        (rlhfv_ray/doctor.py)
+  doctor   check every node of the Ray cluster        (rlhfv_ray/doctor/)
 
 rlhfv-ray SUBCOMMAND --help explains the options; rlhfv-ray --version prints the version."""
 

@@ -154,18 +154,18 @@ def train_stage(
     return Stage("train", changes, run, title="training")
 
 
-def rung_stage(pipeline: Pipeline, config: DDPOConfig, train: Stage, until: int) -> Stage:
-    """Declare a rung: the model after `until` updates, from which the stage `train` continues."""
+def rung_stage(pipeline: Pipeline, config: DDPOConfig, train: Stage, step: int) -> Stage:
+    """Declare a rung: the model after `step` updates, from which the stage `train` continues."""
 
     def run(folder: Path, _: str) -> None:
         train_folder = train.folder(pipeline.storage)
         with hold_lease(train_folder) as token:
             inputs = dict(pipeline.reference_inputs)
             job = TrainJob(config, pipeline.reference, inputs, train_folder, token)
-            train_ddpo(replace(job, until=until, export=folder))
+            train_ddpo(replace(job, stop_after=step, export=folder))
 
-    inputs = {"train": train.folder(pipeline.storage).name, "until": until}
-    return Stage("rung", inputs, run, title=f"training to update {until}")
+    inputs = {"train": train.folder(pipeline.storage).name, "step": step}
+    return Stage("rung", inputs, run, title=f"training to update {step}")
 
 
 def start(config: DDPOConfig) -> None:

@@ -196,7 +196,7 @@ def run_arm(pair: tuple[str, int], trial_folder: Path, *, planned: Planned) -> N
     """Train one arm under one seed, score it, and write the scores to its folder."""
     arm, seed = pair
     trial_folder.mkdir(parents=True, exist_ok=True)
-    write_json(trial_folder / "knobs.json", {ARM: arm, SEED: seed})
+    write_json(trial_folder / "params.json", {ARM: arm, SEED: seed})
     started = time.monotonic()
     config, path, step = planned.configs[pair], planned.config.ddpo.model.path, 0
     if config is not None:

@@ -91,14 +91,14 @@ def read_trials(folder: Path) -> list[TrialResult]:
     """Read all trials of a sweep's folder, ordered by their params."""
     trials = []
     for trial_folder in sorted(folder.glob("trials/*")):
-        if not (trial_folder / "knobs.json").exists():
+        if not (trial_folder / "params.json").exists():
             continue
         outcome = _read(trial_folder / "outcome.json")
         train = _read(trial_folder / "train.json")
         rungs = map(_read, sorted(trial_folder.glob("rung-*.json")))
         trial = TrialResult(
             trial_folder.name,
-            trial_params=_read(trial_folder / "knobs.json"),
+            trial_params=_read(trial_folder / "params.json"),
             rungs={rung["step"]: rung for rung in rungs},
             status=outcome.get("status", ""),
             error=outcome.get("error", ""),

@@ -194,7 +194,7 @@ def run_trial(sample: dict[str, Any], job: SweepJob) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if "params" not in sample and not (folder / "sample.json").exists():
         write_json(folder / "sample.json", sample)
-    write_json(folder / "knobs.json", trial_params)
+    write_json(folder / "params.json", trial_params)
 
     def report(rung: int, objective: float) -> None:
         tune.report({RUNGS: job.search.reduction**rung, OBJECTIVE: objective})

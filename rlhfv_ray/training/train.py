@@ -61,7 +61,7 @@ class TrainJob:
     reference_inputs: dict[str, Any]  # what its config.json should say
     folder: Path  # of this stage
     token: str  # of the lease on `folder`
-    until: int = 0  # updates to stop after, with a checkpoint to continue from; 0: train to the end
+    stop_after: int = 0  # updates, with a checkpoint to continue from; 0: train to the end
     export: Path | None = None  # folder that receives `model/`; None: `folder`
 
 
@@ -185,7 +185,7 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     config, predicted_gib = fit_worker(job.config, pairs, lengths)
     scale = config.scale
     total_steps = config.optim.total_steps(len(pairs))
-    last_step = job.until or total_steps
+    last_step = job.stop_after or total_steps
     engine, processor = load_engine(config)
     writer = Writer(job.folder, job.token, scale.keep)
     step, records = load_checkpoint(engine, job.folder)

@@ -185,6 +185,32 @@ def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bu
     )
 
 
+def test_without_benchmarks_the_report_exists_and_the_next_command_is_printed(
+    small_model, tmp_path
+):
+    """Catches: a printed path of a report that does not exist; a run that says nothing of how to
+    score its models.
+    """
+    pairs = write_photo_pairs(tmp_path / "pairs.parquet")
+    line = [
+        *(sys.executable, "experiments/ddpo.py", "paper", "--model.path", str(small_model)),
+        *("--data.path", str(pairs), "--model.dtype", "fp32", "--storage", str(tmp_path / "runs")),
+        *("--scale.no-gpu", "--scale.cpus", "0.5", "--scale.workers", "1", "--scale.actors", "1"),
+        *("--optim.batch", "4", "--optim.steps", "3", "--data.max-rejected", "0.5"),
+    ]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("--data.max-rejected is now called --data.max-unusable") == 1
+    (report,) = (tmp_path / "runs").glob("paper-*/report.html")
+    text = report.read_text()
+    assert f"report         {report}" in done.stdout
+    assert "Configuration" in text and "loss.gamma" in text and "unusable rows" in text
+    (model,) = (tmp_path / "runs").glob("train-*/model")
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("python eval/run.py --model ") and str(model) in last
+    assert "--generation.max-new-tokens 1024" in last
+
+
 class Cluster:
     """Nodes of one CPU each, as `ray start` makes them, each with a temporary folder of its own,
     and the jobs submitted to them.
@@ -490,29 +516,3 @@ def test_real_data_ends_with_scores_of_both_models(cluster_of_two, small_model, 
     assert cluster_of_two.submit(*undisturbed).returncode == 0
     (other,) = objects.glob(f"{BUCKET}/undisturbed/paper-*/summary.json")
     assert json.loads(objects.cat_file(other))["benchmarks"] == scores
-
-
-def test_without_benchmarks_the_report_exists_and_the_next_command_is_printed(
-    small_model, tmp_path
-):
-    """Catches: a printed path of a report that does not exist; a run that says nothing of how to
-    score its models.
-    """
-    pairs = write_photo_pairs(tmp_path / "pairs.parquet")
-    line = [
-        *(sys.executable, "experiments/ddpo.py", "paper", "--model.path", str(small_model)),
-        *("--data.path", str(pairs), "--model.dtype", "fp32", "--storage", str(tmp_path / "runs")),
-        *("--scale.no-gpu", "--scale.cpus", "0.5", "--scale.workers", "1", "--scale.actors", "1"),
-        *("--optim.batch", "4", "--optim.steps", "3", "--data.max-rejected", "0.5"),
-    ]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr.count("--data.max-rejected is now called --data.max-unusable") == 1
-    (report,) = (tmp_path / "runs").glob("paper-*/report.html")
-    text = report.read_text()
-    assert f"report         {report}" in done.stdout
-    assert "Configuration" in text and "loss.gamma" in text and "unusable rows" in text
-    (model,) = (tmp_path / "runs").glob("train-*/model")
-    last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith("python eval/run.py --model ") and str(model) in last
-    assert "--generation.max-new-tokens 1024" in last

@@ -163,10 +163,10 @@ def test_bayes_draws_within_its_space_and_remembers(cluster, tmp_path: Path) -> 
     job = SweepJob(tmp_path, shapes(), space, search, toy)
     run_sweep(job, plan_trials(space, search, shapes()), concurrent=1)
     tried = {
-        json.loads(path.read_text())["loss.gamma"] for path in tmp_path.glob("trials/*/knobs.json")
+        json.loads(path.read_text())["loss.gamma"] for path in tmp_path.glob("trials/*/params.json")
     }
     assert len(tried) == 4 and all(6.5 <= gamma <= 50 for gamma in tried)
     run_sweep(job, plan_trials(space, search, shapes()), concurrent=1)
     assert {
-        json.loads(path.read_text())["loss.gamma"] for path in tmp_path.glob("trials/*/knobs.json")
+        json.loads(path.read_text())["loss.gamma"] for path in tmp_path.glob("trials/*/params.json")
     } == tried

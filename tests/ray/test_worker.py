@@ -127,7 +127,7 @@ def trained(cases, tmp_path_factory):
         job = TrainJob(config, reference, inputs, folder / name, lease.__enter__())
         jobs[config.scale.workers][name] = job
         if name in RESIZED:  # started like this, and completed by the other number of workers
-            jobs[config.scale.workers][name] = replace(job, until=5, export=folder)
+            jobs[config.scale.workers][name] = replace(job, stop_after=5, export=folder)
             later[3 - config.scale.workers][name] = replace(
                 job, config=with_scale(config, **RESIZED[name])
             )

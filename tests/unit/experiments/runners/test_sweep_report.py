@@ -68,7 +68,7 @@ def test_trials_are_read_with_their_rungs_and_outcome(tmp_path: Path) -> None:
     running = tmp_path / "trials" / "a"
     for folder, beta in ((finished, 0.1), (running, 0.5)):
         folder.mkdir(parents=True)
-        (folder / "knobs.json").write_text(json.dumps({"loss.beta": beta}))
+        (folder / "params.json").write_text(json.dumps({"loss.beta": beta}))
     for step in (4, 16):
         rung = {"step": step, "rates": {"response_rate": 1 / step}, "objective": 1 / step}
         (finished / f"rung-{step:06d}.json").write_text(json.dumps(rung))
