@@ -29,17 +29,19 @@ class JudgeConfig(EndpointConfig):
     """File with the judge's prompt, for example a benchmark's official one, or a folder with
     objects.txt, mmhal.txt and llava.txt (or llava.json). Empty: the prompts of this project."""
     structured: bool = False
-    """Request JSON by a schema when a judge lists objects. The server must support it. These scores
-    are not compared with scores without a schema."""
+    """Request JSON that follows a schema when a judge lists objects. The server must support it.
+    `eval/report.py` refuses to compare such scores with scores made without a schema."""
     votes: int = 1
     """Number of verdicts on every answer; more than 1 needs a temperature above 0."""
     verdicts: str = ""
-    """File with the verdicts for `replay`: verdicts.jsonl of an earlier evaluation."""
+    """File with the verdicts that --judge.kind replay uses: verdicts.jsonl of an earlier
+    evaluation."""
     cache: str = ""
     """Folder with the cached replies of judges, shared between runs. Empty: `judge-cache` in the
     storage folder."""
     max_missing: float = 0.02
-    """Largest fraction of answers without a verdict, 0 to 1; more stop the evaluation."""
+    """Largest fraction of answers without a verdict, 0 to 1. A larger fraction stops the
+    evaluation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,7 +132,7 @@ class AMBERConfig:
 
 @dataclass(frozen=True)
 class ShapesBenchConfig:
-    """The embedded benchmark: drawn pictures whose truth is known."""
+    """The built-in benchmark: drawn pictures whose truth is known."""
 
     scenes: int = 600
     """Number of pictures; their compositions are not in the training pairs."""
@@ -177,7 +179,7 @@ class LoadConfig:
     """Settings for loading models."""
 
     dtype: Literal["fp32", "bf16"] = "bf16"
-    """Floating-point format of weights and forward pass."""
+    """Precision of weights and forward pass."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation. auto: flash-attention 2 if it is available, else torch's sdpa."""
     allow_pickle: bool = False
@@ -202,7 +204,7 @@ class InferenceConfig:
     cpus: float = 1.0
     """Number of CPUs of every actor."""
     rows: int = 64
-    """Prompts per task of an actor. A task is the unit that is repeated after a fault."""
+    """Prompts per call of an actor. After a fault, the whole call is repeated."""
     batch: int = 16
     """Prompts per forward pass."""
 
@@ -219,7 +221,7 @@ class EvalConfig(BenchmarkSettings):
     """One evaluation: models or files of answers, benchmarks and judge."""
 
     model: tuple[str, ...] = ()
-    """Hugging Face folders or hub names. `shapes` is the embedded model, `api` the model of
+    """Hugging Face folders or hub names. `shapes` is the built-in model, `api` the model of
     --endpoint. The first one is the base, with which the others are compared."""
     answers: tuple[str, ...] = ()
     """Files of answers in the release's formats, instead of models. They need exactly one

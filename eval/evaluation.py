@@ -142,18 +142,18 @@ def plan_evaluation(
     scale: ScaleConfig,
     storage: Path,
 ) -> Evaluation:
-    """Declare benchmarks and answers; reads and checks the user's files, but makes nothing.
+    """Plan an evaluation: read and check the user's files, but write nothing.
 
     Args:
         candidates: models by name; the first is the base that the others are compared with.
         benchmarks: names of the benchmarks, in the order of the report.
-        settings: of the benchmarks and their judge.
+        settings: settings of the benchmarks and their judge.
         generation: how answers are decoded.
-        scale: actors of the generation.
+        scale: number and resources of the actors that generate answers.
         storage: folder of all stages.
 
     Raises:
-        ConfigError, DataError: before anything long has begun.
+        ConfigError, DataError: a setting or a file cannot be used.
     """
     shapes = shapes_stage(settings) if "shapes" in benchmarks else None
     chosen = tuple(
@@ -251,7 +251,7 @@ def named(paths: Sequence[str]) -> dict[str, str]:
 
 
 def shapes_stage(settings: BenchmarkSettings) -> Stage:
-    """Declare the shapes benchmark's pictures; a folder for each number of scenes and seed."""
+    """Return the stage of the shapes benchmark's pictures, one for each number and seed."""
     shapes = settings.shapes
     return Stage(
         "benchmark",
@@ -269,7 +269,7 @@ def endpoint_stage(
     cache: Path,
     title: str,
 ) -> Stage:
-    """Declare the answers of a model behind an API to one benchmark."""
+    """Return the stage of the answers of a model behind an API to one benchmark."""
 
     def run(folder: Path, _: str) -> None:
         answers = endpoint_answers(
@@ -363,7 +363,7 @@ def answers_of(evaluation: Evaluation, benchmark: Benchmark, name: str) -> list[
 def track_sections(
     evaluation: Evaluation, sections: Sequence[Section], run: TrackedRun, folder: Path
 ) -> None:
-    """Log report and figures to a run, and every model's scores to a child run of it."""
+    """Log the report and figures to a run, and each model's scores to its own child run."""
     run.log_file(folder / "report.html", "report")
     for section in sections:
         for figure in section.figures.values():

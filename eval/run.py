@@ -1,6 +1,6 @@
 r"""Evaluate models, files of answers or a model behind an API on hallucination benchmarks.
 
-    # the embedded world: no judge, no download
+    # the shapes world: no judge, no download
     python eval/run.py --model shapes runs/train-1a2b3c/model
     ray job submit --working-dir . -- python eval/run.py --model BASE ALIGNED \
         --benchmarks object_halbench mmhal_bench --judge.model gpt-4o-2024-08-06 \

@@ -39,7 +39,7 @@ def sft() -> int:
 
 
 def sweep() -> int:
-    """Search the settings of the loss and the optimiser."""
+    """Search for the best settings of the loss and the optimiser."""
     from experiments import sweep
     from rlhfv_ray.console import run_command
 

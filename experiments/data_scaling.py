@@ -2,7 +2,7 @@ r"""Data scaling (RLHF-V, arXiv 2312.00849, Fig. 2): number of corrections, agai
 
 A ranking is a preference between two whole answers.
 
-    # the embedded world, three seeds, two CPU cores
+    # the shapes world, three seeds, two CPU cores
     python experiments/data_scaling.py shapes
     python experiments/data_scaling.py paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --rankings rankings.parquet ...

@@ -1,6 +1,6 @@
 r"""Align a vision-language model by segment-weighted preference optimisation (DDPO), and score it.
 
-    # the embedded world: minutes on two CPU cores
+    # the shapes world: minutes on two CPU cores
     python experiments/ddpo.py shapes
     # your model and pairs; both models are scored on the benchmarks named
     python experiments/ddpo.py paper --model.path MODEL --data.path rows.parquet \

@@ -3,7 +3,7 @@ r"""Over-generalisation (RLHF-V, arXiv 2312.00849, Table 2) of the base model, p
 A model over-generalises when it hallucinates the objects that are frequent in a scene more often
 there than elsewhere. The study measures by how much.
 
-    # the embedded world, three seeds, two CPU cores
+    # the shapes world, three seeds, two CPU cores
     python experiments/over_generalization.py shapes
     python experiments/over_generalization.py paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --benchmark object_halbench ...
@@ -64,7 +64,9 @@ def rises(scores: Scores) -> Mapping[str, float | None]:
 
 
 def draw(results: StudyResults, path: Path) -> None:
-    """Draw the mean rise, the rate behind it, and every scene's rise."""
+    """Draw how much more often objects typical of a scene are hallucinated in that scene: the rate
+    there, the mean rise, and the rise in every type of scene.
+    """
     from experiments.runners.study_report import arms_figure
 
     arms_figure(

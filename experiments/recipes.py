@@ -33,7 +33,7 @@ EIGHT_A100 = ScaleConfig(workers=8, gpu=True, cpus=4, micro_batch=1, actors=8, c
 
 
 def shapes() -> DDPOConfig:
-    """The embedded world: minutes on two CPU cores; values chosen by measurement (docs/LOG.md)."""
+    """The shapes world: minutes on two CPU cores; values chosen by measurement (docs/LOG.md)."""
     return DDPOConfig(
         name="shapes",
         model=ModelConfig(path=SHAPES, dtype="fp32"),
@@ -73,7 +73,9 @@ def released() -> DDPOConfig:
 
 
 def released_2023() -> DDPOConfig:
-    """The release's first command: 320 updates of 32 pairs, the paper's beta and weight."""
+    """The first training command of RLHF-V's release: 320 updates of 32 pairs, with the paper's
+    beta and gamma.
+    """
     return DDPOConfig(
         name="released_2023",
         data=DataConfig(rule="muffin"),
@@ -109,7 +111,7 @@ def llava15() -> DDPOConfig:
 
 
 def shapes_sft() -> DDPOConfig:
-    """The embedded world on two CPU cores: the careless base model learns from careful captions."""
+    """The shapes world on two CPU cores: the careless base model learns from careful captions."""
     return replace(
         shapes(),
         name="shapes-sft",
@@ -124,7 +126,7 @@ SFT = {"shapes": shapes_sft, "llava15": llava15}
 
 
 def shapes_small() -> SweepConfig:
-    """The embedded world on two CPU cores: eight trials of beta and gamma, with early stopping."""
+    """The shapes world on two CPU cores: eight trials of beta and gamma, with early stopping."""
     return SweepConfig(
         name="shapes-small",
         ddpo=half_cpus(shapes()),
@@ -167,7 +169,9 @@ def run_recipe(recipes: Mapping[str, Callable[[], DDPOConfig]], description: str
 
 
 def study_config(kind: type[C], description: str | None) -> C:
-    """Read a study's configuration: a recipe (default: shapes), and changes to it."""
+    """Read a study's configuration from the command line: the name of a recipe (`shapes` if none is
+    given), and options that change its settings.
+    """
     bases: dict[str, tuple[DDPOConfig, BenchmarkName]] = {
         "shapes": (shapes(), "shapes"),
         "paper": (paper(), "object_halbench"),

@@ -1,6 +1,6 @@
 r"""Compare which tokens weigh more: none, the release's, all changed, human-marked spans.
 
-    # the embedded world, three seeds, two CPU cores
+    # the shapes world, three seeds, two CPU cores
     python experiments/segment_rules.py shapes
     python experiments/segment_rules.py paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --benchmark object_halbench ...

@@ -1,6 +1,6 @@
 """Fine-tune a vision-language model on answers, captions or conversations about images.
 
-    # the embedded world: minutes on two CPU cores
+    # the shapes world: minutes on two CPU cores
     python experiments/sft.py shapes
     python experiments/sft.py llava15 --model.path MODEL --data.path conversations.json
     ray job submit --working-dir . -- python experiments/sft.py shapes

@@ -1,6 +1,6 @@
 r"""Sweep beta, gamma and other settings; find those that hallucinate least without saying less.
 
-    # the embedded world: minutes on two CPU cores
+    # the shapes world: minutes on two CPU cores
     python experiments/sweep.py shapes-small
     ray job submit --working-dir . -- python experiments/sweep.py paper \
         --ddpo.model.path MODEL --ddpo.data.path rows.parquet ...

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rlhfv_ray.errors import ConfigError
 
-SHAPES = "shapes"  # stands for the embedded world, as a model path and as a data path
+SHAPES = "shapes"  # stands for the shapes world, as a model path and as a data path
 Part = Literal["vision", "projector", "language"]  # of a model
 
 
@@ -44,7 +44,7 @@ class ModelConfig:
     """Model to align."""
 
     path: str = ""
-    """Hugging Face folder (or hub name) of an image-text-to-text model; `shapes` is embedded."""
+    """Hugging Face folder or hub name of an image-text-to-text model. `shapes` is built in."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of weights and forward pass. bf16 keeps fp32 master weights in the optimizer."""
     layout: Literal["auto", "shared", "plain"] = "auto"
@@ -88,7 +88,7 @@ class DataConfig:
     """Preference pairs to learn from."""
 
     path: str = ""
-    """File or folder of preference pairs. `shapes` makes pairs in the embedded world."""
+    """File or folder of preference pairs. `shapes` makes pairs in the shapes world."""
     format: Literal[
         "auto", "rlhfv", "rlaifv", "muffin_tsv", "trl", "llamafactory", "swift",
         "conversations", "messages", "completion", "vqa", "caption",
@@ -100,7 +100,8 @@ class DataConfig:
     min_match: int = 3
     """Shortest run of equal tokens that counts as unchanged, >= 1. Raise it to merge segments."""
     spans: bool = True
-    """Use human-marked spans where the data has them, in place of compared tokens."""
+    """Take the corrected tokens from human-marked spans where the data has them. Otherwise they are
+    found by comparing the two answers."""
     limit: int = 0
     """Number of pairs to train on, 0 for all. They are a random subset fixed by --seed; with the
     same seed, a smaller subset is part of every larger one."""
@@ -109,7 +110,8 @@ class DataConfig:
     max_unusable: float = 0.01
     """Largest share of unusable rows, 0 to 1. With more, the job stops."""
     reference: str = ""
-    """Finished reference folder to use instead of a new one. It must fit the model and data."""
+    """Folder with the reference log-probs of an earlier run, to use instead of computing them
+    again. It must come from the same model and data."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, "data.", 1, "min_match")
@@ -131,19 +133,20 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """The embedded world, used only where the model or data path is `shapes`."""
+    """The built-in shapes world, used only where the model or data path is `shapes`."""
 
     scenes: int = 1600
     """Scenes that the base model describes, >= 1. A description without a mistake gives no pair."""
     evaluation_scenes: int = 600
-    """Scenes of unseen compositions on which base and aligned model are scored, >= 1."""
+    """Number of scenes that score the base and the aligned model, >= 1. They combine shapes in ways
+    that the training pairs do not."""
     pairs: Literal["corrections", "rankings"] = "corrections"
     """Answers paired: `corrections` one and its correction, `rankings` the better of two and the
     other, as people rank whole answers."""
     temperature: float = 0.7
     """Sampling temperature of the answers that are corrected or ranked, > 0."""
     seed: int = 0
-    """Random seed for the scenes and for the answers to correct."""
+    """Random seed for the scenes and for sampling the answers that are corrected."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, "shapes.", 1, "scenes", "evaluation_scenes")
@@ -155,16 +158,17 @@ class LossConfig:
     """DDPO, RLHF-V (arXiv 2312.00849) Eq. 4 and 5."""
 
     beta: float = 0.5
-    """Strength of the pull to the reference, > 0. Without normalize, use about 1/length of it."""
+    """Strength of the pull to the reference, > 0. If normalize is off, choose a beta that is
+    smaller by a factor of about the answer length in tokens."""
     gamma: float = 5.0
     """Weight of corrected tokens, >= 1; the other tokens have weight 1. 1 is plain DPO."""
     normalize: bool = True
-    """Divide an answer's score by its total weight, as the paper does."""
+    """Divide an answer's weighted log-prob by the total weight of its tokens, as the paper does."""
     sft_weight: float = 0.0
     """Weight of an added negative log-likelihood of the chosen answer, >= 0."""
     preference_weight: float = 1.0
-    """Weight of the preference loss, >= 0. 0, with sft_weight above 0, is supervised fine-tuning:
-    neither rejected answers nor the reference are used."""
+    """Weight of the preference loss, >= 0. Set it to 0 and sft_weight above 0 for supervised
+    fine-tuning, which uses neither rejected answers nor the reference."""
 
     def __post_init__(self) -> None:
         _check_above_zero(self, "loss.", "beta")
@@ -201,7 +205,8 @@ class OptimConfig:
     clip: float = 1.0
     """Largest gradient norm, >= 0; larger gradients are scaled down. 0 switches clipping off."""
     max_skipped: int = 3
-    """Skipped updates in a row (non-finite loss or gradient) that stop the run, >= 1."""
+    """Stop the run after this number of skipped updates in a row, >= 1. An update is skipped if its
+    loss or gradient is not finite."""
 
     def __post_init__(self) -> None:
         _check_above_zero(self, "optim.", "learning_rate", "epochs")
@@ -238,9 +243,11 @@ class ScaleConfig:
     memory_gib: float = 0.0
     """Memory of a worker's device in GiB, for the check that a step fits. 0 measures it."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO stage: what workers shard (1 optimizer, 2 + gradients, 3 + parameters)."""
+    """DeepSpeed ZeRO stage, 0 to 3: 0 shards nothing, 1 the optimizer state, 2 also the gradients,
+    3 also the parameters."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """State kept in CPU memory: the optimizer's (ZeRO >= 1), or all, with parameters (ZeRO 3)."""
+    """State kept in CPU memory: `none`, `optimizer` (needs ZeRO >= 1), or `all`, which adds the
+    parameters (needs ZeRO 3)."""
     actors: int = 1
     """Actors of the reference pass and of generation, >= 1."""
     rows: int = 64
@@ -252,7 +259,7 @@ class ScaleConfig:
     keep: int = 2
     """Number of newest checkpoints that are kept, >= 1."""
     max_failures: int = 3
-    """Number of times a lost training worker is replaced before the job fails, >= 0."""
+    """Number of times that training workers may be lost and replaced before the job fails, >= 0."""
     log_every: int = 5
     """Updates between reports to the driver, >= 1. Every update is reported."""
 
@@ -270,10 +277,10 @@ class ScaleConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Decoding of answers."""
+    """Settings for generating answers."""
 
     max_new_tokens: int = 256
-    """Longest answer in tokens, >= 1."""
+    """Largest number of tokens in an answer, >= 1."""
     beams: int = 1
     """Beams of beam search, >= 1. 1 is greedy decoding, or sampling if temperature is above 0."""
     temperature: float = 0.0
@@ -302,7 +309,7 @@ class TrackingConfig:
     """MLflow tracking."""
 
     uri: str = ""
-    """MLflow tracking server or store. Empty: a SQLite store in the storage folder."""
+    """Address of an MLflow server or database. Empty: a SQLite database in the storage folder."""
     experiment: str = "rlhfv-ray"
     """Name of the MLflow experiment."""
 
@@ -346,7 +353,7 @@ class EndpointConfig:
     model: str = ""
     """Model to request. Give its dated name: an undated one may change its model silently."""
     base_url: str = "https://api.openai.com/v1"
-    """Address of the server's API."""
+    """Address of a server that speaks OpenAI's chat completions protocol."""
     key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key, on the machines that call. Never the key itself."""
     key_file: str = ""
@@ -354,7 +361,8 @@ class EndpointConfig:
     temperature: float = 0.0
     """Sampling temperature of the replies, >= 0."""
     max_tokens: int = 1024
-    """Longest reply in tokens, >= 1. A truncated reply is requested once more, twice as long."""
+    """Largest number of tokens in a reply, >= 1. A truncated reply is requested once more with
+    twice this limit."""
     requests_per_minute: float = 500.0
     """Calls per minute of all actors together, > 0. It falls if the server reports too many."""
     tokens_per_minute: float = 0.0
@@ -425,7 +433,7 @@ def changed_settings(config: Any) -> dict[str, Any]:
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
-    """Return twelve hex digits that change whenever an input does.
+    """Return a hash of the inputs: twelve hex digits that differ if any input differs.
 
     Example:
         >>> fingerprint({"seed": 1}) == fingerprint({"seed": 1})

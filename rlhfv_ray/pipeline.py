@@ -52,7 +52,7 @@ class Pipeline:
 
 
 def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipeline:
-    """Declare the stages from pairs to an aligned model; reads and checks, but makes nothing.
+    """Plan the stages from pairs to an aligned model: read and check files, but write nothing.
 
     Args:
         config: the experiment.
@@ -112,7 +112,7 @@ def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
 
 
 def reference_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:
-    """Declare the log-probs of all pairs under the base model."""
+    """Return the stage of the log-probs of all pairs under the base model."""
     return Stage(
         "reference",
         inputs,
@@ -122,7 +122,7 @@ def reference_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, A
 
 
 def examples_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:
-    """Declare the examples of supervised fine-tuning as token ids."""
+    """Return the stage of the examples of supervised fine-tuning as token ids."""
     return Stage(
         "examples",
         inputs,
@@ -134,7 +134,7 @@ def examples_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, An
 def train_stage(
     config: DDPOConfig, reference: Path, inputs: Mapping[str, Any], on_records: OnRecords
 ) -> Stage:
-    """Declare training on a reference folder."""
+    """Return the stage of training on a reference folder."""
 
     def run(folder: Path, token: str) -> None:
         job = TrainJob(config, reference, dict(inputs), folder, token)
@@ -155,7 +155,7 @@ def train_stage(
 
 
 def rung_stage(pipeline: Pipeline, config: DDPOConfig, train: Stage, step: int) -> Stage:
-    """Declare a rung: the model after `step` updates, from which the stage `train` continues."""
+    """Return the stage that trains up to `step` updates; the stage `train` continues from there."""
 
     def run(folder: Path, _: str) -> None:
         train_folder = train.folder(pipeline.storage)

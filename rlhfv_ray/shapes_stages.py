@@ -36,7 +36,7 @@ def shapes_stage(config: DDPOConfig) -> Stage:
 
 
 def corrections_stage(config: DDPOConfig) -> Stage:
-    """Declare preference pairs in RLHF-V's format.
+    """Return the stage of preference pairs in RLHF-V's format.
 
     The base model describes scenes, and the world's annotator corrects the descriptions.
     """
@@ -50,7 +50,7 @@ def corrections_stage(config: DDPOConfig) -> Stage:
 
 
 def rankings_stage(config: DDPOConfig) -> Stage:
-    """Declare preference pairs of complete answers.
+    """Return the stage of preference pairs of complete answers.
 
     The base model describes each scene twice, and the world ranks the two descriptions.
     """
@@ -69,7 +69,7 @@ def rankings_stage(config: DDPOConfig) -> Stage:
 
 
 def captions_stage(config: DDPOConfig) -> Stage:
-    """Declare careful captions of scenes, for supervised fine-tuning."""
+    """Return the stage of careful captions of scenes, for supervised fine-tuning."""
 
     def run(folder: Path, _: str) -> None:
         write_captions(training_scenes(config), folder / PAIRS)

@@ -331,12 +331,12 @@ def read_votes(
 
     Args:
         answers: the judged answers.
-        verdicts: by the answer's id.
-        read: reads one verdict; None if it is unreadable.
+        verdicts: the verdicts by the answer's id.
+        read: function that reads one verdict and returns None if it is unreadable.
 
     Returns:
-        The readable votes by the answer's id; and, of the answers with several votes, the fraction
-        on which all votes are equal (None if no answer has several).
+        Two values: the readable votes by the answer's id, and the fraction of the answers with
+        several votes whose votes are all equal (None if no answer has several).
     """
     votes: dict[str, list[V]] = {}
     for answer in answers:

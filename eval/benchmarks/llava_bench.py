@@ -265,7 +265,9 @@ def context_id(image: Any) -> str:
 
 
 def describe_image(context: JsonRow) -> str:
-    """Describe an image to the judge: its captions, then one object with its box a line."""
+    """Return the description of an image for the judge: its captions, then one line for each object
+    with its box.
+    """
     boxes = [f"{instance['category']}: {instance['bbox']}" for instance in context["instances"]]
     return "\n".join([*context["captions"], "", *boxes])
 

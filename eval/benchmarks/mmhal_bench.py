@@ -147,7 +147,7 @@ def mmhal_scores(reviews: Sequence[str], *, release_compatible: bool) -> MMHalSc
 
 
 class MMHalBench(Benchmark):
-    """The benchmark's questions, from the user's copy of its file."""
+    """MMHal-Bench, with the questions of the user's copy of its file."""
 
     name = "mmhal_bench"
 

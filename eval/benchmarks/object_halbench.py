@@ -152,7 +152,7 @@ class ObjectHalBench(Benchmark):
 
     @staticmethod  # so that it is sent to the clients without the images
     def readable(text: str) -> bool:
-        """Return whether a judge's reply is a list of names."""
+        """Return True if a judge's reply can be read as a JSON list of object names."""
         return parse_objects(text) is not None
 
     def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:

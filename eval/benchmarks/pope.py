@@ -71,7 +71,7 @@ def read_questions(path: Path) -> list[Question]:
     """Read a question file; the end of its name is the group of its questions.
 
     Raises:
-        DataError: the message names the file, and the question that cannot be used.
+        DataError: a question cannot be used; the message names it and the file.
     """
     group = next((name for name in GROUPS if path.stem.endswith(name)), path.stem)
     source = f"pope.questions, {path.name}"
@@ -118,7 +118,7 @@ class POPE(Benchmark):
         ]
 
     def score(self, answers: Sequence[Answer], verdicts: Mapping[str, Sequence[Reply]]) -> Scores:
-        """Score answers, one per prompt."""
+        """Score the answers; each prompt has one answer."""
         ordered = in_order(self.prompts, answers)
         judged = tuple(map(judge, ordered, self.questions))
         neither = 0
@@ -152,7 +152,7 @@ class POPE(Benchmark):
 
 
 def judge(answer: Answer, question: Question) -> JudgedAnswer:
-    """Judge one answer.
+    """Compare a yes-or-no answer with the truth.
 
     Example:
         >>> question = Question("random-1", "a.jpg", "?", present=True, group="random")

@@ -89,7 +89,7 @@ class ShapesBenchmark(Benchmark):
 
     @cached_property
     def instances(self) -> dict[str, Any]:
-        """The COCO instances file."""
+        """Path of the COCO instances file."""
         return json.loads((self.folder / "instances.json").read_text())
 
     @cached_property

@@ -52,7 +52,7 @@ class ReplayJudge:
 
 
 class OracleJudge:
-    """Verdicts from a function that knows the truth, one for each request."""
+    """A judge that gets the verdict on each request from a function that knows the truth."""
 
     def __init__(self, oracle: Callable[[Request], str]) -> None:
         self.oracle = oracle

@@ -19,7 +19,7 @@ class ShownAnswer(NamedTuple):
 
 
 class ChangeCounts(NamedTuple):
-    """The number of answers that got better and worse, and of all answers."""
+    """Three counts of answers: those that got better, those that got worse, and all."""
 
     better: int
     worse: int

@@ -123,7 +123,7 @@ def _digits(metric: Metric, value: float) -> int:
 
 
 def comparison_sentences(comparison: Comparison) -> list[str]:
-    """Say what a comparison shows, and what this number of answers cannot resolve."""
+    """Say what a comparison shows, and which differences are too small to detect."""
     metric, n = comparison.metric, comparison.n
     if metric.better == "lower":
         estimate = _estimate(

@@ -12,8 +12,8 @@ class ExperimentConfig(DDPOConfig, BenchmarkFiles):
     """One training, and the benchmarks that the base and the aligned model are scored on."""
 
     benchmarks: tuple[BenchmarkName, ...] = ()
-    """Benchmarks that score the base and the aligned model after training. If none is given, pairs
-    of the shapes world are scored on `shapes`, and other data is trained on without scores."""
+    """Benchmarks that score the base and the aligned model after training. If empty, models of the
+    shapes world are scored on `shapes`, and other models are not scored."""
 
     @classmethod
     def of(cls, ddpo: DDPOConfig) -> "ExperimentConfig":
@@ -59,8 +59,8 @@ class SweepConfig(ScoredConfig):
     space: SpaceConfig = field(default_factory=SpaceConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     rung_scenes: int = 200
-    """Images of the shapes benchmark at rungs before a trial's end, >= 1. Other benchmarks always
-    run whole."""
+    """Number of pictures of the shapes benchmark at the evaluations before a trial's end, >= 1.
+    Other benchmarks always use all their questions."""
 
 
 @dataclass(frozen=True)

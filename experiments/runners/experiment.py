@@ -97,7 +97,7 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
 
 
 def plan_scores(config: ExperimentConfig, pipeline: Pipeline) -> Evaluation:
-    """Declare the answers of the base and the aligned model to the experiment's benchmarks."""
+    """Plan the answers of the base and the aligned model to the experiment's benchmarks."""
     trained = {"model": pipeline.train.folder(pipeline.storage).name}  # weights do not exist yet
     candidates = {
         "base": Candidate(config.model.path, model=config.model),

@@ -103,7 +103,7 @@ class SweepMonitor(TrialMonitor):
         self.search = search
 
     def note(self, trials: list[TrialResult]) -> str:
-        """Delete the training folders of worse trials, and name the best one."""
+        """Delete the training folders of worse trials; return a line about the best trial."""
         ranking = ranked(trials, self.search.guard)
         stopped = [trial for trial in trials if trial.status == "stopped"]
         for trial in [*ranking[self.search.keep :], *stopped]:

@@ -168,7 +168,9 @@ def training_name(arm: str, seed: int) -> str:
 
 
 def is_finished(trial_folder: Path) -> bool:
-    """Return true if a training has finished; what is left of a failed one is cleared."""
+    """Return True if a training run has finished. The record of a failed one is deleted, so that it
+    runs again.
+    """
     outcome = trial_folder / ENDED
     if outcome.exists() and json.loads(outcome.read_text())["status"] == "failed":
         outcome.unlink()

@@ -53,7 +53,9 @@ class StudyResults:
         return [metric.name for metric in self.metrics]
 
     def mean(self, arm: str, metric: str) -> Mean:
-        """Return an arm's mean over seeds; a proportion's interval stays within 0 and 1."""
+        """Return an arm's mean over seeds with its interval, which stays within 0 and 1 for a
+        proportion.
+        """
         values = self.values[arm, metric]
         mean, interval = mean_interval(values)
         is_proportion = {known.name: known.is_proportion for known in self.metrics}

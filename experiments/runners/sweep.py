@@ -285,7 +285,7 @@ def conclude(
 def retrain_command(
     config: DDPOConfig, recipe: DDPOConfig, trial_params: TrialParams, reference: Path
 ) -> str:
-    """Return the command that trains a trial's settings again."""
+    """Return the shell command that trains and scores a model with a trial's settings again."""
     usual = flat(plain(recipe))
     settings = flat(plain(config))
     changed = {name: value for name, value in settings.items() if value != usual[name]}

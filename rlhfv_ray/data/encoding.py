@@ -134,12 +134,14 @@ def encode_pair(
 
 
 def encode_example(example: Example, processor: Any, *, max_length: int) -> EncodedPair:
-    """Encode a conversation to imitate: every answer in it is scored, later questions are not.
+    """Encode a conversation for supervised fine-tuning.
+
+    The loss covers the tokens of every answer and no token of a question.
 
     Args:
         example: image, questions and answers.
         processor: see `encode_pair`.
-        max_length: longest conversation, in tokens.
+        max_length: largest number of tokens in a conversation.
 
     Raises:
         DataError: the image cannot be read, or the conversation does not fit.

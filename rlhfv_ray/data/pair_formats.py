@@ -109,10 +109,10 @@ def check_pair(pair: PreferencePair) -> None:
 
 
 def check_texts(*texts: str) -> None:
-    """Refuse text that Arrow or a tokenizer cannot hold.
+    """Raise an error if a text holds characters that Arrow or a tokenizer cannot represent.
 
     Raises:
-        DataError: `bad_text`, then the start of the text.
+        DataError: there is such a text. The message is `bad_text` and the start of the text.
     """
     for text in texts:
         if UNUSABLE.search(text):

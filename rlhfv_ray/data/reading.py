@@ -141,12 +141,12 @@ def load_pairs(path: str | Path, *, format: str = "auto") -> Iterator[Preference
 
 
 def data_files(path: str | Path) -> list[Path]:
-    """List the data files of a folder in name order, or the one file that `path` is.
+    """List the data files of a folder in name order. If `path` is a file, list that file alone.
 
     Names that begin with a dot or an underscore are not data.
 
     Raises:
-        DataError: `no_data`, if no such file exists.
+        DataError: there is no data file. Its message is `no_data` with the path.
     """
     # Not resolve(): a shard may be a link into a download cache, whose names say nothing.
     source = Path(os.path.abspath(fetch_local(path)))

@@ -93,7 +93,7 @@ class ChatClient:
         return settings
 
     def failed(self, error: openai.APIStatusError) -> Outcome:
-        """Return the outcome that an HTTP error stands for."""
+        """Turn an HTTP error into an outcome."""
         status = error.status_code
         code = str(error.code or "")
         reason = self.key.hidden_in(f"{status}: {error.message}")
@@ -116,7 +116,7 @@ async def call_once(endpoint: EndpointConfig, request: Request) -> Outcome:
 
 
 def read_reply(completion: Any, reported_model: str) -> Outcome:
-    """Return the outcome that a response with status 200 stands for.
+    """Turn a response with status 200 into an outcome.
 
     Args:
         completion: the client's result, which is not always a chat completion: the client passes on
@@ -154,7 +154,7 @@ def read_reply(completion: Any, reported_model: str) -> Outcome:
 
 
 def retry_after(headers: Any) -> float:
-    """Return the seconds that a server asks to wait, or 0 if it names none.
+    """Return how many seconds a server asks the client to wait, or 0 if it names none.
 
     Example:
         >>> retry_after({"retry-after": "2"}), retry_after({"retry-after-ms": "250"})

@@ -138,7 +138,7 @@ def answers_stage(
     scale: ScaleConfig,
     title: str,
 ) -> Stage:
-    """Declare the answers of a model to prompts; `inputs` identify the model and the prompts."""
+    """Return the stage of a model's answers to prompts; `inputs` identify both."""
 
     def run(folder: Path, _: str) -> None:
         generate_answers(model, prompts(), folder, generation=generation, scale=scale, title=title)

@@ -26,7 +26,7 @@ from rlhfv_ray.storage.folder import display_path, fetch, make, publish
 
 
 class PartActor(Protocol):
-    """The computation of `map_parts`, called with one prepared shard at a time."""
+    """Actor that runs the computation of `map_parts` on one prepared shard per call."""
 
     def __call__(self, rows: Any, part: int) -> pa.Table:
         """Return the table of part number `part` from its prepared rows."""

@@ -64,15 +64,16 @@ def prepare_training(model: Any, config: ModelConfig) -> None:
 
 
 def with_adapters(model: Any, config: ModelConfig) -> Any:
-    """Put fresh adapters on linear layers of the language model, never on its output head.
+    """Put new LoRA adapters on linear layers of the language model, never on its output head.
 
-    `lora_targets` names the layers; if it is empty, all of them get adapters.
+    `lora_targets` names the layers. If it is empty, all linear layers except the output head get
+    adapters.
 
     Returns:
-        A peft model around the same model.
+        A peft model that wraps the same model, which is changed in place.
 
     Raises:
-        ConfigError: no layer has such a name.
+        ConfigError: no layer has one of the names.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -324,7 +324,9 @@ class Fork:
 
     @property
     def steps(self) -> list[int]:
-        """Distance of each answer token from the first one; both tails count on from the fork."""
+        """Number of answer tokens before each answer token. Both tails count on from the common
+        beginning.
+        """
         chosen, rejected = (range(self.common, self.common + len(tail)) for tail in self.tails)
         return [*range(self.common), *chosen, *rejected]
 

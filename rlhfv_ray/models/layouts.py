@@ -23,7 +23,7 @@ from rlhfv_ray.models.batch import Layout
 class RopeLayout(Layout):
     """Qwen-VL: a token has three positions (time, height, width).
 
-    Token ids alone do not tell such a model which tokens belong to an image.
+    Such a model must also be told which tokens belong to an image.
     """
 
     image_token: int = field(kw_only=True)

@@ -44,7 +44,7 @@ class StepSize:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker, by purpose."""
+    """One worker's memory use in bytes, by purpose."""
 
     weights: int
     gradients: int
@@ -91,7 +91,7 @@ def predict_memory(config: DDPOConfig, step_size: StepSize) -> Memory:
 
     Args:
         config: model, dtype, ZeRO stage, offload, adapters, recomputed layers.
-        step_size: size of one forward pass.
+        step_size: rows, tokens and images of one forward pass.
     """
     model = meta_model(config.model)
     counts = parameter_counts(model).values()
@@ -119,7 +119,7 @@ def activation_bytes(model: Any, step_size: StepSize, every: int) -> tuple[int, 
 
     Args:
         model: a model on the meta device; it is changed.
-        step_size: size of one forward pass.
+        step_size: rows, tokens and images of one forward pass.
         every: every k-th layer is recomputed; 0 recomputes none.
     """
     model.set_attn_implementation(COUNTED)
@@ -259,7 +259,8 @@ def fit_memory(
 
 
 def remedies(config: DDPOConfig, step_size: StepSize, budget: int) -> str:
-    """Return the changes after which a job would fit, cheapest first, or general advice if none.
+    """Return the changes that would make a job fit, cheapest first. If none would, return general
+    advice.
 
     Args:
         config: a configuration that does not fit.

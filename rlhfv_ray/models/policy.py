@@ -24,7 +24,12 @@ class AnswerHead(nn.Module):
         self.limit = limit  # bytes of logits alive at a time
 
     def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Return the log-probabilities (N,) of `targets` (N,) from features `hidden` (N, D)."""
+        """Return the log-probs (N,) of the next tokens at N positions.
+
+        Args:
+            hidden: (N, D), the language model's last hidden states.
+            targets: (N,), the ids of the next tokens.
+        """
         return head_logps(hidden, self.weight, self.bias, targets, limit=self.limit)
 
 

@@ -1,4 +1,4 @@
-"""The embedded world: scenes with known truth, a small model that hallucinates, an annotator.
+"""The shapes world: scenes with known truth, a small model that hallucinates, an annotator.
 
 The annotator corrects the model's descriptions from the truth.
 """

@@ -31,7 +31,9 @@ CHAT_TEMPLATE = (
 
 
 def build_processor(texts: Iterable[str]) -> LlavaProcessor:
-    """Train a byte-level BPE tokenizer on `texts` and return a processor around it."""
+    """Train a byte-level BPE tokenizer on `texts`; return a LLaVA processor for images and text
+    that uses it.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

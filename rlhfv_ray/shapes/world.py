@@ -27,7 +27,7 @@ WORLD = 2  # version, raised when the same seed gives another world
 
 
 def prompts_of(scenes: Iterable[Scene]) -> list[Prompt]:
-    """Return one question about each scene's picture."""
+    """Return one question for each scene, about its picture."""
     return [
         Prompt(str(scene.id), render(scene), QUESTIONS[scene.id % len(QUESTIONS)])
         for scene in scenes

@@ -99,7 +99,7 @@ def fetch(path: Path, *, without: Sequence[str] = (), only: str = "") -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Return True if a file or folder exists for every node."""
+    """Return True if a file or folder exists where every node can reach it."""
     return open_folder(path).exists()
 
 

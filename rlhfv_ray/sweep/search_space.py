@@ -38,12 +38,14 @@ class SpaceConfig:
     beta: tuple[float, ...] = ()
     """Values of loss.beta for trials with summed log-probs."""
     beta_normalized: tuple[float, ...] = ()
-    """Values of loss.beta for trials with loss.normalize (log-probs divided by their total weight):
-    about an answer's length times as large as for summed log-probs."""
+    """Values of loss.beta for trials with loss.normalize (log-probs divided by their total weight).
+    These betas are larger than those for summed log-probs by a factor of about the length of an
+    answer."""
     gamma: tuple[float, ...] = ()
     """Values of loss.gamma, the weight of corrected tokens; each >= 1."""
     normalize: tuple[bool, ...] = ()
-    """Values of loss.normalize: sum log-probs, divide them by their total weight, or try both."""
+    """Values of loss.normalize to try: False sums log-probs, True divides them by their total
+    weight."""
     rule: tuple[Literal["muffin", "both_sides"], ...] = ()
     """Values of data.rule: which tokens count as corrected."""
     learning_rate: tuple[float, ...] = ()
@@ -51,7 +53,8 @@ class SpaceConfig:
     epochs: tuple[float, ...] = ()
     """Values of optim.epochs; needs --ddpo.optim.steps 0."""
     seed: tuple[int, ...] = ()
-    """Seeds to repeat every setting with; their mean decides, their spread is shown."""
+    """Seeds with which every setting is repeated. Settings are ranked by their mean score over
+    seeds, and the spread is shown."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +62,27 @@ class SearchConfig:
     """The search method, and the rule for the best trial."""
 
     kind: Literal["grid", "random", "bayes"] = "grid"
-    """`grid`: try every combination; `random`: draw settings; `bayes`: draw settings like the
-    best so far (Optuna's TPE)."""
+    """`grid` tries every combination, `random` samples settings at random, and `bayes` samples
+    settings that resemble the best ones so far (Optuna's TPE)."""
     trials: int = 16
     """Number of settings that `random` and `bayes` try."""
     seed: int = 0
     """Random seed for the drawn settings."""
     rungs: int = 2
-    """Evaluations of a trial (rungs of ASHA), the last one at its end. An earlier rung stops the
-    worse ones of the trials that reached it. 1: no trial is stopped."""
+    """Number of evaluations of each trial (the rungs of the ASHA algorithm), >= 1. The last one is
+    at the end of training. At each earlier one the worse trials are stopped. With 1, no trial is
+    stopped early."""
     reduction: int = 2
     """Factor between rungs, at least 2: one in so many trials continues, and each rung has so many
     times the updates of the one before."""
     metric: str = "response_rate"
     """The score of the benchmark to minimise."""
     guard: str = "object_recall"
-    """The score that must not fall below the base model's; empty: none."""
+    """Guard: a score that may not fall more than `within` points below the base model's. Empty:
+    none."""
     within: float = 2.0
-    """Percentage points that the guard may fall below the base model's. A trial that falls further
-    ranks below every trial that does not."""
+    """Number of percentage points that the guard may fall below the base model's. A trial that
+    falls further ranks below every trial that does not."""
     concurrent: int = 0
     """Number of trials that run at a time; 0: as many as fit into the cluster."""
     keep: int = 1
@@ -111,8 +116,9 @@ class SearchConfig:
     ) -> float:
         """Return the number that the search minimises (Deb 2000's rule for constraints).
 
-        It is the metric, a share between 0 and 1, if the guard holds. Otherwise it is 1 plus the
-        guard's shortfall, which ranks the trial below all that hold. Without a metric it is 2.
+        It is the metric, a fraction from 0 to 1, if the guard score is high enough. Otherwise it is
+        1 plus what the guard score lacks, which is worse than any trial whose guard is high enough.
+        Without a metric it is 2.
 
         Args:
             value: the trial's metric; None: it could not be computed.

@@ -133,7 +133,7 @@ def trial_scheduler(search: SearchConfig) -> TrialScheduler:
 
 
 def trial_resources(folder: Path) -> dict[str, float]:
-    """Return the resources that Tune reserves for a trial's own process: next to nothing.
+    """Return the resources that Tune reserves for a trial's own process: a hundredth of a CPU.
 
     If the sweep's folder is a mirror, the process must run on the driver's node.
     """
@@ -271,7 +271,9 @@ class Outcomes(TrialProgressCallback):
         """Do nothing: the trial's folder has the result."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record that a rung stopped the trial, unless it recorded its end or the sweep stops."""
+        """Record that a rung stopped the trial. A trial that recorded its own end keeps it, and
+        nothing is recorded once the sweep is stopping.
+        """
         if not (self.job.folder / STOP).exists():
             self.record(trial, "stopped", "")
 

@@ -73,7 +73,7 @@ class Replay:
 
         Args:
             events: all events of the experiment.
-            abandoned: no driver is left, so runs that are still open become KILLED.
+            abandoned: True if no driver is left; runs that are still open then become KILLED.
 
         Returns:
             True if MLflow now has everything.

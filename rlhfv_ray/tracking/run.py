@@ -116,7 +116,9 @@ class Spool:
                 )
 
     def append_points(self, run: str, points: Sequence[tuple[str, Any, int]]) -> None:
-        """Add the finite metric points (name, value, step) after each metric's last step."""
+        """Add the metric points (name, value, step) that are finite and newer than the metric's
+        last recorded step.
+        """
         usable = [
             (name, float(value), int(step))
             for name, value, step in points

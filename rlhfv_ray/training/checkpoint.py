@@ -115,9 +115,9 @@ def save_checkpoint(
 
 
 def once_a_folder(folder: Path, work: Callable[[], Any]) -> None:
-    """Do the work on the first of the workers that share a folder; called by every worker.
+    """Do the work on the first worker of each copy of the folder; every worker calls this.
 
-    All workers share a folder of a shared disk. A mirror is shared by the workers of its node.
+    On a shared disk all workers share one copy. Of a bucket, every node has a copy (a mirror).
     """
     mirror_ids: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(mirror_ids, open_folder(folder).copy_id())
@@ -155,13 +155,13 @@ def _check_space(engine: Any, writer: Writer) -> None:
 
 
 def checkpoint_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes that a checkpoint of a model takes on all workers together, with spare.
+    """Return the bytes that a checkpoint of a model takes on all workers together, plus a margin.
 
     A weight is saved in its own dtype. A trained weight also has 3 fp32 states, of 4 bytes each:
     the master weight and AdamW's two moments.
 
     Example:
-        Six trained weights in fp32 take 6 * (4 + 12) bytes, and 5 % are spare.
+        Six trained weights in fp32 take 6 * (4 + 12) bytes, plus a margin of 5 %.
 
         >>> checkpoint_bytes(torch.nn.Linear(3, 2, bias=False))
         100

@@ -30,8 +30,8 @@ def starts_at_reference(
     """Return a scalar that is true if the policy still is the reference, up to rounding.
 
     Before the first update policy = reference, so the DPO loss is -log sigmoid(0) = ln 2.
-    Large beta and gamma on long answers magnify rounding. A loss that is off therefore passes if
-    the tokens' log-probs themselves agree. A NaN never passes.
+    Large beta and gamma on long answers magnify rounding, so another loss passes too if the tokens'
+    log-probs themselves agree. A NaN never passes.
 
     Example:
         >>> logps = torch.tensor([-1.0, -2.0])
