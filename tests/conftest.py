@@ -16,6 +16,7 @@ install_import_hook(["rlhfv_ray.logps", "rlhfv_ray.loss"], "beartype.beartype")
 import contextlib
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ from rlhfv_ray.shapes.annotator import correct
 from rlhfv_ray.shapes.captions import QUESTIONS, careless_caption
 from rlhfv_ray.shapes.model import SHIPPED
 from rlhfv_ray.shapes.scenes import make_scenes, render
+
+ROOT = Path(__file__).parents[1]
 
 
 def careless_pairs(count: int, seed: int = 0) -> list[PreferencePair]:
@@ -92,6 +95,23 @@ def small_model(tmp_path_factory, processor) -> Path:
     build_model(processor, width=32, layers=2).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def installed_wheel(tmp_path_factory) -> Path:
+    """Build the wheel and install it into a folder outside of the checkout; return the folder.
+
+    With the folder in PYTHONPATH, imports find it before the checkout.
+    """
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    subprocess.run([*pip, *build], check=True, capture_output=True)
+    (wheel,) = folder.glob("rlhfv_ray-*.whl")
+    packages = folder / "packages"
+    install = ["install", "--no-deps", "--target", str(packages), str(wheel)]
+    subprocess.run([*pip, *install], check=True, capture_output=True)
+    return packages
 
 
 @pytest.fixture(scope="session")

@@ -103,18 +103,28 @@ def stop_in_training(storage: Path, number: signal.Signals) -> int:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(installed_wheel, tmp_path_factory) -> Path:
     """The storage of one small experiment: stopped by Ctrl-C in training, its driver killed in
-    training, then left alone.
+    training, then finished by the console command of an installed wheel, outside of the checkout.
 
-    That it ends where one without a fault ends is for `test_ray_job_outlives_stop_nodes_and_head`
-    to show.
+    `test_ray_job_outlives_stop_nodes_and_head` shows that it ends as one without a fault.
     """
     storage = tmp_path_factory.mktemp("storage")
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         assert stop_in_training(storage, number) == code
         assert not list(storage.glob("train-*/model"))
-    assert run(storage).count("skipped") == 2  # corrections and reference were done
+    line = [str(installed_wheel / "bin" / "rlhfv-ray"), "train", *command(storage)[2:]]
+    done = subprocess.run(
+        line,
+        cwd=storage,
+        env={**os.environ, "PYTHONPATH": str(installed_wheel)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("skipped") == 2  # corrections and reference were done
     return storage
 
 
@@ -185,30 +195,55 @@ def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bu
     )
 
 
+@pytest.fixture(scope="module")
+def real_line(small_model, tmp_path_factory) -> list[str]:
+    """Return an experiment's arguments on photos: its model, data, sizes and decoding."""
+    pairs = write_photo_pairs(tmp_path_factory.mktemp("photos") / "pairs.parquet")
+    return [
+        *("experiments/ddpo.py", "paper", "--model.path", str(small_model)),
+        *("--data.path", str(pairs), "--model.dtype", "fp32", "--scale.no-gpu"),
+        *("--scale.cpus", "0.5", "--scale.workers", "1", "--scale.actors", "1"),
+        *("--scale.checkpoint-every", "1", "--optim.batch", "4", "--optim.steps", "6"),
+        *("--generation.max-new-tokens", "12", "--generation.beams", "1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def benchmark_flags(tmp_path_factory) -> list[str]:
+    """Return the flags of Object HalBench and POPE on made questions."""
+    files = write_benchmarks(tmp_path_factory.mktemp("questions"))
+    return ["--benchmarks", "object_halbench", "pope", *files]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(real_line, benchmark_flags, tmp_path_factory) -> Path:
+    """The storage of an experiment on photos, with benchmarks, that nothing disturbed."""
+    storage = tmp_path_factory.mktemp("real")
+    line = [sys.executable, *real_line, *benchmark_flags, "--storage", str(storage)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return storage
+
+
 def test_without_benchmarks_the_report_exists_and_the_next_command_is_printed(
-    small_model, tmp_path
+    undisturbed, real_line
 ):
     """Catches: a printed path of a report that does not exist; a run that says nothing of how to
     score its models.
     """
-    pairs = write_photo_pairs(tmp_path / "pairs.parquet")
-    line = [
-        *(sys.executable, "experiments/ddpo.py", "paper", "--model.path", str(small_model)),
-        *("--data.path", str(pairs), "--model.dtype", "fp32", "--storage", str(tmp_path / "runs")),
-        *("--scale.no-gpu", "--scale.cpus", "0.5", "--scale.workers", "1", "--scale.actors", "1"),
-        *("--optim.batch", "4", "--optim.steps", "3", "--data.max-rejected", "0.5"),
-    ]
+    line = [sys.executable, *real_line, "--storage", str(undisturbed)]
+    line += ["--data.max-rejected", "0.5"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr.count("--data.max-rejected is now called --data.max-unusable") == 1
-    (report,) = (tmp_path / "runs").glob("paper-*/report.html")
-    text = report.read_text()
-    assert f"report         {report}" in done.stdout
+    assert done.stdout.count("skipped") == 2  # reference and training
+    report = done.stdout.split("report  ")[1].split()[0]
+    text = Path(report).read_text()
     assert "Configuration" in text and "loss.gamma" in text and "unusable rows" in text
-    (model,) = (tmp_path / "runs").glob("train-*/model")
+    (model,) = undisturbed.glob("train-*/model")
     last = done.stdout.strip().splitlines()[-1]
     assert last.startswith("python eval/run.py --model ") and str(model) in last
-    assert "--generation.max-new-tokens 1024" in last
+    assert "--generation.max-new-tokens 12" in last
 
 
 class Cluster:
@@ -469,36 +504,31 @@ def told(printed: str) -> dict:
     return json.JSONDecoder().raw_decode(printed[printed.index("{\n") :])[0]
 
 
-def test_real_data_ends_with_scores_of_both_models(cluster_of_two, small_model, bucket, tmp_path):
-    """Catches: an experiment on users' data that ends without scores, or with others when stopped.
+def test_real_data_ends_with_scores_of_both_models(
+    undisturbed, real_line, benchmark_flags, cluster_of_two, bucket
+):
+    """Catches: an experiment on users' data that ends without scores, or with other weights or
+    scores when it is stopped.
 
     Photos, Object HalBench in rule mode and POPE, as a Ray job whose storage is a bucket.
     """
     storage, objects = bucket.address("real"), bucket.objects()
-    pairs = write_photo_pairs(tmp_path / "pairs.parquet")
-    entry = (
-        *("python", "experiments/ddpo.py", "paper", "--model.path", str(small_model)),
-        *("--data.path", str(pairs), "--model.dtype", "fp32", "--storage", storage),
-        *("--scale.no-gpu", "--scale.cpus", "0.5", "--scale.workers", "2", "--scale.actors", "1"),
-        *("--scale.checkpoint-every", "1", "--optim.batch", "4", "--optim.steps", "6"),
-        *("--generation.max-new-tokens", "12", "--generation.beams", "1"),
-        *("--benchmarks", "object_halbench", "pope"),
-        *write_benchmarks(tmp_path / "benchmarks"),
-    )
+    entry = ["python", *real_line, *benchmark_flags, "--storage", storage]
 
-    def found(pattern: str) -> list[str]:
+    def stored(pattern: str) -> list[str]:
         return objects.glob(f"{BUCKET}/real/{pattern}")
 
     started = cluster_of_two.submit(*entry, wait=False)
     assert started.returncode == 0
-    wait_for(lambda: bool(found(MANIFEST)), 300)
+    wait_for(lambda: bool(stored(MANIFEST)), 300)
     job = started.stdout.split("Job '")[1].split("'")[0]
     stop = f"{cluster_of_two.ADDRESS}/api/jobs/{job}/stop"
     urllib.request.urlopen(urllib.request.Request(stop, method="POST"), timeout=60).read()
     wait_for(lambda: not training_workers(), 60)
+    assert not stored("train-*/model/*")
     done = cluster_of_two.submit(*entry)
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = found("paper-*/summary.json")
+    (path,) = stored("paper-*/summary.json")
     scores = json.loads(objects.cat_file(path))["benchmarks"]
     assert list(scores) == ["object_halbench", "pope"]
     for benchmark in scores.values():
@@ -506,13 +536,11 @@ def test_real_data_ends_with_scores_of_both_models(cluster_of_two, small_model, 
         assert {model["n"] for model in benchmark["models"].values()} == {6}
     assert "POPE" in done.stdout or "pope" in done.stdout
     assert "report         s3://" in done.stdout
-    again = cluster_of_two.submit(*entry)
-    assert again.stdout.count("skipped") == 6, again.stdout + again.stderr
-    assert json.loads(objects.cat_file(path))["benchmarks"] == scores
     metrics = {name for one in synced(cluster_of_two, storage) for name in one.data.metrics}
     assert {"pope/accuracy", "object_halbench/response_rate_all"} <= metrics
-    undisturbed = [*entry]
-    undisturbed[undisturbed.index(storage)] = bucket.address("undisturbed")
-    assert cluster_of_two.submit(*undisturbed).returncode == 0
-    (other,) = objects.glob(f"{BUCKET}/undisturbed/paper-*/summary.json")
-    assert json.loads(objects.cat_file(other))["benchmarks"] == scores
+    summaries = [json.loads(path.read_text()) for path in undisturbed.glob("paper-*/summary.json")]
+    (expected,) = [found["benchmarks"] for found in summaries if "benchmarks" in found]
+    assert scores == expected
+    (weights,) = stored("train-*/model/model.safetensors")
+    (expected_weights,) = undisturbed.glob("train-*/model/model.safetensors")
+    assert objects.cat_file(weights) == expected_weights.read_bytes()

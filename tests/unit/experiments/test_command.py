@@ -7,39 +7,21 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
 COMMANDS = ("train", "sft", "sweep", "eval", "report", "sync", "doctor")
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """The folder of an installed wheel; imports find it before the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
-    subprocess.run([*pip, *build], check=True, capture_output=True)
-    (wheel,) = folder.glob("rlhfv_ray-*.whl")
-    place = folder / "site"
-    subprocess.run(
-        [*pip, "install", "--no-deps", "--target", str(place), str(wheel)],
-        check=True,
-        capture_output=True,
-    )
-    return place
-
-
-def run(installed: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(installed_wheel: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "experiments.command", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": str(installed_wheel), "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def test_the_wheel_holds_everything(installed):
+def test_the_wheel_holds_everything(installed_wheel):
     """Catches: a wheel without evaluation, experiments, prompts, templates or the shapes model."""
     for name in (
         "experiments/command.py",
@@ -49,21 +31,21 @@ def test_the_wheel_holds_everything(installed):
         "eval/templates/page.html",
         "rlhfv_ray/shapes/checkpoint/model.safetensors",
     ):
-        assert (installed / name).is_file(), name
+        assert (installed_wheel / name).is_file(), name
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_subcommand_explains_itself(installed, tmp_path, name):
+def test_every_subcommand_explains_itself(installed_wheel, tmp_path, name):
     """Catches: a subcommand that needs the checkout, or a help that starts the work."""
-    done = run(installed, name, "--help", cwd=tmp_path)
+    done = run(installed_wheel, name, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "usage: " in done.stdout and f"rlhfv-ray {name}" in done.stdout
 
 
-def test_help_version_and_mistakes(installed, tmp_path):
+def test_help_version_and_mistakes(installed_wheel, tmp_path):
     """Catches: a command that says nothing without arguments, or a traceback for a typing error."""
-    assert all(name in run(installed, cwd=tmp_path).stdout for name in COMMANDS)
-    assert run(installed, "--version", cwd=tmp_path).stdout.startswith("rlhfv-ray 0.")
-    wrong = run(installed, "teach", cwd=tmp_path)
+    assert all(name in run(installed_wheel, cwd=tmp_path).stdout for name in COMMANDS)
+    assert run(installed_wheel, "--version", cwd=tmp_path).stdout.startswith("rlhfv-ray 0.")
+    wrong = run(installed_wheel, "teach", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "no subcommand 'teach'" in wrong.stderr and "Traceback" not in wrong.stderr
