@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -281,11 +282,27 @@ def load_engine(config: DDPOConfig) -> tuple[Any, Any]:
     return start_engine(policy, optimizer, config), processor
 
 
+def import_deepspeed() -> Any:
+    """Import DeepSpeed without MLflow, which its autotuner would import if it could.
+
+    Workers need neither, and MLflow takes as long to import as torch and DeepSpeed together.
+    """
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # importing it then fails
+    try:
+        import deepspeed
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+    return deepspeed
+
+
 def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConfig) -> Any:
     """Wrap policy and optimizer in a DeepSpeed engine."""
-    import deepspeed
-
     from rlhfv_ray.models import recompute_activations
+
+    deepspeed = import_deepspeed()
 
     if not config.scale.gpu:
         # No compiled ops: gloo carries the collectives, and a build takes 90 s.

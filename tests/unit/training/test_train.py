@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -98,3 +100,13 @@ def test_learning_rate_without_warmup_and_constant():
     constant = OptimConfig(learning_rate=2.0, warmup=0.5, schedule="constant")
     assert [learning_rate(constant, step, 4) for step in range(4)] == [1.0, 2.0, 2.0, 2.0]
     assert learning_rate(OptimConfig(learning_rate=2.0, warmup=1.0), 3, 4) == 2.0
+
+
+def test_deepspeed_comes_without_mlflow_and_mlflow_stays_importable():
+    """Catches: workers that import MLflow, which doubles their start, or that cannot import it."""
+    code = (
+        "import sys; from rlhfv_ray.training.train import import_deepspeed; "
+        "assert import_deepspeed().zero; assert 'mlflow' not in sys.modules; "
+        "import mlflow; assert mlflow.__version__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
