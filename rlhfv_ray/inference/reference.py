@@ -104,7 +104,6 @@ class ReferenceActor:
     """Holds the reference model, and scores the answers of encoded pairs."""
 
     def __init__(self, model: ModelConfig, batch: int) -> None:
-        torch.set_grad_enabled(False)
         loaded, self.processor = load_model(model)
         self.policy = AnswerPolicy(loaded, layout_of(loaded, model.layout))
         self.batch = batch
@@ -129,6 +128,7 @@ def part_table(rows: Sequence[EncodedPair | tuple[str, str]], schema: pa.Schema)
     return pa.Table.from_pylist([*pairs, *unusable], schema=schema)
 
 
+@torch.no_grad()
 def score_pairs(
     policy: AnswerPolicy, processor: Any, pairs: Sequence[EncodedPair]
 ) -> list[ReferencePair]:

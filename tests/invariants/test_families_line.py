@@ -73,7 +73,6 @@ def trained(tmp_path_factory) -> Path:
         leases.append(hold_lease(home / "run"))
         token = leases[-1].__enter__()
         jobs[make.__name__] = TrainJob(config, home / "reference", inputs, home / "run", token)
-    torch.set_grad_enabled(True)  # the actor turned it off, in what is usually its own process
     (folder / "jobs-1.pickle").write_bytes(pickle.dumps(jobs))
     torch.multiprocessing.spawn(run_jobs, args=(1, free_port(), folder), nprocs=1)
     for lease in leases:
