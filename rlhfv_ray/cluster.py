@@ -2,12 +2,17 @@
 
 import logging
 import os
+import re
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
 import ray
 import ray.data
+from ray._private.services import find_bootstrap_address
+from ray._private.state import jobs
 from ray.exceptions import RayError
 
 from rlhfv_ray.config import ScaleConfig
@@ -18,34 +23,125 @@ logger = logging.getLogger(__name__)
 PREPARE_CPUS = 0.25  # for the task that reads and encodes while the actors compute
 NEVER_RAN = "The actor never ran"  # in Ray's error for an actor that it thinks nobody needs
 OBJECT_STORE_BYTES = 512 * 1024**2  # for a Ray started here; a cluster keeps its own setting
+ANSWER_S = 10.0  # a Ray that does not answer within this time is gone
+QUIET_S = 5.0  # resources that are free again within this time need no message
+POLL_S = 1.0
 
 
 def connect() -> None:
-    """Join the Ray cluster of RAY_ADDRESS or of this machine; start one here if there is none.
+    """Join the Ray cluster that people started, or start one for this process alone.
 
-    Workers' output stays in Ray's logs: the driver prints what users need to know.
+    RAY_ADDRESS names a cluster, as it does inside a Ray job. Without it, the one that `ray start`
+    recorded on this machine is joined. A Ray that another command started for itself is left alone:
+    it ends with that command. Workers' output stays in Ray's logs: the driver prints what users
+    need to know.
 
     Raises:
-        ConfigError: the temporary folder's name is too long for Ray's sockets.
+        ConfigError: the cluster of RAY_ADDRESS does not answer, or the temporary folder's name is
+            too long for Ray's sockets.
     """
     if ray.is_initialized():
         return
     settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    try:
-        ray.init("auto", **settings)
-    except ConnectionError:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    address = cluster_address()
+    if address:
         try:
-            ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **settings)
-        except OSError as error:
-            if "AF_UNIX" not in str(error):
-                raise
-            folder = tempfile.gettempdir()
+            ray.init(address, **settings)
+        except (ConnectionError, RuntimeError) as error:  # RuntimeError: of another version
+            reason = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"TMPDIR = {folder!r} has {len(folder)} characters, and Ray puts sockets below it, "
-                "whose names may have 107 in all: give TMPDIR one of at most 40."
+                f"The Ray at {address} cannot be joined: {reason}. Give the address of another "
+                "cluster in RAY_ADDRESS; RAY_ADDRESS=local starts one for this command alone."
             ) from error
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **settings)
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        folder = tempfile.gettempdir()
+        raise ConfigError(
+            f"TMPDIR = {folder!r} has {len(folder)} characters, and Ray puts sockets below it, "
+            "whose names may have 107 in all: give TMPDIR one of at most 40."
+        ) from error
+
+
+def cluster_address() -> str:
+    """Return the address of the cluster to join; empty if there is none.
+
+    Raises:
+        ConfigError: the cluster of RAY_ADDRESS does not answer.
+    """
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given not in ("", "auto"):
+        if given != "local" and not answers(given):
+            raise ConfigError(
+                f"RAY_ADDRESS = {given!r}: no Ray answers there within {ANSWER_S:g} s. Start that "
+                "cluster or correct the address. Without RAY_ADDRESS, this command starts a Ray "
+                "of its own."
+            )
+        return "" if given == "local" else given
+    recorded = find_bootstrap_address(None) or ""
+    if recorded and not answers(recorded):
+        logger.warning(
+            "The Ray at %s, which `ray start` recorded on this machine, does not answer. This "
+            "command starts a Ray of its own; `ray stop` removes the record.",
+            recorded,
+        )
+        return ""
+    return recorded
+
+
+def answers(address: str, *, timeout: float = ANSWER_S) -> bool:
+    """Return True if a gRPC server, as Ray's head is one, answers at `host:port` in time.
+
+    An address of another form (ray://...) is left to Ray.
+    """
+    if not re.fullmatch(r"[^/]+:\d+", address) or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return True
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=timeout)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
+def wait_for_resources(purpose: str, cpus: float, gpus: float) -> None:
+    """Wait until the cluster has these CPUs and GPUs free; say whose jobs it waits for.
+
+    Args:
+        purpose: what needs them, for the message.
+        cpus: number of CPUs, in all.
+        gpus: number of GPUs, in all.
+    """
+    started = time.monotonic()
+    shown = False
+    while True:
+        free = ray.available_resources()
+        if free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= gpus:
+            return
+        if not shown and time.monotonic() - started > QUIET_S:
+            logger.warning(
+                "%s waits until %g CPUs and %g GPUs are free; now %g and %g are. %s",
+                *(purpose, cpus, gpus, free.get("CPU", 0.0), free.get("GPU", 0.0), _other_jobs()),
+            )
+            shown = True
+        time.sleep(POLL_S)
+
+
+def _other_jobs() -> str:
+    """Return a sentence with the drivers that run on the cluster beside this one."""
+    own = ray.get_runtime_context().get_job_id()
+    others = [
+        f"{job.get('Entrypoint') or 'a driver'} (process {job['DriverPid']} on "
+        f"{job['DriverIPAddress']})"
+        for job in jobs()
+        if not job["IsDead"] and job["JobID"] != own
+    ]
+    return f"Running beside it: {'; '.join(others)}." if others else "No other job is running."
 
 
 def check_fits(

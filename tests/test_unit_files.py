@@ -10,7 +10,6 @@ ROOT = Path(__file__).parents[1]
 # Modules that only a real Ray, DeepSpeed, command line or server shows at work: the test that does.
 COVERED_ELSEWHERE = {
     "rlhfv_ray/doctor/__main__.py": "tests/ray/test_experiment.py",
-    "rlhfv_ray/cluster.py": "tests/ray/test_reference.py",
     "rlhfv_ray/pipeline.py": "tests/unit/test_cli.py",
     "rlhfv_ray/shapes_stages.py": "tests/ray/test_experiment.py",
     "rlhfv_ray/shapes/model.py": "tests/invariants/test_numeric.py",

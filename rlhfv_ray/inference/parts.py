@@ -18,7 +18,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from rlhfv_ray.cluster import PREPARE_CPUS, configure_data, unwrap
+from rlhfv_ray.cluster import PREPARE_CPUS, configure_data, unwrap, wait_for_resources
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import RlhfvError, StageFailedError
@@ -59,6 +59,8 @@ def map_parts(
     missing = [number for number in range(len(shards)) if not part_path(folder, number).exists()]
     if not missing:
         return
+    preparing = PREPARE_CPUS if prepare is not None else 0.0
+    wait_for_resources(title, scale.cpus + preparing, float(scale.gpu))  # of one actor
     configure_data()
     rows = ({"part": number, "rows": pickle.dumps(shards[number])} for number in missing)
     parts = ray.data.from_items(list(rows), override_num_blocks=len(missing))

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from rlhfv_ray.cluster import wait_for_resources
 from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data.reference_table import from_row, load_reference, pair_lengths
 from rlhfv_ray.errors import (
@@ -88,6 +89,11 @@ def train_ddpo(
     discard(job.folder / FAILURE)
     # Ray checks every 2 s by default, and every end of training would come that late.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Ray gives up after 60 s by default, which another job's last seconds can exceed.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    scale = job.config.scale
+    gpus = float(scale.workers if scale.gpu else 0)
+    wait_for_resources("Training", scale.workers * scale.cpus, gpus)
     trainer = ray_trainer(job)
     interrupt = signal.getsignal(signal.SIGINT)
     with tail_records(job.folder, on_records):

@@ -6,13 +6,17 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -35,6 +39,7 @@ SMALL = (
     "1",  # two are tested in test_train.py and test_worker.py
 )
 AGENTLESS = "No available agent to submit job"  # what Ray says of nodes that have just started
+SESSION = re.compile(r"/session_[0-9_-]+")
 MANIFEST = "train-*/checkpoints/*/manifest.json"
 pytestmark = pytest.mark.ray
 
@@ -103,29 +108,92 @@ def stop_in_training(storage: Path, number: signal.Signals) -> int:
 
 
 @pytest.fixture(scope="module")
-def finished(installed_wheel, tmp_path_factory) -> Path:
-    """The storage of one small experiment: stopped by Ctrl-C in training, its driver killed in
-    training, then finished by the console command of an installed wheel, outside of the checkout.
+def real_line(small_model, tmp_path_factory) -> list[str]:
+    """Return an experiment's arguments on photos: its model, data, sizes and decoding."""
+    pairs = write_photo_pairs(tmp_path_factory.mktemp("photos") / "pairs.parquet")
+    return [
+        *("experiments/ddpo.py", "paper", "--model.path", str(small_model)),
+        *("--data.path", str(pairs), "--model.dtype", "fp32", "--scale.no-gpu"),
+        *("--scale.cpus", "0.5", "--scale.workers", "1", "--scale.actors", "1"),
+        *("--scale.checkpoint-every", "1", "--optim.batch", "4", "--optim.steps", "6"),
+        *("--generation.max-new-tokens", "12", "--generation.beams", "1"),
+    ]
 
-    `test_ray_job_outlives_stop_nodes_and_head` shows that it ends as one without a fault.
+
+@pytest.fixture(scope="module")
+def benchmark_flags(tmp_path_factory) -> list[str]:
+    """Return the flags of Object HalBench and POPE on made questions."""
+    files = write_benchmarks(tmp_path_factory.mktemp("questions"))
+    return ["--benchmarks", "object_halbench", "pope", *files]
+
+
+class SideBySide(NamedTuple):
+    """Two experiments that ran on one machine at a time."""
+
+    shapes: Path  # storage: stopped by Ctrl-C in training, its driver killed in training, finished
+    photos: Path  # storage: undisturbed, with benchmarks
+    rays: set[str]  # session folders of the Rays that were alive at one moment
+
+
+@pytest.fixture(scope="module")
+def side_by_side(installed_wheel, real_line, benchmark_flags, tmp_path_factory) -> SideBySide:
+    """Finish the shapes experiment by the console command of an installed wheel, outside of the
+    checkout, while the experiment on photos runs.
+
+    The tests of Ray jobs show that both end as alone.
     """
-    storage = tmp_path_factory.mktemp("storage")
+    shapes, photos = tmp_path_factory.mktemp("storage"), tmp_path_factory.mktemp("real")
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        assert stop_in_training(storage, number) == code
-        assert not list(storage.glob("train-*/model"))
-    line = [str(installed_wheel / "bin" / "rlhfv-ray"), "train", *command(storage)[2:]]
-    done = subprocess.run(
-        line,
-        cwd=storage,
-        env={**os.environ, "PYTHONPATH": str(installed_wheel)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("skipped") == 2  # corrections and reference were done
-    return storage
+        assert stop_in_training(shapes, number) == code
+        assert not list(shapes.glob("train-*/model"))
+    script = str(installed_wheel / "bin" / "rlhfv-ray")
+    environment = {**os.environ, "PYTHONPATH": str(installed_wheel)}
+    wheel_line = [script, "train", *command(shapes)[2:]]
+    photo_line = [sys.executable, *real_line, *benchmark_flags, "--storage", str(photos)]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with (
+        subprocess.Popen(wheel_line, cwd=shapes, env=environment, **pipes) as first,
+        subprocess.Popen(photo_line, cwd=ROOT, **pipes) as second,
+        ThreadPoolExecutor(2) as readers,
+    ):
+        outputs = [readers.submit(driver.communicate) for driver in (first, second)]
+        rays: set[str] = set()
+        while first.poll() is None and second.poll() is None:
+            rays = max(rays, session_folders(first.pid, second.pid), key=len)
+            time.sleep(0.5)
+        (shapes_printed, shapes_errors), (_, photos_errors) = (out.result() for out in outputs)
+    assert first.returncode == 0, shapes_printed + shapes_errors
+    assert second.returncode == 0, photos_errors
+    assert shapes_printed.count("skipped") == 2  # corrections and reference were done
+    return SideBySide(shapes, photos, rays)
+
+
+def session_folders(*drivers: int) -> set[str]:
+    """Return the session folders of the Rays that drivers started and that run now."""
+    folders: set[str] = set()
+    for driver in drivers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in children(psutil.Process(driver)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    folders.update(SESSION.findall(" ".join(process.cmdline())))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def finished(side_by_side) -> Path:
+    """The storage of a small experiment of the shapes world."""
+    return side_by_side.shapes
+
+
+@pytest.fixture(scope="module")
+def undisturbed(side_by_side) -> Path:
+    """The storage of an experiment on photos, with benchmarks, that nothing disturbed."""
+    return side_by_side.photos
+
+
+def test_two_experiments_at_a_time_have_a_ray_each(side_by_side):
+    """Catches: a command that joins another's private Ray, starves there, or dies with it."""
+    assert len(side_by_side.rays) == 2
 
 
 def test_summary_report_model_and_runs(finished):
@@ -193,36 +261,6 @@ def test_a_bucket_that_goes_away_in_training_costs_nothing_but_time(finished, bu
     assert [json.loads(line)["step"] for line in objects.cat_file(record).splitlines()] == list(
         range(1, 17)
     )
-
-
-@pytest.fixture(scope="module")
-def real_line(small_model, tmp_path_factory) -> list[str]:
-    """Return an experiment's arguments on photos: its model, data, sizes and decoding."""
-    pairs = write_photo_pairs(tmp_path_factory.mktemp("photos") / "pairs.parquet")
-    return [
-        *("experiments/ddpo.py", "paper", "--model.path", str(small_model)),
-        *("--data.path", str(pairs), "--model.dtype", "fp32", "--scale.no-gpu"),
-        *("--scale.cpus", "0.5", "--scale.workers", "1", "--scale.actors", "1"),
-        *("--scale.checkpoint-every", "1", "--optim.batch", "4", "--optim.steps", "6"),
-        *("--generation.max-new-tokens", "12", "--generation.beams", "1"),
-    ]
-
-
-@pytest.fixture(scope="module")
-def benchmark_flags(tmp_path_factory) -> list[str]:
-    """Return the flags of Object HalBench and POPE on made questions."""
-    files = write_benchmarks(tmp_path_factory.mktemp("questions"))
-    return ["--benchmarks", "object_halbench", "pope", *files]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(real_line, benchmark_flags, tmp_path_factory) -> Path:
-    """The storage of an experiment on photos, with benchmarks, that nothing disturbed."""
-    storage = tmp_path_factory.mktemp("real")
-    line = [sys.executable, *real_line, *benchmark_flags, "--storage", str(storage)]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return storage
 
 
 def test_without_benchmarks_the_report_exists_and_the_next_command_is_printed(
@@ -432,7 +470,8 @@ def test_ray_job_on_two_nodes_that_share_a_folder(finished, cluster_of_two, tmp_
 
 def test_a_driver_with_another_auth_mode_learns_what_is_wrong(cluster_of_two, tmp_path):
     """Catches: Ray's word that an actor never ran, which says nothing of the reason."""
-    line, environment = command(tmp_path / "storage"), {**os.environ, "RAY_AUTH_MODE": "token"}
+    line = command(tmp_path / "storage")
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": "127.0.0.1:26379"}
     done = subprocess.run(
         line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
     )

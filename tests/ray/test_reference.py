@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from rlhfv_ray import cluster as ray_cluster
 from rlhfv_ray.config import GenerationConfig
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
@@ -175,3 +178,43 @@ def test_examples_are_encoded_by_the_same_pipeline(cluster, config, tmp_path):
     assert "chosen_logps" not in examples.column_names
     assert set(map(len, examples["rejected_ids"])) == {0}
     assert [row["id"] for row in unusable_rows(folder)] == ["shapes:3"]
+
+
+HOLDER = """
+import sys
+import ray
+
+@ray.remote(num_cpus=2)
+class Holder:
+    def ready(self):
+        return True
+
+ray.init(sys.argv[1], logging_level="ERROR")
+holder = Holder.remote()
+ray.get(holder.ready.remote())
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_job_waits_for_another_ones_cpus_and_goes_on(cluster, monkeypatch, caplog):
+    """Catches: a job that starves, or gives up, while another job has the CPUs, without a word."""
+    monkeypatch.setattr(ray_cluster, "QUIET_S", 0.5)
+    address = ray.get_runtime_context().gcs_address
+    waiting = threading.Thread(
+        target=ray_cluster.wait_for_resources, args=("Training", 1.0, 0.0), daemon=True
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        waiting.start()
+        wait_for(lambda: "Training waits until 1 CPUs" in caplog.text, 30)
+        assert f"process {holder.pid}" in caplog.text
+        holder.communicate("\n", timeout=60)
+    waiting.join(timeout=60)
+    assert not waiting.is_alive()
