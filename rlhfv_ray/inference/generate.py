@@ -16,9 +16,11 @@ import torch
 from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig, changed_settings
 from rlhfv_ray.data import decode_image
 from rlhfv_ray.data.encoding import prompt_text
-from rlhfv_ray.inference.parts import map_parts, read_parts, write_part
+from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.inference.parts import begun_scale, map_parts, read_parts, write_part
 from rlhfv_ray.models import load_model
 from rlhfv_ray.records import Answer, Prompt
+from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.storage.stages import Stage
 
 ANSWERS = pa.schema({"id": pa.string(), "question": pa.string(), "text": pa.string()})
@@ -37,7 +39,11 @@ def generate_answers(
 
     Returns:
         One answer per prompt, in their order.
+
+    Raises:
+        StageFailedError: the folder holds answers to other prompts.
     """
+    scale = begun_scale(folder, scale)
     starts = range(0, len(prompts), scale.rows)
     map_parts(
         [prompts[start : start + scale.rows] for start in starts],
@@ -48,7 +54,13 @@ def generate_answers(
         scale=scale,
         title=title,
     )
-    return read_answers(folder)
+    answers = read_answers(folder)
+    if [answer.id for answer in answers] != [prompt.id for prompt in prompts]:
+        raise StageFailedError(
+            f"{display_path(folder)} holds answers to other prompts. Delete it, and run the same "
+            "command again."
+        )
+    return answers
 
 
 def write_answers(answers: Sequence[Answer], folder: Path) -> None:

@@ -2,13 +2,17 @@
 
 The rows are cut into numbered shards. Each shard becomes one file `part-00012.parquet`, published
 by a rename. A part depends on its shard alone. After a fault, existing parts are complete, and the
-missing ones are computed with the same result.
+missing ones are computed with the same result: `parts.json` holds the sizes that the first run cut
+and batched by, and every later run keeps to them.
 """
 
 import functools
+import json
+import logging
 import os
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +26,12 @@ from rlhfv_ray.cluster import PREPARE_CPUS, configure_data, unwrap, wait_for_res
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import RlhfvError, StageFailedError
-from rlhfv_ray.storage.folder import display_path, fetch, make, publish
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import discard, display_path, fetch, make, publish
+
+logger = logging.getLogger(__name__)
+
+SIZES = "parts.json"
 
 
 class PartActor(Protocol):
@@ -31,6 +40,31 @@ class PartActor(Protocol):
     def __call__(self, rows: Any, part: int) -> pa.Table:
         """Return the table of part number `part` from its prepared rows."""
         ...
+
+
+def begun_scale(folder: Path, scale: ScaleConfig) -> ScaleConfig:
+    """Return the scale with the `rows` and `inference_batch` that the folder's parts began with.
+
+    Part 3 holds other rows if the cut is another one, and other roundings if the batch is.
+
+    Args:
+        folder: of the parts; it may be new.
+        scale: what the user asks for; it decides for a new folder.
+    """
+    make(folder)
+    path = folder / SIZES
+    wanted = {"rows": scale.rows, "inference_batch": scale.inference_batch}
+    if not path.exists():
+        for part in folder.glob("part-*.parquet"):
+            discard(part)  # nobody knows what it was made of
+        write_json(path, wanted)
+    begun = json.loads(path.read_text())
+    if begun != wanted:
+        logger.warning(
+            "%s was begun with scale.rows %d and scale.inference_batch %d, and goes on with them.",
+            *(display_path(folder), begun["rows"], begun["inference_batch"]),
+        )
+    return replace(scale, **begun)
 
 
 def map_parts(

@@ -22,7 +22,7 @@ from rlhfv_ray.data import Slice, data_digest, list_slices, read_slice
 from rlhfv_ray.data.encoding import encode_example, encode_pair
 from rlhfv_ray.data.reference_table import SCHEMA, UNUSABLE, to_row
 from rlhfv_ray.errors import DataError
-from rlhfv_ray.inference.parts import map_parts
+from rlhfv_ray.inference.parts import begun_scale, map_parts
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, load_processor, model_digests
 from rlhfv_ray.models.batch import collate_pairs, to_device
@@ -64,6 +64,7 @@ def compute_reference_logps(
     Raises:
         DataError: more than `data.max_unusable` of the rows are unusable, or none is left.
     """
+    scale = begun_scale(folder, scale)
     map_parts(
         list_slices(data.path, format=data.format, rows=scale.rows),
         folder,

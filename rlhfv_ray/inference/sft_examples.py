@@ -13,7 +13,7 @@ import pyarrow as pa
 from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_table import EXAMPLES
-from rlhfv_ray.inference.parts import map_parts
+from rlhfv_ray.inference.parts import begun_scale, map_parts
 from rlhfv_ray.inference.reference import collect_unusable, encode_slice, part_table
 from rlhfv_ray.records import EncodedPair
 
@@ -24,6 +24,7 @@ def encode_examples(model: ModelConfig, data: DataConfig, scale: ScaleConfig, fo
     Raises:
         DataError: more than `data.max_unusable` of the rows are unusable, or none is left.
     """
+    scale = begun_scale(folder, scale)
     map_parts(
         list_slices(data.path, format=data.format, rows=scale.rows, examples=True),
         folder,

@@ -5,7 +5,7 @@ import functools
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.generate import generate_answers
-from rlhfv_ray.inference.parts import read_parts
+from rlhfv_ray.inference.parts import SIZES, part_path, read_parts
 from rlhfv_ray.inference.reference import compute_reference_logps
 from rlhfv_ray.inference.sft_examples import encode_examples
 from rlhfv_ray.records import Prompt
@@ -46,13 +46,36 @@ def test_every_pair_once_in_order_and_a_second_run_does_nothing(reference, confi
 
 def test_missing_parts_are_made_again_and_are_the_same(reference, config, tmp_path):
     """Catches: a resume that starts from the beginning, or gives other numbers."""
-    for number in (0, 1, 2, 5, 6, 7):
-        name = f"part-{number:05d}.parquet"
-        (tmp_path / name).write_bytes((reference / name).read_bytes())
+    copy_parts(reference, tmp_path, (0, 1, 2, 5, 6, 7))
     before = (tmp_path / "part-00001.parquet").stat().st_mtime_ns
     compute_reference_logps(config.model, config.data, config.scale, tmp_path)
     assert read_parts(tmp_path).equals(read_parts(reference))
     assert (tmp_path / "part-00001.parquet").stat().st_mtime_ns == before
+
+
+def copy_parts(folder: Path, to: Path, numbers: Sequence[int]) -> None:
+    """Copy what an interrupted run leaves: some parts, and the sizes that they were cut by."""
+    for name in (SIZES, *(part_path(folder, number).name for number in numbers)):
+        (to / name).write_bytes((folder / name).read_bytes())
+
+
+def test_a_resume_with_another_cut_ends_with_the_same_rows(reference, config, tmp_path):
+    """Catches: parts matched by number alone, which leave out the rows that another cut moves.
+
+    Four of eight parts of five rows exist; the command goes on with ten rows a part.
+    """
+    copy_parts(reference, tmp_path, (0, 1, 2, 3))
+    other = replace(config.scale, rows=10, inference_batch=3)
+    compute_reference_logps(config.model, config.data, other, tmp_path)
+    assert read_parts(tmp_path).equals(read_parts(reference))
+
+
+def test_parts_of_an_unknown_cut_are_made_again(reference, config, tmp_path):
+    """Catches: a part that nobody knows the rows of, taken as it is."""
+    part = part_path(tmp_path, 0)
+    part.write_bytes(part_path(reference, 5).read_bytes())
+    compute_reference_logps(config.model, config.data, config.scale, tmp_path)
+    assert read_parts(tmp_path).equals(read_parts(reference))
 
 
 @contextlib.contextmanager
