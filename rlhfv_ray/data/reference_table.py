@@ -11,7 +11,9 @@ from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
+from rlhfv_ray.config import fingerprint
 from rlhfv_ray.errors import StaleReferenceError
 from rlhfv_ray.records import ChangedTokens, EncodedPair, ReferencePair
 from rlhfv_ray.segments import Rule
@@ -80,14 +82,34 @@ def from_row(row: Mapping[str, Any], *, chosen_only: bool = False) -> EncodedPai
 
 
 def load_reference(folder: Path) -> Any:
-    """Return a reference folder's pairs as a memory-mapped `datasets.Dataset`, in data order."""
+    """Return a reference folder's pairs as a memory-mapped `datasets.Dataset`, in data order.
+
+    The first call on a node writes the pairs into one hidden Arrow file of the folder, which all
+    processes of the node map. In a folder that may not be written, each process reads them into its
+    own memory.
+    """
     import datasets
 
-    datasets.disable_progress_bars()
     parts = sorted(folder.glob("part-*.parquet"))
-    table = datasets.Dataset.from_parquet([str(path) for path in parts])
-    usable = [row for row, reason in enumerate(table["reason"]) if reason is None]
-    return table.select(usable) if len(usable) < len(table) else table
+    states = {part.name: [part.stat().st_size, part.stat().st_mtime_ns] for part in parts}
+    path = folder / f".pairs-{fingerprint(states)}.arrow"
+    try:
+        with FileLock(folder / ".pairs.lock"):
+            if not path.exists():
+                draft = path.with_suffix(".draft")
+                with pa.ipc.new_stream(draft, pq.read_schema(parts[0])) as stream:
+                    for part in parts:
+                        stream.write_table(_usable_rows(part))
+                draft.replace(path)
+    except PermissionError:
+        tables = [_usable_rows(part) for part in parts]
+        return datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(tables)))
+    return datasets.Dataset.from_file(str(path))
+
+
+def _usable_rows(part: Path) -> pa.Table:
+    table = pq.read_table(part)
+    return table.filter(table["reason"].is_null())
 
 
 def pair_lengths(folder: Path) -> list[int]:

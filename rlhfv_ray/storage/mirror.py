@@ -24,13 +24,19 @@ def mirror_path(address: str) -> Path:
         's3://bucket/runs'
 
     Raises:
-        ConfigError: the address names no bucket, or leads out of one.
+        ConfigError: the address names no bucket, leads out of one, or has a character that
+            fsspec reads as a pattern for many names.
     """
     protocol, _, key = address.partition("://")
     parts = [part for part in key.split("/") if part]
     if not protocol or not parts or {".", ".."} & set(parts):
         raise ConfigError(
             f"{address!r} is no address of a folder: give one such as s3://bucket/runs."
+        )
+    if set("*?[") & set(key):
+        raise ConfigError(
+            f"{address!r} has one of the characters * ? [, which would stand for many names: give "
+            "an address without them."
         )
     return Path(tempfile.gettempdir(), f"rlhfv-ray-mirror-{os.getuid()}", protocol, *parts)
 

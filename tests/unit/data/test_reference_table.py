@@ -1,5 +1,6 @@
 """Rows of the reference folder: pairs and examples survive them, stale log-probs are refused."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,6 +66,48 @@ def test_unusable_rows_are_left_out_of_pairs_and_lengths(tmp_path: Path) -> None
         pq.write_table(table, tmp_path / f"part-{number:06}.parquet")
     assert load_reference(tmp_path)["id"][:] == ["a"]
     assert pair_lengths(tmp_path) == [7]
+
+
+def write_pair(folder: Path, name: str) -> None:
+    """Write a reference folder that holds one pair."""
+    folder.mkdir()
+    row = {**to_row(PAIR), "id": name}
+    pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), folder / "part-00000.parquet")
+
+
+def test_a_folder_is_read_by_its_name_and_keeps_its_rows_to_itself(tmp_path: Path) -> None:
+    """Catches: a sibling's pairs read for a name with `*`, copies in a cache of the user's, and a
+    changed part that is not read again.
+    """
+    import datasets
+
+    for name in ("ref[1]*", "ref1", "ref[1]*-other"):
+        write_pair(tmp_path / name, name)
+    cached = set(Path(datasets.config.HF_DATASETS_CACHE).rglob("*"))
+    for name in ("ref[1]*", "ref1"):
+        assert load_reference(tmp_path / name)["id"][:] == [name]
+    assert set(Path(datasets.config.HF_DATASETS_CACHE).rglob("*")) == cached
+    rows = [{**to_row(PAIR), "id": "new"}]
+    path = tmp_path / "ref1" / "part-00001.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    assert load_reference(tmp_path / "ref1")["id"][:] == ["ref1", "new"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_folder_that_may_not_be_written_is_read(tmp_path: Path) -> None:
+    """Catches: another user's reference folder that can be read, and is refused."""
+    write_pair(tmp_path / "theirs", "a")
+    opened = [tmp_path, *tmp_path.parents]
+    modes = {folder: folder.stat().st_mode for folder in opened if folder.owner() == "root"}
+    for folder in modes:
+        folder.chmod(0o755)
+    os.seteuid(65534)  # nobody
+    try:
+        assert load_reference(tmp_path / "theirs")["id"][:] == ["a"]
+    finally:
+        os.seteuid(0)
+        for folder, mode in modes.items():
+            folder.chmod(mode)
 
 
 def test_stale_reference_names_what_differs() -> None:

@@ -21,6 +21,13 @@ def test_what_is_no_address_is_refused(address):
         mirror_path(address)
 
 
+@pytest.mark.parametrize("address", ["s3://lab/runs[1]", "s3://lab/run*", "s3://lab/run?"])
+def test_a_pattern_is_no_address(address):
+    """Catches: a folder deleted because its name fits the pattern that another address is."""
+    with pytest.raises(ConfigError, match="without them"):
+        mirror_path(address)
+
+
 def test_only_paths_inside_a_mirror_have_an_address():
     """Catches: a disk's path sent to a bucket; a name inside a mirror that opens another one."""
     root = Path("/tmp/rlhfv-ray-mirror-7")
