@@ -7,10 +7,11 @@ Every update is in the file once and in order, also after a resume that repeats 
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 import torch
@@ -24,6 +25,7 @@ from rlhfv_ray.records import PairBatch
 
 METRICS_FILE = "metrics.jsonl"
 POLL_S = 1.0
+BLOCK = 2**16  # bytes from the file's end that are searched for its last line
 
 Record = Mapping[str, Any]
 
@@ -124,37 +126,57 @@ class RecordWriter(UserCallback):
 
 
 def append_records(folder: Path, records: Sequence[Record]) -> None:
-    """Append the records of updates later than the last one in the file."""
-    existing = read_records(folder)
-    last = existing[-1]["step"] if existing else 0
-    fresh = [record for record in records if record["step"] > last]
+    """Append the records of updates later than the last one in the file; only its end is read."""
     with (folder / METRICS_FILE).open("a+b") as stream:
-        stream.seek(0)
-        complete = stream.read().rfind(b"\n") + 1
-        stream.truncate(complete)  # half a line, left by a writer that was killed
+        line, end = _last_line(stream)
+        last = json.loads(line)["step"] if line else 0
+        fresh = [record for record in records if record["step"] > last]
+        stream.truncate(end)  # half a line, left by a writer that was killed
         stream.write("".join(json.dumps(record) + "\n" for record in fresh).encode())
+
+
+def _last_line(stream: BinaryIO) -> tuple[bytes, int]:
+    """Return the last complete line, empty if there is none, and the position of its end."""
+    size = stream.seek(0, os.SEEK_END)
+    block = BLOCK
+    while True:
+        start = max(0, size - block)
+        stream.seek(start)
+        text = stream.read(size - start)
+        end = text.rfind(b"\n") + 1
+        line_start = text.rfind(b"\n", 0, max(0, end - 1)) + 1
+        if line_start or not start:
+            return text[line_start:end], start + end
+        block *= 2
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """Return all records of a run, except a line that is still being written."""
+    return _records_from(folder, 0)[0]
+
+
+def _records_from(folder: Path, position: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the records of the complete lines from a byte position on, and where they end."""
     try:
-        text = (folder / METRICS_FILE).read_text()
+        with (folder / METRICS_FILE).open("rb") as stream:
+            stream.seek(position)
+            text = stream.read()
     except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [], position
+    complete = text[: text.rfind(b"\n") + 1]
+    return [json.loads(line) for line in complete.splitlines()], position + len(complete)
 
 
 @contextlib.contextmanager
 def tail_records(folder: Path, on_records: Callable[[Sequence[Record]], None]) -> Iterator[None]:
     """Call `on_records` with a run's new records while the body runs, and once after it."""
-    count = 0
+    position = 0
 
     def pass_on_new_records() -> None:
-        nonlocal count
-        records = read_records(folder)
-        if len(records) > count:
-            on_records(records[count:])
-            count = len(records)
+        nonlocal position
+        records, position = _records_from(folder, position)
+        if records:
+            on_records(records)
 
     with poll(pass_on_new_records, POLL_S):
         yield

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from rlhfv_ray.training import metrics_log
 from rlhfv_ray.training.metrics_log import METRICS_FILE, append_records, read_records, tail_records
 
 
@@ -53,6 +54,28 @@ def test_odd_values_survive(tmp_path):
     append_records(tmp_path, unusual)
     assert read_records(tmp_path) == unusual
     assert len((tmp_path / METRICS_FILE).read_bytes().splitlines()) == 1
+
+
+def test_a_report_reads_one_line_and_a_second_only_what_is_new(tmp_path, monkeypatch):
+    """Catches: a file read whole at every report, or every second, which grows with the square."""
+    monkeypatch.setattr(metrics_log, "BLOCK", 64)  # lines are longer: the search has to widen
+    read = [0]
+    loads = json.loads
+
+    def counted(line):
+        read[0] += 1
+        return loads(line)
+
+    monkeypatch.setattr(metrics_log.json, "loads", counted)
+    received = []
+    for step in range(1, 201):
+        append_records(tmp_path, [{"step": step, "skipped_pairs": ["x" * (step % 150)]}])
+    assert read[0] == 199  # the last line, once a report
+    with tail_records(tmp_path, received.extend):
+        wait_for(lambda: len(received) == 200)
+        time.sleep(2.2 * metrics_log.POLL_S)
+    assert read[0] == 399
+    assert [record["step"] for record in received] == list(range(1, 201))
 
 
 def test_following_sees_all_once_and_in_order(tmp_path):
