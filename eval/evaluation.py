@@ -38,6 +38,7 @@ from rlhfv_ray.config import (
     fingerprint,
     plain,
 )
+from rlhfv_ray.console import new_console
 from rlhfv_ray.endpoint.budget import Ledger
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.endpoint.run import check_endpoint
@@ -273,7 +274,7 @@ def endpoint_stage(
 
     def run(folder: Path, _: str) -> None:
         answers = endpoint_answers(
-            benchmark.prompts, endpoint, generation, cache, console=Console()
+            benchmark.prompts, endpoint, generation, cache, console=new_console()
         )
         write_answers(answers, folder)
 

@@ -16,10 +16,9 @@ the same command again to continue: neither answers nor verdicts are made twice.
 import sys
 
 import tyro
-from rich.console import Console
 
 from eval.config import EvalConfig
-from rlhfv_ray.console import run_command
+from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
 
@@ -28,7 +27,7 @@ def main() -> None:
     config = tyro.cli(EvalConfig, description=__doc__)
     from eval.evaluation import run_evaluation
 
-    run_evaluation(config, resolve_storage(config.storage), console=Console())
+    run_evaluation(config, resolve_storage(config.storage), console=new_console())
 
 
 if __name__ == "__main__":

@@ -21,12 +21,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import DDPOConfig, LossConfig
-from rlhfv_ray.console import run_command
+from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
@@ -126,7 +124,7 @@ def main() -> None:
         ("DDPO", "DDPO, cropped"),
     )
     study = Study(TITLE, arms, Claim("DDPO", "DPO", further, contrasts))
-    run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
+    run_study(config, study, resolve_storage(config.ddpo.storage), console=new_console())
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import SHAPES, DDPOConfig
-from rlhfv_ray.console import run_command
+from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def main() -> None:
     ]
     claim = Claim(corrections[-1], corrections[1], ("object_recall", "words"), tuple(contrasts))
     study = Study(TITLE, tuple(arms), claim, draw=draw)
-    run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
+    run_study(config, study, resolve_storage(config.ddpo.storage), console=new_console())
 
 
 if __name__ == "__main__":

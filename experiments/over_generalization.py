@@ -21,11 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
-from rlhfv_ray.console import run_command
+from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.storage.folder import resolve_storage
 
@@ -95,7 +93,7 @@ def main() -> None:
         (("DPO", "base"), ("DDPO", "DPO")),
     )
     study = Study(TITLE, arms, claim, rises, draw)
-    run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
+    run_study(config, study, resolve_storage(config.ddpo.storage), console=new_console())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import tyro
-from rich.console import Console
 
 from eval.config import RELEASED_DECODING, BenchmarkName
 from experiments.runners.config import ExperimentConfig, StudyConfig, SweepConfig
@@ -22,6 +21,7 @@ from rlhfv_ray.config import (
     ScaleConfig,
     ShapesConfig,
 )
+from rlhfv_ray.console import new_console
 from rlhfv_ray.storage.folder import resolve_storage
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
 
@@ -165,7 +165,7 @@ def run_recipe(recipes: Mapping[str, Callable[[], DDPOConfig]], description: str
     config = tyro.extras.overridable_config_cli(configs, description=description, args=arguments)
     from experiments.runners.experiment import run_experiment
 
-    run_experiment(config, resolve_storage(config.storage), console=Console())
+    run_experiment(config, resolve_storage(config.storage), console=new_console())
 
 
 def study_config(kind: type[C], description: str | None) -> C:

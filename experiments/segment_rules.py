@@ -16,12 +16,10 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
-
 from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import DDPOConfig
-from rlhfv_ray.console import run_command
+from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def main() -> None:
         ("human spans", "both sides"),
     )
     study = Study(TITLE, arms, Claim("human spans", "no weighting", further, contrasts))
-    run_study(config, study, resolve_storage(config.ddpo.storage), console=Console())
+    run_study(config, study, resolve_storage(config.ddpo.storage), console=new_console())
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ again: it keeps the trials that ended and continues the others.
 import sys
 
 import tyro
-from rich.console import Console
 
 from experiments.recipes import RECIPES, SWEEPS, first_line
 from experiments.runners.flags import current_flags
 from rlhfv_ray.config import DDPOConfig
-from rlhfv_ray.console import run_command
+from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
 
@@ -34,7 +33,7 @@ def main() -> None:
         if config.ddpo.name in RECIPES
         else DDPOConfig(name=config.ddpo.name)
     )
-    sweep(config, resolve_storage(config.ddpo.storage), recipe=recipe, console=Console())
+    sweep(config, resolve_storage(config.ddpo.storage), recipe=recipe, console=new_console())
 
 
 if __name__ == "__main__":

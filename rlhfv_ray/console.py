@@ -30,6 +30,11 @@ STOPPED, TERMINATED = 130, 143
 EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first class that matches
 
 
+def new_console() -> Console:
+    """Return a console that prints names as they are: `[x]` in a path is no markup."""
+    return Console(markup=False, highlight=False)
+
+
 class ProgressBar:
     """The progress of one piece of work."""
 
@@ -61,14 +66,13 @@ def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressB
         yield ProgressBar(title, total, None)
         return
     columns = (
-        TextColumn("{task.description:<26}"),
+        TextColumn("{task.description:<26}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(
-        *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), refresh_per_second=2
-    ) as bar:
+    note = TextColumn("{task.fields[note]}", markup=False)
+    with Progress(*columns, TimeRemainingColumn(), note, refresh_per_second=2) as bar:
         counter = ProgressBar(title, total, bar)
         counter.advance(done)
         yield counter

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tyro
-from rich.console import Console
 
 from eval.benchmarks.contract import Scores
 from eval.reporting.html import Section, write_page
 from eval.reporting.score_files import holds_scores, load_scores
 from eval.reporting.tables import BASE, draw, table
 from eval.reporting.wording import Models, benchmark_of
+from rlhfv_ray.console import new_console
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.storage.folder import display_path, fetch_local
 
@@ -104,7 +104,7 @@ def report_runs(
     """
     if not runs:
         raise DataError("name at least one run: the folder of an evaluation, or a score file.")
-    console = Console()
+    console = new_console()
     benchmarks = read_runs([fetch_local(run) for run in runs])
     if base:
         benchmarks = {name: with_base(models, base) for name, models in benchmarks.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, ImageOps
+from PIL import Image
 
 from eval.benchmarks.contract import WORDS, JudgedAnswer, Metric, Scores, Span
 from eval.reporting.shown_answers import ShownAnswer, choose_answers, count_changes
@@ -31,6 +31,8 @@ from eval.reporting.wording import (
     table_rows,
     title,
 )
+from rlhfv_ray.data.images import FORMATS, decode_image
+from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Prompt
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -39,7 +41,6 @@ SMALL_IMAGE = 160  # pixels of the longer side, below which an image is enlarged
 LARGE_IMAGE = 640  # pixels of the longer side, above which an image is made smaller
 FIGURE_SCALE = 0.68  # page width per pixel: makes a figure's letters about as large as the page's
 SEED = 0  # of the random sample of the answers that are shown
-SHOWN_BY_BROWSERS = ("PNG", "JPEG", "GIF", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -244,18 +245,21 @@ class EmbeddedImage(NamedTuple):
     small: bool  # so that the page enlarges it without smoothing
 
 
-def embed_image(image: bytes) -> EmbeddedImage:
-    """Return an image as a data URI; shrink a large one, convert one that browsers cannot show."""
-    opened = Image.open(io.BytesIO(image))
-    kind = opened.format or ""
-    size = max(opened.size)
-    if size > LARGE_IMAGE or kind not in SHOWN_BY_BROWSERS:
-        smaller = ImageOps.exif_transpose(opened).convert("RGB")
-        smaller.thumbnail((LARGE_IMAGE, LARGE_IMAGE))
+def embed_image(image: bytes) -> EmbeddedImage | None:
+    """Return an image as a data URI, a large one shrunk; None for one that cannot be decoded."""
+    try:
+        decoded = decode_image(image)
+    except DataError:
+        return None
+    size = max(decoded.size)
+    with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+        mime = Image.MIME[opened.format or ""]  # browsers show all of `FORMATS`
+    if size > LARGE_IMAGE:
+        decoded.thumbnail((LARGE_IMAGE, LARGE_IMAGE))
         buffer = io.BytesIO()
-        smaller.save(buffer, format="JPEG", quality=85)
-        image, kind = buffer.getvalue(), "JPEG"
-    return EmbeddedImage(_data_uri(image, Image.MIME[kind]), size < SMALL_IMAGE)
+        decoded.save(buffer, format="JPEG", quality=85)
+        image, mime = buffer.getvalue(), Image.MIME["JPEG"]
+    return EmbeddedImage(_data_uri(image, mime), size < SMALL_IMAGE)
 
 
 class EmbeddedFigure(NamedTuple):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from rlhfv_ray.console import ProgressBar, progress_bar
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
@@ -66,7 +67,7 @@ class StageMonitor:
     def stage(self, stage: Stage, skipped: bool) -> Iterator[None]:
         """Enclose one stage: a line on the terminal, a child run, and a bar for training."""
         state = "done before, skipped" if skipped else "running"
-        self.console.print(f"[bold]{stage.title}[/bold]: {state}", highlight=False)
+        self.console.print(Text.assemble((stage.title, "bold"), f": {state}"))
         if not skipped and not self.started:
             start(self.pipeline.config)
             self.started = True

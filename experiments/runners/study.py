@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from eval.benchmarks.contract import Scores
 from experiments.runners.config import StudyConfig
@@ -157,7 +158,7 @@ def make_shared(config: DDPOConfig, storage: Path, *, console: Console) -> Pipel
     pipeline = plan_pipeline(config, storage, seen=lambda records: None)
     for stage in pipeline.stages[:-1]:
         if not is_done(stage.folder(storage)):
-            console.print(f"[bold]{stage.title}[/bold], seed {config.seed}", highlight=False)
+            console.print(Text.assemble((stage.title, "bold"), f", seed {config.seed}"))
         run_stages([stage], storage)
     return pipeline
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from experiments.runners.config import SweepConfig
 from experiments.runners.experiment import origin
@@ -143,12 +144,12 @@ def prepare(config: SweepConfig, pipeline: Pipeline, folder: Path, *, console: C
     for stage in pipeline.stages[:-1]:
         done = is_done(stage.folder(pipeline.storage))
         state = "done before, skipped" if done else "running"
-        console.print(f"[bold]{stage.title}[/bold]: {state}", highlight=False)
+        console.print(Text.assemble((stage.title, "bold"), f": {state}"))
         run_stages([stage], pipeline.storage)
     started = time.monotonic()
     base: dict[int, dict[str, float | None]] = {}
     for scenes in image_counts(config):
-        console.print(f"[bold]base model's scores[/bold] ({config.benchmark})", highlight=False)
+        console.print(Text.assemble(("base model's scores", "bold"), f" ({config.benchmark})"))
         scores = score_model(
             config,
             config.ddpo.model.path,

@@ -16,12 +16,11 @@ import ray
 import tyro
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rlhfv_ray.cluster import connect
-from rlhfv_ray.console import run_command
+from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.doctor.findings import Finding, examine
 from rlhfv_ray.doctor.node_facts import PACKAGES, Checkup, facts
 from rlhfv_ray.errors import ConfigError
@@ -86,7 +85,7 @@ def doctor(checkup: Checkup) -> int:
         rows = [asdict(finding) for finding in findings]
         print(json.dumps({"ok": not bad, "findings": rows}, indent=1))
     else:
-        console = Console()
+        console = new_console()
         console.print(_table(findings))
         console.print(f"{bad} to mend" if bad else "all is well", highlight=False)
     return int(bad > 0)

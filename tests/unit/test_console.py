@@ -3,9 +3,10 @@
 import signal
 
 import pytest
+from rich.table import Table
 
 from rlhfv_ray import console
-from rlhfv_ray.console import poll, progress_bar, run_command
+from rlhfv_ray.console import new_console, poll, progress_bar, run_command
 from rlhfv_ray.errors import ConfigError, JudgeError, StageFailedError, StorageError
 
 
@@ -70,3 +71,13 @@ def test_the_last_look_comes_after_the_body():
         events.append("body")
         raise ZeroDivisionError
     assert events == ["body", "look"]
+
+
+def test_names_are_printed_as_they_are(capsys):
+    """Catches: a model's path or a row's id with brackets that ends the print, or loses a part."""
+    table = Table("[model]")
+    table.add_row("runs/[/bold]x[red]")
+    new_console().print(table)
+    new_console().print("id [/] of a[1]")
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("[model]", "runs/[/bold]x[red]", "id [/] of a[1]"))
