@@ -172,11 +172,11 @@ def check_fits(
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """Return the error of ours that a Ray error carries or stands for; else the error itself."""
+    """Return the error of ours, or of the system, in a Ray error; without one, itself."""
     cause: BaseException | None = error
     while cause is not None:
         # Ray's copy of an error of ours is both, and its text is a traceback.
-        if isinstance(cause, RlhfvError) and not isinstance(cause, RayError):
+        if isinstance(cause, RlhfvError | OSError) and not isinstance(cause, RayError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
     if NEVER_RAN in str(error):

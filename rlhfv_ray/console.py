@@ -4,6 +4,7 @@ Progress is a bar on a terminal, and a line every few seconds in a job's log.
 """
 
 import contextlib
+import errno
 import logging
 import signal
 import sys
@@ -27,6 +28,8 @@ from rlhfv_ray.errors import JudgeError, RlhfvError, StageFailedError
 
 LINE_EVERY_S = 10.0
 STOPPED, TERMINATED = 130, 143
+# A full disk or quota, a read-only disk, a file that may not be used.
+MENDED_BY_USERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first class that matches
 
 
@@ -107,8 +110,17 @@ def run_command(body: Callable[[], None]) -> int:
         print("\nStopped. The same command goes on where this one was.")
         return STOPPED
     except RlhfvError as error:
-        Console(stderr=True).print(
-            Panel(Text(str(error)), title=type(error).__name__, border_style="red")
-        )
+        _print_error(type(error).__name__, str(error))
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    except OSError as error:
+        if error.errno not in MENDED_BY_USERS:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        text = f"{error.strerror}{place}. Mend that, then run the same command again to go on."
+        _print_error("The system refused a file", text)
+        return EXIT_CODES[StageFailedError]
     return 0
+
+
+def _print_error(title: str, text: str) -> None:
+    Console(stderr=True).print(Panel(Text(text), title=title, border_style="red"))

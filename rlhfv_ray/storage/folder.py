@@ -6,9 +6,11 @@ between the two kinds of folder. The functions here are short forms of their dai
 """
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.storage.bucket import BucketFolder, open_bucket
 from rlhfv_ray.storage.disk import DiskFolder
 from rlhfv_ray.storage.mirror import address_of, mirror_path
@@ -17,6 +19,7 @@ Folder = DiskFolder | BucketFolder  # the same methods, on a disk and in a bucke
 
 # Folders of a stage that their writer publishes and their reader fetches, not the stage itself.
 LARGE_DIRS = ("checkpoints", "model")
+PROBE_BYTES = 2**16  # written and deleted again to see whether a disk takes anything
 
 
 def open_folder(path: Path) -> Folder:
@@ -49,12 +52,22 @@ def resolve_storage(storage: str) -> Path:
     A relative path is below ~/rlhfv-ray inside a Ray job, whose working directory is thrown away.
 
     Raises:
-        ConfigError: nothing can be written at the address.
+        ConfigError: nothing can be written there.
     """
     if "://" in storage:
         return open_bucket(storage).path
     base = Path.home() / "rlhfv-ray" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
-    return base / Path(storage).expanduser()
+    folder = base / Path(storage).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise ConfigError(
+            f"storage = {str(folder)!r} cannot be written: {error.strerror}. Give --storage a "
+            "folder on a disk that has room and may be written, or make it so."
+        ) from error
+    return folder
 
 
 def display_path(path: Path) -> str:

@@ -1,5 +1,7 @@
 """Progress, errors and exit codes of a command, without a terminal."""
 
+import errno
+import os
 import signal
 
 import pytest
@@ -39,6 +41,17 @@ def test_an_error_of_ours_is_shown_and_has_its_code(error, code, capsys):
     assert run_command(failing(error)) == code
     shown = capsys.readouterr().err
     assert "lower beta" in shown and type(error).__name__ in shown and "Traceback" not in shown
+
+
+def test_a_full_or_read_only_disk_is_no_traceback(capsys):
+    """Catches: a page of Python where the user has to make room; a defect that passes for one."""
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/part-00000.parquet")
+    assert run_command(failing(error)) == 4
+    printed = capsys.readouterr().err
+    assert "No space left on device: /runs/part-00000.parquet" in printed
+    assert "again" in printed  # the panel breaks lines
+    with pytest.raises(FileNotFoundError):
+        run_command(failing(FileNotFoundError(errno.ENOENT, "No such file", "x")))
 
 
 def test_success_interruption_and_defects_differ(capsys):

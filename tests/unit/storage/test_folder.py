@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.storage import bucket
 from rlhfv_ray.storage.bucket import BucketFolder
 from rlhfv_ray.storage.disk import DiskFolder
@@ -54,6 +55,15 @@ def test_relative_storage_survives_a_ray_job(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     assert resolve_storage("runs") == tmp_path / "runs"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert resolve_storage("runs") == Path.home() / "rlhfv-ray" / "runs"
     assert resolve_storage("~/runs") == Path.home() / "runs"
-    assert resolve_storage("/shared/runs") == Path("/shared/runs")
+    assert resolve_storage(str(tmp_path / "shared" / "runs")) == tmp_path / "shared" / "runs"
+
+
+def test_a_storage_that_takes_no_file_is_an_error_that_says_the_fix(tmp_path):
+    """Catches: a traceback, or hours of work before it, where nothing can be written."""
+    (tmp_path / "file").write_text("")
+    for refused in (tmp_path / "file", tmp_path / "file" / "runs", Path("/proc/runs")):
+        with pytest.raises(ConfigError, match=f"storage = '{refused}' cannot be written: .*Give"):
+            resolve_storage(str(refused))
