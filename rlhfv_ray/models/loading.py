@@ -31,8 +31,8 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
 from rlhfv_ray.storage.folder import fetch, local_path
 
-# Files of a model folder that, with its config.json, determine the model.
-CONTENTS = ("*.safetensors", "*.bin", "*.py")
+# Files of a model folder that, with its config.json, determine the model and how it decodes.
+CONTENTS = ("*.safetensors", "*.bin", "*.py", "generation_config.json")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -320,7 +320,7 @@ def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> 
 
 
 def weights_digest(path: str | Path, *, trust_remote_code: bool = False) -> str:
-    """Return the sha256 of a local model's configuration, weights and code.
+    """Return the sha256 of a local model's configuration, weights, decoding defaults and code.
 
     A hub name is identified by its resolved commit instead.
     """
@@ -354,13 +354,14 @@ def processor_digest(processor: Any) -> dict[str, str]:
     image expands to).
     """
     image_processor = processor.image_processor
+    special_tokens = json.dumps(processor.tokenizer.special_tokens_map, default=str)
     numbers = {
         name: value
         for name, value in processor.to_dict().items()
         if isinstance(value, int | str | None)
     }
     parts = {
-        "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
+        "tokenizer": processor.tokenizer.backend_tokenizer.to_str() + special_tokens,
         "template": processor.chat_template,
         "pixels": type(image_processor).__qualname__ + image_processor.to_json_string(),
         "image_tokens": json.dumps(numbers, sort_keys=True, default=str),
@@ -370,7 +371,7 @@ def processor_digest(processor: Any) -> dict[str, str]:
 
 def model_inputs(model: ModelConfig) -> dict[str, Any]:
     """Return everything that a model's answers depend on."""
-    return {**model_digests(model), "dtype": model.dtype}
+    return {**model_digests(model), "dtype": model.dtype, "attention": model.attention}
 
 
 def _code_hint(error: Exception) -> str:

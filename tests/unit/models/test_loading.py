@@ -27,6 +27,7 @@ from rlhfv_ray.models import (
     weights_digest,
 )
 from rlhfv_ray.models.batch import collate_pairs
+from rlhfv_ray.models.loading import model_inputs
 
 
 @pytest.fixture
@@ -135,6 +136,37 @@ def test_weights_digest_sees_one_byte(copy, small_model):
     changed = weights_digest(copy)
     change_json(copy / "config.json", vision_feature_layer=-2)
     assert len({before, changed, weights_digest(copy)}) == 3
+
+
+MUTATIONS: dict[str, tuple[str, str]] = {
+    "config.json": ('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-03'),
+    "generation_config.json": ("{", '{"no_repeat_ngram_size": 2,'),
+    "chat_template.jinja": ("USER", "HUMAN"),
+    "processor_config.json": ('"resample": 3', '"resample": 2'),
+    "tokenizer.json": ("{", "{ "),
+    "tokenizer_config.json": ('"eos_token": "</s>"', '"eos_token": "<s>"'),
+}
+
+
+def test_every_file_of_a_checkpoint_is_in_the_name_of_its_answers(copy):
+    """Catches: answers taken for those of a checkpoint of which any file was changed since.
+
+    The tokenizer's own file is changed in its layout alone, which changes no answer.
+    """
+    config = ModelConfig(path=str(copy), dtype="fp32")
+    before = model_inputs(config)
+    for file in sorted(copy.iterdir()):
+        original = file.read_bytes()
+        if file.suffix == ".safetensors":
+            file.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+        else:
+            old, new = MUTATIONS[file.name]
+            assert old in original.decode(), file.name
+            file.write_text(original.decode().replace(old, new, 1))
+        assert (model_inputs(config) == before) == (file.name == "tokenizer.json"), file.name
+        file.write_bytes(original)
+    assert model_inputs(config) == before
+    assert model_inputs(replace(config, attention="eager")) != before
 
 
 def test_processor_digest_names_what_changed(copy):
