@@ -80,7 +80,8 @@ class Spool:
         self.events: list[Event] = []
         self.keys: set[str] = set()
         self.statuses: dict[str, list[Status]] = {}  # by run, in order
-        self.last_steps: dict[tuple[str, str], int] = {}  # by run and metric
+        # Step and value of the last point, by run and metric.
+        self.last_points: dict[tuple[str, str], tuple[int, float]] = {}
         self._lock = threading.Lock()
         for event in read_events(folder):
             self._index(event)
@@ -115,17 +116,20 @@ class Spool:
                     *(self.folder / SPOOL, error, key),
                 )
 
-    def append_points(self, run: str, points: Sequence[tuple[str, Any, int]]) -> None:
-        """Add the metric points (name, value, step) that are finite and newer than the metric's
-        last recorded step.
+    def append_points(
+        self, run: str, points: Sequence[tuple[str, Any, int]], *, corrects: bool = False
+    ) -> None:
+        """Add the metric points (name, value, step) that are finite and later than the metric's
+        last recorded step; or, if they correct it, at that step with another value.
         """
-        usable = [
-            (name, float(value), int(step))
-            for name, value, step in points
-            if isinstance(value, Real)
-            and math.isfinite(value)
-            and step > self.last_steps.get((run, name), step - 1)
-        ]
+        usable: list[tuple[str, float, int]] = []
+        for name, value, step in points:
+            if not isinstance(value, Real) or not math.isfinite(value):
+                continue
+            last_step, last_value = self.last_points.get((run, name), (step - 1, math.nan))
+            is_correction = corrects and step == last_step and float(value) != last_value
+            if step > last_step or is_correction:
+                usable.append((name, float(value), int(step)))
         if usable:
             self.append("metrics", run, usable)
 
@@ -139,8 +143,8 @@ class Spool:
         if event["kind"] == "status":
             self.statuses.setdefault(event["run"], []).append(event["content"])
         elif event["kind"] == "metrics":
-            for name, _, step in event["content"]:
-                self.last_steps[event["run"], name] = step
+            for name, value, step in event["content"]:
+                self.last_points[event["run"], name] = (step, value)
 
 
 class TrackedRun:
@@ -163,8 +167,13 @@ class TrackedRun:
         return TrackedRun(self.spool, name, parent=self.path, params=params or {})
 
     def log_metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
-        """Log scalars, without values that are not finite and steps that were logged before."""
-        self.spool.append_points(self.path, [(name, value, step) for name, value in values.items()])
+        """Log scalars, without values that are not finite.
+
+        A value that was logged before is not logged again. Another value at the same step is: of
+        two points of one step, MLflow shows the later one.
+        """
+        points = [(name, value, step) for name, value in values.items()]
+        self.spool.append_points(self.path, points, corrects=True)
 
     def log_records(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Log training records, each with its `step`, without steps that were logged before."""

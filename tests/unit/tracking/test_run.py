@@ -186,6 +186,15 @@ def test_what_is_not_finite_is_left_out(store: Path) -> None:
     assert points(client(store), "ddpo", "loss") == [(2, 0.5)]
 
 
+def test_a_corrected_score_replaces_the_former_one(store: Path) -> None:
+    """Catches: an evaluation scored again, whose former number stays in MLflow."""
+    for rate in (0.5, 0.5, 0.25, 0.25):
+        with track(store) as run:
+            run.log_metrics({"response_rate": rate})
+    assert points(client(store), "ddpo", "response_rate") == [(0, 0.25), (0, 0.5)]
+    assert runs(client(store))["ddpo"].data.metrics["response_rate"] == 0.25
+
+
 def test_tables_and_files_come_back(store: Path) -> None:
     """Bug: a table grows with every resume, an old report stays, or files go astray."""
     rows = [{"benchmark": "chair", "rate": 0.25}, {"benchmark": "mmhal", "rate": NAN, "n": 96}]
