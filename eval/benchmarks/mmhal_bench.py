@@ -77,7 +77,7 @@ def read_rating(review: str) -> int | None:
     if len(ratings) != 1:
         return None
     (rating,) = ratings
-    return int(rating) if rating.isdigit() and int(rating) in RATINGS else None
+    return next((allowed for allowed in RATINGS if rating == str(allowed)), None)
 
 
 def release_rating(review: str) -> int:

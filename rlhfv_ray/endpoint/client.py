@@ -7,14 +7,15 @@ every attempt. Errors are classified by their remedy, not by their class: slow d
 import email.utils
 import json
 import time
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
 import openai
-from openai.types.chat import ChatCompletion
 
 from rlhfv_ray.config import EndpointConfig
+from rlhfv_ray.endpoint.completion import read_completion
 from rlhfv_ray.endpoint.key import read_key
-from rlhfv_ray.endpoint.records import Reply, Request, Status
+from rlhfv_ray.endpoint.records import Reply, Request
 
 QUOTA = "insufficient_quota"
 # Error codes that concern one request alone: other requests may succeed.
@@ -58,23 +59,23 @@ class ChatClient:
 
     async def call(self, request: Request) -> Outcome:
         """Send a request once and return its outcome."""
+        create = self.client.chat.completions.with_raw_response.create
         try:
-            completion: Any = await self.client.chat.completions.create(**self.settings(request))
+            response = await create(**self.settings(request))
+            reply = read_completion(response.content)
         except openai.APIStatusError as error:
             if self.limit == "max_tokens" and "max_completion_tokens" in str(error):
                 self.limit = "max_completion_tokens"
                 return await self.call(request)
             return self.failed(error)
-        except (
-            openai.APIResponseValidationError,
-            json.JSONDecodeError,
-            UnicodeDecodeError,
-        ) as error:
-            return Outcome("retryable", Reply("bad_payload"), self.key.hidden_in(str(error)))
         except openai.APIError as error:  # no connection, or a time-out
             reason = self.key.hidden_in(f"{type(error).__name__}: {error}")
             return Outcome("retryable", Reply("unavailable"), reason)
-        return read_reply(completion, self.endpoint.reported_model)
+        except ValueError as error:
+            return Outcome("retryable", Reply("bad_payload"), self.key.hidden_in(str(error)))
+        if self.endpoint.reported_model not in ("", reply.model):
+            reply = replace(reply, status="other_model")
+        return Outcome("reply", reply)
 
     def settings(self, request: Request) -> dict[str, Any]:
         """Return the arguments of the call."""
@@ -115,44 +116,6 @@ async def call_once(endpoint: EndpointConfig, request: Request) -> Outcome:
         return await client.call(request)
 
 
-def read_reply(completion: Any, reported_model: str) -> Outcome:
-    """Turn a response with status 200 into an outcome.
-
-    Args:
-        completion: the client's result, which is not always a chat completion: the client passes on
-            whatever the server sent.
-        reported_model: model name that the server must report; empty accepts any.
-    """
-    if (
-        not isinstance(completion, ChatCompletion)
-        or not completion.choices
-        or completion.choices[0].message is None
-    ):
-        reason = f"no chat completion: {str(completion)[:80]!r}"
-        return Outcome("retryable", Reply("bad_payload"), reason)
-    choice = completion.choices[0]
-    text = choice.message.content or ""
-    status: Status = "ok"
-    if reported_model and completion.model != reported_model:
-        status = "other_model"
-    elif choice.message.refusal or choice.finish_reason == "content_filter":
-        status, text = "refused", choice.message.refusal or text
-    elif choice.finish_reason == "length":
-        status = "truncated"
-    elif not text.strip():
-        status = "empty"
-    usage = completion.usage
-    reply = Reply(
-        status,
-        text,
-        model=completion.model or "",
-        fingerprint=completion.system_fingerprint or "",
-        tokens_in=usage.prompt_tokens if usage else 0,
-        tokens_out=usage.completion_tokens if usage else 0,
-    )
-    return Outcome("reply", reply)
-
-
 def retry_after(headers: Any) -> float:
     """Return how many seconds a server asks the client to wait, or 0 if it names none.
 
@@ -168,4 +131,7 @@ def retry_after(headers: Any) -> float:
         except (KeyError, ValueError):
             continue
     date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
+    try:
+        return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
+    except (ValueError, OverflowError):  # no calendar has this date
+        return 0.0

@@ -92,10 +92,9 @@ class CallActor:
                 return reply
 
         async with ChatClient(self.endpoint) as client:
-            replies = await asyncio.gather(
-                *(settle_in_slot(client, request) for request in requests)
-            )
-        pairs = zip(requests, replies, strict=True)
+            settling = [asyncio.create_task(settle_in_slot(client, each)) for each in requests]
+            await asyncio.wait(settling)  # paid replies under way arrive before an error is raised
+        pairs = zip(requests, [task.result() for task in settling], strict=True)
         return [(request, reply) for request, reply in pairs if not reply.received]
 
     async def settle(self, client: ChatClient, request: Request) -> Reply:

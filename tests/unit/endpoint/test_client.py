@@ -12,6 +12,7 @@ from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
 from rlhfv_ray.endpoint.records import Reply, Request
 from tests.openai_server import Fault, OpenAIServer, error
+from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE
 
 KEY = "sk-canary-1234"
 
@@ -98,6 +99,28 @@ def test_what_a_fault_means(name: str, tmp_path: Path) -> None:
     assert outcome.kind == "reply" or outcome.reason
     assert KEY not in repr(outcome)
     assert outcome.retry_after == (7.0 if name == "too many" else 0.0)
+
+
+def test_odd_replies_are_bad_payloads_or_verdicts(tmp_path: Path) -> None:
+    """Catches: a shape that no code expects, which ends the process with all calls under way."""
+    odd = {**NO_VERDICT, **READABLE, **ERRORS}
+    faults = iter(odd.values())
+    with OpenAIServer(
+        lambda prompt: "", log=tmp_path / "log", script=lambda number, body: next(faults)
+    ) as server:
+        endpoint = EndpointConfig(model="judge", base_url=server.url, key_env="MY_KEY")
+
+        async def all_calls() -> dict[str, Outcome]:
+            async with ChatClient(endpoint) as client:
+                return {name: await client.call(Request("1", name)) for name in odd}
+
+        outcomes = asyncio.run(all_calls())
+    statuses = {name: outcome.reply.status for name, outcome in outcomes.items()}
+    expected = [(NO_VERDICT, "bad_payload"), (READABLE, "ok"), (ERRORS, "unavailable")]
+    for group, status in expected:
+        assert {name: statuses[name] for name in group} == dict.fromkeys(group, status)
+    assert {outcomes[name].reply.text for name in READABLE} == {"Rating: 4"}
+    assert len(odd) == 57
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

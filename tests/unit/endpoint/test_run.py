@@ -3,16 +3,21 @@
 import asyncio
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 from tenacity import RetryCallState
 
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.endpoint.budget import Ledger
+from rlhfv_ray.endpoint.budget import CallBudget, Ledger
+from rlhfv_ray.endpoint.cache import ReplyCache
 from rlhfv_ray.endpoint.client import Outcome
 from rlhfv_ray.endpoint.records import Reply, Request
-from rlhfv_ray.endpoint.run import ask, estimate, retry_wait, retrying
+from rlhfv_ray.endpoint.run import CallActor, ask, estimate, retry_wait, retrying
+from tests.openai_server import Fault, OpenAIServer
+from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE
 
 REPLY = Outcome("reply", Reply("ok", "Rating: 4"))
 RETRYABLE = Outcome("retryable", Reply("bad_payload"), "half a reply", 0.001)
@@ -83,6 +88,45 @@ def test_a_replay_calls_no_server(tmp_path: Path) -> None:
     assert [reply.text for reply in replies] == ["a0", "a1", "b0"]
     assert ledger == Ledger(requests=2)
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+class Handle:
+    """A budget in this process, called as Ray calls an actor."""
+
+    def __init__(self, budget: CallBudget) -> None:
+        self.budget = budget
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self.budget, name))
+
+
+def test_odd_replies_cost_no_other_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: one odd reply that ends the actor, and with it the paid replies under way."""
+    monkeypatch.setenv("MY_KEY", "sk-1")
+    odd = {**NO_VERDICT, **READABLE, **ERRORS}
+    slow = {f"slow {number}": Fault(sleep=1.0) for number in range(5)}
+    faults = {**slow, **odd}
+
+    def script(number: int, body: dict[str, Any]) -> Fault:
+        return faults[body["messages"][-1]["content"]]
+
+    with OpenAIServer(lambda prompt: "Rating: 4", log=tmp_path / "log", script=script) as server:
+        endpoint = EndpointConfig(
+            model="judge",
+            base_url=server.url,
+            key_env="MY_KEY",
+            attempts=1,
+            requests_per_minute=60_000,
+        )
+        budget = CallBudget(endpoint)
+        actor = CallActor(endpoint, str(tmp_path / "cache"), bool, Handle(budget))
+        failed = asyncio.run(actor.settle_all([Request(name, name) for name in faults]))
+    assert {request.id for request, _ in failed} == {*NO_VERDICT, *ERRORS}
+    cache = ReplyCache(tmp_path / "cache")
+    cached = {name: cache.get(Request(name, name).key(endpoint)) for name in (*slow, *READABLE)}
+    assert {reply.text for reply in cached.values() if reply} == {"Rating: 4"}
+    assert None not in cached.values()
+    assert budget.done == budget.ledger.calls == len(faults)
 
 
 def test_estimates_by_hand() -> None:

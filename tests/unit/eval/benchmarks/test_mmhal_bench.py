@@ -63,6 +63,7 @@ def test_mmhal_scores_of_nothing_are_missing() -> None:
         ("Rating: 3. Later again: rating: 3", 3),
         ("**Rating**: 5", 5),
         ("Rating: 7", None),
+        (f"Rating: {'9' * 5000}", None),  # more digits than int() reads
         ("Rating: 36", None),
         ("Rating: 4.5", None),
         ("Bewertung: 4", None),

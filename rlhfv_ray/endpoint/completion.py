@@ -1,0 +1,78 @@
+"""The body of a chat completion, checked against its shape once and read as a reply."""
+
+from typing import Annotated
+
+import msgspec
+
+from rlhfv_ray.endpoint.records import Reply, Status
+
+SHOWN = 80  # characters of a body that an error shows
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**9)]  # tokens; no model reads or writes more
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+    model: str | None = None
+    system_fingerprint: str | None = None
+    usage: msgspec.Raw = msgspec.Raw(b"null")  # read apart: a verdict counts without it
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: Count
+    completion_tokens: Count
+
+
+def read_completion(body: bytes) -> Reply:
+    """Return the reply in the body of a response with status 200.
+
+    Raises:
+        ValueError: the body is no chat completion.
+
+    Example:
+        >>> read_completion(b'{"choices": [{"message": {"content": "Rating: 4"}}]}')
+        Reply(status='ok', text='Rating: 4', model='', fingerprint='', tokens_in=0, tokens_out=0)
+        >>> read_completion(b"<html>")
+        Traceback (most recent call last):
+        ValueError: no chat completion: '<html>'
+    """
+    try:
+        completion = msgspec.json.decode(body, type=_Completion)
+    except (ValueError, RecursionError):  # msgspec's own errors are ValueErrors
+        shown = body[:SHOWN].decode(errors="replace")
+        raise ValueError(f"no chat completion: {shown!r}") from None
+    choice = completion.choices[0]
+    text = choice.message.content or ""
+    status: Status = "ok"
+    if choice.message.refusal or choice.finish_reason == "content_filter":
+        status, text = "refused", choice.message.refusal or text
+    elif choice.finish_reason == "length":
+        status = "truncated"
+    elif not text.strip():
+        status = "empty"
+    usage = _read_usage(completion.usage)
+    return Reply(
+        status,
+        text,
+        model=completion.model or "",
+        fingerprint=completion.system_fingerprint or "",
+        tokens_in=usage.prompt_tokens if usage else 0,
+        tokens_out=usage.completion_tokens if usage else 0,
+    )
+
+
+def _read_usage(usage: msgspec.Raw) -> _Usage | None:
+    """Return the token counts, or None if the server sent none that can be read."""
+    try:
+        return msgspec.json.decode(usage, type=_Usage)
+    except (ValueError, RecursionError):
+        return None
