@@ -37,6 +37,12 @@ def error(status: int, code: str = "", message: str = "no", **headers: str) -> F
     )
 
 
+def vllm_error(status: int, message: str) -> Fault:
+    """Return an error in vLLM's format: its code is the status, a number."""
+    body = {"object": "error", "message": message, "type": "BadRequestError", "code": status}
+    return Fault(status, json.dumps(body))
+
+
 class OpenAIServer:
     """A context manager: the server listens until the context ends."""
 

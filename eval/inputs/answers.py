@@ -144,7 +144,7 @@ def endpoint_answers(
     answers: list[Answer] = []
     for prompt, reply in zip(prompts, replies, strict=True):
         if not reply.received:
-            missing.append(prompt.id)
+            missing.append(f"{prompt.id}: {reply.status}")
         answers.append(Answer(prompt.id, prompt.question, reply.text.strip()))
     if missing:
         raise JudgeError(

@@ -1,8 +1,9 @@
-"""One budget for all callers of a server: pace, tokens, cost, and the stop at fatal errors."""
+"""One budget for all callers of a server: pace, tokens, cost, and the stop where no call helps."""
 
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.client import Outcome
@@ -11,6 +12,15 @@ from rlhfv_ray.endpoint.rate_limit import AdaptiveRateLimiter
 MAX_SLEEP_S = 0.5  # a waiting caller checks the limits at least this often
 COST_SLEEP_S = 0.05  # the same while calls under way hold the rest of max_cost
 TYPICAL_REPLY = 150  # tokens, assumed until the server reports the true number
+HOPELESS = 3  # requests rejected in the same way in a row, after which all calls stop
+
+
+class Call(NamedTuple):
+    """One call, as its budget sees it."""
+
+    request: str  # id of the request
+    tokens_in: int  # of the prompt
+    tokens_out: int  # of the longest possible reply
 
 
 @dataclass
@@ -20,7 +30,7 @@ class Ledger:
     requests: int = 0  # requests of this run that had no reply in the cache
     known: int = 0  # replies found in the cache
     calls: int = 0
-    # Calls by outcome: the status of a reply, or rate_limited, retryable, fatal.
+    # Calls by outcome: the status of a reply, or rate_limited, retryable, rejected.
     outcomes: dict[str, int] = field(default_factory=dict)
     tokens_in: int = 0
     tokens_out: int = 0
@@ -53,20 +63,18 @@ class CallBudget:
         self.turn = asyncio.Lock()  # first come, first served
         self.limits: AdaptiveRateLimiter | None = None
         self.reserved = 0.0  # USD, worst-case cost of the calls under way
+        self.rejected: set[str] = set()  # ids of requests since the last reply, of one cause
+        self.cause = ""  # of these rejections
         self.done = 0
         self.started = 0.0
 
-    async def admit(self, tokens_in: int, tokens_out: int) -> str:
+    async def admit(self, call: Call) -> str:
         """Wait until a call may be made.
-
-        Args:
-            tokens_in: tokens of the prompt.
-            tokens_out: tokens of the longest possible reply.
 
         Returns:
             "" if the call may be made, else the reason why no further calls are made.
         """
-        cost = self.endpoint.cost(tokens_in, tokens_out)
+        cost = self.endpoint.cost(call.tokens_in, call.tokens_out)
         async with self.turn:
             limits = self._start()
             while not self.ledger.stopped:
@@ -77,7 +85,7 @@ class CallBudget:
                         )
                     wait = COST_SLEEP_S  # calls under way may cost less than they reserved
                 else:
-                    wait = limits.admit(time.monotonic(), tokens=tokens_in + TYPICAL_REPLY)
+                    wait = limits.admit(time.monotonic(), tokens=call.tokens_in + TYPICAL_REPLY)
                     if not wait:
                         self.reserved += cost
                         self.ledger.calls += 1
@@ -101,11 +109,12 @@ class CallBudget:
         cap = self.endpoint.max_cost
         return cap > 0 and self.ledger.cost + self.reserved + cost > cap
 
-    async def record(self, outcome: Outcome, tokens_in: int, tokens_out: int) -> None:
-        """Record the outcome of an admitted call, with the token counts it was admitted with."""
+    async def record(self, outcome: Outcome, call: Call) -> None:
+        """Record the outcome of an admitted call."""
         ledger, reply, limits = self.ledger, outcome.reply, self.limits
         assert limits is not None
-        self.reserved = max(0.0, self.reserved - self.endpoint.cost(tokens_in, tokens_out))
+        cost = self.endpoint.cost(call.tokens_in, call.tokens_out)
+        self.reserved = max(0.0, self.reserved - cost)
         kind = reply.status if outcome.kind == "reply" else outcome.kind
         ledger.outcomes[kind] = ledger.outcomes.get(kind, 0) + 1
         ledger.tokens_in += reply.tokens_in
@@ -115,12 +124,22 @@ class CallBudget:
         if reply.model:
             ledger.models = tuple(sorted({*ledger.models, reply.model}))
         if outcome.kind == "reply":
+            self.rejected.clear()
             limits.succeeded()
-            limits.correct(reply.tokens_in + reply.tokens_out - tokens_in - TYPICAL_REPLY)
+            limits.correct(reply.tokens_in + reply.tokens_out - call.tokens_in - TYPICAL_REPLY)
         elif outcome.kind == "rate_limited":
             limits.throttled(time.monotonic(), retry_after=outcome.retry_after)
-        elif outcome.kind == "fatal":
-            ledger.stopped = ledger.stopped or outcome.reason
+        elif outcome.kind == "rejected":
+            self._reject(outcome, call.request)
+
+    def _reject(self, outcome: Outcome, request: str) -> None:
+        """Stop all calls if several requests in a row were rejected in the same way."""
+        if outcome.cause != self.cause:
+            self.cause = outcome.cause
+            self.rejected.clear()
+        self.rejected.add(request)
+        if len(self.rejected) >= HOPELESS:
+            self.ledger.stopped = self.ledger.stopped or outcome.reason
 
     async def finish(self) -> None:
         """Count one more request as done: it has a reply, or was given up."""

@@ -1,7 +1,8 @@
 """One call to a server that speaks OpenAI's chat protocol, and the meaning of its result.
 
 The OpenAI client's own retries are off, because `rlhfv_ray.endpoint.run` counts, paces and pays for
-every attempt. Errors are classified by their remedy, not by their class: slow down, retry, or stop.
+every attempt. Errors are classified by their remedy, not by their class: slow down, retry, or give
+the request up.
 """
 
 import email.utils
@@ -18,8 +19,10 @@ from rlhfv_ray.endpoint.key import read_key
 from rlhfv_ray.endpoint.records import Reply, Request
 
 QUOTA = "insufficient_quota"
-# Error codes that concern one request alone: other requests may succeed.
-OF_ONE_REQUEST = (
+# Statuses that speak of the key, the account or the model. Their wording may differ by call.
+OF_THE_CALLER = (401, 402, 403, 404, 429)
+# OpenAI's codes for a request that it read and refuses; the same request is not sent again.
+REFUSALS = (
     "content_filter",
     "content_policy_violation",
     "context_length_exceeded",
@@ -30,10 +33,12 @@ OF_ONE_REQUEST = (
 class Outcome(NamedTuple):
     """The result of one call."""
 
-    # rate_limited: status 429. retryable: another attempt may succeed. fatal: all calls would fail.
-    kind: Literal["reply", "rate_limited", "retryable", "fatal"]
+    # rate_limited: status 429. retryable: another attempt may succeed. rejected: none would.
+    # stopped: no call was made, because the budget stopped all calls.
+    kind: Literal["reply", "rate_limited", "retryable", "rejected", "stopped"]
     reply: Reply
     reason: str = ""
+    cause: str = ""  # of a rejection; equal for requests that fail in the same way
     retry_after: float = 0.0  # seconds that the server asks to wait
 
 
@@ -101,13 +106,14 @@ class ChatClient:
         unavailable = Reply("unavailable")
         if status == 429 and code != QUOTA:
             wait = retry_after(error.response.headers)
-            return Outcome("rate_limited", unavailable, reason, wait)
+            return Outcome("rate_limited", unavailable, reason, retry_after=wait)
         if status >= 500 or status in (408, 409):
             wait = retry_after(error.response.headers)
-            return Outcome("retryable", unavailable, reason, wait)
-        if code in OF_ONE_REQUEST:
+            return Outcome("retryable", unavailable, reason, retry_after=wait)
+        if code in REFUSALS:
             return Outcome("reply", Reply("refused", reason))
-        return Outcome("fatal", unavailable, reason)
+        cause = str(status) if status in OF_THE_CALLER else reason
+        return Outcome("rejected", Reply("rejected", reason), reason, cause)
 
 
 async def call_once(endpoint: EndpointConfig, request: Request) -> Outcome:

@@ -11,8 +11,9 @@ from rlhfv_ray.config import EndpointConfig
 # For English, on the low side so that estimates are too high; nothing but estimates uses it.
 CHARACTERS_PER_TOKEN = 3.5
 Status = Literal[
-    "ok", "refused", "empty", "truncated", "unavailable", "bad_payload", "other_model", "stopped"
-]
+    "ok", "refused", "empty", "truncated", "other_model",
+    "rejected", "unavailable", "bad_payload", "stopped",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

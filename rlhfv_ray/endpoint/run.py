@@ -2,7 +2,7 @@
 
 Every reply is in the cache before its request counts as done, so a killed run resumes where it was.
 All actors ask one `CallBudget` before a call. It keeps the pace, counts tokens and cost, and stops
-all calls at the first error that no retry can fix.
+all calls when several requests in a row are rejected in the same way.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from tenacity import (
 from rlhfv_ray.cluster import configure_data, unwrap
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.console import poll, progress_bar
-from rlhfv_ray.endpoint.budget import TYPICAL_REPLY, CallBudget, Ledger
+from rlhfv_ray.endpoint.budget import TYPICAL_REPLY, Call, CallBudget, Ledger
 from rlhfv_ray.endpoint.cache import ReplyCache
 from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
 from rlhfv_ray.endpoint.records import Reply, Request
@@ -114,12 +114,13 @@ class CallActor:
 
     async def attempt(self, client: ChatClient, request: Request) -> Outcome:
         """Make one call within the budget."""
-        size = (request.tokens, self.endpoint.max_tokens * (1 + request.again))
-        stopped = await self.budget.admit.remote(*size)
+        tokens_out = self.endpoint.max_tokens * (1 + request.again)
+        call = Call(request.id, request.tokens, tokens_out)
+        stopped = await self.budget.admit.remote(call)
         if stopped:
-            return Outcome("fatal", Reply("stopped"), stopped)
+            return Outcome("stopped", Reply("stopped"), stopped)
         outcome = await client.call(request)
-        await self.budget.record.remote(outcome, *size)
+        await self.budget.record.remote(outcome, call)
         return outcome
 
 
@@ -143,7 +144,7 @@ def ask(
         console: where the estimate and the ledger are printed.
 
     Raises:
-        JudgeError: the server refuses every call, or `max_cost` is reached; all replies so far are
+        JudgeError: the server rejects every call, or `max_cost` is reached; all replies so far are
             in the cache. Or the replay has no reply to a request.
         ConfigError: no key is set.
     """
@@ -226,7 +227,7 @@ def check_endpoint(endpoint: EndpointConfig, cache: Path) -> None:
     except (RayError, RlhfvError) as error:
         raise unwrap(error) from None
     reply = outcome.reply
-    if outcome.kind in ("fatal", "retryable") or reply.status == "other_model":
+    if outcome.kind in ("rejected", "retryable") or reply.status == "other_model":
         mismatch = f"it answers as {reply.model!r}, not {endpoint.reported_model!r}"
         raise JudgeError(
             f"{endpoint.model} at {endpoint.base_url} cannot be used: {outcome.reason or mismatch}"

@@ -5,13 +5,13 @@ import asyncio
 import pytest
 
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.endpoint.budget import CallBudget, Ledger
+from rlhfv_ray.endpoint.budget import HOPELESS, Call, CallBudget, Ledger
 from rlhfv_ray.endpoint.client import Outcome
 from rlhfv_ray.endpoint.records import Reply
 
 # A reply token costs 1 USD and a prompt token nothing: a call of at most 10 tokens reserves 10 USD.
 # The requests are far below the pace, so that cost alone decides.
-CALL = (5, 10)
+CALL = Call("1", 5, 10)
 
 
 def make_budget(max_cost: float) -> CallBudget:
@@ -29,7 +29,7 @@ def reply(tokens_out: int) -> Outcome:
 async def is_waiting(budget: CallBudget) -> bool:
     """Return True if the next call is neither admitted nor refused within 0.2 s."""
     try:
-        await asyncio.wait_for(budget.admit(*CALL), timeout=0.2)
+        await asyncio.wait_for(budget.admit(CALL), timeout=0.2)
     except TimeoutError:
         return True
     return False
@@ -40,10 +40,10 @@ def test_calls_under_way_count_against_the_cap_at_their_worst() -> None:
 
     async def scenario() -> None:
         budget = make_budget(max_cost=25.0)
-        assert [await budget.admit(*CALL) for _ in range(2)] == ["", ""]  # 20 of 25 reserved
+        assert [await budget.admit(CALL) for _ in range(2)] == ["", ""]  # 20 of 25 reserved
         assert await is_waiting(budget)  # 20 + 10 > 25
-        await budget.record(reply(tokens_out=1), *CALL)  # 1 spent, 10 reserved
-        assert await budget.admit(*CALL) == ""  # 1 + 10 + 10 <= 25
+        await budget.record(reply(tokens_out=1), CALL)  # 1 spent, 10 reserved
+        assert await budget.admit(CALL) == ""  # 1 + 10 + 10 <= 25
         assert budget.ledger.calls == 3
 
     asyncio.run(scenario())
@@ -55,11 +55,11 @@ def test_the_cap_stops_all_calls_before_it_is_passed() -> None:
     async def scenario() -> None:
         budget = make_budget(max_cost=25.0)
         for _ in range(2):
-            assert await budget.admit(*CALL) == ""
-            await budget.record(reply(tokens_out=8), *CALL)
-        reason = await budget.admit(*CALL)  # 16 spent, 16 + 10 > 25
+            assert await budget.admit(CALL) == ""
+            await budget.record(reply(tokens_out=8), CALL)
+        reason = await budget.admit(CALL)  # 16 spent, 16 + 10 > 25
         assert reason == "the next call could go over max_cost = 25 USD"
-        assert await budget.admit(0, 0) == reason  # a stop holds for cheaper calls too
+        assert await budget.admit(Call("2", 0, 0)) == reason  # a stop holds for cheaper calls too
         ledger = await budget.spent()
         assert (ledger.calls, ledger.cost, ledger.tokens_out) == (2, 16.0, 16)
 
@@ -71,7 +71,7 @@ def test_a_cap_can_be_spent_to_the_last_cent() -> None:
 
     async def scenario() -> None:
         budget = make_budget(max_cost=20.0)
-        assert [await budget.admit(*CALL) for _ in range(2)] == ["", ""]
+        assert [await budget.admit(CALL) for _ in range(2)] == ["", ""]
 
     asyncio.run(scenario())
 
@@ -81,23 +81,47 @@ def test_without_a_cap_nothing_is_refused() -> None:
 
     async def scenario() -> None:
         budget = make_budget(max_cost=0.0)
-        assert [await budget.admit(*CALL) for _ in range(9)] == [""] * 9
+        assert [await budget.admit(CALL) for _ in range(9)] == [""] * 9
 
     asyncio.run(scenario())
 
 
-def test_a_fatal_error_stops_all_calls_with_the_first_reason() -> None:
-    """Catches: calls that go on after a wrong key; a later error that hides the cause."""
+def rejected(reason: str, cause: str = "") -> Outcome:
+    return Outcome("rejected", Reply("rejected"), reason, cause or reason)
 
-    async def scenario() -> None:
-        budget = make_budget(max_cost=0.0)
-        for reason in ("401: wrong key", "401: still wrong"):
-            if not budget.ledger.calls:
-                await budget.admit(*CALL)
-            await budget.record(Outcome("fatal", Reply("unavailable"), reason), *CALL)
-        assert await budget.admit(*CALL) == "401: wrong key"
 
-    asyncio.run(scenario())
+async def reason_after(*outcomes: tuple[str, Outcome]) -> str:
+    """Return why calls stop after these outcomes, by the id of their request; "" if they go on."""
+    budget = make_budget(max_cost=0.0)
+    for request, outcome in outcomes:
+        call = CALL._replace(request=request)
+        if not await budget.admit(call):
+            await budget.record(outcome, call)
+    return await budget.admit(CALL)
+
+
+WRONG_KEY = [rejected(f"401: wrong key, request {number}", "401") for number in range(HOPELESS)]
+TOO_LONG = [rejected(f"400: {number} tokens are too many") for number in range(9)]
+SAME = rejected("400: no such parameter")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "reason"),
+    [
+        ([("1", WRONG_KEY[0]), ("2", WRONG_KEY[1]), ("3", WRONG_KEY[2])], WRONG_KEY[2].reason),
+        ([("1", SAME), ("2", SAME), ("3", SAME)], SAME.reason),
+        ([("1", SAME), ("2", SAME)], ""),
+        ([("1", SAME), ("1", SAME), ("1", SAME)], ""),  # three votes on one answer
+        ([("1", SAME), ("2", SAME), ("3", reply(1)), ("4", SAME), ("5", SAME)], ""),
+        ([("1", SAME), ("2", SAME), ("3", TOO_LONG[0]), ("4", SAME), ("5", SAME)], ""),
+        ([(str(number), outcome) for number, outcome in enumerate(TOO_LONG)], ""),
+    ],
+)
+def test_only_several_requests_rejected_alike_in_a_row_stop_all(
+    outcomes: list[tuple[str, Outcome]], reason: str
+) -> None:
+    """Catches: one long prompt that stops all calls; 300 calls with a wrong key."""
+    assert asyncio.run(reason_after(*outcomes)) == reason
 
 
 def test_token_corrections_reach_the_rate_limiter() -> None:
@@ -109,8 +133,8 @@ def test_token_corrections_reach_the_rate_limiter() -> None:
 
     async def scenario() -> None:
         budget = CallBudget(EndpointConfig(model="judge", tokens_per_minute=6000))
-        assert await budget.admit(5, 1000) == ""
-        await budget.record(reply(tokens_out=1000), 5, 1000)
+        assert await budget.admit(Call("1", 5, 1000)) == ""
+        await budget.record(reply(tokens_out=1000), Call("1", 5, 1000))
         assert budget.limits is not None and budget.limits.tokens is not None
         assert budget.limits.tokens.level == pytest.approx(-505, abs=1)
 
@@ -118,8 +142,8 @@ def test_token_corrections_reach_the_rate_limiter() -> None:
 
 
 def test_the_ledger_in_words() -> None:
-    ledger = Ledger(known=3, calls=2, outcomes={"ok": 1, "fatal": 1}, tokens_in=1500, cost=0.5)
+    ledger = Ledger(known=3, calls=2, outcomes={"ok": 1, "rejected": 1}, tokens_in=1500, cost=0.5)
     assert ledger.lines() == [
-        "3 replies known before, 2 calls in 0 s (1 fatal, 1 ok), 1,500 tokens in, 0 out, 0.50 USD; "
-        "answered by nobody"
+        "3 replies known before, 2 calls in 0 s (1 ok, 1 rejected), 1,500 tokens in, 0 out, "
+        "0.50 USD; answered by nobody"
     ]

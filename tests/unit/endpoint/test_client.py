@@ -11,7 +11,7 @@ import pytest
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
 from rlhfv_ray.endpoint.records import Reply, Request
-from tests.openai_server import Fault, OpenAIServer, error
+from tests.openai_server import Fault, OpenAIServer, error, vllm_error
 from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE
 
 KEY = "sk-canary-1234"
@@ -55,17 +55,20 @@ def message(content: str | None, **more: Any) -> Fault:
 TABLE = {
     "too many": (error(429, "rate_limit_exceeded", retry_after="7"), "rate_limited", "unavailable"),
     "too many, no hint": (error(429, "rate_limit_exceeded"), "rate_limited", "unavailable"),
-    "no money": (error(429, "insufficient_quota"), "fatal", "unavailable"),
+    "no money": (error(429, "insufficient_quota"), "rejected", "rejected"),
     "wrong key": (
         error(401, "invalid_api_key", f"Incorrect API key provided: {KEY}"),
-        "fatal",
-        "unavailable",
+        "rejected",
+        "rejected",
     ),
-    "not allowed": (error(403), "fatal", "unavailable"),
-    "no such model": (error(404, "model_not_found"), "fatal", "unavailable"),
-    "bad request": (error(400, "unsupported_value"), "fatal", "unavailable"),
+    "not allowed": (error(403), "rejected", "rejected"),
+    "no such model": (error(404, "model_not_found"), "rejected", "rejected"),
+    "bad request": (error(400, "unsupported_value"), "rejected", "rejected"),
     "filtered": (error(400, "content_filter"), "reply", "refused"),
     "too long": (error(400, "context_length_exceeded"), "reply", "refused"),
+    "too long for vLLM": (vllm_error(400, "maximum context length"), "rejected", "rejected"),
+    "too large": (Fault(413, "<html>Too large</html>"), "rejected", "rejected"),
+    "not processable": (error(422), "rejected", "rejected"),
     "broken": (error(500), "retryable", "unavailable"),
     "bad gateway": (Fault(502, "<html>Bad gateway</html>"), "retryable", "unavailable"),
     "dropped": (Fault(drop=True), "retryable", "unavailable"),

@@ -60,6 +60,7 @@ def test_keys_do_not_change_between_versions() -> None:
         ("empty", True),
         ("truncated", True),
         ("other_model", True),
+        ("rejected", False),
         ("unavailable", False),
         ("bad_payload", False),
         ("stopped", False),

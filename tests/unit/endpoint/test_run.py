@@ -16,13 +16,13 @@ from rlhfv_ray.endpoint.cache import ReplyCache
 from rlhfv_ray.endpoint.client import Outcome
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.endpoint.run import CallActor, ask, estimate, retry_wait, retrying
-from tests.openai_server import Fault, OpenAIServer
+from tests.openai_server import Fault, OpenAIServer, vllm_error
 from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE
 
 REPLY = Outcome("reply", Reply("ok", "Rating: 4"))
 RETRYABLE = Outcome("retryable", Reply("bad_payload"), "half a reply", 0.001)
 RATE_LIMITED = Outcome("rate_limited", Reply("unavailable"), "429", 0.001)
-FATAL = Outcome("fatal", Reply("unavailable"), "401")
+REJECTED = Outcome("rejected", Reply("rejected"), "401")
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,12 @@ FATAL = Outcome("fatal", Reply("unavailable"), "401")
     [
         ([REPLY], 1),
         ([RETRYABLE, RATE_LIMITED, REPLY], 3),
-        ([RETRYABLE, FATAL, REPLY], 2),  # no further call after a fatal error
+        ([RETRYABLE, REJECTED, REPLY], 2),  # no further call for a rejected request
         ([RATE_LIMITED, RETRYABLE, RETRYABLE, REPLY], 3),  # three attempts, the last one's outcome
     ],
 )
 def test_failed_calls_are_repeated_up_to_the_limit(outcomes: list[Outcome], calls: int) -> None:
-    """Catches: endless retries, paid retries of fatal errors, an exception for the last failure."""
+    """Catches: endless retries, retries that cannot help, an exception for the last failure."""
     history: list[Outcome] = []
 
     async def call() -> Outcome:
@@ -127,6 +127,33 @@ def test_odd_replies_cost_no_other_reply(tmp_path: Path, monkeypatch: pytest.Mon
     assert {reply.text for reply in cached.values() if reply} == {"Rating: 4"}
     assert None not in cached.values()
     assert budget.done == budget.ledger.calls == len(faults)
+
+
+@pytest.mark.parametrize("votes", [1, 3])
+def test_prompts_too_long_for_vllm_are_missing_and_the_others_judged(
+    votes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: one prompt too long that stops all requests, in this run and in every other."""
+    monkeypatch.setenv("MY_KEY", "sk-1")
+
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
+        prompt = body["messages"][-1]["content"]
+        reason = f"This model's maximum context length is 9 tokens, but {len(prompt)} were sent."
+        return vllm_error(400, reason) if len(prompt) > 9 else None
+
+    prompts = ["a" * length for length in (10, 11, 1, 12, 13, 14, 15, 2, 3, 4)]
+    requests = [Request(text, text, vote=vote) for text in prompts for vote in range(votes)]
+    with OpenAIServer(lambda prompt: "Rating: 4", log=tmp_path / "log", script=script) as server:
+        endpoint = EndpointConfig(
+            model="judge", base_url=server.url, key_env="MY_KEY", concurrency=1
+        )
+        handle = Handle(CallBudget(endpoint))
+        actor = CallActor(endpoint, str(tmp_path / "cache"), bool, handle)
+        failed = asyncio.run(actor.settle_all(requests))
+        assert len(server.requests()) == len(requests)
+    assert {reply.status for _, reply in failed} == {"rejected"}
+    missing = [request for request, _ in failed]
+    assert missing == [request for request in requests if len(request.text) > 9]
 
 
 def test_estimates_by_hand() -> None:
