@@ -3,6 +3,8 @@
 It gives clients real HTTP. Every request is a line of its log, so that tests see repeated ones.
 """
 
+import contextlib
+import gzip
 import json
 import random
 import threading
@@ -26,6 +28,8 @@ class Fault:
     headers: tuple[tuple[str, str], ...] = ()
     drop: bool = False  # close the connection without a response
     sleep: float = 0.0  # seconds before the response
+    drip: float = 0.0  # seconds before each byte of the body
+    compress: bool = False  # by gzip, whatever the client accepts
     change: Callable[[Completion], Completion] | None = None
 
 
@@ -117,17 +121,21 @@ class OpenAIServer:
         if fault.drop:
             handler.close_connection = True
             return
-        data = text.encode()
+        data = gzip.compress(text.encode()) if fault.compress else text.encode()
         handler.send_response(fault.status)
         kind = "text/html" if text.startswith("<") else "application/json"
         for name, value in (
             ("content-type", kind),
             ("content-length", str(len(data))),
+            *([("content-encoding", "gzip")] if fault.compress else []),
             *fault.headers,
         ):
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(data)
+        with contextlib.suppress(ConnectionError):  # the client has left
+            for start in range(0, len(data), 1 if fault.drip else len(data)):
+                time.sleep(fault.drip)
+                handler.wfile.write(data[start : start + 1] if fault.drip else data)
 
     def completion(self, body: dict[str, Any], prompt: str, fault: Fault) -> Completion:
         message = {"role": "assistant", "content": self.judge(prompt)}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.client import Outcome
 from rlhfv_ray.endpoint.rate_limit import AdaptiveRateLimiter
+from rlhfv_ray.endpoint.records import pinned
 
 MAX_SLEEP_S = 0.5  # a waiting caller checks the limits at least this often
 COST_SLEEP_S = 0.05  # the same while calls under way hold the rest of max_cost
@@ -115,7 +116,8 @@ class CallBudget:
         assert limits is not None
         cost = self.endpoint.cost(call.tokens_in, call.tokens_out)
         self.reserved = max(0.0, self.reserved - cost)
-        kind = reply.status if outcome.kind == "reply" else outcome.kind
+        status = pinned(reply, self.endpoint).status
+        kind = status if outcome.kind == "reply" else outcome.kind
         ledger.outcomes[kind] = ledger.outcomes.get(kind, 0) + 1
         ledger.tokens_in += reply.tokens_in
         ledger.tokens_out += reply.tokens_out
@@ -140,6 +142,10 @@ class CallBudget:
         self.rejected.add(request)
         if len(self.rejected) >= HOPELESS:
             self.ledger.stopped = self.ledger.stopped or outcome.reason
+
+    async def stop(self, reason: str) -> None:
+        """Stop all calls."""
+        self.ledger.stopped = self.ledger.stopped or reason
 
     async def finish(self) -> None:
         """Count one more request as done: it has a reply, or was given up."""

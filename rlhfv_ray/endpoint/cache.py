@@ -3,15 +3,18 @@
 Each reply is one file, written atomically. Runs share the files, so no reply is paid for twice.
 """
 
-import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.endpoint.records import Reply, Request, useful
+from rlhfv_ray.endpoint.records import Reply, Request, pinned, useful
+from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.folder import fetch
+from rlhfv_ray.storage.folder import display_path, fetch
 
 
 class ReplyCache:
@@ -26,16 +29,32 @@ class ReplyCache:
         return self.folder / key[:2] / f"{key}.json"
 
     def get(self, key: str) -> Reply | None:
-        """Return the reply, or None if the cache has none."""
+        """Return the reply, or None if the cache has none that can be read."""
         try:
-            return Reply(**json.loads(self.path(key).read_text()))
-        except FileNotFoundError:
+            return msgspec.json.decode(self.path(key).read_bytes(), type=Reply)
+        except (OSError, ValueError, RecursionError):  # none, or a damaged one
             return None
 
     def put(self, key: str, reply: Reply) -> None:
         """Store a reply."""
         self.path(key).parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path(key), asdict(reply))
+
+    def check_writable(self) -> None:
+        """Check that replies can be stored, before any is paid for.
+
+        Raises:
+            ConfigError: a folder of the cache cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.folder, *self.folder.glob("??")):
+                tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ConfigError(
+                f"The cache of replies {display_path(self.folder)!r} cannot be written on this "
+                f"machine: {error.strerror}. Mend it, or name another folder: --judge.cache."
+            ) from error
 
     def settle(
         self, request: Request, endpoint: EndpointConfig, readable: Callable[[str], bool]
@@ -44,18 +63,23 @@ class ReplyCache:
 
         A reply that is not useful is asked for once more, and only once.
         """
-        first = self.get(request.key(endpoint))
+        first = self._pinned(request, endpoint)
         if first is None:
             return Settled(request, None)
         if useful(first, readable, request):
             return Settled(None, first)
         retry = replace(request, again=1)
-        second = self.get(retry.key(endpoint))
+        second = self._pinned(retry, endpoint)
         if second is None:
             return Settled(retry, first)
         if useful(second, readable, request) or first.status != "ok":
             return Settled(None, second)
         return Settled(None, first)  # unreadable, but its text is there for people to read
+
+    def _pinned(self, request: Request, endpoint: EndpointConfig) -> Reply | None:
+        """Return the reply, marked if another model gave it than the endpoint must report."""
+        reply = self.get(request.key(endpoint))
+        return None if reply is None else pinned(reply, endpoint)
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,23 @@ every attempt. Errors are classified by their remedy, not by their class: slow d
 the request up.
 """
 
+import asyncio
 import email.utils
 import json
+import logging
 import time
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
 import openai
 
 from rlhfv_ray.config import EndpointConfig
+from rlhfv_ray.endpoint.body_limit import HEADERS, RefusedBodyError, limit_body
 from rlhfv_ray.endpoint.completion import read_completion
 from rlhfv_ray.endpoint.key import read_key
-from rlhfv_ray.endpoint.records import Reply, Request
+from rlhfv_ray.endpoint.records import Reply, Request, Status
 
+LONGEST_WAIT_S = 120.0  # a server that asks for a longer wait is asked again after this one
+SAID_WAIT_S = 10.0  # waits from this one on are logged
 QUOTA = "insufficient_quota"
 # Statuses that speak of the key, the account or the model. Their wording may differ by call.
 OF_THE_CALLER = (401, 402, 403, 404, 429)
@@ -28,6 +32,8 @@ REFUSALS = (
     "context_length_exceeded",
     "string_above_max_length",
 )
+
+log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -53,6 +59,8 @@ class ChatClient:
             base_url=endpoint.base_url,
             timeout=endpoint.timeout_s,
             max_retries=0,
+            default_headers=HEADERS,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [limit_body]}),
         )
         self.limit = "max_tokens"  # OpenAI's newer models accept only max_completion_tokens
 
@@ -63,24 +71,33 @@ class ChatClient:
         await self.client.close()
 
     async def call(self, request: Request) -> Outcome:
-        """Send a request once and return its outcome."""
+        """Send a request once and return its outcome, within `timeout_s` seconds."""
+        try:
+            # The client's own limit starts anew with every byte that arrives.
+            async with asyncio.timeout(self.endpoint.timeout_s):
+                return await self._call(request)
+        except TimeoutError:
+            reason = f"no complete reply within {self.endpoint.timeout_s:g} s"
+            return Outcome("retryable", Reply("unavailable"), reason)
+
+    async def _call(self, request: Request) -> Outcome:
         create = self.client.chat.completions.with_raw_response.create
         try:
             response = await create(**self.settings(request))
-            reply = read_completion(response.content)
+            return Outcome("reply", read_completion(response.content))
         except openai.APIStatusError as error:
             if self.limit == "max_tokens" and "max_completion_tokens" in str(error):
                 self.limit = "max_completion_tokens"
-                return await self.call(request)
+                return await self._call(request)
             return self.failed(error)
-        except openai.APIError as error:  # no connection, or a time-out
-            reason = self.key.hidden_in(f"{type(error).__name__}: {error}")
-            return Outcome("retryable", Reply("unavailable"), reason)
+        except openai.APIError as error:  # no connection, a time-out, or a body that is refused
+            cause = error.__cause__ or error
+            reason = self.key.hidden_in(f"{type(cause).__name__}: {cause}")
+            is_refused = isinstance(cause, RefusedBodyError)
+            status: Status = "bad_payload" if is_refused else "unavailable"
+            return Outcome("retryable", Reply(status), reason)
         except ValueError as error:
             return Outcome("retryable", Reply("bad_payload"), self.key.hidden_in(str(error)))
-        if self.endpoint.reported_model not in ("", reply.model):
-            reply = replace(reply, status="other_model")
-        return Outcome("reply", reply)
 
     def settings(self, request: Request) -> dict[str, Any]:
         """Return the arguments of the call."""
@@ -123,14 +140,22 @@ async def call_once(endpoint: EndpointConfig, request: Request) -> Outcome:
 
 
 def retry_after(headers: Any) -> float:
-    """Return how many seconds a server asks the client to wait, or 0 if it names none.
+    """Return how many seconds to wait for a server: what it asks for, up to `LONGEST_WAIT_S`.
 
     Example:
         >>> retry_after({"retry-after": "2"}), retry_after({"retry-after-ms": "250"})
         (2.0, 0.25)
-        >>> retry_after({"retry-after": "soon"})
-        0.0
+        >>> retry_after({"retry-after": "soon"}), retry_after({"retry-after": "86400"})
+        (0.0, 120.0)
     """
+    asked = _seconds_asked(headers)
+    wait = min(asked, LONGEST_WAIT_S)
+    if wait >= SAID_WAIT_S:
+        log.warning("The server asks to wait %.0f s; this call waits %.0f s.", asked, wait)
+    return wait
+
+
+def _seconds_asked(headers: Any) -> float:
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
             return max(0.0, float(headers[name]) * scale)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from rlhfv_ray.config import EndpointConfig
@@ -89,6 +89,17 @@ def useful(reply: Reply, readable: Callable[[str], bool], request: Request) -> b
     """
     complete = reply.status == "ok" or (reply.status == "truncated" and not request.whole)
     return complete and readable(reply.text)
+
+
+def pinned(reply: Reply, endpoint: EndpointConfig) -> Reply:
+    """Return a reply, with status `other_model` if it is not the reported model's.
+
+    Example:
+        >>> pinned(Reply("ok", "4", "judge-mini"), EndpointConfig(reported_model="judge")).status
+        'other_model'
+    """
+    is_other = reply.received and endpoint.reported_model not in ("", reply.model)
+    return replace(reply, status="other_model") if is_other else reply
 
 
 def digest(request: Request) -> str:

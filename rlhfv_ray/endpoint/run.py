@@ -31,8 +31,8 @@ from rlhfv_ray.console import poll, progress_bar
 from rlhfv_ray.endpoint.budget import TYPICAL_REPLY, Call, CallBudget, Ledger
 from rlhfv_ray.endpoint.cache import ReplyCache
 from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
-from rlhfv_ray.endpoint.records import Reply, Request
-from rlhfv_ray.errors import ConfigError, JudgeError, RlhfvError
+from rlhfv_ray.endpoint.records import Reply, Request, pinned
+from rlhfv_ray.errors import ConfigError, JudgeError, RlhfvError, StorageError
 
 CALLER_CPUS = 0.25
 POLL_S = 0.5
@@ -73,6 +73,7 @@ class CallActor:
     ) -> None:
         self.endpoint = endpoint
         self.cache = ReplyCache(Path(cache))
+        self.cache.check_writable()  # this machine may see another folder than the driver's
         self.readable = readable
         self.budget = budget  # handle of the CallBudget actor
 
@@ -98,6 +99,14 @@ class CallActor:
         return [(request, reply) for request, reply in pairs if not reply.received]
 
     async def settle(self, client: ChatClient, request: Request) -> Reply:
+        """Return the reply from the cache or the server; stop all calls if the cache fails."""
+        try:
+            return await self._settle(client, request)
+        except (OSError, StorageError) as error:  # every further reply would be lost as well
+            await self.budget.stop.remote(f"the cache of replies failed: {error}")
+            return Reply("stopped")
+
+    async def _settle(self, client: ChatClient, request: Request) -> Reply:
         """Return the reply from the cache or the server; one that is not useful is asked twice."""
         while (settled := self.cache.settle(request, self.endpoint, self.readable)).ask is not None:
             reply = await self.reply(client, settled.ask)
@@ -146,7 +155,7 @@ def ask(
     Raises:
         JudgeError: the server rejects every call, or `max_cost` is reached; all replies so far are
             in the cache. Or the replay has no reply to a request.
-        ConfigError: no key is set.
+        ConfigError: no key is set, or replies cannot be stored.
     """
     if not isinstance(cache, Path):
         replies = [cache(request) for request in requests]
@@ -162,6 +171,7 @@ def ask(
     ledger = Ledger()
     failed: dict[str, Reply] = {}
     if unsettled:
+        store.check_writable()
         pending = list(unsettled.values())
         forecast = estimate(pending, len(requests) - len(pending), endpoint)
         console.print(forecast, highlight=False, soft_wrap=True)
@@ -210,7 +220,7 @@ def check_endpoint(endpoint: EndpointConfig, cache: Path) -> None:
     """Call the server once, to find a wrong address, key or model before long work relies on it.
 
     Raises:
-        ConfigError: the model or the key is missing.
+        ConfigError: the model or the key is missing, or replies cannot be stored.
         JudgeError: the server cannot be reached, or refuses the call.
     """
     if not endpoint.model:
@@ -219,21 +229,24 @@ def check_endpoint(endpoint: EndpointConfig, cache: Path) -> None:
             "--judge.kind replay."
         )
     store = ReplyCache(cache)
+    store.check_writable()
     key = PROBE.key(endpoint)
-    if store.get(key) is not None:
-        return
-    try:
-        outcome: Outcome = ray.get(_probe.remote(endpoint))
-    except (RayError, RlhfvError) as error:
-        raise unwrap(error) from None
-    reply = outcome.reply
-    if outcome.kind in ("rejected", "retryable") or reply.status == "other_model":
-        mismatch = f"it answers as {reply.model!r}, not {endpoint.reported_model!r}"
-        raise JudgeError(
-            f"{endpoint.model} at {endpoint.base_url} cannot be used: {outcome.reason or mismatch}"
-        )
-    if reply.received:
-        store.put(key, reply)
+    reply = store.get(key)
+    problem = ""
+    if reply is None:
+        try:
+            outcome: Outcome = ray.get(_probe.remote(endpoint))
+        except (RayError, RlhfvError) as error:
+            raise unwrap(error) from None
+        reply = outcome.reply
+        if outcome.kind in ("rejected", "retryable"):
+            problem = outcome.reason
+        elif reply.received:
+            store.put(key, reply)
+    if pinned(reply, endpoint).status == "other_model":
+        problem = f"it answers as {reply.model!r}, not {endpoint.reported_model!r}"
+    if problem:
+        raise JudgeError(f"{endpoint.model} at {endpoint.base_url} cannot be used: {problem}")
 
 
 @ray.remote(num_cpus=CALLER_CPUS)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
+from rlhfv_ray.endpoint.body_limit import LARGEST_BODY
+from rlhfv_ray.endpoint.client import LONGEST_WAIT_S, ChatClient, Outcome, call_once
 from rlhfv_ray.endpoint.records import Reply, Request
 from tests.openai_server import Fault, OpenAIServer, error, vllm_error
 from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE
@@ -25,7 +26,10 @@ def call(
         lambda prompt: "Rating: 4", log=tmp_path / "log", script=lambda number, body: fault
     ) as server:
         endpoint = EndpointConfig(
-            model="judge", base_url=server.url, key_env="MY_KEY", timeout_s=0.5, **settings
+            model="judge",
+            base_url=server.url,
+            key_env="MY_KEY",
+            **{"timeout_s": 30.0, **settings},
         )
         return asyncio.run(call_once(endpoint, request or Request("1", "How good?")))
 
@@ -97,7 +101,7 @@ def test_what_a_fault_means(name: str, tmp_path: Path) -> None:
     Also: an exception that ends a whole run.
     """
     fault, kind, status = TABLE[name]
-    outcome = call(fault, tmp_path)
+    outcome = call(fault, tmp_path, timeout_s=0.5 if name == "slow" else 30.0)
     assert (outcome.kind, outcome.reply.status) == (kind, status)
     assert outcome.kind == "reply" or outcome.reason
     assert KEY not in repr(outcome)
@@ -131,12 +135,38 @@ def test_nobody_listens(tmp_path: Path) -> None:
     assert asyncio.run(call_once(endpoint, Request("1", "?"))).kind == "retryable"
 
 
-def test_another_model_is_recorded_and_refused_where_one_is_pinned(tmp_path: Path) -> None:
-    """Catches: scores of two judges mixed under one name."""
-    swap = Fault(change=lambda reply: {**reply, "model": "judge-mini"})
-    assert call(swap, tmp_path).reply == Reply("ok", "Rating: 4", "judge-mini", "", 2, 10)
-    assert call(swap, tmp_path, reported_model="judge").reply.status == "other_model"
-    assert call(None, tmp_path, reported_model="judge").reply.status == "ok"
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_server_that_drips_bytes_is_left(status: int, tmp_path: Path) -> None:
+    """Catches: a time limit that every byte starts anew, so that one call lasts for hours."""
+    began = time.monotonic()
+    outcome = call(Fault(status, body="x" * 100, drip=0.1), tmp_path, timeout_s=0.5)
+    assert time.monotonic() - began < 5.0  # with 0.5 s for a reply, 10 s of dripping
+    assert (outcome.kind, outcome.reply.status) == ("retryable", "unavailable")
+    assert outcome.reason == "no complete reply within 0.5 s"
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_body_is_limited_in_bytes(status: int, compress: bool, tmp_path: Path) -> None:
+    """Catches: a body that fills the memory, also one that arrives small and is then unpacked."""
+    fault = Fault(status, body=" " * (LARGEST_BODY + 1), compress=compress)
+    outcome = call(fault, tmp_path)
+    assert (outcome.kind, outcome.reply.status) == ("retryable", "bad_payload")
+    assert ("compressed" if compress else "more than 4,194,304 bytes") in outcome.reason
+
+
+@pytest.mark.parametrize(("name", "factor"), [("retry-after", 1), ("retry-after-ms", 1000)])
+def test_a_wait_is_limited_and_said(
+    name: str, factor: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: a command that sleeps for a day without a word."""
+    for seconds in ("5", "86400", "inf"):
+        fault = error(429, **{name: str(float(seconds) * factor)})
+        wait = call(fault, tmp_path).retry_after
+        assert wait == min(float(seconds), LONGEST_WAIT_S)
+    waits = ["86400", "inf"]
+    said = [f"The server asks to wait {asked} s; this call waits 120 s." for asked in waits]
+    assert caplog.messages == said
 
 
 def test_what_is_sent(tmp_path: Path) -> None:
@@ -183,5 +213,6 @@ def test_what_is_sent(tmp_path: Path) -> None:
 
 
 def test_a_date_is_a_wait_too(tmp_path: Path) -> None:
+    """Catches: a Retry-After that is a date and counts for nothing."""
     later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
     assert 27 < call(error(429, retry_after=later), tmp_path).retry_after <= 30

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +16,22 @@ from rlhfv_ray.endpoint.budget import CallBudget, Ledger
 from rlhfv_ray.endpoint.cache import ReplyCache
 from rlhfv_ray.endpoint.client import Outcome
 from rlhfv_ray.endpoint.records import Reply, Request
-from rlhfv_ray.endpoint.run import CallActor, ask, estimate, retry_wait, retrying
+from rlhfv_ray.endpoint.run import (
+    PROBE,
+    CallActor,
+    ask,
+    check_endpoint,
+    estimate,
+    retry_wait,
+    retrying,
+)
+from rlhfv_ray.errors import ConfigError, JudgeError
 from tests.openai_server import Fault, OpenAIServer, vllm_error
 from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE
 
 REPLY = Outcome("reply", Reply("ok", "Rating: 4"))
-RETRYABLE = Outcome("retryable", Reply("bad_payload"), "half a reply", 0.001)
-RATE_LIMITED = Outcome("rate_limited", Reply("unavailable"), "429", 0.001)
+RETRYABLE = Outcome("retryable", Reply("bad_payload"), "half a reply", retry_after=0.001)
+RATE_LIMITED = Outcome("rate_limited", Reply("unavailable"), "429", retry_after=0.001)
 REJECTED = Outcome("rejected", Reply("rejected"), "401")
 
 
@@ -154,6 +164,53 @@ def test_prompts_too_long_for_vllm_are_missing_and_the_others_judged(
     assert {reply.status for _, reply in failed} == {"rejected"}
     missing = [request for request, _ in failed]
     assert missing == [request for request in requests if len(request.text) > 9]
+
+
+def test_a_cache_that_breaks_stops_all_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: 50 replies paid for that no disk holds."""
+    monkeypatch.setenv("MY_KEY", "sk-1")
+    with OpenAIServer(lambda prompt: "Rating: 4", log=tmp_path / "log") as server:
+        endpoint = EndpointConfig(
+            model="judge", base_url=server.url, key_env="MY_KEY", concurrency=1
+        )
+        budget = CallBudget(endpoint)
+        actor = CallActor(endpoint, str(tmp_path / "cache"), bool, Handle(budget))
+        requests = [Request(str(number), f"text {number}") for number in range(50)]
+        for request in requests:
+            (tmp_path / "cache" / request.key(endpoint)[:2]).touch()  # in the way of its folder
+        failed = asyncio.run(actor.settle_all(requests))
+        assert len(server.requests()) == 1
+    assert [reply for _, reply in failed] == [Reply("stopped")] * 50
+    assert budget.ledger.stopped.startswith("the cache of replies failed: ")
+
+
+def test_an_unwritable_cache_is_found_before_a_call(tmp_path: Path) -> None:
+    """Catches: calls that start Ray and a server's work before the folder is looked at."""
+    (tmp_path / "cache").touch()
+    console = Console(file=io.StringIO())
+    endpoint = EndpointConfig(model="judge", base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_endpoint(endpoint, tmp_path / "cache")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        ask(
+            [Request("1", "a")],
+            endpoint,
+            tmp_path / "cache",
+            readable=bool,
+            title="Replies",
+            console=console,
+        )
+
+
+def test_a_probe_of_another_model_is_refused_from_the_cache_too(tmp_path: Path) -> None:
+    """Catches: a pinned model that an earlier run's probe waves through."""
+    endpoint = EndpointConfig(model="judge", base_url="http://127.0.0.1:9/v1")
+    ReplyCache(tmp_path).put(PROBE.key(endpoint), Reply("ok", "ok", model="judge-mini"))
+    check_endpoint(endpoint, tmp_path)
+    with pytest.raises(JudgeError, match="it answers as 'judge-mini', not 'judge'"):
+        check_endpoint(replace(endpoint, reported_model="judge"), tmp_path)
 
 
 def test_estimates_by_hand() -> None:
