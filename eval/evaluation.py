@@ -278,7 +278,7 @@ def endpoint_stage(
         )
         write_answers(answers, folder)
 
-    server = {name: getattr(endpoint, name) for name in ("model", "base_url", "seed")}
+    server = {"model": endpoint.model, "base_url": endpoint.address, "seed": endpoint.seed}
     inputs = {
         "prompts": benchmark.prompts_id,
         "endpoint": server,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.redaction import redact
 
 SHAPES = "shapes"  # stands for the shapes world, as a model path and as a data path
 Part = Literal["vision", "projector", "language"]  # of a model
@@ -395,14 +396,32 @@ class EndpointConfig:
         allowed = "0, or with price_in and price_out set"
         check_setting(priced or not self.max_cost, "max_cost", self.max_cost, allowed)
 
+    @property
+    def address(self) -> str:
+        """The base URL as it may be shown: without its secrets."""
+        return redact(self.base_url)
+
     def cost(self, tokens_in: float, tokens_out: float) -> float:
         """Return the price in USD of a number of prompt and reply tokens."""
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
 
 def plain(config: Any) -> Any:
-    """Return a config as JSON-ready dicts, lists and scalars."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Return a config as JSON-ready dicts, lists and scalars, without the secrets in addresses.
+
+    Example:
+        >>> plain(TrackingConfig(uri="postgresql://me:pass@host/mlflow"))["uri"]
+        'postgresql://***@host/mlflow'
+    """
+    return _redacted(json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _redacted(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def changed_settings(config: Any) -> dict[str, Any]:

@@ -59,7 +59,9 @@ class OpenAIServer:
         latency: tuple[float, float] = (0.0, 0.0),  # median in seconds, sigma of its logarithm
         per_minute: float = 0.0,  # its own limit: requests above it get 429; 0: none
         seed: int = 0,
+        paths: list[str] | None = None,  # gets the path and query of every request
     ) -> None:
+        self.paths = [] if paths is None else paths
         self.judge = judge
         self.script = script
         self.log = log
@@ -106,6 +108,7 @@ class OpenAIServer:
     def serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
         with self.lock:
+            self.paths.append(handler.path)
             number = self.count
             self.count += 1
             wait = self.draw.lognormvariate(0, self.sigma) * self.median

@@ -23,7 +23,7 @@ LARGEST_FOLDER = 18  # files
 # One list per row, one string per group of the row, blanks between the rooms of a group;
 # `experiments.*` is any other room there.
 ROWS = [
-    ["rlhfv_ray.errors"],
+    ["rlhfv_ray.errors rlhfv_ray.redaction"],
     ["rlhfv_ray.config rlhfv_ray.records"],
     ["rlhfv_ray.segments rlhfv_ray.logps rlhfv_ray.stats", "rlhfv_ray.loss"],
     ["rlhfv_ray.storage", "rlhfv_ray.console rlhfv_ray.data"],
@@ -60,6 +60,7 @@ NO_TORCH = (
     "endpoint",
     "console",
     "stats",
+    "redaction",
 )
 NUMERIC_CORE = (
     "records",

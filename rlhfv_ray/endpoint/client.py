@@ -6,12 +6,15 @@ the request up.
 """
 
 import asyncio
+import base64
 import email.utils
 import json
 import logging
 import time
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
+import httpx2
 import openai
 
 from rlhfv_ray.config import EndpointConfig
@@ -19,8 +22,10 @@ from rlhfv_ray.endpoint.body_limit import HEADERS, RefusedBodyError, limit_body
 from rlhfv_ray.endpoint.completion import read_completion
 from rlhfv_ray.endpoint.key import read_key
 from rlhfv_ray.endpoint.records import Reply, Request, Status
+from rlhfv_ray.redaction import redact, secrets_in
 
 LONGEST_WAIT_S = 120.0  # a server that asks for a longer wait is asked again after this one
+LONGEST_REASON = 300  # characters of a server's error that are shown
 SAID_WAIT_S = 10.0  # waits from this one on are logged
 QUOTA = "insufficient_quota"
 # Statuses that speak of the key, the account or the model. Their wording may differ by call.
@@ -53,10 +58,15 @@ class ChatClient:
 
     def __init__(self, endpoint: EndpointConfig) -> None:
         self.endpoint = endpoint
-        self.key = read_key(endpoint)
+        key = read_key(endpoint).value
+        url = httpx2.URL(endpoint.base_url)
+        user = f"{url.username}:{url.password}"
+        basic = base64.b64encode(user.encode()).decode()  # as it is sent
+        self.secrets = (key, basic, *secrets_in(endpoint.base_url))
         self.client = openai.AsyncOpenAI(
-            api_key=self.key.value,
-            base_url=endpoint.base_url,
+            api_key=key,
+            base_url=url.copy_with(query=None),
+            default_query=dict(url.params),
             timeout=endpoint.timeout_s,
             max_retries=0,
             default_headers=HEADERS,
@@ -75,10 +85,21 @@ class ChatClient:
         try:
             # The client's own limit starts anew with every byte that arrives.
             async with asyncio.timeout(self.endpoint.timeout_s):
-                return await self._call(request)
+                return self._redacted(await self._call(request))
         except TimeoutError:
             reason = f"no complete reply within {self.endpoint.timeout_s:g} s"
             return Outcome("retryable", Reply("unavailable"), reason)
+
+    def _redacted(self, outcome: Outcome) -> Outcome:
+        """Take the secrets out of all texts of an outcome, which a server may have sent back."""
+        reply = outcome.reply
+        fields = ("text", "model", "fingerprint")
+        texts = {name: redact(getattr(reply, name), self.secrets) for name in fields}
+        return outcome._replace(
+            reply=replace(reply, **texts),
+            reason=shorten(redact(outcome.reason, self.secrets)),
+            cause=redact(outcome.cause, self.secrets),
+        )
 
     async def _call(self, request: Request) -> Outcome:
         create = self.client.chat.completions.with_raw_response.create
@@ -92,12 +113,12 @@ class ChatClient:
             return self.failed(error)
         except openai.APIError as error:  # no connection, a time-out, or a body that is refused
             cause = error.__cause__ or error
-            reason = self.key.hidden_in(f"{type(cause).__name__}: {cause}")
+            reason = f"{type(cause).__name__}: {cause}"
             is_refused = isinstance(cause, RefusedBodyError)
             status: Status = "bad_payload" if is_refused else "unavailable"
             return Outcome("retryable", Reply(status), reason)
         except ValueError as error:
-            return Outcome("retryable", Reply("bad_payload"), self.key.hidden_in(str(error)))
+            return Outcome("retryable", Reply("bad_payload"), str(error))
 
     def settings(self, request: Request) -> dict[str, Any]:
         """Return the arguments of the call."""
@@ -119,7 +140,8 @@ class ChatClient:
         """Turn an HTTP error into an outcome."""
         status = error.status_code
         code = str(error.code or "")
-        reason = self.key.hidden_in(f"{status}: {error.message}")
+        message = redact(f"{status}: {error.message}", self.secrets)
+        reason = shorten(message)
         unavailable = Reply("unavailable")
         if status == 429 and code != QUOTA:
             wait = retry_after(error.response.headers)
@@ -129,8 +151,13 @@ class ChatClient:
             return Outcome("retryable", unavailable, reason, retry_after=wait)
         if code in REFUSALS:
             return Outcome("reply", Reply("refused", reason))
-        cause = str(status) if status in OF_THE_CALLER else reason
+        cause = str(status) if status in OF_THE_CALLER else message
         return Outcome("rejected", Reply("rejected", reason), reason, cause)
+
+
+def shorten(reason: str) -> str:
+    """Return the beginning of a reason, which may hold a whole page."""
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
 
 
 async def call_once(endpoint: EndpointConfig, request: Request) -> Outcome:

@@ -6,7 +6,6 @@ import msgspec
 
 from rlhfv_ray.endpoint.records import Reply, Status
 
-SHOWN = 80  # characters of a body that an error shows
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**9)]  # tokens; no model reads or writes more
 
 
@@ -48,8 +47,8 @@ def read_completion(body: bytes) -> Reply:
     try:
         completion = msgspec.json.decode(body, type=_Completion)
     except (ValueError, RecursionError):  # msgspec's own errors are ValueErrors
-        shown = body[:SHOWN].decode(errors="replace")
-        raise ValueError(f"no chat completion: {shown!r}") from None
+        shown = body.decode(errors="replace")
+        raise ValueError(f"no chat completion: {shown!r}") from None  # cut once it is redacted
     choice = completion.choices[0]
     text = choice.message.content or ""
     status: Status = "ok"

@@ -1,4 +1,4 @@
-"""The API key of an endpoint: read from a file or the environment, and hidden in every text."""
+"""The API key of an endpoint: read from a file or the environment, and never shown."""
 
 import os
 import stat
@@ -14,10 +14,6 @@ class Secret:
     """A key that its own repr does not show."""
 
     value: str = field(repr=False)
-
-    def hidden_in(self, text: str) -> str:
-        """Return the text with the key replaced by asterisks."""
-        return text.replace(self.value, "***")
 
 
 def read_key(endpoint: EndpointConfig) -> Secret:
@@ -43,7 +39,7 @@ def read_key(endpoint: EndpointConfig) -> Secret:
         key = os.environ.get(endpoint.key_env, "").strip()
     if not key:
         raise ConfigError(
-            f"{source} is empty or not set on the machine that calls {endpoint.base_url}. Set it "
+            f"{source} is empty or not set on the machine that calls {endpoint.address}. Set it "
             "there before Ray starts, or name a file that holds the key: --judge.key-file "
             "(--endpoint.key-file). If the server needs no key, any value will do."
         )

@@ -182,7 +182,7 @@ def ask(
     if ledger.stopped:
         cached = sum(key not in failed for key in keys)
         raise JudgeError(
-            f"{endpoint.model} at {endpoint.base_url}: {ledger.stopped}. {cached} of "
+            f"{endpoint.model} at {endpoint.address}: {ledger.stopped}. {cached} of "
             f"{len(requests)} replies are kept in {cache}. Fix the cause and run the same command "
             "again: it continues from there."
         )
@@ -246,7 +246,7 @@ def check_endpoint(endpoint: EndpointConfig, cache: Path) -> None:
     if pinned(reply, endpoint).status == "other_model":
         problem = f"it answers as {reply.model!r}, not {endpoint.reported_model!r}"
     if problem:
-        raise JudgeError(f"{endpoint.model} at {endpoint.base_url} cannot be used: {problem}")
+        raise JudgeError(f"{endpoint.model} at {endpoint.address} cannot be used: {problem}")
 
 
 @ray.remote(num_cpus=CALLER_CPUS)

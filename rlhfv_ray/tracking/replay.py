@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
 
@@ -332,4 +333,4 @@ def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def _short(error: Exception) -> str:
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 250, placeholder=" ...")
+    return textwrap.shorten(redact(f"{type(error).__name__}: {error}"), 250, placeholder=" ...")

@@ -28,6 +28,7 @@ from typing import Any, Self
 
 from rlhfv_ray.config import TrackingConfig, fingerprint
 from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.folder import display_path, open_folder, publish
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.tracking.replay import (
@@ -60,10 +61,13 @@ def tracking_uri(config: TrackingConfig, store: Path) -> str:
 def ui_command(uri: str) -> str:
     """Return the command that shows the runs of a store; for a server, return its address.
 
+    A password in the address is not shown.
+
     Example:
         >>> ui_command("sqlite:////data/runs/mlflow.db")
         'mlflow ui --backend-store-uri sqlite:////data/runs/mlflow.db --host 127.0.0.1'
     """
+    uri = redact(uri)
     return (
         uri
         if uri.startswith("http")
@@ -258,7 +262,7 @@ def tracked_run(
             "%s: MLflow's store is %s, on this node alone. Runs are recorded at the address all "
             "the same (experiments/sync_tracking.py brings them to any MLflow); --tracking.uri "
             "names a server that others reach.",
-            *(limit, uri),
+            *(limit, redact(uri)),
         )
     with _syncing(spool), TrackedRun(spool, name, params=params) as run:
         run.set_tags(tags)

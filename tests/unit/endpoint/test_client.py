@@ -1,19 +1,21 @@
 """One call against a real local HTTP server that shows every kind of fault in turn."""
 
 import asyncio
+import base64
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.body_limit import LARGEST_BODY
-from rlhfv_ray.endpoint.client import LONGEST_WAIT_S, ChatClient, Outcome, call_once
+from rlhfv_ray.endpoint.client import LONGEST_REASON, LONGEST_WAIT_S, ChatClient, Outcome, call_once
 from rlhfv_ray.endpoint.records import Reply, Request
 from tests.openai_server import Fault, OpenAIServer, error, vllm_error
-from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE
+from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE, body
 
 KEY = "sk-canary-1234"
 
@@ -128,6 +130,70 @@ def test_odd_replies_are_bad_payloads_or_verdicts(tmp_path: Path) -> None:
         assert {name: statuses[name] for name in group} == dict.fromkeys(group, status)
     assert {outcomes[name].reply.text for name in READABLE} == {"Rating: 4"}
     assert len(odd) == 57
+
+
+PASSWORD, TOKEN = "pass word/5678", "token-91011"
+BASIC = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+SECRETS = {
+    "key": KEY,
+    "password": PASSWORD,
+    "password in an address": quote(PASSWORD, safe=""),
+    "password and user as a header": BASIC,
+    "key in the query": TOKEN,
+    "an address": f"http://me:{quote(PASSWORD)}@host/v1?api-key={TOKEN}",
+}
+
+
+def echoes(secret: str) -> list[Fault]:
+    """Return responses that hold a secret in every place that a client reads."""
+    page = f"<html>{'.' * 60}{secret}{'.' * 200}{secret}</html>"
+    pages = [Fault(status, page) for status in (200, 400, 401, 413, 429, 500)]
+    errors = [error(status, secret, secret) for status in (400, 401, 429, 503)]
+    return [
+        *pages,
+        *errors,
+        error(400, "content_filter", f"I will not show {secret}"),
+        Fault(401, page + "x" * 10_000),
+        body(choices=[{"message": {"content": f"{secret} Rating: 4", "refusal": secret}}]),
+        message(f"{secret} Rating: 4"),
+        body(model=secret, system_fingerprint=secret),
+        body(model=["Bearer " + secret] * 9),
+    ]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_no_text_of_a_server_brings_a_secret_back(name: str, tmp_path: Path) -> None:
+    """Catches: a page that echoes the request's headers, shown in an error or kept in the cache.
+
+    Also: half a key at the place where an error is cut.
+    """
+    faults = echoes(SECRETS[name])
+    paths: list[str] = []
+
+    def script(number: int, content: dict[str, Any]) -> Fault:
+        return faults[number]
+
+    with OpenAIServer(
+        lambda prompt: "", log=tmp_path / "log", script=script, paths=paths
+    ) as server:
+        address = server.url.replace("://", f"://me:{quote(PASSWORD, safe='')}@")
+        endpoint = EndpointConfig(
+            model="judge", base_url=f"{address}?v=2&api-key={TOKEN}", key_env="MY_KEY"
+        )
+
+        async def all_calls() -> list[Outcome]:
+            async with ChatClient(endpoint) as client:
+                return [await client.call(Request("1", "?")) for _ in faults]
+
+        outcomes = asyncio.run(all_calls())
+    assert paths == [f"/v1/chat/completions?v=2&api-key={TOKEN}"] * len(faults)
+    parts = [KEY, PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), BASIC, TOKEN]
+    assert sum("***" in repr(outcome) for outcome in outcomes) >= 9
+    for outcome in outcomes:
+        for secret in parts:
+            assert secret[:8] not in repr(outcome)
+        assert len(outcome.reason) <= LONGEST_REASON + 4
+    assert "Rating: 4" in outcomes[-3].reply.text
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

@@ -33,6 +33,5 @@ def test_key_comes_from_file_or_environment(
     path.chmod(0o600)
     secret = read_key(replace(config, key_file=str(path)))
     assert secret == Secret("sk-canary") and "canary" not in f"{secret!r} {secret}"
-    assert secret.hidden_in("Incorrect key sk-canary!") == "Incorrect key ***!"
     with pytest.raises(ConfigError, match="cannot be read on this machine"):
         read_key(replace(config, key_file=str(tmp_path / "none")))

@@ -329,6 +329,8 @@ def test_a_database_is_named_wherever_one_stands(
     assert tracking_uri(TrackingConfig(uri="sqlite:///own.db"), Path("runs")) == own
     assert ui_command(own) == f"mlflow ui --backend-store-uri {own} --host 127.0.0.1"
     assert ui_command("http://tracker:5000") == "http://tracker:5000"
+    assert ui_command("http://me:pass@tracker:5000") == "http://***@tracker:5000"
+    assert "***@host/db" in ui_command("postgresql://me:pass@host/db")
 
 
 @pytest.fixture
