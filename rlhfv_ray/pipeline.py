@@ -26,7 +26,7 @@ from rlhfv_ray.models import check_image_tokens
 from rlhfv_ray.shapes_stages import PAIRS, shapes_stage
 from rlhfv_ray.storage.folder import display_path, fetch, fetch_local
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.storage.stages import Stage, is_done
+from rlhfv_ray.storage.stages import Stage, check_stage, is_done
 from rlhfv_ray.training.metrics_log import Record
 from rlhfv_ray.training.train import TrainJob, train_ddpo
 
@@ -100,6 +100,7 @@ def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
     Raises:
         ConfigError: the folder is not a finished reference.
         StaleReferenceError: it was made from another model or other data.
+        StageFailedError: one of its files is missing or damaged.
     """
     if not is_done(folder):
         raise ConfigError(
@@ -107,6 +108,7 @@ def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
             "(it has no SUCCESS file). Give another folder, or leave --data.reference out."
         )
     fetch(folder)
+    check_stage(folder)
     check_reference(json.loads((folder / "config.json").read_text()), inputs)
     return folder
 

@@ -1,9 +1,10 @@
 """Fingerprinted stages: folders that one driver at a time makes once, and later runs reuse.
 
 A stage is a folder `<storage>/<name>-<fingerprint>/` with `config.json` (its inputs), its payload,
-and `SUCCESS`, written last, with the seconds it took. The fingerprint covers what changes the
-result. A folder with `SUCCESS` is never made again; one without is continued. While a stage runs,
-its driver holds the folder's lease.
+and `SUCCESS`, written last, with the seconds it took and the digests of all files. The fingerprint
+covers what changes the result. A folder with `SUCCESS` is never made again, and its files are
+checked before they are used; one without is continued. While a stage runs, its driver holds the
+folder's lease.
 """
 
 import contextlib
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhfv_ray.config import fingerprint
+from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.storage.digests import check_payload, payload_digests
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.folder import LARGE_DIRS, fetch, is_there, publish
-from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.storage.folder import LARGE_DIRS, display_path, fetch, is_there, publish
+from rlhfv_ray.storage.lease import hold_lease, holds_lease
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def run_stages(
             stage that is skipped.
 
     Raises:
-        StageFailedError: another live driver is making one of the stages.
+        StageFailedError: another live driver is making one of the stages, or has taken it over; or
+            a file of a finished stage is missing or damaged.
     """
     results = []
     for stage in stages:
@@ -82,9 +86,19 @@ def seconds_of(folder: Path) -> float:
     return json.loads((folder / "SUCCESS").read_text())["seconds"]
 
 
+def check_stage(folder: Path) -> None:
+    """Check the files of a finished stage.
+
+    Raises:
+        StageFailedError: a file is missing or has another content.
+    """
+    check_payload(folder, json.loads((folder / "SUCCESS").read_text())["files"])
+
+
 def _run_stage(stage: Stage, folder: Path) -> StageResult:
     if is_done(folder):
         fetch(folder, without=LARGE_DIRS)
+        check_stage(folder)
         return StageResult(stage, folder, seconds_of(folder), skipped=True)
     with hold_lease(folder) as token:
         write_json(folder / "config.json", dict(stage.inputs))
@@ -92,5 +106,10 @@ def _run_stage(stage: Stage, folder: Path) -> StageResult:
         stage.run(folder, token)
         seconds = round(time.monotonic() - started, 1)
         publish(folder, without=LARGE_DIRS)
-        write_json(folder / "SUCCESS", {"seconds": seconds})
+        files = payload_digests(folder)
+        if not holds_lease(folder, token):
+            raise StageFailedError(
+                f"{display_path(folder)} was taken over by another driver; this one stops."
+            )
+        write_json(folder / "SUCCESS", {"seconds": seconds, "token": token, "files": files})
     return StageResult(stage, folder, seconds, skipped=False)

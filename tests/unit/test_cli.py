@@ -164,7 +164,7 @@ def test_reference_folder_of_another_model(run, small, tmp_path):
 
     inputs = reference_inputs(ModelConfig(str(small)), DataConfig(str(tmp_path / "pairs.parquet")))
     write_json(folder / "config.json", {**inputs, "weights": "other"})
-    write_json(folder / "SUCCESS", {"seconds": 1})
+    write_json(folder / "SUCCESS", {"seconds": 1, "files": {}})
     assert_explained(
         run(*paper(small, "--data.reference", str(folder))),
         "StaleReferenceError",
