@@ -21,7 +21,7 @@ GATE = {"fp32": (1e-6, 1e-5), "bf16": (1e-2, 1e-2)}
 
 
 def starts_at_reference(
-    losses: Tensor,  # (P,) preference losses of the first batch
+    losses: Tensor,  # (P,) preference losses of a batch of the first update
     policy_logps: Tensor,  # (N,) nats, of the answers' tokens
     reference_logps: Tensor,  # (N,) nats, of the same tokens
     *,
@@ -55,7 +55,7 @@ def check_first_loss(
     reference: Path,  # folder of the reference log-probs
     reference_inputs: Mapping[str, Any],  # what its config.json should say
 ) -> None:
-    """Check before the first update that policy and reference agree; called by every worker.
+    """Check a batch of the first update: policy and reference must agree; called by every worker.
 
     Raises:
         StaleReferenceError: the reference log-probs are not this model's; on every rank.

@@ -349,7 +349,7 @@ def update(
         not finite, also the pairs to blame, on every rank; otherwise an empty list.
 
     Raises:
-        StaleReferenceError: the first loss is not ln 2; on every rank.
+        StaleReferenceError: a loss of the first update is not ln 2; on every rank.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
@@ -360,7 +360,7 @@ def update(
         batch = to_device(next(batches), engine.device, dtype)
         scored = policy_token_logps(engine, batch)
         loss = batch_loss(scored, batch, job.config.loss)
-        if step == 0 and not losses and loss.preference is not None:
+        if step == 0 and loss.preference is not None:
             check_first_loss(
                 scored,
                 batch,

@@ -8,6 +8,8 @@ import functools
 import itertools
 import pickle
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,3 +206,13 @@ def test_nan_on_one_rank_skips_the_update_and_nothing_else(case, found):
 def test_pairs_of_the_nan_are_named_on_every_rank(case, found):
     """Catches: pairs of another rank or pass blamed, or ranks that disagree and so diverge."""
     assert [got["blamed"] for got in found[case]] == [found[case][1]["ids"]] * WORLD
+
+
+def test_deepspeed_comes_without_mlflow_and_mlflow_stays_importable():
+    """Catches: workers that import MLflow, which doubles their start, or that cannot import it."""
+    code = (
+        "import sys; from rlhfv_ray.training.train import import_deepspeed; "
+        "assert import_deepspeed().zero; assert 'mlflow' not in sys.modules; "
+        "import mlflow; assert mlflow.__version__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
