@@ -88,7 +88,8 @@ def load_reference(folder: Path) -> Any:
     processes of the node map. In a folder that may not be written, each process reads them into its
     own memory.
     """
-    import datasets
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
 
     parts = sorted(folder.glob("part-*.parquet"))
     states = {part.name: [part.stat().st_size, part.stat().st_mtime_ns] for part in parts}
@@ -103,8 +104,8 @@ def load_reference(folder: Path) -> Any:
                 draft.replace(path)
     except PermissionError:
         tables = [_usable_rows(part) for part in parts]
-        return datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(tables)))
-    return datasets.Dataset.from_file(str(path))
+        return Dataset(InMemoryTable(pa.concat_tables(tables)))
+    return Dataset.from_file(str(path))
 
 
 def _usable_rows(part: Path) -> pa.Table:
