@@ -15,7 +15,8 @@ test: .venv/dev-ready check
 	bash tests/run.sh
 
 unit: .venv/dev-ready
-	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadscope tests/unit rlhfv_ray eval
+	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadscope -m "not slow" \
+	    tests/unit rlhfv_ray eval
 
 # Kills workers and actors for minutes, and runs four sweeps at a time on one MLflow server.
 # The server needs PostgreSQL (Debian's package `postgresql`).

@@ -114,6 +114,7 @@ def test_truth_is_the_release_s(tmp_path: Path, vocabulary: ObjectVocabulary) ->
     assert load_truth(tmp_path / "coco", vocabulary, cache=tmp_path / "cache").objects == expected
 
 
+@pytest.mark.slow
 def test_many_annotations_are_the_same_truth_in_little_memory(
     tmp_path: Path, builtin: ObjectVocabulary
 ) -> None:

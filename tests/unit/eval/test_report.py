@@ -163,6 +163,7 @@ def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_command_prints_tables_and_writes_a_page(run: Path, tmp_path: Path) -> None:
     """Catches: a module of eval that hides one of the standard library when run as a script."""
     done = command(run, run / "pets" / "base.json", "--base", "aligned", cwd=tmp_path)
@@ -176,6 +177,7 @@ def test_command_prints_tables_and_writes_a_page(run: Path, tmp_path: Path) -> N
     assert "Wilson" in (tmp_path / "comparison.html").read_text()
 
 
+@pytest.mark.slow
 def test_command_refuses_scores_that_were_measured_differently(run: Path, tmp_path: Path) -> None:
     other = replace(base(), manifest={"benchmark": "pets", "decoding": "beams"})
     save_scores(other, tmp_path / "two" / "pets" / "beams.json")

@@ -394,6 +394,7 @@ def served(server_command: list[str], port: int) -> Iterator[Any]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_costs_one_request(
     store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -409,6 +410,7 @@ def test_a_server_that_never_answers_costs_one_request(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.slow
 def test_an_outage_costs_nothing_and_is_made_good(
     store: Path,
     port: int,

@@ -34,6 +34,8 @@ from rlhfv_ray.training.checkpoint import (
 )
 from tests.conftest import small_disk
 
+pytestmark = pytest.mark.slow
+
 # ZeRO stage and dtype: each keeps its state in another place of DeepSpeed.
 STATES = [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "fp32"), (3, "bf16")]
 

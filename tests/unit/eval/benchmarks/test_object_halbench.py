@@ -118,6 +118,7 @@ def check_golden(scores: Scores, mode: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_judge_mode_is_the_release_s(tmp_path: Path) -> None:
     """Catches: an answer scored with the names or the truth of another one."""
     scored = golden_benchmark(tmp_path)

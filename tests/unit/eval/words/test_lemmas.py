@@ -25,6 +25,7 @@ def wordnet() -> ObjectVocabulary:
     return ObjectVocabulary.load(lemmatizer="wordnet")
 
 
+@pytest.mark.slow
 def test_builtin_lemmas_are_wordnet_s_on_the_vocabulary(
     builtin: ObjectVocabulary, wordnet: ObjectVocabulary
 ) -> None:
@@ -56,6 +57,7 @@ def test_builtin_lemmas_are_wordnet_s_on_the_vocabulary(
     } == set()
 
 
+@pytest.mark.slow
 def test_without_wordnet_the_builtin_lemmatizer_is_chosen_and_named() -> None:
     """Catches: a crash without WordNet, or another lemmatiser than the report names."""
     script = (
