@@ -102,12 +102,12 @@ def find_annotations(folder: Path) -> list[Path]:
     Raises:
         DataError: no file exists, or one file of a split is missing.
     """
-    names: list[str] = []
+    expected: list[str] = []
     files: list[Path] = []
     for split in SPLITS:
         pair = [folder / f"{kind}_{split}.json" for kind in KINDS]
         existing = [path for path in pair if path.is_file()]
-        names += [path.name for path in pair]
+        expected += [path.name for path in pair]
         files += existing
         if len(existing) == 1:
             (missing,) = (path.name for path in pair if path not in existing)
@@ -118,7 +118,7 @@ def find_annotations(folder: Path) -> list[Path]:
             )
     if not files:
         raise DataError(
-            f"COCO annotations: {str(folder)!r} holds none of {', '.join(names)}; "
+            f"COCO annotations: {str(folder)!r} holds none of {', '.join(expected)}; "
             "unpack annotations_trainval2014.zip there."
         )
     return files
@@ -178,14 +178,14 @@ def _files_of(kind: str, files: Sequence[Path]) -> list[Path]:
 def _read_instances(path: Path) -> Iterator[tuple[int, str]]:
     """Yield image id and category of each annotated object."""
     instances = _read(path, _Instances, UNPACK_AGAIN)
-    names = {category.id: category.name for category in instances.categories}
+    category_names = {category.id: category.name for category in instances.categories}
     for row in instances.annotations:
-        if row.category_id not in names:
+        if row.category_id not in category_names:
             raise DataError(
                 f"{path}: image {row.image_id} has an object of category {row.category_id}, "
                 "which is not listed. Use the original file."
             )
-        yield row.image_id, names[row.category_id]
+        yield row.image_id, category_names[row.category_id]
 
 
 def _sort_into_scenes(

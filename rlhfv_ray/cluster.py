@@ -135,13 +135,13 @@ def wait_for_resources(purpose: str, cpus: float, gpus: float) -> None:
 def _other_jobs() -> str:
     """Return a sentence with the drivers that run on the cluster beside this one."""
     own = ray.get_runtime_context().get_job_id()
-    others = [
+    running = [
         f"{job.get('Entrypoint') or 'a driver'} (process {job['DriverPid']} on "
         f"{job['DriverIPAddress']})"
         for job in jobs()
         if not job["IsDead"] and job["JobID"] != own
     ]
-    return f"Running beside it: {'; '.join(others)}." if others else "No other job is running."
+    return f"Running beside it: {'; '.join(running)}." if running else "No other job is running."
 
 
 def check_fits(

@@ -115,8 +115,8 @@ def run_command(body: Callable[[], None]) -> int:
     except OSError as error:
         if error.errno not in MENDED_BY_USERS:
             raise
-        place = f": {error.filename}" if error.filename else ""
-        text = f"{error.strerror}{place}. Mend that, then run the same command again to go on."
+        location = f": {error.filename}" if error.filename else ""
+        text = f"{error.strerror}{location}. Mend that, then run the same command again to go on."
         _print_error("The system refused a file", text)
         return EXIT_CODES[StageFailedError]
     return 0

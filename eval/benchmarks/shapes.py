@@ -107,9 +107,10 @@ class ShapesBenchmark(Benchmark):
     @cached_property
     def truth(self) -> dict[int, set[str]]:
         """The objects in each picture: annotated, or mentioned in its captions."""
-        names = {category["id"]: category["name"] for category in self.instances["categories"]}
+        categories = {category["id"]: category["name"] for category in self.instances["categories"]}
         instances = [
-            (item["image_id"], names[item["category_id"]]) for item in self.instances["annotations"]
+            (item["image_id"], categories[item["category_id"]])
+            for item in self.instances["annotations"]
         ]
         annotations = json.loads((self.folder / "captions.json").read_text())["annotations"]
         captions = [(item["image_id"], item["caption"]) for item in annotations]
@@ -157,9 +158,9 @@ class ShapesBenchmark(Benchmark):
         judged: list[JudgedAnswer] = []
         for answer in ordered:
             replies = verdicts.get(answer.id, ())
-            names = self.named(answer.text, replies)
-            item = self.judge(answer, scenes[answer.id], names)
-            named.append(names)
+            objects = self.named(answer.text, replies)
+            item = self.judge(answer, scenes[answer.id], objects)
+            named.append(objects)
             judged.append(replace(item, verdict="\n\n".join(reply.text for reply in replies)))
         extras: dict[str, Any] = {"over_generalization": self.over_generalization(ordered, named)}
         if self.judge_config and self.judge_config.votes > 1:

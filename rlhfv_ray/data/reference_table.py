@@ -67,8 +67,8 @@ def from_row(row: Mapping[str, Any], *, chosen_only: bool = False) -> EncodedPai
         rule: ChangedTokens(row[f"changed/{rule}/chosen"], row[f"changed/{rule}/rejected"])
         for rule in get_args(Rule)
     }
-    names = ("id", "image", "prompt_ids", "chosen_ids", "rejected_ids")
-    fields = {name: row[name] for name in names}
+    columns = ("id", "image", "prompt_ids", "chosen_ids", "rejected_ids")
+    fields = {name: row[name] for name in columns}
     if chosen_only or "chosen_logps" not in row:
         fields["rejected_ids"] = []
         changed = {rule: masks._replace(rejected=[]) for rule, masks in changed.items()}
@@ -115,14 +115,14 @@ def _usable_rows(part: Path) -> pa.Table:
 
 def pair_lengths(folder: Path) -> list[int]:
     """Return the tokens of prompt plus both answers of every pair, in `load_reference`'s order."""
-    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    answer_columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     parts = [
-        pq.read_table(path, columns=["reason", *names])
+        pq.read_table(path, columns=["reason", *answer_columns])
         for path in sorted(folder.glob("part-*.parquet"))
     ]
     table = pa.concat_tables(parts)
     table = table.filter(table["reason"].is_null())
-    columns = [table[name].combine_chunks().value_lengths().to_pylist() for name in names]
+    columns = [table[name].combine_chunks().value_lengths().to_pylist() for name in answer_columns]
     return [sum(lengths) for lengths in zip(*columns, strict=True)]
 
 
@@ -145,10 +145,10 @@ def check_reference(
     Raises:
         StaleReferenceError: the message names the fields that differ.
     """
-    names = sorted(recorded.keys() | current.keys())
+    fields = sorted(recorded.keys() | current.keys())
     differences = [
         f"{name}: {recorded.get(name)!r} in the folder, {current.get(name)!r} now"
-        for name in names
+        for name in fields
         if recorded.get(name) != current.get(name)
     ]
     if differences or not unless_equal:

@@ -175,10 +175,10 @@ def retry_after(headers: Any) -> float:
         >>> retry_after({"retry-after": "soon"}), retry_after({"retry-after": "86400"})
         (0.0, 120.0)
     """
-    asked = _seconds_asked(headers)
-    wait = min(asked, LONGEST_WAIT_S)
+    requested = _seconds_asked(headers)
+    wait = min(requested, LONGEST_WAIT_S)
     if wait >= SAID_WAIT_S:
-        log.warning("The server asks to wait %.0f s; this call waits %.0f s.", asked, wait)
+        log.warning("The server asks to wait %.0f s; this call waits %.0f s.", requested, wait)
     return wait
 
 

@@ -53,13 +53,13 @@ def begun_scale(folder: Path, scale: ScaleConfig) -> ScaleConfig:
     """
     make(folder)
     path = folder / SIZES
-    wanted = {"rows": scale.rows, "inference_batch": scale.inference_batch}
+    sizes = {"rows": scale.rows, "inference_batch": scale.inference_batch}
     if not path.exists():
         for part in folder.glob("part-*.parquet"):
             discard(part)  # nobody knows what it was made of
-        write_json(path, wanted)
+        write_json(path, sizes)
     begun = json.loads(path.read_text())
-    if begun != wanted:
+    if begun != sizes:
         logger.warning(
             "%s was begun with scale.rows %d and scale.inference_batch %d, and goes on with them.",
             *(display_path(folder), begun["rows"], begun["inference_batch"]),

@@ -263,9 +263,9 @@ def _send_params(
 
     params = _without_long(client, run_id, events[0]["content"])
     logged = client.get_run(run_id).data.params
-    for names in _batches([name for name in params if name not in logged], 100):
+    for batch in _batches([name for name in params if name not in logged], 100):
         client.log_batch(
-            run_id, params=[Param(name, params[name]) for name in names], synchronous=True
+            run_id, params=[Param(name, params[name]) for name in batch], synchronous=True
         )
     changed = [name for name, value in params.items() if logged.get(name, value) != value]
     if changed:
@@ -277,9 +277,9 @@ def _send_tags(client: "MlflowClient", run_id: str, events: Sequence[Event], fol
     from mlflow.entities import RunTag
 
     tags = _without_long(client, run_id, events[0]["content"])
-    for names in _batches(list(tags), 100):
+    for batch in _batches(list(tags), 100):
         client.log_batch(
-            run_id, tags=[RunTag(name, tags[name]) for name in names], synchronous=True
+            run_id, tags=[RunTag(name, tags[name]) for name in batch], synchronous=True
         )
 
 
