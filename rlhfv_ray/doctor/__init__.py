@@ -24,7 +24,7 @@ from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.doctor.findings import Finding, examine
 from rlhfv_ray.doctor.node_facts import PACKAGES, Checkup, facts
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.storage.folder import discard, names_in, resolve_storage
+from rlhfv_ray.storage.folder import discard, names_in, resolve_storage, storage_path
 
 __all__ = ["PACKAGES", "Checkup", "Finding", "ask_nodes", "doctor", "examine", "facts", "main"]
 
@@ -79,7 +79,10 @@ def _no_answer(host: str, error: RayError) -> Finding:
 def doctor(checkup: Checkup) -> int:
     """Check all nodes and print the findings; return the exit code, 1 if a finding is bad."""
     connect()
-    findings = ask_nodes(checkup, resolve_storage(checkup.storage))
+    # A trial write here would end the command: every node tries it, and says so in its finding.
+    is_address = "://" in checkup.storage
+    storage = resolve_storage(checkup.storage) if is_address else storage_path(checkup.storage)
+    findings = ask_nodes(checkup, storage)
     bad = sum(finding.status == "bad" for finding in findings)
     if checkup.json:
         rows = [asdict(finding) for finding in findings]

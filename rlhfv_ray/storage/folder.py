@@ -46,18 +46,26 @@ def fetch_local(path: str | Path, *, only: str = "") -> Path:
     return local
 
 
-def resolve_storage(storage: str) -> Path:
-    """Return the storage folder that a user gave, as a path or an address.
+def storage_path(storage: str) -> Path:
+    """Return the storage folder that a user gave, as a path or an address; nothing is written.
 
     A relative path is below ~/rlhfv-ray inside a Ray job, whose working directory is thrown away.
+    """
+    if "://" in storage:
+        return mirror_path(storage)
+    base = Path.home() / "rlhfv-ray" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+    return base / Path(storage).expanduser()
+
+
+def resolve_storage(storage: str) -> Path:
+    """Return the storage folder that a user gave, as `storage_path`, after a trial write.
 
     Raises:
         ConfigError: nothing can be written there.
     """
     if "://" in storage:
         return open_bucket(storage).path
-    base = Path.home() / "rlhfv-ray" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
-    folder = base / Path(storage).expanduser()
+    folder = storage_path(storage)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
