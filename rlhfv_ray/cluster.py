@@ -4,19 +4,22 @@ import logging
 import os
 import re
 import tempfile
-import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
 import ray
 import ray.data
+
+# Ray has no public functions for the record of `ray start`, and for jobs without a dashboard.
 from ray._private.services import find_bootstrap_address
 from ray._private.state import jobs
 from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from rlhfv_ray.config import ScaleConfig
-from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError
+from rlhfv_ray.errors import MENDED_BY_USERS, ConfigError, RlhfvError, StageFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -109,27 +112,28 @@ def answers(address: str, *, timeout: float = ANSWER_S) -> bool:
     return True
 
 
-def wait_for_resources(purpose: str, cpus: float, gpus: float) -> None:
-    """Wait until the cluster has these CPUs and GPUs free; say whose jobs it waits for.
+def wait_for_resources(purpose: str, bundles: Sequence[Mapping[str, float]]) -> None:
+    """Wait until the cluster can place these bundles at once; say whose jobs it waits for.
+
+    The wait itself asks for the resources, so that an autoscaler starts nodes for it.
 
     Args:
         purpose: what needs them, for the message.
-        cpus: number of CPUs, in all.
-        gpus: number of GPUs, in all.
+        bundles: resources by name, for each process.
     """
-    started = time.monotonic()
-    shown = False
-    while True:
-        free = ray.available_resources()
-        if free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= gpus:
+    group = placement_group([dict(bundle) for bundle in bundles])
+    try:
+        if group.wait(QUIET_S):
             return
-        if not shown and time.monotonic() - started > QUIET_S:
-            logger.warning(
-                "%s waits until %g CPUs and %g GPUs are free; now %g and %g are. %s",
-                *(purpose, cpus, gpus, free.get("CPU", 0.0), free.get("GPU", 0.0), _other_jobs()),
-            )
-            shown = True
-        time.sleep(POLL_S)
+        texts = [
+            ", ".join(f"{amount:g} {name}" for name, amount in bundle.items()) for bundle in bundles
+        ]
+        needs = " and ".join(f"{count} x ({text})" for text, count in Counter(texts).items())
+        logger.warning("%s waits until %s are free. %s", purpose, needs, _other_jobs())
+        while not group.wait(POLL_S):
+            pass
+    finally:
+        remove_placement_group(group)
 
 
 def _other_jobs() -> str:
@@ -172,11 +176,12 @@ def check_fits(
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """Return the error of ours, or of the system, in a Ray error; without one, itself."""
+    """Return the error in a Ray error that users can mend; without one, itself."""
     cause: BaseException | None = error
     while cause is not None:
         # Ray's copy of an error of ours is both, and its text is a traceback.
-        if isinstance(cause, RlhfvError | OSError) and not isinstance(cause, RayError):
+        is_mended = isinstance(cause, OSError) and cause.errno in MENDED_BY_USERS
+        if (isinstance(cause, RlhfvError) or is_mended) and not isinstance(cause, RayError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
     if NEVER_RAN in str(error):

@@ -223,7 +223,9 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """Distribution of the work. No field changes a result, only speed and fault tolerance."""
+    """Distribution of the work: speed and fault tolerance, not results. One exception: answers that
+    are sampled depend on rows and inference_batch.
+    """
 
     workers: int = 1
     """Training workers (ranks), >= 1. With GPUs, each has one GPU."""
@@ -274,6 +276,11 @@ class ScaleConfig:
         lowest_stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         allowed = f"none below ZeRO stage {lowest_stage}"
         check_setting(self.zero_stage >= lowest_stage, "scale.offload", self.offload, allowed)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Return Ray's resources of one worker or actor."""
+        return {"CPU": self.cpus, **({"GPU": 1.0} if self.gpu else {})}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Progress is a bar on a terminal, and a line every few seconds in a job's log.
 """
 
 import contextlib
-import errno
 import logging
 import signal
 import sys
@@ -24,12 +23,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from rlhfv_ray.errors import JudgeError, RlhfvError, StageFailedError
+from rlhfv_ray.errors import MENDED_BY_USERS, JudgeError, RlhfvError, StageFailedError
 
 LINE_EVERY_S = 10.0
 STOPPED, TERMINATED = 130, 143
-# A full disk or quota, a read-only disk, a file that may not be used.
-MENDED_BY_USERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first class that matches
 
 

@@ -5,6 +5,12 @@ standard-library class that a caller would expect. Each survives pickling, becau
 errors between processes.
 """
 
+import errno
+
+# A full disk or quota, a read-only disk, a file that may not be used: errors of the system that
+# users can mend, and that are shown without a traceback.
+MENDED_BY_USERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
 
 class RlhfvError(Exception):
     """Base of every error this project raises on purpose."""

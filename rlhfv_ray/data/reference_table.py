@@ -4,6 +4,7 @@
 the rows that cannot be used. `config.json` holds the inputs that the log-probs depend on.
 """
 
+import errno
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -102,7 +103,9 @@ def load_reference(folder: Path) -> Any:
                     for part in parts:
                         stream.write_table(_usable_rows(part))
                 draft.replace(path)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         tables = [_usable_rows(part) for part in parts]
         return Dataset(InMemoryTable(pa.concat_tables(tables)))
     return Dataset.from_file(str(path))

@@ -93,8 +93,8 @@ def map_parts(
     missing = [number for number in range(len(shards)) if not part_path(folder, number).exists()]
     if not missing:
         return
-    preparing = PREPARE_CPUS if prepare is not None else 0.0
-    wait_for_resources(title, scale.cpus + preparing, float(scale.gpu))  # of one actor
+    preparing = [] if prepare is None else [{"CPU": PREPARE_CPUS}]
+    wait_for_resources(title, [scale.resources, *preparing])  # of one actor
     configure_data()
     rows = ({"part": number, "rows": pickle.dumps(shards[number])} for number in missing)
     parts = ray.data.from_items(list(rows), override_num_blocks=len(missing))

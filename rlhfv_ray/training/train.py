@@ -92,8 +92,7 @@ def train_ddpo(
     # Ray gives up after 60 s by default, which another job's last seconds can exceed.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     scale = job.config.scale
-    gpus = float(scale.workers if scale.gpu else 0)
-    wait_for_resources("Training", scale.workers * scale.cpus, gpus)
+    wait_for_resources("Training", [scale.resources] * scale.workers)
     trainer = ray_trainer(job)
     interrupt = signal.getsignal(signal.SIGINT)
     with tail_records(job.folder, on_records):
@@ -125,7 +124,7 @@ def ray_trainer(job: TrainJob) -> TorchTrainer:
         scaling_config=ray.train.ScalingConfig(
             num_workers=scale.workers,
             use_gpu=scale.gpu,
-            resources_per_worker={"CPU": scale.cpus, **({"GPU": 1} if scale.gpu else {})},
+            resources_per_worker=scale.resources,
         ),
         torch_config=TorchConfig(
             backend="nccl" if scale.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S

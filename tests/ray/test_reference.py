@@ -225,7 +225,7 @@ def test_a_job_waits_for_another_ones_cpus_and_goes_on(cluster, monkeypatch, cap
     monkeypatch.setattr(ray_cluster, "QUIET_S", 0.5)
     address = ray.get_runtime_context().gcs_address
     waiting = threading.Thread(
-        target=ray_cluster.wait_for_resources, args=("Training", 1.0, 0.0), daemon=True
+        target=ray_cluster.wait_for_resources, args=("Training", [{"CPU": 1.0}]), daemon=True
     )
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, address],
@@ -236,7 +236,9 @@ def test_a_job_waits_for_another_ones_cpus_and_goes_on(cluster, monkeypatch, cap
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         waiting.start()
-        wait_for(lambda: "Training waits until 1 CPUs" in caplog.text, 30)
+        wait_for(lambda: "Training waits until 1 x (1 CPU) are free" in caplog.text, 30)
+        groups = ray.util.placement_group_table().values()
+        assert "PENDING" in {group["state"] for group in groups}  # what an autoscaler counts
         assert f"process {holder.pid}" in caplog.text
         holder.communicate("\n", timeout=60)
     waiting.join(timeout=60)
