@@ -18,7 +18,8 @@ unit: .venv/dev-ready
 	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadscope -m "not slow" \
 	    tests/unit rlhfv_ray eval
 
-# Kills workers and actors for minutes, and runs four sweeps at a time on one MLflow server.
+# Kills workers and actors for minutes, lets drivers race for leases, and runs four sweeps at a time
+# on one MLflow server.
 # The server needs PostgreSQL (Debian's package `postgresql`).
 soak: .venv/dev-ready
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[team]"

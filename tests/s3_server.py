@@ -1,6 +1,7 @@
 """A real server that speaks S3's protocol, on loopback."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import s3fs
 from moto.s3.models import s3_backends
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from benchmarks.workers import free_port
@@ -46,6 +48,22 @@ class S3:
 
 
 @contextmanager
+def whole_writes() -> Iterator[None]:
+    """Let moto compare and write an object in one step, as S3 does, until the body ends."""
+    put_object, one_at_a_time = S3Response.put_object, threading.Lock()
+
+    def put_whole(response: S3Response) -> object:
+        with one_at_a_time:
+            return put_object(response)
+
+    S3Response.put_object = put_whole
+    try:
+        yield
+    finally:
+        S3Response.put_object = put_object
+
+
+@contextmanager
 def s3_server() -> Iterator[S3]:
     """Run a server with an empty bucket until the body ends. Only one can run at a time."""
     s3_backends.reset()  # moto stores objects per process, not per server
@@ -60,8 +78,9 @@ def s3_server() -> Iterator[S3]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     try:
-        s3 = S3(environment, server)
-        s3.objects().mkdir(BUCKET)
-        yield s3
+        with whole_writes():
+            s3 = S3(environment, server)
+            s3.objects().mkdir(BUCKET)
+            yield s3
     finally:
         server.stop()

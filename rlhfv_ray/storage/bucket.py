@@ -247,7 +247,8 @@ def _object_sizes(system: Any, key: str) -> dict[str, int]:
             raise StorageError(
                 f"{key} has an object named {name!r}, which leads out of its folder. Delete it."
             )
-        if not _is_hidden(name):
+        # A folder that appears while it is listed is described as an object at the key.
+        if info["type"] == "file" and not _is_hidden(name):
             sizes[name] = info["size"]
     return sizes
 

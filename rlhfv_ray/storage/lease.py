@@ -1,14 +1,18 @@
 """Leases: a file in a folder names the one driver that may write the folder.
 
-A driver takes over an expired lease: its holder's process is gone (same host), or its heartbeat
-stopped (another host). A driver that lost its lease publishes nothing more. While a lease on a
-bucket's folder is held, the folder's changed files are published with each heartbeat.
+A driver takes over the lease of a dead holder. A process of this machine is seen to be dead.
+Another one counts as dead if its lease does not change for `STALE_S`, by the clock of the driver
+that watches it. On a disk, every change of the lease happens under a file lock. In a bucket, every
+change is conditional on the version that was read. A driver that lost its lease publishes nothing
+more. While a lease on a bucket's folder is held, the folder's changed files are published with
+each heartbeat.
 """
 
 import contextlib
+import errno
 import json
+import logging
 import os
-import socket
 import threading
 import time
 import uuid
@@ -17,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from filelock import FileLock, Timeout
 
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.bucket import BucketFolder
+from rlhfv_ray.storage.conditional import Version, read_version, write_over
+from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import (
     LARGE_DIRS,
     discard,
@@ -30,10 +36,15 @@ from rlhfv_ray.storage.folder import (
     open_folder,
     publish,
 )
+from rlhfv_ray.storage.holder import is_alive, this_process
+
+logger = logging.getLogger(__name__)
 
 LEASE = "lease.json"
-HEARTBEAT_S = 10.0
-STALE_S = 60.0  # another host's lease has expired after this long without a heartbeat
+HEARTBEAT_S = float(os.environ.get("RLHFV_HEARTBEAT_S", "10"))
+# A lease that cannot be judged otherwise has expired after this long without a heartbeat.
+STALE_S = float(os.environ.get("RLHFV_STALE_S", "60"))
+ESTALE_TRIES = 3
 
 
 @contextlib.contextmanager
@@ -41,10 +52,9 @@ def hold_lease(folder: Path) -> Iterator[str]:
     """Create a folder if need be, and hold its lease while the body runs; yield the lease's token.
 
     Raises:
-        StageFailedError: a live driver holds the lease.
+        StageFailedError: a live driver holds the lease, or took it over while the body ran.
     """
-    token = uuid.uuid4().hex[:12]
-    lease = open_lease(folder, token)
+    lease = open_lease(folder, uuid.uuid4().hex[:12])
     make(folder)
     _take(lease)
     released = threading.Event()
@@ -52,62 +62,95 @@ def hold_lease(folder: Path) -> Iterator[str]:
     heartbeat.start()
     try:
         fetch(folder, without=LARGE_DIRS)
-        yield token
+        yield lease.token
     finally:
         released.set()
         heartbeat.join()
-        if holds_lease(folder, token):
+        was_held = _is_held(lease)
+        if was_held:
             publish(folder, without=LARGE_DIRS)
-            discard(lease.path)
+            lease.release()
+    if not was_held:
+        raise _lost(lease)
 
 
 def holds_lease(folder: Path, token: str) -> bool:
     """Return True if `token` still holds the folder's lease; workers ask before they publish."""
-    try:
-        text, _ = open_lease(folder, token).read()
-    except FileNotFoundError:
-        return False
-    return json.loads(text)["token"] == token
+    return _is_held(open_lease(folder, token))
 
 
 @dataclass(frozen=True)
 class DiskLease:
-    """A lease on a disk; the file's time of change is its last heartbeat."""
+    """A lease on a disk; a heartbeat sets the file's time of change."""
 
     path: Path
     token: str  # of this driver
 
-    def read(self) -> tuple[str, float]:
-        """Return the lease's text, and its last heartbeat in seconds since 1970."""
-        return self.path.read_text(), self.path.stat().st_mtime
+    def read(self) -> Version | None:
+        """Return the lease's version; None if there is no lease."""
+        for attempt in range(ESTALE_TRIES):
+            try:
+                # Opening the file makes a network file system ask its server.
+                with self.path.open(errors="replace") as stream:
+                    return Version(stream.read(), str(os.fstat(stream.fileno()).st_mtime_ns))
+            except FileNotFoundError:
+                return None
+            except OSError as error:  # ESTALE: replaced by another host between two calls
+                if error.errno != errno.ESTALE or attempt + 1 == ESTALE_TRIES:
+                    raise
+        return None
 
-    def claim(self, text: str) -> bool:
-        """Write the lease unless one exists; a hard link never shows half a file."""
-        draft = self.path.with_name(f".{LEASE}.{self.token}")
-        draft.write_text(text)
-        try:
-            os.link(draft, self.path)
-        except FileExistsError:
-            return False
-        finally:
-            draft.unlink()
-        return True
-
-    def evict(self) -> None:
-        """Move an expired lease aside; only one of several successors succeeds in that."""
-        expired = self.path.with_name(f".{LEASE}.expired-{self.token}")
-        with contextlib.suppress(FileNotFoundError):
-            self.path.rename(expired)
-            expired.unlink()
+    def claim(self, holder: Mapping[str, Any], seen: Version | None) -> bool:
+        """Write the lease if it is still as `seen`; return False if it is not."""
+        with self.locked():
+            if self.read() != seen:
+                return False
+            write_json(self.path, dict(holder))
+            return True
 
     def beat(self) -> None:
-        """Renew the heartbeat."""
-        os.utime(self.path)
+        """Renew the heartbeat of a lease that is still held."""
+        with self.locked():
+            if _is_held(self):
+                os.utime(self.path)
+
+    def release(self) -> None:
+        """Delete the lease if it is still held."""
+        with self.locked():
+            if _is_held(self):
+                self.path.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Run the body while no other process can change the lease.
+
+        Raises:
+            StageFailedError: another process keeps the lock, or the file system has no locks.
+        """
+        lock = FileLock(self.path.with_name(f".{LEASE}.lock"), poll_interval=0.01)
+        try:
+            lock.acquire(timeout=STALE_S)
+        except Timeout as error:
+            raise StageFailedError(
+                f"{lock.lock_file} has been locked by another process for {STALE_S:g} s. Is a "
+                "driver of this folder stopped? Continue it or end it, then run the same command."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            raise StageFailedError(
+                f"{self.path.parent} is on a file system without file locks (flock: "
+                f"{error.strerror}). Mount it with locks, or give another storage."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 @dataclass(frozen=True)
 class BucketLease:
-    """A lease in a bucket; the object's time of change is its last heartbeat."""
+    """A lease in a bucket; a heartbeat counts on."""
 
     file: BucketFolder
     token: str  # of this driver
@@ -117,34 +160,29 @@ class BucketLease:
         """The lease's path in this node's copy, where no such file is ever written."""
         return self.file.path
 
-    def read(self) -> tuple[str, float]:
-        """Return the lease's text, and its last heartbeat in seconds since 1970."""
+    def read(self) -> Version | None:
+        """Return the lease's version; None if there is no lease."""
         with self.file.store() as (system, key):
-            return system.cat_file(key).decode(), system.modified(key).timestamp()
+            return read_version(system, key)
 
-    def claim(self, text: str) -> bool:
-        """Write the lease unless one exists, on S3 by a conditional write; one claimant wins."""
+    def claim(self, holder: Mapping[str, Any], seen: Version | None) -> bool:
+        """Write the lease if it is still as `seen`; return False if it is not."""
         with self.file.store() as (system, key):
-            try:
-                system.pipe_file(key, text.encode(), mode="create")
-            except FileExistsError:
-                return False
-            return True
-
-    def evict(self) -> None:
-        """Delete an expired lease.
-
-        A bucket knows no rename; so the next claimant holds it, and checks before it publishes.
-        """
-        self.file.discard()
+            return write_over(system, key, json.dumps(dict(holder)), seen)
 
     def beat(self) -> None:
         """Renew the heartbeat of a lease that is still held, and publish the folder's changes."""
-        if not holds_lease(self.path.parent, self.token):
+        seen = self.read()
+        holder = _holder(seen)
+        if holder.get("token") != self.token:
             return
-        with self.file.store() as (system, key):
-            system.pipe_file(key, system.cat_file(key))
-        publish(self.path.parent, without=LARGE_DIRS)
+        if self.claim({**holder, "beats": holder.get("beats", 0) + 1}, seen):
+            publish(self.path.parent, without=LARGE_DIRS)
+
+    def release(self) -> None:
+        """Delete the lease if it is still held."""
+        if _is_held(self):
+            discard(self.path)
 
 
 Lease = DiskLease | BucketLease  # the same methods, on a disk and in a bucket
@@ -161,50 +199,63 @@ def open_lease(folder: Path, token: str) -> Lease:
 
 
 def _take(lease: Lease) -> None:
-    process = psutil.Process()
-    holder = {
-        "token": lease.token,
-        "host": socket.gethostname(),
-        "pid": process.pid,
-        "started": process.create_time(),
-    }
-    while not lease.claim(json.dumps(holder)):
-        _evict_expired(lease)
-
-
-def _evict_expired(lease: Lease) -> None:
-    """Evict an expired lease, if any.
+    """Claim a lease that is free, or whose holder is dead; watch a holder that cannot be seen.
 
     Raises:
-        StageFailedError: its holder lives.
+        StageFailedError: the holder lives.
     """
-    try:
-        text, last_beat = lease.read()
-    except FileNotFoundError:
-        return
-    holder = json.loads(text)
-    if _is_alive(holder, time.time() - last_beat):
-        raise StageFailedError(
-            f"{display_path(lease.path.parent)} is being written by process {holder['pid']} on "
-            f"{holder['host']}. Wait until it is done, or stop it; what it has finished will be "
-            "reused."
-        )
-    lease.evict()
+    holder = {"token": lease.token, **this_process()}
+    seen, since = lease.read(), time.monotonic()
+    while True:
+        alive = False if seen is None else is_alive(_holder(seen))
+        if alive:
+            raise _in_use(lease, seen)
+        is_stale = time.monotonic() - since >= STALE_S
+        if (alive is False or is_stale) and lease.claim(holder, seen):
+            return
+        time.sleep(min(HEARTBEAT_S, STALE_S) / 100)
+        last, seen = seen, lease.read()
+        token = _holder(seen).get("token")
+        if token == lease.token:  # a request that was repeated had come through the first time
+            return
+        if seen != last:
+            since = time.monotonic()
+            if seen and last and token == _holder(last).get("token"):
+                raise _in_use(lease, seen)  # a heartbeat
 
 
-def _is_alive(holder: Mapping[str, Any], age: float) -> bool:
-    """Return True if a lease's holder lives; `age`: seconds since its last heartbeat."""
-    if holder["host"] != socket.gethostname():
-        return age < STALE_S
+def _in_use(lease: Lease, seen: Version | None) -> StageFailedError:
+    holder = _holder(seen)
+    return StageFailedError(
+        f"{display_path(lease.path.parent)} is being written by process {holder.get('pid', '?')} on "
+        f"{holder.get('host', 'an unknown host')}. Wait until it is done, or stop it; what it has finished will be "
+        "reused."
+    )
+
+
+def _holder(seen: Version | None) -> dict[str, Any]:
+    """Return what a lease says; nothing if there is no lease, or if it cannot be read."""
     try:
-        return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1.0
-    except psutil.NoSuchProcess:
-        return False
+        holder = json.loads(seen.text) if seen else {}
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _is_held(lease: Lease) -> bool:
+    return _holder(lease.read()).get("token") == lease.token
+
+
+def _lost(lease: Lease) -> StageFailedError:
+    return StageFailedError(
+        f"{display_path(lease.path.parent)} was taken over by another driver; this one stops."
+    )
 
 
 def _beat_until(released: threading.Event, lease: Lease) -> None:
     """Renew the heartbeat every few seconds until the lease is released."""
     while not released.wait(HEARTBEAT_S):
-        # A storage that does not answer now may answer the next heartbeat.
-        with contextlib.suppress(FileNotFoundError, StageFailedError):
+        try:
             lease.beat()
+        except (OSError, StageFailedError) as error:  # the next heartbeat may come through
+            logger.warning("a heartbeat of %s failed: %s", display_path(lease.path), error)

@@ -1,5 +1,5 @@
 """Long trials of patience, `make soak`: a training job whose workers are killed twenty times, a
-reference stage whose actors keep dying, and a team's MLflow.
+reference stage whose actors keep dying, a team's MLflow, and drivers that race for a lease.
 
 Minutes each, so they are not among the tests of every commit.
 """
@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -28,15 +29,18 @@ from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.data import load_pairs, write_pairs
 from rlhfv_ray.data.reference_table import load_reference
 from rlhfv_ray.inference.reference import compute_reference_logps
+from rlhfv_ray.storage.folder import resolve_storage
 from rlhfv_ray.tracking.run import tracked_run
 from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import wait_for
+from tests.lease_race import most_holders
 from tests.ray.conftest import losses, ray_processes, train, weights, with_scale
 from tests.s3_server import S3, s3_server
 
 pytestmark = pytest.mark.ray
 KILLS, STEPS, ROWS = 20, 60, 10_000
 SWEEPS, TRIALS, UPDATES = 4, 8, 100
+ROUNDS = 300
 
 
 def test_twenty_kills_change_nothing(config, reference, tmp_path: Path):
@@ -92,6 +96,18 @@ def test_ten_thousand_rows_outlive_their_actors(config, cluster, pairs_file, tmp
     print(f"{len(killed)} actors killed")
     assert len(killed) >= 3
     assert list(load_reference(folder)["id"]) == [f"row:{number}" for number in range(ROWS)]
+
+
+@pytest.mark.parametrize("kind", ["disk", "bucket"])
+def test_three_hundred_dead_holders_have_one_successor_each(kind, tmp_path: Path, monkeypatch):
+    """Catches: two of four drivers that start together and both take over a dead one's lease."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # drivers have the same mirror
+    with s3_server() as s3:
+        for name, value in s3.environment.items():
+            monkeypatch.setenv(name, value)
+        storage = resolve_storage(s3.address("race")) if kind == "bucket" else tmp_path / "disk"
+        assert most_holders(storage, rounds=ROUNDS) == [1] * ROUNDS
 
 
 def test_four_sweeps_lose_nothing_in_one_postgresql(tmp_path: Path):
