@@ -227,9 +227,9 @@ def _take(lease: Lease) -> None:
 def _in_use(lease: Lease, seen: Version | None) -> StageFailedError:
     holder = _holder(seen)
     return StageFailedError(
-        f"{display_path(lease.path.parent)} is being written by process {holder.get('pid', '?')} on "
-        f"{holder.get('host', 'an unknown host')}. Wait until it is done, or stop it; what it has finished will be "
-        "reused."
+        f"{display_path(lease.path.parent)} is being written by process {holder.get('pid', '?')} "
+        f"on {holder.get('host', 'an unknown host')}. Wait until it is done, or stop it; what it "
+        "has finished will be reused."
     )
 
 
