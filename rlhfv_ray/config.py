@@ -388,7 +388,8 @@ class EndpointConfig:
     price_out: float = 0.0
     """USD per million reply tokens, >= 0."""
     max_cost: float = 0.0
-    """Cost in USD after which no further call is made, >= 0. Paid replies are kept. 0: no limit."""
+    """Most in USD that all calls may cost whose replies are kept in the same folder, of all models
+    and all runs, >= 0. No call is made that could exceed it. Paid replies are kept. 0: no limit."""
     reported_model: str = ""
     """Model that replies must report; others are refused. Empty: any model, recorded."""
     seed: int | None = None

@@ -21,12 +21,14 @@ from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.body_limit import HEADERS, RefusedBodyError, limit_body
 from rlhfv_ray.endpoint.completion import read_completion
 from rlhfv_ray.endpoint.key import read_key
-from rlhfv_ray.endpoint.records import Reply, Request, Status
+from rlhfv_ray.endpoint.records import Reply, Request, Status, Usage
 from rlhfv_ray.redaction import redact, secrets_in
 
 LONGEST_WAIT_S = 120.0  # a server that asks for a longer wait is asked again after this one
 LONGEST_REASON = 300  # characters of a server's error that are shown
 SAID_WAIT_S = 10.0  # waits from this one on are logged
+NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+NOTHING = Usage(0, 0)
 QUOTA = "insufficient_quota"
 # Statuses that speak of the key, the account or the model. Their wording may differ by call.
 OF_THE_CALLER = (401, 402, 403, 404, 429)
@@ -51,6 +53,7 @@ class Outcome(NamedTuple):
     reason: str = ""
     cause: str = ""  # of a rejection; equal for requests that fail in the same way
     retry_after: float = 0.0  # seconds that the server asks to wait
+    usage: Usage | None = None  # tokens that the call is charged for; None: the server did not say
 
 
 class ChatClient:
@@ -105,18 +108,20 @@ class ChatClient:
         create = self.client.chat.completions.with_raw_response.create
         try:
             response = await create(**self.settings(request))
-            return Outcome("reply", read_completion(response.content))
+            reply, usage = read_completion(response.content)
+            return Outcome("reply", reply, usage=usage)
         except openai.APIStatusError as error:
             if self.limit == "max_tokens" and "max_completion_tokens" in str(error):
                 self.limit = "max_completion_tokens"
                 return await self._call(request)
-            return self.failed(error)
+            return self.failed(error)._replace(usage=NOTHING)  # servers charge for no error
         except openai.APIError as error:  # no connection, a time-out, or a body that is refused
             cause = error.__cause__ or error
             reason = f"{type(cause).__name__}: {cause}"
             is_refused = isinstance(cause, RefusedBodyError)
             status: Status = "bad_payload" if is_refused else "unavailable"
-            return Outcome("retryable", Reply(status), reason)
+            usage = NOTHING if isinstance(cause, NEVER_SENT) else None
+            return Outcome("retryable", Reply(status), reason, usage=usage)
         except ValueError as error:
             return Outcome("retryable", Reply("bad_payload"), str(error))
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from rlhfv_ray.endpoint.records import Reply, Status
+from rlhfv_ray.endpoint.records import Reply, Status, Usage
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**9)]  # tokens; no model reads or writes more
 
@@ -31,15 +31,16 @@ class _Usage(msgspec.Struct):
     completion_tokens: Count
 
 
-def read_completion(body: bytes) -> Reply:
-    """Return the reply in the body of a response with status 200.
+def read_completion(body: bytes) -> tuple[Reply, Usage | None]:
+    """Return the reply in the body of a response with status 200, and its usage if it states one.
 
     Raises:
         ValueError: the body is no chat completion.
 
     Example:
-        >>> read_completion(b'{"choices": [{"message": {"content": "Rating: 4"}}]}')
-        Reply(status='ok', text='Rating: 4', model='', fingerprint='', tokens_in=0, tokens_out=0)
+        >>> reply, usage = read_completion(b'{"choices": [{"message": {"content": "4"}}]}')
+        >>> reply.text, usage
+        ('4', None)
         >>> read_completion(b"<html>")
         Traceback (most recent call last):
         ValueError: no chat completion: '<html>'
@@ -59,19 +60,22 @@ def read_completion(body: bytes) -> Reply:
     elif not text.strip():
         status = "empty"
     usage = _read_usage(completion.usage)
-    return Reply(
+    tokens_in, tokens_out = usage or (0, 0)
+    reply = Reply(
         status,
         text,
         model=completion.model or "",
         fingerprint=completion.system_fingerprint or "",
-        tokens_in=usage.prompt_tokens if usage else 0,
-        tokens_out=usage.completion_tokens if usage else 0,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
     )
+    return reply, usage
 
 
-def _read_usage(usage: msgspec.Raw) -> _Usage | None:
+def _read_usage(content: msgspec.Raw) -> Usage | None:
     """Return the token counts, or None if the server sent none that can be read."""
     try:
-        return msgspec.json.decode(usage, type=_Usage)
+        usage = msgspec.json.decode(content, type=_Usage)
     except (ValueError, RecursionError):
         return None
+    return Usage(usage.prompt_tokens, usage.completion_tokens)

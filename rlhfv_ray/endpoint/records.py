@@ -4,12 +4,16 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rlhfv_ray.config import EndpointConfig
 
-# For English, on the low side so that estimates are too high; nothing but estimates uses it.
+# For English, on the low side; the forecast and the pace use it.
 CHARACTERS_PER_TOKEN = 3.5
+# Upper bounds, in tokens: the largest picture of the model that counts most for one (gpt-4o-mini,
+# 2833 + 8 tiles * 5667), and what a server's chat template adds to a prompt.
+PICTURE = 50_000
+TEMPLATE = 200
 Status = Literal[
     "ok", "refused", "empty", "truncated", "other_model",
     "rejected", "unavailable", "bad_payload", "stopped",
@@ -52,12 +56,30 @@ class Request:
         characters = len(self.text) + len(self.system)
         return int(characters / CHARACTERS_PER_TOKEN) + 1000 * bool(self.image)
 
+    @property
+    def most_tokens(self) -> int:
+        """An upper bound on the number of tokens: no tokenizer makes more than one of a byte.
+
+        Example:
+            >>> Request("1", "狗" * 7).most_tokens, Request("1", "x", image="data:,").most_tokens
+            (221, 50201)
+        """
+        texts = self.text + self.system + self.schema
+        return len(texts.encode(errors="replace")) + PICTURE * bool(self.image) + TEMPLATE
+
     def messages(self) -> list[dict[str, Any]]:
         """Return the messages of the chat protocol."""
         picture = [{"type": "image_url", "image_url": {"url": self.image}}]
         content: Any = [*picture, {"type": "text", "text": self.text}] if self.image else self.text
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": content}]
+
+
+class Usage(NamedTuple):
+    """The tokens that a server counts, and charges for."""
+
+    tokens_in: int
+    tokens_out: int
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ all calls when several requests in a row are rejected in the same way.
 import asyncio
 import pickle
 import random
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,14 +124,24 @@ class CallActor:
 
     async def attempt(self, client: ChatClient, request: Request) -> Outcome:
         """Make one call within the budget."""
-        tokens_out = self.endpoint.max_tokens * (1 + request.again)
-        call = Call(request.id, request.tokens, tokens_out)
+        call = call_of(request, self.endpoint)
         stopped = await self.budget.admit.remote(call)
         if stopped:
             return Outcome("stopped", Reply("stopped"), stopped)
         outcome = await client.call(request)
         await self.budget.record.remote(outcome, call)
         return outcome
+
+
+def call_of(request: Request, endpoint: EndpointConfig) -> Call:
+    """Return a new call for a request, as its budget sees it."""
+    return Call(
+        id=uuid.uuid4().hex,
+        request=request.id,
+        tokens_in=request.tokens,
+        most_in=request.most_tokens,
+        most_out=endpoint.max_tokens * (1 + request.again),
+    )
 
 
 def ask(
@@ -207,7 +218,8 @@ def estimate(requests: Sequence[Request], known: int, endpoint: EndpointConfig) 
     if endpoint.tokens_per_minute:
         minutes = max(minutes, (tokens_in + tokens_out) / endpoint.tokens_per_minute)
     typical = endpoint.cost(tokens_in, tokens_out)
-    most = endpoint.cost(tokens_in, endpoint.max_tokens * len(requests))
+    most_in = sum(request.most_tokens for request in requests)
+    most = endpoint.cost(most_in, endpoint.max_tokens * len(requests))
     cost = f", about {typical:.2f} USD and {most:.2f} at most" if most else ""
     return (
         f"{endpoint.model}: {len(requests)} calls ({known} replies are there), about "
@@ -235,11 +247,11 @@ def check_endpoint(endpoint: EndpointConfig, cache: Path) -> None:
     problem = ""
     if reply is None:
         try:
-            outcome: Outcome = ray.get(_probe.remote(endpoint))
+            outcome: Outcome = ray.get(_probe.remote(endpoint, cache))
         except (RayError, RlhfvError) as error:
             raise unwrap(error) from None
         reply = outcome.reply
-        if outcome.kind in ("rejected", "retryable"):
+        if outcome.kind in ("rejected", "retryable", "stopped"):
             problem = outcome.reason
         elif reply.received:
             store.put(key, reply)
@@ -250,8 +262,21 @@ def check_endpoint(endpoint: EndpointConfig, cache: Path) -> None:
 
 
 @ray.remote(num_cpus=CALLER_CPUS)
-def _probe(endpoint: EndpointConfig) -> Outcome:
-    return asyncio.run(call_once(endpoint, PROBE))
+def _probe(endpoint: EndpointConfig, cache: Path) -> Outcome:
+    return asyncio.run(_probe_within_budget(endpoint, cache))
+
+
+async def _probe_within_budget(endpoint: EndpointConfig, cache: Path) -> Outcome:
+    """Make the first call, which counts against `max_cost` like any other."""
+    budget = CallBudget(endpoint, cache)
+    call = call_of(PROBE, endpoint)
+    stopped = await budget.admit(call)
+    if stopped:
+        return Outcome("stopped", Reply("stopped"), stopped)
+    outcome = await call_once(endpoint, PROBE)
+    await budget.record(outcome, call)
+    await budget.close()
+    return outcome
 
 
 def _run(
@@ -268,7 +293,7 @@ def _run(
     budget = (
         ray.remote(CallBudget)
         .options(num_cpus=0, max_concurrency=2 * endpoint.concurrency + 8)
-        .remote(endpoint)
+        .remote(endpoint, store.folder)
     )
     actors = min(endpoint.actors, len(requests))
     shares = [requests[first :: endpoint.actors] for first in range(actors)]
@@ -292,4 +317,4 @@ def _run(
                     failed[request.key(endpoint)] = reply
         except (RayError, RlhfvError) as error:
             raise unwrap(error) from error
-    return ray.get(budget.spent.remote()), failed
+    return ray.get(budget.close.remote()), failed

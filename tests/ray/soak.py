@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
+from hypothesis import settings
 from mlflow import MlflowClient
 
 from benchmarks.workers import free_port
@@ -36,6 +37,7 @@ from tests.conftest import wait_for
 from tests.lease_race import most_holders
 from tests.ray.conftest import losses, ray_processes, train, weights, with_scale
 from tests.s3_server import S3, s3_server
+from tests.unit.endpoint.generated_replies import every_reply_settles
 
 pytestmark = pytest.mark.ray
 KILLS, STEPS, ROWS = 20, 60, 10_000
@@ -67,6 +69,11 @@ def test_twenty_kills_change_nothing(config, reference, tmp_path: Path):
     assert losses(folder) == losses(undisturbed)
     for name, tensor in weights(undisturbed).items():
         assert torch.equal(weights(folder)[name], tensor), name
+
+
+def test_a_thousand_generated_replies_settle_and_are_paid_as_the_server_counts():
+    """Catches: what a hundred replies at each commit do not show."""
+    settings(max_examples=1000, deadline=None)(every_reply_settles)()
 
 
 def test_ten_thousand_rows_outlive_their_actors(config, cluster, pairs_file, tmp_path: Path):

@@ -1,103 +1,166 @@
 """Admission by cost and the ledger, with prices that make the sums easy."""
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rlhfv_ray.config import EndpointConfig
+from rlhfv_ray.endpoint import spending
 from rlhfv_ray.endpoint.budget import HOPELESS, Call, CallBudget, Ledger
 from rlhfv_ray.endpoint.client import Outcome
-from rlhfv_ray.endpoint.records import Reply
+from rlhfv_ray.endpoint.records import Reply, Usage
 
-# A reply token costs 1 USD and a prompt token nothing: a call of at most 10 tokens reserves 10 USD.
+# A reply token costs 1 USD and a prompt token nothing: a call of at most 10 tokens claims 10 USD.
 # The requests are far below the pace, so that cost alone decides.
-CALL = Call("1", 5, 10)
+ENDPOINT = EndpointConfig(
+    model="judge", price_out=1e6, max_tokens=10, requests_per_minute=6000, timeout_s=30
+)
 
 
-def make_budget(max_cost: float) -> CallBudget:
-    return CallBudget(
-        EndpointConfig(
-            model="judge", price_out=1e6, max_cost=max_cost, max_tokens=10, requests_per_minute=6000
-        )
-    )
+def a_call(number: int, *, most_out: int = 10) -> Call:
+    return Call(str(number), str(number), tokens_in=5, most_in=5, most_out=most_out)
 
 
-def reply(tokens_out: int) -> Outcome:
-    return Outcome("reply", Reply("ok", "4", "judge", tokens_in=5, tokens_out=tokens_out))
+FIRST, SECOND, THIRD, FOURTH = map(a_call, range(4))
 
 
-async def is_waiting(budget: CallBudget) -> bool:
-    """Return True if the next call is neither admitted nor refused within 0.2 s."""
-    try:
-        await asyncio.wait_for(budget.admit(CALL), timeout=0.2)
-    except TimeoutError:
-        return True
-    return False
+def make_budget(cache: Path, max_cost: float) -> CallBudget:
+    return CallBudget(replace(ENDPOINT, max_cost=max_cost), cache)
 
 
-def test_calls_under_way_count_against_the_cap_at_their_worst() -> None:
+def reply(tokens_out: int | None) -> Outcome:
+    """Return a reply; None: the server does not say how long it is."""
+    usage = None if tokens_out is None else Usage(5, tokens_out)
+    return Outcome("reply", Reply("ok", "4", "judge"), usage=usage)
+
+
+async def is_waiting(budget: CallBudget, call: Call) -> bool:
+    """Return True if a call is neither admitted nor refused within 0.5 s."""
+    admission = asyncio.create_task(budget.admit(call))
+    done, _ = await asyncio.wait([admission], timeout=0.5)
+    admission.cancel()
+    await asyncio.wait([admission])
+    return not done
+
+
+def test_calls_under_way_count_against_the_cap_at_their_worst(tmp_path: Path) -> None:
     """Catches: a cap that ignores calls under way, so that 64 at a time pass it by 64 replies."""
 
     async def scenario() -> None:
-        budget = make_budget(max_cost=25.0)
-        assert [await budget.admit(CALL) for _ in range(2)] == ["", ""]  # 20 of 25 reserved
-        assert await is_waiting(budget)  # 20 + 10 > 25
-        await budget.record(reply(tokens_out=1), CALL)  # 1 spent, 10 reserved
-        assert await budget.admit(CALL) == ""  # 1 + 10 + 10 <= 25
+        budget = make_budget(tmp_path, max_cost=25.0)
+        assert [await budget.admit(call) for call in (FIRST, SECOND)] == ["", ""]  # 20 of 25
+        assert await is_waiting(budget, THIRD)  # 20 + 10 > 25
+        await budget.record(reply(tokens_out=1), FIRST)  # 1 spent, 10 claimed
+        assert await budget.admit(THIRD) == ""  # 1 + 10 + 10 <= 25
         assert budget.ledger.calls == 3
 
     asyncio.run(scenario())
 
 
-def test_the_cap_stops_all_calls_before_it_is_passed() -> None:
+def test_the_cap_stops_all_calls_before_it_is_passed(tmp_path: Path) -> None:
     """Catches: a cap compared the wrong way round, or only after it was passed."""
 
     async def scenario() -> None:
-        budget = make_budget(max_cost=25.0)
-        for _ in range(2):
-            assert await budget.admit(CALL) == ""
-            await budget.record(reply(tokens_out=8), CALL)
-        reason = await budget.admit(CALL)  # 16 spent, 16 + 10 > 25
-        assert reason == "the next call could go over max_cost = 25 USD"
-        assert await budget.admit(Call("2", 0, 0)) == reason  # a stop holds for cheaper calls too
-        ledger = await budget.spent()
+        budget = make_budget(tmp_path, max_cost=25.0)
+        for call in (FIRST, SECOND):
+            assert await budget.admit(call) == ""
+            await budget.record(reply(tokens_out=8), call)
+        reason = await budget.admit(THIRD)  # 16 spent, 16 + 10 > 25
+        assert reason.startswith("the next call could go over max_cost = 25 USD")
+        assert await budget.admit(a_call(4, most_out=0)) == reason  # also for cheaper calls
+        ledger = await budget.close()
         assert (ledger.calls, ledger.cost, ledger.tokens_out) == (2, 16.0, 16)
+        assert ledger.estimated == 0
 
     asyncio.run(scenario())
 
 
-def test_a_cap_can_be_spent_to_the_last_cent() -> None:
+def test_a_cap_can_be_spent_to_the_last_cent(tmp_path: Path) -> None:
     """Catches: a cap that refuses the call which just reaches it."""
 
     async def scenario() -> None:
-        budget = make_budget(max_cost=20.0)
-        assert [await budget.admit(CALL) for _ in range(2)] == ["", ""]
+        budget = make_budget(tmp_path, max_cost=20.0)
+        assert [await budget.admit(call) for call in (FIRST, SECOND)] == ["", ""]
 
     asyncio.run(scenario())
 
 
-def test_without_a_cap_nothing_is_refused() -> None:
+def test_without_a_cap_nothing_is_refused(tmp_path: Path) -> None:
     """Catches: max_cost = 0, which means no limit, taken for a limit of nothing."""
 
     async def scenario() -> None:
-        budget = make_budget(max_cost=0.0)
-        assert [await budget.admit(CALL) for _ in range(9)] == [""] * 9
+        budget = make_budget(tmp_path, max_cost=0.0)
+        assert [await budget.admit(a_call(number)) for number in range(9)] == [""] * 9
 
     asyncio.run(scenario())
+
+
+def test_a_reply_without_usage_costs_the_most_it_can(tmp_path: Path) -> None:
+    """Catches: a server that states no usage and is paid without a limit. 25 USD are two calls."""
+
+    async def scenario() -> None:
+        budget = make_budget(tmp_path, max_cost=25.0)
+        for call in (FIRST, SECOND):
+            assert await budget.admit(call) == ""
+            await budget.record(reply(tokens_out=None), call)
+        assert await budget.admit(THIRD) != ""
+        ledger = await budget.close()
+        assert (ledger.cost, ledger.estimated, ledger.tokens_out) == (20.0, 20.0, 0)
+        assert "20.00 USD (20.00 of it estimated" in ledger.lines()[0]
+
+    asyncio.run(scenario())
+
+
+def test_later_and_other_runs_share_one_cap(tmp_path: Path) -> None:
+    """Catches: a limit that each benchmark, trial and re-run has for itself."""
+
+    async def scenario() -> None:
+        first, trial = make_budget(tmp_path, 35.0), make_budget(tmp_path, 35.0)
+        assert [await first.admit(FIRST), await trial.admit(SECOND)] == ["", ""]
+        await first.record(reply(tokens_out=7), FIRST)
+        await first.close()
+        rerun = make_budget(tmp_path, 35.0)
+        assert await rerun.admit(THIRD) == ""  # 7 + 10 + 10 <= 35
+        assert await is_waiting(rerun, FOURTH)  # 27 + 10 > 35
+        await trial.record(reply(tokens_out=8), SECOND)
+        await trial.close()
+        assert await rerun.admit(FOURTH) == ""  # 7 + 8 + 10 + 10 = 35
+
+    asyncio.run(scenario())
+
+
+def test_calls_of_a_dead_caller_are_paid_and_waited_for_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: claims of a dead actor that make all others wait for ever, or are forgotten."""
+    monkeypatch.setattr(spending, "SLACK_S", -29.5)  # with 30 s for a call, it is lost after 0.5 s
+
+    async def scenario() -> None:
+        budget, other = make_budget(tmp_path, 25.0), make_budget(tmp_path, 25.0)
+        assert [await budget.admit(call) for call in (FIRST, SECOND)] == ["", ""]
+        reasons = await asyncio.gather(budget.admit(THIRD), other.admit(THIRD))
+        assert all(reason.startswith("the next call could go over") for reason in reasons)
+        await budget.record(reply(tokens_out=2), FIRST)  # late, but known all the same
+        ledger = await budget.close()
+        assert (ledger.cost, ledger.estimated) == (12.0, 10.0)
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
 def rejected(reason: str, cause: str = "") -> Outcome:
     return Outcome("rejected", Reply("rejected"), reason, cause or reason)
 
 
-async def reason_after(*outcomes: tuple[str, Outcome]) -> str:
+async def reason_after(cache: Path, *outcomes: tuple[str, Outcome]) -> str:
     """Return why calls stop after these outcomes, by the id of their request; "" if they go on."""
-    budget = make_budget(max_cost=0.0)
-    for request, outcome in outcomes:
-        call = CALL._replace(request=request)
+    budget = make_budget(cache, max_cost=0.0)
+    for number, (request, outcome) in enumerate(outcomes):
+        call = a_call(number)._replace(request=request)
         if not await budget.admit(call):
             await budget.record(outcome, call)
-    return await budget.admit(CALL)
+    return await budget.admit(a_call(len(outcomes)))
 
 
 WRONG_KEY = [rejected(f"401: wrong key, request {number}", "401") for number in range(HOPELESS)]
@@ -118,13 +181,13 @@ SAME = rejected("400: no such parameter")
     ],
 )
 def test_only_several_requests_rejected_alike_in_a_row_stop_all(
-    outcomes: list[tuple[str, Outcome]], reason: str
+    outcomes: list[tuple[str, Outcome]], reason: str, tmp_path: Path
 ) -> None:
     """Catches: one long prompt that stops all calls; 300 calls with a wrong key."""
-    assert asyncio.run(reason_after(*outcomes)) == reason
+    assert asyncio.run(reason_after(tmp_path, *outcomes)) == reason
 
 
-def test_token_corrections_reach_the_rate_limiter() -> None:
+def test_token_corrections_reach_the_rate_limiter(tmp_path: Path) -> None:
     """Catches: token limits kept by estimates alone, which replies ten times as long pass by far.
 
     6000 tokens a minute are 100 a second, 500 at once. A call is admitted with 5 + 150 tokens and
@@ -132,9 +195,9 @@ def test_token_corrections_reach_the_rate_limiter() -> None:
     """
 
     async def scenario() -> None:
-        budget = CallBudget(EndpointConfig(model="judge", tokens_per_minute=6000))
-        assert await budget.admit(Call("1", 5, 1000)) == ""
-        await budget.record(reply(tokens_out=1000), Call("1", 5, 1000))
+        budget = CallBudget(EndpointConfig(model="judge", tokens_per_minute=6000), tmp_path)
+        assert await budget.admit(FIRST) == ""
+        await budget.record(reply(tokens_out=1000), FIRST)
         assert budget.limits is not None and budget.limits.tokens is not None
         assert budget.limits.tokens.level == pytest.approx(-505, abs=1)
 

@@ -13,7 +13,7 @@ import pytest
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.body_limit import LARGEST_BODY
 from rlhfv_ray.endpoint.client import LONGEST_REASON, LONGEST_WAIT_S, ChatClient, Outcome, call_once
-from rlhfv_ray.endpoint.records import Reply, Request
+from rlhfv_ray.endpoint.records import Reply, Request, Usage
 from tests.openai_server import Fault, OpenAIServer, error, vllm_error
 from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE, body
 
@@ -43,7 +43,8 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reply(tmp_path: Path) -> None:
     outcome = call(None, tmp_path)
-    assert outcome == Outcome("reply", Reply("ok", "Rating: 4", "judge", "", 2, 10))
+    reply = Reply("ok", "Rating: 4", "judge", "", 2, 10)
+    assert outcome == Outcome("reply", reply, usage=Usage(2, 10))
 
 
 def choice(**changes: Any) -> Fault:
@@ -107,6 +108,10 @@ def test_what_a_fault_means(name: str, tmp_path: Path) -> None:
     assert (outcome.kind, outcome.reply.status) == (kind, status)
     assert outcome.kind == "reply" or outcome.reason
     assert KEY not in repr(outcome)
+    # An HTTP error costs nothing. What a dropped or odd reply costs is not known.
+    is_charged = name in ("dropped", "slow") or outcome.reply.status == "bad_payload"
+    usage = None if is_charged else Usage(2, 10) if fault.status == 200 else Usage(0, 0)
+    assert outcome.usage == usage
     assert outcome.retry_after == (7.0 if name == "too many" else 0.0)
 
 
@@ -198,7 +203,8 @@ def test_no_text_of_a_server_brings_a_secret_back(name: str, tmp_path: Path) -> 
 
 def test_nobody_listens(tmp_path: Path) -> None:
     endpoint = EndpointConfig(model="judge", base_url="http://127.0.0.1:9/v1", key_env="MY_KEY")
-    assert asyncio.run(call_once(endpoint, Request("1", "?"))).kind == "retryable"
+    outcome = asyncio.run(call_once(endpoint, Request("1", "?")))
+    assert (outcome.kind, outcome.usage) == ("retryable", Usage(0, 0))
 
 
 @pytest.mark.parametrize("status", [200, 500])

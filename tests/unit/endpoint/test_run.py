@@ -4,10 +4,10 @@ import asyncio
 import io
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from rich.console import Console
 from tenacity import RetryCallState
 
@@ -27,6 +27,7 @@ from rlhfv_ray.endpoint.run import (
 )
 from rlhfv_ray.errors import ConfigError, JudgeError
 from tests.openai_server import Fault, OpenAIServer, vllm_error
+from tests.unit.endpoint.generated_replies import Handle, every_reply_settles
 from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE
 
 REPLY = Outcome("reply", Reply("ok", "Rating: 4"))
@@ -100,14 +101,9 @@ def test_a_replay_calls_no_server(tmp_path: Path) -> None:
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
-class Handle:
-    """A budget in this process, called as Ray calls an actor."""
-
-    def __init__(self, budget: CallBudget) -> None:
-        self.budget = budget
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=getattr(self.budget, name))
+def test_generated_replies_settle_and_are_paid_as_the_server_counts() -> None:
+    """Catches: a reply that no one thought of, which ends the actor or passes the limit."""
+    settings(max_examples=100, deadline=None)(every_reply_settles)()
 
 
 def test_odd_replies_cost_no_other_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +124,7 @@ def test_odd_replies_cost_no_other_reply(tmp_path: Path, monkeypatch: pytest.Mon
             attempts=1,
             requests_per_minute=60_000,
         )
-        budget = CallBudget(endpoint)
+        budget = CallBudget(endpoint, tmp_path / "cache")
         actor = CallActor(endpoint, str(tmp_path / "cache"), bool, Handle(budget))
         failed = asyncio.run(actor.settle_all([Request(name, name) for name in faults]))
     assert {request.id for request, _ in failed} == {*NO_VERDICT, *ERRORS}
@@ -157,7 +153,7 @@ def test_prompts_too_long_for_vllm_are_missing_and_the_others_judged(
         endpoint = EndpointConfig(
             model="judge", base_url=server.url, key_env="MY_KEY", concurrency=1
         )
-        handle = Handle(CallBudget(endpoint))
+        handle = Handle(CallBudget(endpoint, tmp_path / "cache"))
         actor = CallActor(endpoint, str(tmp_path / "cache"), bool, handle)
         failed = asyncio.run(actor.settle_all(requests))
         assert len(server.requests()) == len(requests)
@@ -175,7 +171,7 @@ def test_a_cache_that_breaks_stops_all_calls(
         endpoint = EndpointConfig(
             model="judge", base_url=server.url, key_env="MY_KEY", concurrency=1
         )
-        budget = CallBudget(endpoint)
+        budget = CallBudget(endpoint, tmp_path / "cache")
         actor = CallActor(endpoint, str(tmp_path / "cache"), bool, Handle(budget))
         requests = [Request(str(number), f"text {number}") for number in range(50)]
         for request in requests:
@@ -217,7 +213,8 @@ def test_estimates_by_hand() -> None:
     """Catches: an estimate that forgets the token limit, the prompts or the longest replies.
 
     1000 calls of 10 + 150 tokens: 160,000 tokens at 40,000 a minute take 4 minutes. At 100 and 200
-    USD per million tokens: 1 + 30 USD, and with replies of 1000 tokens 1 + 200 USD.
+    USD per million tokens: 1 + 30 USD. At most, a prompt of 35 bytes has 35 + 200 tokens and its
+    reply 1000: 23.50 + 200 USD.
     """
     endpoint = EndpointConfig(
         model="judge",
@@ -229,5 +226,5 @@ def test_estimates_by_hand() -> None:
     )
     assert estimate([Request("1", "x" * 35)] * 1000, 7, endpoint) == (
         "judge: 1000 calls (7 replies are there), about 10,000 tokens in and 150,000 out, about "
-        "31.00 USD and 201.00 at most, 4.0 minutes or more"
+        "31.00 USD and 223.50 at most, 4.0 minutes or more"
     )
