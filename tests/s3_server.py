@@ -48,19 +48,19 @@ class S3:
 
 
 @contextmanager
-def whole_writes() -> Iterator[None]:
+def whole_requests() -> Iterator[None]:
     """Let moto compare and write an object in one step, as S3 does, until the body ends."""
-    put_object, one_at_a_time = S3Response.put_object, threading.Lock()
+    key_response, one_at_a_time = S3Response.key_response, threading.Lock()
 
-    def put_whole(response: S3Response) -> object:
+    def whole_response(*args: object) -> object:
         with one_at_a_time:
-            return put_object(response)
+            return key_response(*args)
 
-    S3Response.put_object = put_whole
+    S3Response.key_response = whole_response
     try:
         yield
     finally:
-        S3Response.put_object = put_object
+        S3Response.key_response = key_response
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def s3_server() -> Iterator[S3]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     try:
-        with whole_writes():
+        with whole_requests():
             s3 = S3(environment, server)
             s3.objects().mkdir(BUCKET)
             yield s3

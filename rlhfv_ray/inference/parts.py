@@ -1,9 +1,9 @@
 """Work on many rows, fanned out over actors: a shard in, a part out.
 
 The rows are cut into numbered shards. Each shard becomes one file `part-00012.parquet`, published
-by a rename. A part depends on its shard alone. After a fault, existing parts are complete, and the
-missing ones are computed with the same result: `parts.json` holds the sizes that the first run cut
-and batched by, and every later run keeps to them.
+by a rename while the driver holds its lease. A part depends on its shard alone. After a fault,
+existing parts are complete, and the missing ones are computed with the same result: `parts.json`
+holds the sizes that the first run cut and batched by, and every later run keeps to them.
 """
 
 import functools
@@ -28,6 +28,7 @@ from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import RlhfvError, StageFailedError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import discard, display_path, fetch, make, publish
+from rlhfv_ray.storage.lease import Lease, held_lease, holding
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def map_parts(
 
     Raises:
         RlhfvError: as raised by `prepare` or the actor.
-        StageFailedError: Ray Data ended with parts missing.
+        StageFailedError: Ray Data ended with parts missing, or the lease was lost.
     """
     missing = [number for number in range(len(shards)) if not part_path(folder, number).exists()]
     if not missing:
@@ -110,7 +111,7 @@ def map_parts(
         )
     parts = parts.map_batches(
         _Compute,
-        fn_constructor_args=(actor, str(folder)),
+        fn_constructor_args=(actor, str(folder), held_lease(folder)),
         batch_size=1,
         num_cpus=scale.cpus,
         num_gpus=1 if scale.gpu else None,
@@ -137,14 +138,25 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
-def write_part(table: pa.Table, folder: Path, number: int) -> None:
-    """Publish one part by a rename."""
+def write_part(table: pa.Table, folder: Path, number: int, *, lease: Lease | None = None) -> None:
+    """Publish one part by a rename.
+
+    Args:
+        table: of the part.
+        folder: of the parts.
+        number: of the part.
+        lease: that the driver must hold; None: nobody else writes the folder.
+
+    Raises:
+        StageFailedError: another driver took the lease over.
+    """
     path = part_path(folder, number)
     make(folder)  # a mirror's folder is not on every node yet
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table, temporary)
-    temporary.replace(path)
-    publish(path)
+    with holding(lease):
+        temporary.replace(path)
+        publish(path)
 
 
 def read_parts(folder: Path) -> pa.Table:
@@ -161,10 +173,11 @@ def _prepare(batch: Any, *, prepare: Callable[[Any], Any]) -> Any:
 class _Compute:
     """Computes a part's table and publishes its file."""
 
-    def __init__(self, actor: Callable[[], PartActor], folder: str) -> None:
-        self.actor, self.folder = actor(), Path(folder)
+    def __init__(self, actor: Callable[[], PartActor], folder: str, lease: Lease | None) -> None:
+        self.actor, self.folder, self.lease = actor(), Path(folder), lease
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         number = int(batch["part"][0])
-        write_part(self.actor(pickle.loads(batch["rows"][0]), number), self.folder, number)
+        table = self.actor(pickle.loads(batch["rows"][0]), number)
+        write_part(table, self.folder, number, lease=self.lease)
         return {"part": [number]}

@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ HEARTBEAT_S = float(os.environ.get("RLHFV_HEARTBEAT_S", "10"))
 # A lease that cannot be judged otherwise has expired after this long without a heartbeat.
 STALE_S = float(os.environ.get("RLHFV_STALE_S", "60"))
 ESTALE_TRIES = 3
+_held: dict[Path, "Lease"] = {}  # the leases of this process by their folders
 
 
 @contextlib.contextmanager
@@ -60,10 +62,12 @@ def hold_lease(folder: Path) -> Iterator[str]:
     released = threading.Event()
     heartbeat = threading.Thread(target=_beat_until, args=(released, lease), daemon=True)
     heartbeat.start()
+    _held[folder] = lease
     try:
         fetch(folder, without=LARGE_DIRS)
         yield lease.token
     finally:
+        del _held[folder]
         released.set()
         heartbeat.join()
         was_held = _is_held(lease)
@@ -72,6 +76,11 @@ def hold_lease(folder: Path) -> Iterator[str]:
             lease.release()
     if not was_held:
         raise _lost(lease)
+
+
+def held_lease(path: Path) -> "Lease | None":
+    """Return the lease that this process holds on a folder, or on the nearest one around it."""
+    return next((_held[folder] for folder in (path, *path.parents) if folder in _held), None)
 
 
 def holds_lease(folder: Path, token: str) -> bool:
@@ -119,6 +128,17 @@ class DiskLease:
         with self.locked():
             if _is_held(self):
                 self.path.unlink()
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Run the body, which publishes something, while the lease is held and cannot be lost.
+
+        Raises:
+            StageFailedError: another driver took the lease over; the body does not run.
+        """
+        with self.locked():
+            require_held(self)
+            yield
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -184,6 +204,18 @@ class BucketLease:
         if _is_held(self):
             discard(self.path)
 
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Run the body, which publishes something, while the lease is held.
+
+        Raises:
+            StageFailedError: another driver took the lease over; before the body, which then does
+                not run, or during it.
+        """
+        require_held(self)
+        yield
+        require_held(self)
+
 
 Lease = DiskLease | BucketLease  # the same methods, on a disk and in a bucket
 
@@ -226,10 +258,10 @@ def _take(lease: Lease) -> None:
 
 def _in_use(lease: Lease, seen: Version | None) -> StageFailedError:
     holder = _holder(seen)
+    process, host = holder.get("pid", "?"), holder.get("host", "an unknown host")
     return StageFailedError(
-        f"{display_path(lease.path.parent)} is being written by process {holder.get('pid', '?')} "
-        f"on {holder.get('host', 'an unknown host')}. Wait until it is done, or stop it; what it "
-        "has finished will be reused."
+        f"{display_path(lease.path.parent)} is being written by process {process} on {host}. Wait "
+        "until it is done, or stop it; what it has finished will be reused."
     )
 
 
@@ -244,6 +276,21 @@ def _holder(seen: Version | None) -> dict[str, Any]:
 
 def _is_held(lease: Lease) -> bool:
     return _holder(lease.read()).get("token") == lease.token
+
+
+def require_held(lease: Lease) -> None:
+    """Do nothing if the lease is held.
+
+    Raises:
+        StageFailedError: another driver took it over.
+    """
+    if not _is_held(lease):
+        raise _lost(lease)
+
+
+def holding(lease: Lease | None) -> AbstractContextManager[None]:
+    """Return the context to publish something in; without a lease, nothing is checked."""
+    return lease.holding() if lease else contextlib.nullcontext()
 
 
 def _lost(lease: Lease) -> StageFailedError:

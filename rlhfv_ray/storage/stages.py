@@ -1,10 +1,10 @@
 """Fingerprinted stages: folders that one driver at a time makes once, and later runs reuse.
 
 A stage is a folder `<storage>/<name>-<fingerprint>/` with `config.json` (its inputs), its payload,
-and `SUCCESS`, written last, with the seconds it took and the digests of all files. The fingerprint
-covers what changes the result. A folder with `SUCCESS` is never made again, and its files are
-checked before they are used; one without is continued. While a stage runs, its driver holds the
-folder's lease.
+and `SUCCESS`, written last, with the seconds it took, its driver's token and the digests of all
+files. The fingerprint covers what changes the result. A folder with `SUCCESS` is never made again,
+and its files are checked before they are used; one without is continued. While a stage runs, its
+driver holds the folder's lease.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from rlhfv_ray.config import fingerprint
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.digests import check_payload, payload_digests
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.folder import LARGE_DIRS, display_path, fetch, is_there, publish
-from rlhfv_ray.storage.lease import hold_lease, holds_lease
+from rlhfv_ray.storage.folder import LARGE_DIRS, discard, fetch, is_there, publish
+from rlhfv_ray.storage.lease import hold_lease, open_lease
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,44 @@ def check_stage(folder: Path) -> None:
 
 def _run_stage(stage: Stage, folder: Path) -> StageResult:
     if is_done(folder):
-        fetch(folder, without=LARGE_DIRS)
-        check_stage(folder)
-        return StageResult(stage, folder, seconds_of(folder), skipped=True)
+        return _earlier_result(stage, folder)
     with hold_lease(folder) as token:
+        if is_done(folder):  # since the lease became free
+            return _earlier_result(stage, folder)
         write_json(folder / "config.json", dict(stage.inputs))
         started = time.monotonic()
         stage.run(folder, token)
         seconds = round(time.monotonic() - started, 1)
-        publish(folder, without=LARGE_DIRS)
-        files = payload_digests(folder)
-        if not holds_lease(folder, token):
-            raise StageFailedError(
-                f"{display_path(folder)} was taken over by another driver; this one stops."
-            )
-        write_json(folder / "SUCCESS", {"seconds": seconds, "token": token, "files": files})
+        _finish(folder, seconds=seconds, token=token)
     return StageResult(stage, folder, seconds, skipped=False)
+
+
+def _earlier_result(stage: Stage, folder: Path) -> StageResult:
+    fetch(folder, without=LARGE_DIRS)
+    check_stage(folder)
+    return StageResult(stage, folder, seconds_of(folder), skipped=True)
+
+
+def _finish(folder: Path, *, seconds: float, token: str) -> None:
+    """Publish the payload, then `SUCCESS`.
+
+    Raises:
+        StageFailedError: another driver has taken the folder over.
+    """
+    lease, success = open_lease(folder, token), folder / "SUCCESS"
+    with lease.holding():
+        publish(folder, without=LARGE_DIRS)
+    files = payload_digests(folder)
+    try:
+        with lease.holding():
+            write_json(success, {"seconds": seconds, "token": token, "files": files})
+    except StageFailedError:
+        _withdraw(success, token)
+        raise
+
+
+def _withdraw(success: Path, token: str) -> None:
+    """Delete a `SUCCESS` that this driver wrote in the moment in which it lost its lease."""
+    fetch(success)
+    if success.exists() and json.loads(success.read_text()).get("token") == token:
+        discard(success)

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from rlhfv_ray.config import ModelConfig
-from rlhfv_ray.errors import CheckpointError
+from rlhfv_ray.errors import CheckpointError, StageFailedError, StorageError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import (
     discard,
@@ -34,7 +34,7 @@ from rlhfv_ray.storage.folder import (
     open_folder,
     publish,
 )
-from rlhfv_ray.storage.lease import holds_lease
+from rlhfv_ray.storage.lease import Lease, holds_lease, open_lease
 from rlhfv_ray.training.reshard import can_reshard, load_resharded
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,11 @@ class Writer:
         """Return the folder of all checkpoints."""
         return self.folder / "checkpoints"
 
+    @property
+    def lease(self) -> Lease:
+        """Return the lease that the driver must hold for anything to be published."""
+        return open_lease(self.folder, self.token)
+
 
 def save_checkpoint(
     engine: Any, writer: Writer, *, step: int, records: list[dict[str, Any]]
@@ -95,23 +100,37 @@ def save_checkpoint(
     once_a_folder(target, lambda: digests.update(_sent_files(target)))
     digests_by_rank: list[Any] = [None] * world
     dist.all_gather_object(digests_by_rank, digests)
-    has_lease = [True]
+    files = functools.reduce(operator.or_, digests_by_rank)
+    manifest = Manifest(step, world, engine.zero_optimization_stage(), dict(sorted(files.items())))
+
+    def publish_manifest() -> None:
+        write_json(target / MANIFEST, asdict(manifest))
+        _prune(writer, target)
+
+    try:
+        publish_from_rank_0(writer, publish_manifest)
+    finally:
+        open_folder(target).drop_copy()
+
+
+def publish_from_rank_0(writer: Writer, work: Callable[[], None]) -> None:
+    """Do the work on rank 0 while the driver holds its lease; called by every worker.
+
+    Raises:
+        CheckpointError: another driver has taken the folder over; on every rank.
+    """
+    lost = [""]
     if dist.get_rank() == 0:
-        has_lease[0] = holds_lease(writer.folder, writer.token)
-        if has_lease[0]:
-            files = functools.reduce(operator.or_, digests_by_rank)
-            stage = engine.zero_optimization_stage()
-            write_json(
-                target / MANIFEST,
-                asdict(Manifest(step, world, stage, dict(sorted(files.items())))),
-            )
-            _prune(writer, target)
-    dist.broadcast_object_list(has_lease)
-    open_folder(target).drop_copy()
-    if not has_lease[0]:
-        raise CheckpointError(
-            f"{display_path(writer.folder)} was taken over by another driver; this one stops."
-        )
+        try:
+            with writer.lease.holding():
+                work()
+        except StorageError:  # raised by one rank alone, and a retry may succeed
+            raise
+        except StageFailedError as error:
+            lost[0] = str(error)
+    dist.broadcast_object_list(lost)
+    if lost[0]:
+        raise CheckpointError(lost[0])
 
 
 def once_a_folder(folder: Path, work: Callable[[], Any]) -> None:
@@ -244,14 +263,20 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
     return manifest.step, records
 
 
-def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig) -> None:
+def export_policy(
+    engine: Any, processor: Any, folder: Path, config: ModelConfig, *, writer: Writer
+) -> None:
     """Write the engine's weights as a folder that `from_pretrained` loads; called by every worker.
 
     LoRA adapters are merged into the base model's weights.
+
+    Raises:
+        CheckpointError: another driver has taken the folder over; on every rank.
     """
     state = None
     if engine.zero_optimization_stage() == 3:
         state = engine._zero3_consolidated_16bit_state_dict()
+    draft = folder.with_name(f".{folder.name}.{writer.token}")
     if dist.get_rank() == 0:
         model = engine.module.model
         state = _model_state(state or engine.module.state_dict())
@@ -261,18 +286,22 @@ def export_policy(engine: Any, processor: Any, folder: Path, config: ModelConfig
             base, _ = load_model(replace(config, dtype="fp32", attention="auto"))
             model = merge_adapters(base.cpu(), config, state)
             state = model.state_dict()
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
         model.save_pretrained(
-            temporary,
+            draft,
             state_dict={name: tensor.contiguous().cpu() for name, tensor in state.items()},
         )
-        processor.save_pretrained(temporary)
-        keep_video_settings(resolve_model(config.path), temporary)
+        processor.save_pretrained(draft)
+        keep_video_settings(resolve_model(config.path), draft)
+
+    def publish_model() -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
+        draft.replace(folder)
+        for left_over in folder.parent.glob(f".{folder.name}.*"):  # by drivers that were killed
+            shutil.rmtree(left_over, ignore_errors=True)
         publish(folder)
-    dist.barrier()
+
+    publish_from_rank_0(writer, publish_model)
 
 
 def weights_of(engine: Any) -> dict[str, torch.Tensor]:

@@ -20,8 +20,10 @@ from ray.train import UserCallback
 from torch import Tensor
 
 from rlhfv_ray.console import poll
+from rlhfv_ray.errors import StorageError
 from rlhfv_ray.loss import METRICS, StepLoss, preference_metrics
 from rlhfv_ray.records import PairBatch
+from rlhfv_ray.storage.lease import holds_lease
 
 METRICS_FILE = "metrics.jsonl"
 POLL_S = 1.0
@@ -115,14 +117,22 @@ class MetricsReporter:
 class RecordWriter(UserCallback):
     """Writes the workers' records to `metrics.jsonl`, in Ray Train's controller."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, token: str) -> None:
+        self.folder, self.token = folder, token
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Append rank 0's records of updates that the file does not have yet."""
-        append_records(self.folder, metrics[0]["records"])
+        """Append rank 0's records of updates that the file does not have yet.
+
+        A driver that lost its lease appends nothing; its workers stop at their next checkpoint.
+        """
+        try:
+            is_held = holds_lease(self.folder, self.token)
+        except StorageError:  # nobody can take over what nobody reaches
+            is_held = True
+        if is_held:
+            append_records(self.folder, metrics[0]["records"])
 
 
 def append_records(folder: Path, records: Sequence[Record]) -> None:

@@ -50,7 +50,6 @@ from rlhfv_ray.training.step_checks import check_first_loss, pairs_to_blame
 
 logger = logging.getLogger(__name__)
 
-FAILURE = "failure.pickle"  # written and read within one attempt
 COLLECTIVE_TIMEOUT_S = 600
 
 
@@ -65,6 +64,11 @@ class TrainJob:
     token: str  # of the lease on `folder`
     stop_after: int = 0  # updates, with a checkpoint to continue from; 0: train to the end
     export: Path | None = None  # folder that receives `model/`; None: `folder`
+
+    @property
+    def failure(self) -> Path:
+        """Return the file in which workers leave an error for their own driver."""
+        return self.folder / f"failure-{self.token}.pickle"
 
 
 def ignore_records(records: Sequence[Record]) -> None:
@@ -86,7 +90,6 @@ def train_ddpo(
         RlhfvError: as raised by a worker.
         StageFailedError: workers were lost more often than `scale.max_failures`.
     """
-    discard(job.folder / FAILURE)
     # Ray checks every 2 s by default, and every end of training would come that late.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Ray gives up after 60 s by default, which another job's last seconds can exceed.
@@ -137,7 +140,7 @@ def ray_trainer(job: TrainJob) -> TorchTrainer:
             failure_config=ray.train.FailureConfig(
                 max_failures=scale.max_failures, controller_failure_limit=2
             ),
-            callbacks=[RecordWriter(job.folder)],
+            callbacks=[RecordWriter(job.folder, job.token)],
             logging_config=ray.train.LoggingConfig("WARNING"),
         ),
     )
@@ -161,16 +164,17 @@ def run_worker(settings: dict[str, TrainJob]) -> None:
     ) as error:  # raised by all ranks together
         if dist.get_rank() == 0:
             make(job.folder)
-            (job.folder / FAILURE).write_bytes(pickle.dumps(error))
-            publish(job.folder / FAILURE)
+            job.failure.write_bytes(pickle.dumps(error))
+            publish(job.failure)
 
 
 def raise_failure(job: TrainJob) -> None:
     """Raise the error that the workers left, if they left one."""
-    path = job.folder / FAILURE
-    fetch(path)
-    if path.exists():
-        raise pickle.loads(path.read_bytes())
+    fetch(job.failure)
+    if job.failure.exists():
+        error = pickle.loads(job.failure.read_bytes())
+        discard(job.failure)
+        raise error
 
 
 def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> None:
@@ -225,7 +229,8 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
         raise StageFailedError(
             f"{job.folder} is at update {step} already; the model of update {last_step} is gone."
         )
-    export_policy(engine, processor, (job.export or job.folder) / "model", config.model)
+    model_folder = (job.export or job.folder) / "model"
+    export_policy(engine, processor, model_folder, config.model, writer=writer)
 
 
 def load_training_pairs(config: DDPOConfig, reference: Path) -> tuple[Any, list[int]]:

@@ -1,9 +1,12 @@
 """Part files: their names, their order, and the parts that are not computed again."""
 
 import pyarrow as pa
+import pytest
 
 from rlhfv_ray.config import ScaleConfig
+from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.inference.parts import map_parts, part_path, read_parts, write_part
+from rlhfv_ray.storage.lease import hold_lease, open_lease
 
 
 def table(number: int) -> pa.Table:
@@ -24,6 +27,16 @@ def test_a_part_is_published_by_a_rename(tmp_path):
     assert list(folder.iterdir()) == [part_path(folder, 3)] == [folder / "part-00003.parquet"]
     (folder / ".part-00004.parquet.17").write_bytes(b"half a table")
     assert read_parts(folder).num_rows == 1
+
+
+def test_a_driver_that_lost_its_lease_writes_no_part(tmp_path):
+    """Catches: parts of two drivers in one folder, after a node seemed lost and returned."""
+    with hold_lease(tmp_path) as token:
+        write_part(table(0), tmp_path / "answers", 0, lease=open_lease(tmp_path, token))
+        former = open_lease(tmp_path, "former")
+        with pytest.raises(StageFailedError, match="taken over by another driver"):
+            write_part(table(1), tmp_path / "answers", 1, lease=former)
+    assert read_parts(tmp_path / "answers").num_rows == 1
 
 
 def test_existing_parts_need_no_actor(tmp_path):

@@ -15,7 +15,7 @@ from rlhfv_ray.storage import lease as leases
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import is_there
 from rlhfv_ray.storage.holder import this_process
-from rlhfv_ray.storage.lease import LEASE, hold_lease, holds_lease, open_lease
+from rlhfv_ray.storage.lease import LEASE, held_lease, hold_lease, holds_lease, open_lease
 from tests.conftest import wait_for
 from tests.lease_race import most_holders
 
@@ -42,6 +42,15 @@ with hold_lease(Path({str(tmp_path)!r})):
     with hold_lease(tmp_path) as token:
         assert holds_lease(tmp_path, token)
     assert not (tmp_path / LEASE).exists()
+
+
+def test_a_process_knows_the_lease_around_a_path(tmp_path):
+    """Catches: parts below a stage's folder that are written under no lease."""
+    assert held_lease(tmp_path) is None
+    with hold_lease(tmp_path) as token, hold_lease(tmp_path / "inner") as inner:
+        assert held_lease(tmp_path / "answers-0") == open_lease(tmp_path, token)
+        assert held_lease(tmp_path / "inner") == open_lease(tmp_path / "inner", inner)
+    assert held_lease(tmp_path) is None
 
 
 def test_reused_process_number_is_no_life_sign(tmp_path):

@@ -1,13 +1,19 @@
 """Stages: made once, by one driver at a time, on a disk and in a bucket."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.storage.folder import fetch, open_folder
-from rlhfv_ray.storage.lease import LEASE, holds_lease
+from rlhfv_ray.storage import lease as leases
+from rlhfv_ray.storage import stages
+from rlhfv_ray.storage.folder import fetch, is_there, open_folder
+from rlhfv_ray.storage.lease import LEASE, hold_lease, holds_lease, open_lease
 from rlhfv_ray.storage.stages import Stage, is_done, run_stages
 
 
@@ -42,6 +48,80 @@ def test_failed_stage_is_not_done_and_lets_go(tmp_path):
     folder = failing.folder(tmp_path)
     assert not is_done(folder)
     assert not (folder / LEASE).exists()
+
+
+def test_a_stage_that_was_made_meanwhile_is_not_made_again(tmp_path, monkeypatch):
+    """Catches: a driver that looked before another one ended, and works in its finished folder."""
+    calls = []
+    run_stages([recording_stage(calls)], tmp_path)
+    answers = iter([False, True])  # not done before the lease is taken, done after it
+    monkeypatch.setattr(stages, "is_done", lambda folder: next(answers))
+    folder = recording_stage(calls).folder(tmp_path)
+    assert stages._run_stage(recording_stage(calls), folder).skipped and len(calls) == 1
+
+
+def test_a_driver_that_was_stopped_and_replaced_marks_nothing_as_done(tmp_path):
+    """Catches: `SUCCESS` by a driver that wakes up in the middle of its successor's work."""
+    code = f"""
+from pathlib import Path
+from rlhfv_ray.storage import holder
+from rlhfv_ray.storage.stages import Stage, run_stages
+holder.socket.gethostname = lambda: "elsewhere"
+def work(folder, token):
+    print(folder, flush=True)
+    input()
+run_stages([Stage("work", {{"seed": 1}}, work, title="work")], Path({str(tmp_path)!r}))
+"""
+    former = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RLHFV_HEARTBEAT_S": "0.1", "RLHFV_STALE_S": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert former.stdout is not None
+    folder = Path(former.stdout.readline().strip())
+    former.send_signal(signal.SIGSTOP)
+    with pytest.MonkeyPatch.context() as settings:
+        settings.setattr(leases, "STALE_S", 1.0)
+        with hold_lease(folder) as token:
+            former.send_signal(signal.SIGCONT)
+            _, errors = former.communicate("\n")
+            assert former.returncode == 1
+            assert "StageFailedError" in errors and "taken over by another driver" in errors
+            assert not is_done(folder) and holds_lease(folder, token)
+
+
+def test_success_says_who_wrote_it_and_a_late_one_is_withdrawn(node):
+    """Catches: a `SUCCESS` written in the moment in which a bucket's lease is lost."""
+    storage, tokens = node("a"), []
+    stage = Stage("work", {"seed": 1}, lambda folder, token: tokens.append(token), title="work")
+    folder = run_stages([stage], storage)[0].folder
+    assert json.loads((folder / "SUCCESS").read_text())["token"] == tokens[0]
+    stages._withdraw(folder / "SUCCESS", "another")
+    assert is_done(folder)
+    stages._withdraw(folder / "SUCCESS", tokens[0])
+    assert not is_done(folder)
+
+
+@pytest.mark.parametrize("kind", ["disk", "bucket"])
+def test_a_stage_whose_lease_was_lost_is_not_done(kind, node, tmp_path):
+    """Catches: `SUCCESS` or a payload by who holds no lease, on a disk and in a bucket."""
+    storage = node("a") if kind == "bucket" else tmp_path / "runs"
+
+    def lose(folder: Path, token: str) -> None:
+        (folder / "late").write_text("from the former holder")
+        lease = open_lease(folder, "successor")
+        assert lease.claim({"token": "successor"}, lease.read())
+
+    stage = Stage("work", {"seed": 1}, lose, title="work")
+    with pytest.raises(StageFailedError, match="taken over by another driver"):
+        run_stages([stage], storage)
+    folder = stage.folder(storage)
+    assert not is_done(folder) and holds_lease(folder, "successor")
+    if kind == "bucket":
+        assert not is_there(folder / "late")
 
 
 def test_a_stage_is_made_once_whichever_node_asks(node):

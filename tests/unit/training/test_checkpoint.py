@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from rlhfv_ray.models import (
     processor_digest,
 )
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.lease import LEASE, hold_lease
+from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.training.checkpoint import (
     MANIFEST,
     SPARE,
@@ -271,13 +272,19 @@ def test_a_disk_without_room_gets_no_checkpoint(trained, two, monkeypatch):
     assert folders(two) == before
 
 
-def test_driver_that_lost_its_lease_publishes_nothing(trained, two):
-    """Catches: checkpoints of two drivers in one folder, after a node seemed lost and returned."""
-    write_json(two.folder / LEASE, {"token": "another driver"})
+def test_driver_that_lost_its_lease_publishes_nothing(trained, two, small_model, processor):
+    """Catches: checkpoints or models of two drivers in one folder, after a node seemed lost."""
+    model = two.folder / "model"
+    model.mkdir()
+    lost = replace(two, token="former")
     with pytest.raises(CheckpointError, match="taken over by another driver"):
-        save_checkpoint(trained, two, step=3, records=[])
+        save_checkpoint(trained, lost, step=3, records=[])
     assert latest_checkpoint(two.folder)[1].step == 2
     assert not list(two.checkpoints.glob(f"step-000003-*/{MANIFEST}"))
+    with pytest.raises(CheckpointError, match="taken over by another driver"):
+        config = ModelConfig(path=str(small_model))
+        export_policy(trained, processor, model, config, writer=lost)
+    assert not list(model.iterdir())
 
 
 def test_a_layout_of_its_own_is_refused_with_the_flags_that_fit(other, two):
@@ -321,7 +328,7 @@ def test_another_zero_stage_goes_on_as_the_saved_one(
 
 @pytest.mark.parametrize(("zero", "dtype"), STATES)
 def test_exported_policy_loads_with_the_same_logits(
-    zero, dtype, new_engine, small_model, processor, tmp_path
+    zero, dtype, new_engine, small_model, processor, writer, tmp_path
 ):
     """Catches: an export with other, missing or random weights, or without its processor."""
     engine = new_engine(small_model, zero, dtype)
@@ -329,7 +336,9 @@ def test_exported_policy_loads_with_the_same_logits(
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "left_over").write_text("of an earlier try")
-    export_policy(engine, processor, folder, ModelConfig(path=str(small_model)))
+    (tmp_path / ".model.killed").mkdir()
+    export_policy(engine, processor, folder, ModelConfig(path=str(small_model)), writer=writer)
+    assert not list(tmp_path.glob(".model.*"))
     model, exported = load_policy(folder, dtype=dtype, device="cpu")
     assert equal(weights_of(engine), model.state_dict())
     with torch.no_grad():
@@ -339,16 +348,15 @@ def test_exported_policy_loads_with_the_same_logits(
 
 
 @pytest.mark.parametrize("zero", [2, 3])
-def test_adapters_are_merged_on_export(zero, new_engine, small_model, tmp_path):
+def test_adapters_are_merged_on_export(zero, new_engine, small_model, writer, tmp_path):
     """Catches: an export without the adapters, or one that only peft can load."""
     processor = load_policy(small_model)[1]
     engine = new_engine(small_model, zero, lora_rank=4)
     before = logps(engine).detach()
     for token in (9, 10, 11):
         update(engine, token)
-    export_policy(
-        engine, processor, tmp_path / "model", ModelConfig(path=str(small_model), lora_rank=4)
-    )
+    config = ModelConfig(path=str(small_model), lora_rank=4)
+    export_policy(engine, processor, tmp_path / "model", config, writer=writer)
     model, _ = load_policy(tmp_path / "model", dtype="fp32", device="cpu")
     with torch.no_grad():
         exported, trained = logps(AnswerPolicy(model, layout_of(model))), logps(engine)
