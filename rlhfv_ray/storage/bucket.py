@@ -1,7 +1,9 @@
 """A folder of a bucket: each node works in a copy of its own, and transfers files both ways.
 
 Objects appear in the bucket whole or not at all. A file that vouches for others (`SUCCESS`, a
-checkpoint's manifest) is sent last. Any object store that fsspec knows will do.
+checkpoint's manifest) is sent last. A file that changed here since its last transfer is sent; an
+object whose version (ETag) is not the one last transferred is fetched. Any object store that fsspec
+knows will do.
 """
 
 import contextlib
@@ -16,12 +18,15 @@ from typing import Any
 from filelock import FileLock
 
 from rlhfv_ray.errors import ConfigError, StorageError
+from rlhfv_ray.storage.conditional import version_of
 from rlhfv_ray.storage.disk import DiskFolder
 from rlhfv_ray.storage.mirror import address_of, mirror_path, mirror_root
-
-SMALL = 2**20  # bytes; a larger file is never rewritten in place, so its size identifies it
-# Small files that are equal on both sides, as this process left them: time of change, size.
-_synced: dict[Path, tuple[int, int]] = {}
+from rlhfv_ray.storage.transfers import (
+    is_changed,
+    record_transfer,
+    state_of,
+    transferred_version,
+)
 
 
 @dataclass(frozen=True)
@@ -71,16 +76,17 @@ class BucketFolder:
             return
         with self.store() as (system, key):
             if self.path.is_file():
-                _send(system, {self.path: key})
+                _send(system, key, {self.path: ""})
                 return
-            sizes = _object_sizes(system, key)
-            changed: dict[Path, str] = {}
+            objects = _objects(system, key)
+            changed: dict[Path, str] = {}  # files and their names in the folder
             for file in sorted(self.path.rglob("*")):
                 name = file.relative_to(self.path).as_posix()
                 excluded = _is_hidden(name) or name.split("/")[0] in without
-                if file.is_file() and not excluded and not _is_synced(file, sizes.get(name)):
-                    changed[file] = f"{key}/{name}"
-            _send(system, changed)
+                is_new = name not in objects or is_changed(file)
+                if file.is_file() and not excluded and is_new:
+                    changed[file] = name
+            _send(system, key, changed)
 
     def fetch(self, *, without: Sequence[str] = (), only: str = "") -> None:
         """Bring the file, or the folder's files that differ here; files that are only here stay.
@@ -94,11 +100,13 @@ class BucketFolder:
             FileLock(self.path.with_name(f".{self.path.name}.lock")),
         ):
             changed: dict[Path, str] = {}
-            for name, size in _object_sizes(system, key).items():
+            versions: dict[Path, str] = {}
+            for name, version in _objects(system, key).items():
                 file = self.path / name if name else self.path
                 excluded = name.split("/")[0] in without or (only and file.name != only)
-                if not excluded and not _is_synced(file, size):
+                if not excluded and (is_changed(file) or version != transferred_version(file)):
                     changed[file] = f"{key}/{name}" if name else key
+                    versions[file] = version
             if not changed:
                 return
             drafts = [file.with_name(f".{file.name}.{os.getpid()}") for file in changed]
@@ -107,7 +115,7 @@ class BucketFolder:
             system.get(list(changed.values()), list(map(str, drafts)))  # many at a time
             for draft, file in zip(drafts, changed, strict=True):
                 draft.replace(file)
-                _synced[file] = _state(file)
+                record_transfer(file, state_of(file), versions[file])
 
     def fetch_missing(self, file: Path) -> None:
         """Bring one file of the folder, unless this node has it."""
@@ -231,8 +239,8 @@ def _make_private(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _object_sizes(system: Any, key: str) -> dict[str, int]:
-    """Return the sizes of the visible objects below a key by their relative names.
+def _objects(system: Any, key: str) -> dict[str, str]:
+    """Return the versions of the visible objects below a key by their relative names.
 
     An object at the key itself has the empty name.
     """
@@ -240,7 +248,7 @@ def _object_sizes(system: Any, key: str) -> dict[str, int]:
         objects = system.find(key, detail=True)
     except FileNotFoundError:
         return {}
-    sizes: dict[str, int] = {}
+    versions: dict[str, str] = {}
     for full_name, info in objects.items():
         name = full_name.removeprefix(key).lstrip("/")
         if {".", ".."} & set(name.split("/")):
@@ -249,39 +257,26 @@ def _object_sizes(system: Any, key: str) -> dict[str, int]:
             )
         # A folder that appears while it is listed is described as an object at the key.
         if info["type"] == "file" and not _is_hidden(name):
-            sizes[name] = info["size"]
-    return sizes
+            versions[name] = f"{version_of(info)} {info['size']}"
+    return versions
 
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _send(system: Any, keys: Mapping[Path, str]) -> None:
-    """Upload files to their keys."""
-    if not keys:
+def _send(system: Any, key: str, names: Mapping[Path, str]) -> None:
+    """Upload files to their names below a key; the empty name is the key itself."""
+    if not names:
         return
     # Read before the upload, so that an append during it counts as a change.
-    states = {file: _state(file) for file in keys}
-    system.put(list(map(str, keys)), list(keys.values()))  # many at a time
-    _synced.update(states)
-
-
-def _is_synced(file: Path, size: int | None) -> bool:
-    """Return True if this node and the bucket, where it has `size` bytes, have the same file.
-
-    The size decides for a large file. A small one must be as this process last transferred it.
-    """
-    try:
-        state = _state(file)
-    except FileNotFoundError:
-        return False
-    return state[1] == size and (state[1] > SMALL or _synced.get(file) == state)
-
-
-def _state(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size
+    states = {file: state_of(file) for file in names}
+    keys = [f"{key}/{name}" if name else key for name in names.values()]
+    system.put(list(map(str, names)), keys)  # many at a time
+    versions = _objects(system, key)
+    for file, name in names.items():
+        if name in versions:
+            record_transfer(file, states[file], versions[name])
 
 
 def _first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ succeeds. Other stores get a deletion, a write that must be the first, and, afte
 at what is there.
 """
 
+import contextlib
 import time
 from typing import Any, NamedTuple
 
@@ -47,7 +48,8 @@ def write_over(system: Any, key: str, text: str, seen: Version | None) -> bool:
         return _write_if_match(system, key, text, seen.mark)
     if read_version(system, key) != seen:
         return False
-    system.rm_file(key)
+    with contextlib.suppress(FileNotFoundError):  # a rival deleted it
+        system.rm_file(key)
     if not _create(system, key, text):
         return False
     time.sleep(SETTLE_S)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhfv_ray.storage import bucket, mirror
+from rlhfv_ray.storage import mirror
 from rlhfv_ray.storage.folder import resolve_storage
 from tests.s3_server import BUCKET, s3_server
 
@@ -24,7 +24,6 @@ def node(server, tmp_path, monkeypatch):
     def become(name: str) -> Path:
         (tmp_path / name).mkdir(exist_ok=True)
         monkeypatch.setattr(mirror.tempfile, "tempdir", str(tmp_path / name))
-        bucket._synced.clear()
         return resolve_storage(f"s3://{BUCKET}/{tmp_path.name}")
 
     return become

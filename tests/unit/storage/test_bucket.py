@@ -4,6 +4,9 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,8 @@ from rlhfv_ray.storage.folder import (
     resolve_storage,
 )
 from tests.s3_server import BUCKET
+
+LARGE = 2**20 + 1  # bytes
 
 
 def test_what_one_node_publishes_another_fetches(node):
@@ -55,26 +60,64 @@ def test_what_one_node_publishes_another_fetches(node):
 
 
 def test_only_what_changed_is_sent_again(node, monkeypatch):
-    """Catches: a heartbeat that sends every file of a folder again."""
-    first_storage = node("a")
+    """Catches: a heartbeat that sends every file; a rewritten one of equal size kept back."""
+    stage = node("a") / "stage"
+    stage.mkdir()
     uploads = []
     send = bucket._send
 
-    def recording_send(system, keys):
-        uploads.append([path.name for path in keys])
-        send(system, keys)
+    def recording_send(system, key, names):
+        uploads.append([path.name for path in names])
+        send(system, key, names)
 
     monkeypatch.setattr(bucket, "_send", recording_send)
-    (first_storage / "stage").mkdir()
-    (first_storage / "stage" / "large").write_bytes(bytes(bucket.SMALL + 1))
-    (first_storage / "stage" / "small").write_text("a")
-    publish(first_storage / "stage")
-    publish(first_storage / "stage")
-    (first_storage / "stage" / "small").write_text("ab")
-    publish(first_storage / "stage")
-    bucket._synced.clear()  # another process of the same node
-    publish(first_storage / "stage")
-    assert uploads == [["large", "small"], [], ["small"], ["small"]]
+    (stage / "large").write_bytes(bytes(LARGE))
+    (stage / "small").write_text("a")
+    publish(stage)
+    publish(stage)
+    (stage / "small").write_text("ab")
+    publish(stage)
+    (stage / "large").write_bytes(b"x" * LARGE)
+    publish(stage)
+    publish(stage)
+    assert uploads == [["large", "small"], [], ["small"], ["large"], []]
+
+
+def test_a_file_of_equal_size_and_other_content_is_transferred(node):
+    """Catches: old weights used, and mixed across nodes, after a model is exported again."""
+    first = node("a") / "model"
+    first.mkdir()
+    (first / "weights").write_bytes(b"1" * LARGE)
+    publish(first)
+    second = node("b") / "model"
+    fetch(second)
+    (second / "weights").write_bytes(b"2" * LARGE)
+    publish(second)
+    node("a")
+    fetch(first)
+    assert (first / "weights").read_bytes() == b"2" * LARGE
+
+
+def test_another_process_of_a_node_knows_what_was_transferred(node):
+    """Catches: every file fetched once a process; a file that another process rewrote kept back."""
+    folder = node("a") / "data"
+    folder.mkdir()
+    (folder / "file").write_text("1")
+    publish(folder)
+    before = (folder / "file").stat().st_ino
+    environment = {**os.environ, "TMPDIR": tempfile.gettempdir()}
+    code = f"""
+from pathlib import Path
+from rlhfv_ray.storage.folder import fetch
+fetch(Path({str(folder)!r}))
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert (folder / "file").stat().st_ino == before
+    system, key = bucket.file_system(display_path(folder))
+    system.pipe_file(f"{key}/file", b"2")
+    publish(folder)  # nothing changed here: the object stays
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert (folder / "file").read_text() == "2"
 
 
 def test_only_one_missing_file_of_a_folder_is_fetched(node):
