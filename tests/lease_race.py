@@ -9,7 +9,8 @@ from typing import Any
 
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.holder import this_process
-from rlhfv_ray.storage.lease import hold_lease, open_lease
+from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.storage.lease_file import open_lease
 
 DRIVERS = 4
 HELD_S = 0.05

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from rlhfv_ray.errors import RlhfvError
 from rlhfv_ray.storage.folder import make, publish
 
@@ -80,6 +82,9 @@ def _storage(folder: Path, token: str) -> dict[str, Any]:
         draft.write_text(token)
         draft.replace(mark)  # results are published by a rename, which not every mount knows
         publish(mark)
+        lock = mark.with_suffix(".lock")
+        with FileLock(lock):  # leases are changed under locks, which not every mount knows
+            lock.unlink()
         return {"mark": mark.name, "free_gib": shutil.disk_usage(folder).free / GIB}
     except (OSError, RlhfvError) as error:
         reason = getattr(error, "strerror", None) or error

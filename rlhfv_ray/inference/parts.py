@@ -28,7 +28,8 @@ from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import RlhfvError, StageFailedError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import discard, display_path, fetch, make, publish
-from rlhfv_ray.storage.lease import Lease, held_lease, holding
+from rlhfv_ray.storage.lease import held_lease, holding
+from rlhfv_ray.storage.lease_file import Lease
 
 logger = logging.getLogger(__name__)
 

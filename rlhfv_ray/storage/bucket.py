@@ -151,11 +151,11 @@ class BucketFolder:
         assert root is not None, self.path
         _make_private(root / ".id")
         name = root / ".id" / "name"
-        if not name.exists():
-            draft = name.with_name(uuid.uuid4().hex)
-            draft.write_text(draft.name)
-            with contextlib.suppress(FileExistsError):  # another process was first
-                os.link(draft, name)
+        with FileLock(root / ".id" / "lock"):
+            if not name.exists():
+                draft = name.with_name("draft")
+                draft.write_text(uuid.uuid4().hex)
+                draft.replace(name)
         return name.read_text()
 
     def free_bytes(self) -> float:

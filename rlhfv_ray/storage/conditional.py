@@ -21,8 +21,8 @@ class Version(NamedTuple):
 
 def version_of(info: dict[str, Any]) -> str:
     """Return the mark of an object's version from fsspec's description of the object."""
-    names = ("ETag", "etag", "generation", "LastModified", "last_modified", "updated", "mtime")
-    marks = [str(info[name]) for name in names if info.get(name)]
+    keys = ("ETag", "etag", "generation", "LastModified", "last_modified", "updated", "mtime")
+    marks = [str(info[key]) for key in keys if info.get(key)]
     return marks[0] if marks else ""
 
 

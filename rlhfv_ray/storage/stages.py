@@ -21,7 +21,8 @@ from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.digests import check_payload, payload_digests
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import LARGE_DIRS, discard, fetch, is_there, publish
-from rlhfv_ray.storage.lease import hold_lease, open_lease
+from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.storage.lease_file import open_lease
 
 
 @dataclass(frozen=True)

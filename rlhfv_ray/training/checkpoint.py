@@ -34,7 +34,8 @@ from rlhfv_ray.storage.folder import (
     open_folder,
     publish,
 )
-from rlhfv_ray.storage.lease import Lease, holds_lease, open_lease
+from rlhfv_ray.storage.lease import holds_lease
+from rlhfv_ray.storage.lease_file import Lease, open_lease
 from rlhfv_ray.training.reshard import can_reshard, load_resharded
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ import pytest
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.inference.parts import map_parts, part_path, read_parts, write_part
-from rlhfv_ray.storage.lease import hold_lease, open_lease
+from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.storage.lease_file import open_lease
 
 
 def table(number: int) -> pa.Table:

@@ -15,7 +15,8 @@ from rlhfv_ray.storage import lease as leases
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import is_there
 from rlhfv_ray.storage.holder import this_process
-from rlhfv_ray.storage.lease import LEASE, held_lease, hold_lease, holds_lease, open_lease
+from rlhfv_ray.storage.lease import held_lease, hold_lease, holds_lease
+from rlhfv_ray.storage.lease_file import LEASE, open_lease
 from tests.conftest import wait_for
 from tests.lease_race import most_holders
 
@@ -109,10 +110,10 @@ with leases.hold_lease(Path({str(storage)!r})):
     holder.kill()
     holder.wait()
     folder = node("b") / "folder"
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.2)
     with hold_lease(folder) as token:
         assert (folder / "spool").read_text() == "so far"
         assert holds_lease(folder, token) and not holds_lease(folder, "another")
-        monkeypatch.setattr(leases, "HEARTBEAT_S", 0.2)
         monkeypatch.setattr(holders.socket, "gethostname", lambda: "elsewhere")
         with pytest.raises(StageFailedError, match="is being written"), hold_lease(folder):
             pass
@@ -143,7 +144,7 @@ def test_of_many_claims_one_succeeds(node):
     folder = node("a") / "folder"
     code = f"""
 from pathlib import Path
-from rlhfv_ray.storage.lease import open_lease
+from rlhfv_ray.storage.lease_file import open_lease
 print(open_lease(Path({str(folder)!r}), "token").claim({{"token": "me"}}, None))
 """
     claimants = [

@@ -13,7 +13,8 @@ from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage import lease as leases
 from rlhfv_ray.storage import stages
 from rlhfv_ray.storage.folder import fetch, is_there, open_folder
-from rlhfv_ray.storage.lease import LEASE, hold_lease, holds_lease, open_lease
+from rlhfv_ray.storage.lease import hold_lease, holds_lease
+from rlhfv_ray.storage.lease_file import LEASE, open_lease
 from rlhfv_ray.storage.stages import Stage, is_done, run_stages
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.storage.lease import LEASE
+from rlhfv_ray.storage.lease_file import LEASE
 from rlhfv_ray.storage.mirror import mirror_path
 from rlhfv_ray.tracking import replay as tracking_replay
 from rlhfv_ray.tracking import run as tracking
