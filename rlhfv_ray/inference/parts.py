@@ -92,7 +92,7 @@ def map_parts(
         RlhfvError: as raised by `prepare` or the actor.
         StageFailedError: Ray Data ended with parts missing, or the lease was lost.
     """
-    missing = [number for number in range(len(shards)) if not part_path(folder, number).exists()]
+    missing = [number for number in range(len(shards)) if not _has_part(folder, number)]
     if not missing:
         return
     preparing = [] if prepare is None else [{"CPU": PREPARE_CPUS}]
@@ -126,7 +126,7 @@ def map_parts(
         except (RayError, RlhfvError) as error:
             raise unwrap(error) from error
     fetch(folder)  # parts of other nodes
-    lost = [number for number in missing if not part_path(folder, number).exists()]
+    lost = [number for number in missing if not _has_part(folder, number)]
     if lost:
         raise StageFailedError(
             f"{len(lost)} of {len(shards)} parts of {display_path(folder)} are missing "
@@ -154,7 +154,10 @@ def write_part(table: pa.Table, folder: Path, number: int, *, lease: Lease | Non
     path = part_path(folder, number)
     make(folder)  # a mirror's folder is not on every node yet
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary)
+    with temporary.open("wb") as stream:
+        pq.write_table(table, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # or the file is empty after its node lost power
     with holding(lease):
         temporary.replace(path)
         publish(path)
@@ -163,6 +166,12 @@ def write_part(table: pa.Table, folder: Path, number: int, *, lease: Lease | Non
 def read_parts(folder: Path) -> pa.Table:
     """Return all parts of a folder as one table, in order."""
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
+
+
+def _has_part(folder: Path, number: int) -> bool:
+    """Return True if a part exists; an empty file is what a lost node can leave of one."""
+    path = part_path(folder, number)
+    return path.exists() and path.stat().st_size > 0
 
 
 def _prepare(batch: Any, *, prepare: Callable[[Any], Any]) -> Any:

@@ -5,7 +5,7 @@ import pytest
 
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.inference.parts import map_parts, part_path, read_parts, write_part
+from rlhfv_ray.inference.parts import _has_part, map_parts, part_path, read_parts, write_part
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.lease_file import open_lease
 
@@ -41,7 +41,7 @@ def test_a_driver_that_lost_its_lease_writes_no_part(tmp_path):
 
 
 def test_existing_parts_need_no_actor(tmp_path):
-    """Catches: a finished folder that is computed again. Without Ray, an actor could not start."""
+    """Catches: a finished folder that is computed again; an empty file taken for a part."""
     for number in range(2):
         write_part(table(number), tmp_path, number)
 
@@ -49,4 +49,8 @@ def test_existing_parts_need_no_actor(tmp_path):
         raise AssertionError("an actor was started")
 
     map_parts(["a", "b"], tmp_path, actor=actor, scale=ScaleConfig(), title="")
+    assert [_has_part(tmp_path, number) for number in range(3)] == [True, True, False]
+    part_path(tmp_path, 2).touch()  # as a node leaves it that lost power
+    assert not _has_part(tmp_path, 2)
+    part_path(tmp_path, 2).unlink()
     assert read_parts(tmp_path)["id"].to_pylist() == ["row 0", "row 1"]
