@@ -9,12 +9,10 @@ benchmark that all runs have. It refuses scores that were measured differently. 
 rates, intervals and tests come from `eval.benchmarks.contract`.
 """
 
-import sys
-
 import tyro
 
 from eval.reporting.comparison import report_runs
-from rlhfv_ray.console import run_command
+from rlhfv_ray.console import leave, run_command
 
 
 def main() -> None:
@@ -23,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

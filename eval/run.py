@@ -13,12 +13,10 @@ OPENAI_API_KEY or from a file (--judge.key-file), and is written nowhere. After 
 the same command again to continue: neither answers nor verdicts are made twice.
 """
 
-import sys
-
 import tyro
 
 from eval.config import EvalConfig
-from rlhfv_ray.console import new_console, run_command
+from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
 
@@ -31,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

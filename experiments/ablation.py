@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import random
-import sys
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import DDPOConfig, LossConfig
-from rlhfv_ray.console import new_console, run_command
+from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
@@ -128,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -8,6 +8,7 @@ rlhfv-ray --version             the installed version
 import importlib.metadata
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
 
@@ -107,5 +108,12 @@ def main() -> int:
     return COMMANDS[name]()
 
 
+def start() -> NoReturn:
+    """Run the console command, and end its process."""
+    from rlhfv_ray.console import leave
+
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

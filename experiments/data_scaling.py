@@ -15,7 +15,6 @@ command again to continue.
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from matplotlib.figure import Figure
 from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import SHAPES, DDPOConfig
-from rlhfv_ray.console import new_console, run_command
+from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
@@ -143,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -11,10 +11,8 @@ The first argument is a recipe; every field of it can be changed. After an inter
 same command again to continue.
 """
 
-import sys
-
 from experiments.recipes import RECIPES, run_recipe
-from rlhfv_ray.console import run_command
+from rlhfv_ray.console import leave, run_command
 
 
 def main() -> None:
@@ -23,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

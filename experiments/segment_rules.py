@@ -12,14 +12,13 @@ last arm uses the recipe's own rule. After an interruption, run the same command
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import DDPOConfig
-from rlhfv_ray.console import new_console, run_command
+from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
@@ -68,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

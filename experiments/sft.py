@@ -11,10 +11,8 @@ Muffin TSV, and preference pairs, whose chosen answers are imitated. After an in
 same command again to continue.
 """
 
-import sys
-
 from experiments.recipes import SFT, run_recipe
-from rlhfv_ray.console import run_command
+from rlhfv_ray.console import leave, run_command
 
 
 def main() -> None:
@@ -23,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -17,7 +17,7 @@ import tyro
 from experiments.recipes import RECIPES, SWEEPS, first_line
 from experiments.runners.flags import current_flags
 from rlhfv_ray.config import DDPOConfig
-from rlhfv_ray.console import new_console, run_command
+from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
 
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

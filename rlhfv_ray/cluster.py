@@ -23,7 +23,6 @@ from rlhfv_ray.errors import MENDED_BY_USERS, ConfigError, RlhfvError, StageFail
 
 logger = logging.getLogger(__name__)
 
-PREPARE_CPUS = 0.25  # for the task that reads and encodes while the actors compute
 NEVER_RAN = "The actor never ran"  # in Ray's error for an actor that it thinks nobody needs
 OBJECT_STORE_BYTES = 512 * 1024**2  # for a Ray started here; a cluster keeps its own setting
 ANSWER_S = 10.0  # a Ray that does not answer within this time is gone
@@ -162,7 +161,7 @@ def check_fits(
         ConfigError: it cannot; the message has what is needed and what the cluster has.
     """
     capacity = ray.cluster_resources()
-    needs = {"workers": (scale.workers, 0.0), "actors": (scale.actors, PREPARE_CPUS)}
+    needs = {"workers": (scale.workers, 0.0), "actors": (scale.actors, prepare_cpus(scale))}
     for name in who:
         count, extra_cpus = needs[name]
         required = {"CPU": count * scale.cpus + extra_cpus, "GPU": float(count if scale.gpu else 0)}
@@ -173,6 +172,14 @@ def check_fits(
                     f"has {capacity.get(resource, 0.0):g}. Use fewer {name} (--{setting}.{name}), "
                     f"fewer --{setting}.cpus each, or a larger cluster."
                 )
+
+
+def prepare_cpus(scale: ScaleConfig) -> float:
+    """Return the CPUs of the task that reads and encodes while actors on GPUs compute.
+
+    Actors on CPUs read and encode themselves.
+    """
+    return 0.25 if scale.gpu else 0.0
 
 
 def unwrap(error: BaseException) -> BaseException:

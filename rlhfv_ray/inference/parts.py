@@ -22,7 +22,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from rlhfv_ray.cluster import PREPARE_CPUS, configure_data, unwrap, wait_for_resources
+from rlhfv_ray.cluster import configure_data, prepare_cpus, unwrap, wait_for_resources
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import RlhfvError, StageFailedError
@@ -78,7 +78,7 @@ def map_parts(
     title: str,
     prepare: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Compute every missing part: prepare its shard in a Ray task, then pass it to an actor.
+    """Compute every missing part in actors, from its prepared shard.
 
     Args:
         shards: rows, or what `prepare` turns into rows; shard i becomes part i.
@@ -86,7 +86,8 @@ def map_parts(
         actor: called once in each of `scale.actors` actors, on GPUs if `scale.gpu`.
         scale: number of actors, and their CPUs and GPUs.
         title: of the progress bar.
-        prepare: runs in Ray tasks, on CPUs; each is one more process with its own imports.
+        prepare: runs in Ray tasks beside actors on GPUs, which must not wait for it. Actors on
+            CPUs call it themselves: a task would be one more process, with its own imports.
 
     Raises:
         RlhfvError: as raised by `prepare` or the actor.
@@ -95,28 +96,13 @@ def map_parts(
     missing = [number for number in range(len(shards)) if not _has_part(folder, number)]
     if not missing:
         return
-    preparing = [] if prepare is None else [{"CPU": PREPARE_CPUS}]
+    preparing = [] if prepare is None or not scale.gpu else [{"CPU": prepare_cpus(scale)}]
     wait_for_resources(title, [scale.resources, *preparing])  # of one actor
     configure_data()
     rows = ({"part": number, "rows": pickle.dumps(shards[number])} for number in missing)
     parts = ray.data.from_items(list(rows), override_num_blocks=len(missing))
-    actors = min(scale.actors, len(missing))
-    if prepare is not None:
-        # As many as the actors leave CPUs for: each process imports torch and transformers.
-        tasks_at_once = max(1, int(ray.cluster_resources().get("CPU", 1) - actors * scale.cpus))
-        parts = parts.map_batches(
-            functools.partial(_prepare, prepare=prepare),
-            batch_size=1,
-            num_cpus=PREPARE_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=tasks_at_once),
-        )
-    parts = parts.map_batches(
-        _Compute,
-        fn_constructor_args=(actor, str(folder), held_lease(folder)),
-        batch_size=1,
-        num_cpus=scale.cpus,
-        num_gpus=1 if scale.gpu else None,
-        compute=ray.data.ActorPoolStrategy(size=actors),
+    parts = _mapped(
+        parts, folder, actor, prepare, replace(scale, actors=min(scale.actors, len(missing)))
     )
     existing = len(shards) - len(missing)
     with progress_bar(title, len(shards), done=existing) as counter:
@@ -132,6 +118,34 @@ def map_parts(
             f"{len(lost)} of {len(shards)} parts of {display_path(folder)} are missing "
             f"(first: {lost[0]}). Run the same command again to compute them."
         )
+
+
+def _mapped(
+    shards: ray.data.Dataset,
+    folder: Path,
+    actor: Callable[[], PartActor],
+    prepare: Callable[[Any], Any] | None,
+    scale: ScaleConfig,
+) -> ray.data.Dataset:
+    """Return the dataset that, when it is read, has every shard's part computed."""
+    if prepare is not None and scale.gpu:
+        # As many as the actors leave CPUs for: each process imports torch and transformers.
+        free_cpus = ray.cluster_resources().get("CPU", 1) - scale.actors * scale.cpus
+        shards = shards.map_batches(
+            functools.partial(_prepare, prepare=prepare),
+            batch_size=1,
+            num_cpus=prepare_cpus(scale),
+            compute=ray.data.TaskPoolStrategy(size=max(1, int(free_cpus))),
+        )
+        prepare = None
+    return shards.map_batches(
+        _Compute,
+        fn_constructor_args=(actor, prepare, str(folder), held_lease(folder)),
+        batch_size=1,
+        num_cpus=scale.cpus,
+        num_gpus=1 if scale.gpu else None,
+        compute=ray.data.ActorPoolStrategy(size=scale.actors),
+    )
 
 
 def part_path(folder: Path, number: int) -> Path:
@@ -183,11 +197,18 @@ def _prepare(batch: Any, *, prepare: Callable[[Any], Any]) -> Any:
 class _Compute:
     """Computes a part's table and publishes its file."""
 
-    def __init__(self, actor: Callable[[], PartActor], folder: str, lease: Lease | None) -> None:
-        self.actor, self.folder, self.lease = actor(), Path(folder), lease
+    def __init__(
+        self,
+        actor: Callable[[], PartActor],
+        prepare: Callable[[Any], Any] | None,
+        folder: str,
+        lease: Lease | None,
+    ) -> None:
+        self.actor, self.prepare, self.folder, self.lease = actor(), prepare, Path(folder), lease
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         number = int(batch["part"][0])
-        table = self.actor(pickle.loads(batch["rows"][0]), number)
+        rows = pickle.loads(batch["rows"][0])
+        table = self.actor(rows if self.prepare is None else self.prepare(rows), number)
         write_part(table, self.folder, number, lease=self.lease)
         return {"part": [number]}

@@ -24,6 +24,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from rlhfv_ray.cluster import prepare_cpus
 from rlhfv_ray.config import DDPOConfig, ScaleConfig
 from rlhfv_ray.errors import (
     ConfigError,
@@ -32,7 +33,6 @@ from rlhfv_ray.errors import (
     StageFailedError,
     StaleReferenceError,
 )
-from rlhfv_ray.inference.parts import PREPARE_CPUS
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import discard, open_folder
 from rlhfv_ray.sweep.search_space import (
@@ -152,7 +152,8 @@ def trials_at_once(scale: ScaleConfig, wanted: int) -> int:
         ConfigError: more are wanted than fit.
     """
     available = ray.cluster_resources()
-    cpus = max(scale.workers * scale.cpus, scale.actors * scale.cpus + PREPARE_CPUS) + DRIVER_CPUS
+    actors = scale.actors * scale.cpus + prepare_cpus(scale)
+    cpus = max(scale.workers * scale.cpus, actors) + DRIVER_CPUS
     fit = int(available.get("CPU", 0) / cpus)
     if scale.gpu:
         fit = min(fit, int(available.get("GPU", 0) / max(scale.workers, scale.actors)))

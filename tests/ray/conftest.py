@@ -47,6 +47,7 @@ def cluster(bucket):
         ray.init(
             "local",
             num_cpus=2,
+            num_gpus=1,  # in name only, for what is scheduled in another way beside GPUs
             object_store_memory=200 * 1024**2,
             include_dashboard=False,
             log_to_driver=False,

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import subprocess
 import sys
 import threading
@@ -16,12 +17,12 @@ import pytest
 import ray
 
 from rlhfv_ray import cluster as ray_cluster
-from rlhfv_ray.config import GenerationConfig
+from rlhfv_ray.config import GenerationConfig, ScaleConfig
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.generate import generate_answers
-from rlhfv_ray.inference.parts import SIZES, part_path, read_parts
+from rlhfv_ray.inference.parts import SIZES, map_parts, part_path, read_parts
 from rlhfv_ray.inference.reference import compute_reference_logps
 from rlhfv_ray.inference.sft_examples import encode_examples
 from rlhfv_ray.records import Prompt
@@ -201,6 +202,37 @@ def test_examples_are_encoded_by_the_same_pipeline(cluster, config, tmp_path):
     assert "chosen_logps" not in examples.column_names
     assert set(map(len, examples["rejected_ids"])) == {0}
     assert [row["id"] for row in unusable_rows(folder)] == ["shapes:3"]
+
+
+def process_of(shard: int) -> tuple[int, int]:
+    """Return a shard and the process that prepared it."""
+    return shard, os.getpid()
+
+
+class Processes:
+    """Tells which process prepared a part, and which one computed it."""
+
+    def __call__(self, rows: tuple[int, int], part: int) -> pa.Table:
+        """Return one row."""
+        shard, prepared = rows
+        return pa.table({"shard": [shard], "prepared": [prepared], "computed": [os.getpid()]})
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_only_actors_on_gpus_have_their_shards_prepared_elsewhere(cluster, gpu, tmp_path):
+    """Catches: a GPU that waits for images; a process more, with its imports, without a GPU."""
+    map_parts(
+        [0, 1, 2],
+        tmp_path,
+        actor=Processes,
+        prepare=process_of,
+        scale=ScaleConfig(gpu=gpu, actors=1, cpus=1),
+        title="Processes",
+    )
+    parts = read_parts(tmp_path)
+    assert parts["shard"].to_pylist() == [0, 1, 2]
+    shared = set(parts["prepared"].to_pylist()) & set(parts["computed"].to_pylist())
+    assert bool(shared) != gpu
 
 
 HOLDER = """

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from rich.table import Table
@@ -61,6 +63,27 @@ def test_success_interruption_and_defects_differ(capsys):
     assert "The same command goes on where this one was." in capsys.readouterr().out
     with pytest.raises(ZeroDivisionError):
         run_command(failing(ZeroDivisionError()))
+
+
+LEAVING = """
+import atexit
+from rlhfv_ray.console import leave
+
+class Slow:
+    def __del__(self):
+        print("taken apart")
+
+slow = Slow()
+atexit.register(print, "cleaned up")
+print("done", end=" ")
+leave(4)
+"""
+
+
+def test_a_command_cleans_up_and_leaves():
+    """Catches: seconds of taking torch apart; output or clean-up lost, or another exit code."""
+    left = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True)
+    assert (left.stdout, left.stderr, left.returncode) == ("done cleaned up\n", "", 4)
 
 
 def test_a_job_s_log_gets_a_line_every_few_seconds(monkeypatch, capsys):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tenacity import wait_none
 
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.endpoint import run
+from rlhfv_ray.endpoint import client, run
 from rlhfv_ray.endpoint.budget import CallBudget
 from rlhfv_ray.endpoint.cache import ReplyCache
 from rlhfv_ray.endpoint.records import Request
@@ -101,6 +101,7 @@ def every_reply_settles(sent: list[Sent], requests: int, limit: int) -> None:
         OpenAIServer(lambda prompt: "", log=Path(folder) / "log", script=script) as server,
     ):
         patch.setattr(run, "retry_wait", wait_none())
+        patch.setattr(client, "LONGEST_WAIT_S", 0.01)  # the shared pace waits, too
         patch.setenv("MY_KEY", "sk-canary-1234")
         endpoint = EndpointConfig(
             model="judge",

@@ -12,6 +12,7 @@ from rich.console import Console
 from tenacity import RetryCallState
 
 from rlhfv_ray.config import EndpointConfig
+from rlhfv_ray.endpoint import client
 from rlhfv_ray.endpoint.budget import CallBudget, Ledger
 from rlhfv_ray.endpoint.cache import ReplyCache
 from rlhfv_ray.endpoint.client import Outcome
@@ -101,6 +102,7 @@ def test_a_replay_calls_no_server(tmp_path: Path) -> None:
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_generated_replies_settle_and_are_paid_as_the_server_counts() -> None:
     """Catches: a reply that no one thought of, which ends the actor or passes the limit."""
     settings(max_examples=100, deadline=None)(every_reply_settles)()
@@ -108,6 +110,7 @@ def test_generated_replies_settle_and_are_paid_as_the_server_counts() -> None:
 
 def test_odd_replies_cost_no_other_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: one odd reply that ends the actor, and with it the paid replies under way."""
+    monkeypatch.setattr(client, "LONGEST_WAIT_S", 0.01)
     monkeypatch.setenv("MY_KEY", "sk-1")
     odd = {**NO_VERDICT, **READABLE, **ERRORS}
     slow = {f"slow {number}": Fault(sleep=1.0) for number in range(5)}
