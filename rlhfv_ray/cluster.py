@@ -78,7 +78,7 @@ def cluster_address() -> str:
     """
     given = os.environ.get("RAY_ADDRESS", "")
     if given not in ("", "auto"):
-        if given != "local" and not answers(given):
+        if given != "local" and not answers(given, ANSWER_S):
             raise ConfigError(
                 f"RAY_ADDRESS = {given!r}: no Ray answers there within {ANSWER_S:g} s. Start that "
                 "cluster or correct the address. Without RAY_ADDRESS, this command starts a Ray "
@@ -86,7 +86,7 @@ def cluster_address() -> str:
             )
         return "" if given == "local" else given
     recorded = find_bootstrap_address(None) or ""
-    if recorded and not answers(recorded):
+    if recorded and not answers(recorded, ANSWER_S):
         logger.warning(
             "The Ray at %s, which `ray start` recorded on this machine, does not answer. This "
             "command starts a Ray of its own; `ray stop` removes the record.",
@@ -96,8 +96,8 @@ def cluster_address() -> str:
     return recorded
 
 
-def answers(address: str, *, timeout: float = ANSWER_S) -> bool:
-    """Return True if a gRPC server, as Ray's head is one, answers at `host:port` in time.
+def answers(address: str, timeout: float) -> bool:
+    """Return True if a gRPC server, as Ray's head is one, answers at `host:port` within seconds.
 
     An address of another form (ray://...) is left to Ray.
     """

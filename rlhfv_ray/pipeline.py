@@ -81,7 +81,7 @@ def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipe
     else:  # raises if the data is missing, or lacks a column of its format
         list_slices(data.path, format=data.format, examples=has_examples)
 
-    inputs = reference_inputs(config.model, data, rows=pairs_id)
+    inputs = reference_inputs(config.model, data, rows=pairs_id, examples=has_examples)
     if data.reference:
         reference = finished_reference(fetch_local(data.reference).resolve(), inputs)
     else:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhfv_ray.config import DDPOConfig, GenerationConfig, changed_settings
-from rlhfv_ray.inference.generate import generate_answers
+from rlhfv_ray.config import DDPOConfig, GenerationConfig
+from rlhfv_ray.inference.generate import decoding_inputs, generate_answers
 from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.scenes import Scene
@@ -89,7 +89,7 @@ def scene_inputs(config: DDPOConfig) -> dict[str, Any]:
 
 def sampled_inputs(config: DDPOConfig) -> dict[str, Any]:
     """Return everything that the base model's descriptions of the scenes depend on."""
-    decoding = changed_settings(sampling(config, seed=config.shapes.seed))
+    decoding = decoding_inputs(sampling(config, seed=config.shapes.seed))
     return {**scene_inputs(config), "decoding": decoding, **model_inputs(config.model)}
 
 

@@ -317,6 +317,20 @@ def image_bytes(fields: Row, root: Path) -> bytes:
         DataError: `multi_image`, `image_missing`, `image_path` or `image_too_large`, then the
             reason.
     """
+    value = image_value(fields)
+    if isinstance(value, str) and value:
+        value = _image_file(value, root)
+    if not isinstance(value, bytes):
+        raise unusable("image_missing", "the row holds neither the bytes nor the path of an image")
+    return value
+
+
+def image_value(fields: Row) -> Any:
+    """Return what a row holds as its only image: bytes, a path, or something unusable.
+
+    Raises:
+        DataError: `multi_image`, then the reason.
+    """
     value = fields.get("images") if fields.get("image") is None else fields.get("image")
     if isinstance(value, list):
         if len(value) > 1:
@@ -324,10 +338,6 @@ def image_bytes(fields: Row, root: Path) -> bytes:
         value = value[0] if value else None
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and value:
-        value = _image_file(value, root)
-    if not isinstance(value, bytes):
-        raise unusable("image_missing", "the row holds neither the bytes nor the path of an image")
     return value
 
 

@@ -26,6 +26,8 @@ from rlhfv_ray.data.pair_formats import (
     Row,
     check_columns,
     detect_format,
+    image_bytes,
+    image_value,
     parse_json,
     read_row,
     unusable,
@@ -161,14 +163,78 @@ def data_files(path: str | Path) -> list[Path]:
     return files
 
 
-def data_digest(path: str | Path) -> str:
-    """Return the sha256 over names and bytes of the data files, not of images they point to."""
+def data_digest(path: str | Path, *, format: str = "auto", examples: bool = False) -> str:
+    """Return the sha256 over names and bytes of the data files, and of the images they point to.
+
+    Args:
+        path: as for `list_slices`.
+        format: as for `list_slices`.
+        examples: as for `list_slices`.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
     digest = hashlib.sha256()
     for file in data_files(path):
         with file.open("rb") as content:
             file_digest = hashlib.file_digest(content, "sha256").hexdigest()
         digest.update(f"{file.name}\0{file_digest}\n".encode())
+    for part in list_slices(path, format=format, rows=sys.maxsize, examples=examples):
+        with _naming(Path(part.file)):
+            for name, image_digest in _named_images(part).items():
+                digest.update(f"{part.index}\0{name}\0{image_digest}\n".encode())
     return digest.hexdigest()
+
+
+def _named_images(part: Slice) -> dict[str, str]:
+    """Return the sha256 of every image that a slice's rows name by a path, by that path.
+
+    An image that cannot be used has its reason in place of the digest.
+    """
+    digests: dict[str, str] = {}
+    if _embeds_images(Path(part.file)):
+        return digests
+    root = Path(part.file).parent.resolve()
+    for _, stored in _stored_rows(part):
+        if isinstance(stored, DataError):
+            continue
+        try:
+            name = image_value(part.formats[part.format].fields(stored))
+        except DataError:
+            continue  # the file's own digest stands for the row
+        if isinstance(name, str) and name not in digests:
+            try:
+                digests[name] = hashlib.sha256(image_bytes({"image": name}, root)).hexdigest()
+            except DataError as error:
+                digests[name] = str(error)
+    return digests
+
+
+def _embeds_images(file: Path) -> bool:
+    """Return True if a file's images are certainly in the file; reading its rows would be slow."""
+    if file.suffix == ".tsv":
+        return True
+    if file.suffix != ".parquet":
+        return False
+    schema = pq.read_schema(file)
+    if "image" not in schema.names:
+        return False
+    kind = schema.field("image").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _has_all_bytes(file)
+
+
+def _has_all_bytes(file: Path) -> bool:
+    """Return True if the statistics of a Parquet file show bytes in each of its images."""
+    metadata = pq.read_metadata(file)
+    names = [metadata.schema.column(column).path for column in range(metadata.num_columns)]
+    if "image.bytes" not in names:
+        return False
+    column = names.index("image.bytes")
+    statistics = [
+        metadata.row_group(group).column(column).statistics
+        for group in range(metadata.num_row_groups)
+    ]
+    return all(known is not None and known.null_count == 0 for known in statistics)
 
 
 @contextmanager

@@ -1,17 +1,24 @@
 """JOB: answers of a policy to questions about images.
 
 Prompts are cut into shards of `scale.rows`. Actors that hold the model answer a shard in padded
-batches and write it as a part file. A part's answers depend on its shard alone, so an interrupted
-run continues with the missing parts and ends with the same answers.
+batches and write it as a part file. Sampling draws every prompt's random numbers from the seed and
+the prompt's id, so its answer does not depend on the shard or the batch that it is in.
 """
 
 import functools
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig, changed_settings
 from rlhfv_ray.data import decode_image
@@ -83,9 +90,8 @@ class GenerationActor:
         self.model, self.processor = load_model(model)
         self.generation, self.batch = generation, batch
 
-    def __call__(self, rows: Sequence[Prompt], part: int) -> pa.Table:
+    def __call__(self, rows: Sequence[Prompt]) -> pa.Table:
         """Return one part's answers, in the schema `ANSWERS`."""
-        torch.manual_seed(self.generation.seed * 1_000_003 + part)
         texts: list[str] = []
         for start in range(0, len(rows), self.batch):
             batch = rows[start : start + self.batch]
@@ -113,7 +119,11 @@ def answer_prompts(
         return_tensors="pt",
     ).to(model.device, model.dtype)
     # (P, prompt + answer) token ids, the prompts padded on the left
-    tokens = model.generate(**inputs, **_decoding(processor.tokenizer, generation))
+    tokens = model.generate(
+        **inputs,
+        **_decoding(processor.tokenizer, generation),
+        logits_processor=_sampling(prompts, generation),
+    )
     answers = tokens[:, inputs["input_ids"].shape[1] :]
     texts = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
     return [_cut(text, generation.stop).strip() for text in texts]
@@ -123,15 +133,52 @@ def _decoding(tokenizer: Any, generation: GenerationConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "max_new_tokens": generation.max_new_tokens,
         "num_beams": generation.beams,
-        "do_sample": generation.temperature > 0,
+        "do_sample": False,  # `SampledToken` leaves only the token that it drew
         "repetition_penalty": generation.repetition_penalty,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if generation.temperature > 0:
-        settings |= {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
     if generation.stop:
         settings |= {"stop_strings": list(generation.stop), "tokenizer": tokenizer}
     return settings
+
+
+def _sampling(prompts: Sequence[Prompt], generation: GenerationConfig) -> LogitsProcessorList:
+    """Return what turns scores into sampled tokens; nothing for greedy decoding."""
+    if generation.temperature == 0:
+        return LogitsProcessorList()
+    processors = LogitsProcessorList([TemperatureLogitsWarper(generation.temperature)])
+    if generation.top_p < 1:
+        processors.append(TopPLogitsWarper(generation.top_p))
+    streams = [random.Random(f"{generation.seed} {prompt.id}") for prompt in prompts]
+    processors.append(SampledToken(streams))
+    return processors
+
+
+class SampledToken(LogitsProcessor):
+    """Samples every row's token with the row's own random numbers.
+
+    transformers samples a whole batch from one generator, so that a row's tokens depend on its
+    neighbours.
+
+    Args:
+        streams: of random numbers, one for each row of the batch.
+    """
+
+    def __init__(self, streams: Sequence[random.Random]) -> None:
+        self.streams = streams
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores in which only the sampled token is possible.
+
+        Args:
+            input_ids: (P, T) tokens so far; not used.
+            scores: (P, V) logits.
+        """
+        bounds = scores.double().softmax(-1).cumsum(-1)  # (P, V) of each token's interval in (0, 1]
+        draws = bounds.new_tensor([[stream.random()] for stream in self.streams])  # (P, 1)
+        tokens = torch.searchsorted(bounds, draws * bounds[:, -1:], right=True)  # (P, 1)
+        tokens = tokens.clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
@@ -139,6 +186,12 @@ def _cut(text: str, stop: Sequence[str]) -> str:
     for word in stop:
         text = text.split(word, 1)[0]
     return text
+
+
+def decoding_inputs(generation: GenerationConfig) -> dict[str, Any]:
+    """Return everything in decoding that answers depend on."""
+    sampled = {"random_numbers": "per prompt"} if generation.temperature > 0 else {}
+    return {**changed_settings(generation), **sampled}
 
 
 def answers_stage(
@@ -155,5 +208,5 @@ def answers_stage(
     def run(folder: Path, _: str) -> None:
         generate_answers(model, prompts(), folder, generation=generation, scale=scale, title=title)
 
-    settings = {"decoding": changed_settings(generation), "dtype": model.dtype}
+    settings = {"decoding": decoding_inputs(generation), "dtype": model.dtype}
     return Stage("answers", {**inputs, **settings}, run, title=title)

@@ -39,8 +39,8 @@ SIZES = "parts.json"
 class PartActor(Protocol):
     """Actor that runs the computation of `map_parts` on one prepared shard per call."""
 
-    def __call__(self, rows: Any, part: int) -> pa.Table:
-        """Return the table of part number `part` from its prepared rows."""
+    def __call__(self, rows: Any) -> pa.Table:
+        """Return the part's table from its prepared rows."""
         ...
 
 
@@ -209,6 +209,6 @@ class _Compute:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         number = int(batch["part"][0])
         rows = pickle.loads(batch["rows"][0])
-        table = self.actor(rows if self.prepare is None else self.prepare(rows), number)
+        table = self.actor(rows if self.prepare is None else self.prepare(rows))
         write_part(table, self.folder, number, lease=self.lease)
         return {"part": [number]}

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def reference_inputs(
-    model: ModelConfig, data: DataConfig, *, rows: str | None = None
+    model: ModelConfig, data: DataConfig, *, rows: str | None = None, examples: bool = False
 ) -> dict[str, Any]:
     """Return everything that reference log-probs depend on, by name.
 
@@ -41,11 +41,12 @@ def reference_inputs(
         model: the reference.
         data: the pairs.
         rows: identifies the data if it does not exist yet; None: take the files' digest.
+        examples: the data's rows are examples to imitate, not pairs.
     """
     return {
         **model_digests(model),
         "dtype": model.dtype,
-        "rows": rows or data_digest(data.path),
+        "rows": rows or data_digest(data.path, format=data.format, examples=examples),
         "format": data.format,
         "min_match": data.min_match,
         "max_length": data.max_length,
@@ -109,7 +110,7 @@ class ReferenceActor:
         self.policy = AnswerPolicy(loaded, layout_of(loaded, model.layout))
         self.batch = batch
 
-    def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]], part: int) -> pa.Table:
+    def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]]) -> pa.Table:
         """Return one part's table, in `SCHEMA`."""
         pairs = [row for row in rows if isinstance(row, EncodedPair)]
         by_length = sorted(pairs, key=self.policy.layout.tokens_of)

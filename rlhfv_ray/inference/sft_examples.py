@@ -39,6 +39,6 @@ def encode_examples(model: ModelConfig, data: DataConfig, scale: ScaleConfig, fo
 class ExampleTables:
     """Turns encoded examples into the tables of parts; nothing is computed."""
 
-    def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]], part: int) -> pa.Table:
+    def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]]) -> pa.Table:
         """Return one part's table, in `EXAMPLES`."""
         return part_table(rows, EXAMPLES)

@@ -66,7 +66,7 @@ def trained(tmp_path_factory) -> Path:
         (home / "run").mkdir()
         actor = ReferenceActor(config.model, batch=4)
         for part, piece in enumerate(list_slices(data.path, format="auto", rows=64)):
-            table = actor(encode_slice(piece, model=config.model, data=data), part)
+            table = actor(encode_slice(piece, model=config.model, data=data))
             pq.write_table(table, part_path(home / "reference", part))
         inputs = reference_inputs(config.model, data)
         write_json(home / "reference" / "config.json", inputs)

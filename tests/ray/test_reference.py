@@ -212,7 +212,7 @@ def process_of(shard: int) -> tuple[int, int]:
 class Processes:
     """Tells which process prepared a part, and which one computed it."""
 
-    def __call__(self, rows: tuple[int, int], part: int) -> pa.Table:
+    def __call__(self, rows: tuple[int, int]) -> pa.Table:
         """Return one row."""
         shard, prepared = rows
         return pa.table({"shard": [shard], "prepared": [prepared], "computed": [os.getpid()]})

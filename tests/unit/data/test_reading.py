@@ -1,5 +1,6 @@
 """Files and folders of pairs: which are data, how they are cut into slices, what is refused."""
 
+import hashlib
 import json
 import pickle
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from itertools import chain
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlhfv_ray.data import (
@@ -117,6 +120,38 @@ def test_digest_sees_names_and_bytes(tmp_path: Path) -> None:
     second = data_digest(tmp_path)
     jsonl(tmp_path / "y.jsonl", [plain_row(), plain_row()])
     assert len({first, second, data_digest(tmp_path)}) == 3
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_digest_sees_images_behind_paths(kind: str, tmp_path: Path) -> None:
+    """Catches: log-probs of the former pictures, after pictures were changed under their names."""
+    rows = [{**plain_row(), "image": "a.png"}, {**plain_row(), "image": "b.png"}]
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        images = [{"bytes": None, "path": row["image"]} for row in rows]
+        rows = [{**row, "image": image} for row, image in zip(rows, images, strict=True)]
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        jsonl(path, rows)
+    digests = [data_digest(path)]
+    for name, content in (("a.png", b"1"), ("b.png", b"1"), ("b.png", b"2"), ("c.png", b"3")):
+        (tmp_path / name).write_bytes(content)
+        digests.append(data_digest(path))
+    assert len(set(digests[:4])) == 4
+    assert digests[4] == digests[3]  # no row names it
+
+
+def test_digest_leaves_embedded_images_to_the_file(tmp_path: Path) -> None:
+    """Catches: every row of a file of many GB decoded, only to find no path; a new name for data
+    without paths.
+    """
+    rows = [{**plain_row(), "image": {"bytes": b"1", "path": "a.png"}}]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    file_digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert data_digest(path) == hashlib.sha256(f"x.parquet\0{file_digest}\n".encode()).hexdigest()
 
 
 def test_import_is_light() -> None:

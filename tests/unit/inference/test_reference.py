@@ -49,7 +49,7 @@ def test_actor_keeps_the_order_and_scores_as_single_pairs_do(small_model, encode
     """Catches: log-probs shifted against ids, where pairs are sorted by length for batches."""
     actor = ReferenceActor(ModelConfig(path=str(small_model), dtype="fp32"), batch=2)
     rows = [encoded[0], ("bad", "reason"), *encoded[1:5]]
-    written = actor(rows, 0)
+    written = actor(rows)
     assert written["id"].to_pylist() == [*(pair.id for pair in encoded[:5]), "bad"]
     for row, pair in zip(written.to_pylist(), encoded[:5], strict=False):
         [single] = score_pairs(actor.policy, actor.processor, [pair])
