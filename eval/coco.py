@@ -8,7 +8,6 @@ An image belongs to a scene if one of its human captions names the scene. The sc
 over-generalisation (RLHF-V, arXiv 2312.00849, Table 2; `eval.over_generalization`).
 """
 
-import hashlib
 import mmap
 import re
 from collections import Counter
@@ -28,7 +27,7 @@ from eval.words import lemmas
 from rlhfv_ray.config import fingerprint
 from rlhfv_ray.console import ProgressBar, progress_bar
 from rlhfv_ray.errors import DataError
-from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.files import file_digest, write_json
 from rlhfv_ray.storage.folder import fetch
 
 SPLITS = ("train2014", "val2014")
@@ -145,12 +144,12 @@ def load_truth(folder: Path, vocabulary: ObjectVocabulary, *, cache: Path) -> Co
 
 
 def _fingerprint(files: Sequence[Path], vocabulary: ObjectVocabulary) -> str:
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    digests = [(path.name, file_digest(path)) for path in files]
     # The code is part of the fingerprint, so that a corrected lemma makes a new truth.
     sources = (__file__, chair.__file__, lemmas.__file__)
-    rules = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in sources]
+    rules = [file_digest(Path(str(file))) for file in sources]
     words = [dict(vocabulary.objects), dict(vocabulary.phrases), vocabulary.lemmatizer]
-    return fingerprint({"files": facts, "vocabulary": words, "rules": rules})
+    return fingerprint({"files": digests, "vocabulary": words, "rules": rules})
 
 
 def _reduce(files: Sequence[Path], vocabulary: ObjectVocabulary) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from rlhfv_ray.data.pair_formats import (
 from rlhfv_ray.data.sft_formats import EXAMPLE_FORMATS, read_example
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Example, PreferencePair
+from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.folder import fetch, fetch_local
 
 SUFFIXES = (".parquet", ".json", ".jsonl", ".tsv")
@@ -176,9 +177,7 @@ def data_digest(path: str | Path, *, format: str = "auto", examples: bool = Fals
     """
     digest = hashlib.sha256()
     for file in data_files(path):
-        with file.open("rb") as content:
-            file_digest = hashlib.file_digest(content, "sha256").hexdigest()
-        digest.update(f"{file.name}\0{file_digest}\n".encode())
+        digest.update(f"{file.name}\0{file_digest(file)}\n".encode())
     for part in list_slices(path, format=format, rows=sys.maxsize, examples=examples):
         with _naming(Path(part.file)):
             for name, image_digest in _named_images(part).items():

@@ -18,6 +18,7 @@ from rlhfv_ray.config import fingerprint
 from rlhfv_ray.errors import StaleReferenceError
 from rlhfv_ray.records import ChangedTokens, EncodedPair, ReferencePair
 from rlhfv_ray.segments import Rule
+from rlhfv_ray.storage.transfers import state_of
 
 UNUSABLE = "unusable_rows.parquet"
 TOKENS = pa.list_(pa.int32())
@@ -93,7 +94,7 @@ def load_reference(folder: Path) -> Any:
     from datasets.table import InMemoryTable
 
     parts = sorted(folder.glob("part-*.parquet"))
-    states = {part.name: [part.stat().st_size, part.stat().st_mtime_ns] for part in parts}
+    states = {part.name: state_of(part) for part in parts}
     path = folder / f".pairs-{fingerprint(states)}.arrow"
     try:
         with FileLock(folder / ".pairs.lock"):

@@ -29,6 +29,7 @@ from rlhfv_ray.config import SHAPES, ModelConfig
 from rlhfv_ray.data.encoding import prompt_ids
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
+from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.folder import fetch, local_path
 
 # Files of a model folder that, with its config.json, determine the model and how it decodes.
@@ -334,8 +335,7 @@ def weights_digest(path: str | Path, *, trust_remote_code: bool = False) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(file_digest(file)))
     return digest.hexdigest()
 
 

@@ -4,13 +4,14 @@ A file is read once on each machine. Afterwards its time of change, inode and si
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.folder import LARGE_DIRS, display_path, is_there
+from rlhfv_ray.storage.transfers import State, state_of
 
 Digests = Mapping[str, str | None]  # sha256 by relative name; None for a folder that is elsewhere
 
@@ -26,13 +27,13 @@ def payload_digests(folder: Path) -> dict[str, str | None]:
         folder: of a stage whose work has just ended.
     """
     digests: dict[str, str | None] = {}
-    states: dict[str, list[int]] = {}
+    states: dict[str, State] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         is_hidden = any(part.startswith(".") for part in name.split("/"))
         if path.is_file() and not is_hidden and name.split("/")[0] not in LEFT_OUT:
-            states[name] = _state(path)
-            digests[name] = _sha256(path)
+            states[name] = state_of(path)
+            digests[name] = file_digest(path)
     for name in LARGE_DIRS:
         is_payload = name not in LEFT_OUT and not (folder / name).exists()
         if is_payload and is_there(folder / name):
@@ -50,15 +51,15 @@ def check_payload(folder: Path, digests: Digests) -> None:
         StageFailedError: a file is missing or has another content.
     """
     states = _read_states(folder)
-    checked: dict[str, list[int]] = {}
+    checked: dict[str, State] = {}
     for name, digest in digests.items():
         path = folder / name
         if not path.exists():
             if not is_there(path):
                 raise _damaged(folder, name, "is missing")
         elif digest is not None:
-            state = _state(path)
-            if states.get(name) != state and _sha256(path) != digest:
+            state = state_of(path)
+            if states.get(name) != state and file_digest(path) != digest:
                 raise _damaged(folder, name, "is not what the stage wrote")
             checked[name] = state
     if checked != states:
@@ -73,23 +74,13 @@ def _damaged(folder: Path, name: str, problem: str) -> StageFailedError:
     )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _state(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_mtime_ns, status.st_ino, status.st_size]
-
-
-def _read_states(folder: Path) -> dict[str, list[int]]:
+def _read_states(folder: Path) -> dict[str, State]:
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         return json.loads((folder / CHECKED).read_text())
     return {}
 
 
-def _write_states(folder: Path, states: Mapping[str, list[int]]) -> None:
+def _write_states(folder: Path, states: Mapping[str, State]) -> None:
     """Remember which files were read; a folder that may not be written is read again."""
     with contextlib.suppress(OSError):
         (folder / CHECKED).write_text(json.dumps(states))

@@ -1,5 +1,6 @@
-"""JSON files that exist whole or not at all."""
+"""JSON files that exist whole or not at all, and the digest of a file."""
 
+import hashlib
 import json
 import os
 import uuid
@@ -18,3 +19,9 @@ def write_json(path: Path, value: Any) -> None:
         os.fsync(stream.fileno())
     temporary.replace(path)
     publish(path)
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

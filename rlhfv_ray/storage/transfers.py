@@ -14,9 +14,12 @@ State = list[int]  # time of change in ns, inode, size in bytes
 
 
 def state_of(file: Path) -> State:
-    """Return the state of a file; any rewriting changes it."""
+    """Return the state of a file; any rewriting changes it.
+
+    Its time of change is the system's (ctime): unlike that of modification, no program can set it.
+    """
     status = file.stat()
-    return [status.st_mtime_ns, status.st_ino, status.st_size]
+    return [status.st_ctime_ns, status.st_ino, status.st_size]
 
 
 def is_changed(file: Path) -> bool:

@@ -10,7 +10,6 @@ A sweep deletes the training folders of its worse trials, perhaps before MLflow 
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -29,6 +28,7 @@ from typing import Any, Self
 from rlhfv_ray.config import TrackingConfig, fingerprint
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.redaction import redact
+from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.folder import display_path, open_folder, publish
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.tracking.replay import (
@@ -188,10 +188,9 @@ class TrackedRun:
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Log a file as an artifact, again only when its content changed."""
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         relative = os.path.relpath(path, self.spool.folder)  # so that the storage can be moved
-        self.spool.append("file", self.path, {"path": relative, "folder": folder, "sha256": digest})
+        described = {"path": relative, "folder": folder, "sha256": file_digest(path)}
+        self.spool.append("file", self.path, described)
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log rows as the table `<name>.json`, which MLflow shows and loads as a table."""

@@ -8,7 +8,6 @@ resume, each node fetches the whole checkpoint.
 """
 
 import functools
-import hashlib
 import json
 import logging
 import operator
@@ -23,7 +22,7 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError, StageFailedError, StorageError
-from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.files import file_digest, write_json
 from rlhfv_ray.storage.folder import (
     discard,
     display_path,
@@ -151,7 +150,7 @@ def _sent_files(target: Path) -> dict[str, str]:
     """Publish a folder if it is a mirror, and return the digests of all its files."""
     publish(target)
     return {
-        str(path.relative_to(target)): _sha256(path)
+        str(path.relative_to(target)): file_digest(path)
         for path in sorted(target.rglob("*"))
         if path.is_file()
     }
@@ -329,15 +328,12 @@ def _read_manifest(target: Path) -> Manifest | None:
     """Return a checkpoint's manifest if every file has the digest it names, otherwise None."""
     try:
         manifest = Manifest(**json.loads((target / MANIFEST).read_text()))
-        intact = all(_sha256(target / name) == digest for name, digest in manifest.files.items())
+        intact = all(
+            file_digest(target / name) == digest for name, digest in manifest.files.items()
+        )
     except (OSError, ValueError, TypeError):
         return None
     return manifest if intact else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _prune(writer: Writer, newest: Path) -> None:

@@ -64,7 +64,9 @@ def test_a_file_is_read_once_as_long_as_it_is_not_touched(tmp_path, monkeypatch)
     (result,) = run_stages([STAGE], tmp_path)
     files = json.loads((result.folder / "SUCCESS").read_text())["files"]
     read = []
-    monkeypatch.setattr(digests, "_sha256", lambda path: read.append(path.name) or files[path.name])
+    monkeypatch.setattr(
+        digests, "file_digest", lambda path: read.append(path.name) or files[path.name]
+    )
     check_payload(result.folder, files)
     assert read == []
     os.utime(result.folder / "metrics.jsonl")

@@ -32,6 +32,10 @@ def test_a_rewritten_file_is_changed_whatever_its_size_and_time(file):
     os.utime(draft, ns=times)
     draft.replace(file)
     assert is_changed(file)
+    record_transfer(file, state_of(file), "2")
+    file.write_text("odd")  # in place: the same inode and size
+    os.utime(file, ns=times)
+    assert is_changed(file)
     file.unlink()
     assert is_changed(file)
 
