@@ -74,7 +74,8 @@ class StudyResults:
         arms: dict[str, dict[str, Any]] = {}
         for arm in self.arms:
             arms[arm] = {name: self.mean(arm, name)._asdict() for name in self.names}
-        return {"seeds": list(self.seeds), "arms": arms}
+        metrics = [metric._asdict() for metric in self.metrics]
+        return {"seeds": list(self.seeds), "metrics": metrics, "arms": arms}
 
 
 def study_results(trials: Sequence[TrialResult], arms: Sequence[str]) -> StudyResults:

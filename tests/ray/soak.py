@@ -5,6 +5,7 @@ Minutes each, so they are not among the tests of every commit.
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 import torch
@@ -30,12 +32,14 @@ from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.data import load_pairs, write_pairs
 from rlhfv_ray.data.reference_table import load_reference
 from rlhfv_ray.inference.reference import compute_reference_logps
+from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.folder import resolve_storage
 from rlhfv_ray.tracking.run import tracked_run
 from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import wait_for
 from tests.lease_race import most_holders
 from tests.ray.conftest import losses, ray_processes, train, weights, with_scale
+from tests.ray.test_experiment import ROOT, SMALL
 from tests.s3_server import S3, s3_server
 from tests.unit.endpoint.generated_replies import every_reply_settles
 
@@ -69,6 +73,75 @@ def test_twenty_kills_change_nothing(config, reference, tmp_path: Path):
     assert losses(folder) == losses(undisturbed)
     for name, tensor in weights(undisturbed).items():
         assert torch.equal(weights(folder)[name], tensor), name
+
+
+STOPPED_AT = (  # files whose appearance says how far a driver is, and the sizes of its successor
+    ("corrections-*/part-*.parquet", ("--scale.rows", "7")),
+    ("reference-*/part-*.parquet", ("--scale.rows", "9", "--scale.inference-batch", "3")),
+    ("train-*/checkpoints/*/manifest.json", ("--scale.rows", "11")),
+    ("answers-*/part-*.parquet", ("--scale.rows", "13", "--scale.inference-batch", "5")),
+)
+
+
+def test_stopped_and_replaced_drivers_change_nothing(tmp_path: Path):
+    """Catches: a driver that sleeps, is replaced, wakes up, and writes; rows lost or computed in
+    another way by a successor with other sizes.
+
+    The drivers that are stopped run under another host name, so that only the heartbeat tells of
+    them. Their Ray goes on.
+    """
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    assert start_driver(undisturbed).wait(900) == 0
+    for pattern, sizes in STOPPED_AT:
+        known = set(disturbed.glob(pattern))
+        sleeper = start_driver(disturbed, host="sleeper")
+        wait_for(lambda pattern=pattern, known=known: set(disturbed.glob(pattern)) > known, 300)
+        leases = {path: path.read_text() for path in disturbed.glob("*-*/lease.json")}
+        sleeper.send_signal(signal.SIGSTOP)
+        successor = start_driver(disturbed, *sizes)
+        wait_for(lambda leases=leases: any_taken_over(leases), 300)
+        sleeper.send_signal(signal.SIGCONT)
+        assert sleeper.wait(300) == 4
+        end_family(successor)
+    assert start_driver(disturbed).wait(900) == 0
+    assert digests_of(disturbed) == digests_of(undisturbed)
+
+
+def start_driver(storage: Path, *flags: str, host: str = "") -> subprocess.Popen:
+    """Start a small experiment, with leases that expire after three seconds."""
+    command = [sys.executable, "experiments/ddpo.py", "shapes", *SMALL, "--storage", str(storage)]
+    if host:
+        command = ["unshare", "--uts", "sh", "-c", f'hostname {host}; exec "$@"', "sh", *command]
+    return subprocess.Popen(
+        [*command, *flags],
+        cwd=ROOT,
+        env={**os.environ, "RLHFV_HEARTBEAT_S": "0.5", "RLHFV_STALE_S": "3"},
+        start_new_session=True,
+    )
+
+
+def any_taken_over(leases: dict[Path, str]) -> bool:
+    """Return True once a lease has another holder."""
+    return any(
+        path.exists() and json.loads(path.read_text())["token"] != json.loads(before)["token"]
+        for path, before in leases.items()
+    )
+
+
+def end_family(driver: subprocess.Popen) -> None:
+    """Kill a driver and all that it started."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    for process in (psutil.Process(driver.pid), *family):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    driver.wait(60)
+
+
+def digests_of(storage: Path) -> dict[str, str]:
+    """Return the digest of every exported weight file and every part of rows and answers."""
+    patterns = ("train-*/model/*.safetensors", "*/part-*.parquet")
+    paths = sorted(path for pattern in patterns for path in storage.glob(pattern))
+    return {str(path.relative_to(storage)): file_digest(path) for path in paths}
 
 
 def test_a_thousand_generated_replies_settle_and_are_paid_as_the_server_counts():

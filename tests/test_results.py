@@ -1,0 +1,94 @@
+"""Figures that the documents quote are those of the committed results (docs/results/)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.benchmarks.contract import Metric
+from experiments.runners.study_report import StudyResults, row_texts
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+STUDIES = [file.stem for file in sorted(RESULTS.glob("*.json")) if file.stem != "demo"]
+TABLE = (
+    "response_rate",
+    "mention_rate",
+    "object_recall",
+    "wrong_attributes",
+    "wrong_numbers",
+    "wrong_positions",
+)
+SEEDS = (0, 1, 2)
+
+
+def text_of(page: str) -> str:
+    """Return a page's text, without its line ends."""
+    return " ".join((ROOT / page).read_text().split())
+
+
+@pytest.fixture(scope="module")
+def demo() -> dict[str, Any]:
+    return json.loads((RESULTS / "demo.json").read_text())
+
+
+def per_cent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def cell(scores: dict[str, Any], name: str) -> str:
+    low, high = scores["intervals"][name]
+    return f"{per_cent(scores[name])} ({per_cent(low)} to {per_cent(high)})"
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_readme_table_is_the_demos(name, demo):
+    """Catches: a table of an earlier version, which `make demo` no longer shows."""
+    base, aligned = demo["gamma-5-seed-0"]["base"], demo["gamma-5-seed-0"]["aligned"]
+    change = f"{100 * (aligned[name] - base[name]):+.1f}"
+    row = f"| {cell(base, name)} | {cell(aligned, name)} | {change} |"
+    assert row in text_of("README.md")
+
+
+def test_readme_sentences_are_the_demos(demo):
+    """Catches: a rate in a sentence that no result has."""
+    readme = text_of("README.md")
+    first = demo["gamma-5-seed-0"]
+    base, aligned = first["base"], first["aligned"]
+    assert f"from {base['words']:.1f} to {aligned['words']:.1f} words" in readme
+    low, high = map(per_cent, first["comparison"]["relative_reduction_interval"])
+    reduction = per_cent(first["comparison"]["relative_reduction"])
+    assert f"falls by {reduction} % of its value ({low} to {high}; exact McNemar" in readme
+    assert first["comparison"]["p_value"] < 0.001
+    others = [per_cent(demo[f"gamma-5-seed-{seed}"]["aligned"]["response_rate"]) for seed in (1, 2)]
+    assert f"Two more random seeds give {others[0]} and {others[1]} % of answers" in readme
+
+
+def test_readme_says_of_gamma_1_what_all_seeds_show(demo):
+    """Catches: a comparison of DDPO and DPO that one lucky seed supports."""
+    readme = text_of("README.md")
+    plain = [demo[f"gamma-1-seed-{seed}"]["aligned"] for seed in SEEDS]
+    dense = [demo[f"gamma-5-seed-{seed}"]["aligned"] for seed in SEEDS]
+    rates = ", ".join(per_cent(scores["response_rate"]) for scores in plain[:2])
+    assert f"({rates} and {per_cent(plain[2]['response_rate'])} % of answers)" in readme
+    for one, five in zip(plain, dense, strict=True):
+        assert one["object_recall"] < five["object_recall"]
+        details = [scores["wrong_numbers"] + scores["wrong_positions"] for scores in (one, five)]
+        assert details[0] > 1.5 * details[1]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_tables_of_studies_are_those_of_their_results(name):
+    """Catches: a table in docs/studies.md that was not measured, or not with this code."""
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    metrics = tuple(Metric(**metric) for metric in result["metrics"])
+    values = {
+        (arm, metric): tuple(mean["values"])
+        for arm, means in result["arms"].items()
+        for metric, mean in means.items()
+    }
+    results = StudyResults(tuple(result["arms"]), tuple(result["seeds"]), metrics, values)
+    page = text_of("docs/studies.md")
+    for texts in row_texts(results):
+        assert f"| {' | '.join(texts)} |" in page
