@@ -155,11 +155,13 @@ print(open_lease(Path({str(folder)!r}), "token").claim({{"token": "me"}}, None))
     assert sorted(outcomes) == ["False"] * 3 + ["True"]
 
 
+@pytest.mark.slow
 def test_a_dead_holder_has_one_successor_on_a_disk(tmp_path):
     """Catches: two of four drivers that start together and both take over a dead one's lease."""
     assert most_holders(tmp_path, rounds=ROUNDS) == [1] * ROUNDS
 
 
+@pytest.mark.slow
 def test_a_dead_holder_has_one_successor_in_a_bucket(node, monkeypatch):
     """Catches: two successors of a dead driver where a lease cannot be locked."""
     storage = node("a")
