@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,8 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # where Ray would keep a token of its own
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **settings)
     except OSError as error:

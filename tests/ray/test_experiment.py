@@ -138,7 +138,7 @@ class SideBySide(NamedTuple):
 @pytest.fixture(scope="module")
 def side_by_side(installed_wheel, real_line, benchmark_flags, tmp_path_factory) -> SideBySide:
     """Finish the shapes experiment by the console command of an installed wheel, outside of the
-    checkout, while the experiment on photos runs.
+    checkout and without a home folder, while the experiment on photos runs.
 
     The tests of Ray jobs show that both end as alone.
     """
@@ -147,7 +147,7 @@ def side_by_side(installed_wheel, real_line, benchmark_flags, tmp_path_factory) 
         assert stop_in_training(shapes, number) == code
         assert not list(shapes.glob("train-*/model"))
     script = str(installed_wheel / "bin" / "rlhfv-ray")
-    environment = {**os.environ, "PYTHONPATH": str(installed_wheel)}
+    environment = {**os.environ, "PYTHONPATH": str(installed_wheel), "HOME": "/proc/none"}
     wheel_line = [script, "train", *command(shapes)[2:]]
     photo_line = [sys.executable, *real_line, *benchmark_flags, "--storage", str(photos)]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
