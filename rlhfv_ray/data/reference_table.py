@@ -1,11 +1,13 @@
 """Tables of the reference folder, which the reference stage writes and training reads.
 
-`part-*.parquet` holds one row per pair of the data. `unusable_rows.parquet` holds id and reason of
-the rows that cannot be used. `config.json` holds the inputs that the log-probs depend on.
+`part-*.parquet` holds one row per pair of the data, and `digest-*.sha256` the digests of these
+files. `unusable_rows.parquet` holds id and reason of the rows that cannot be used. `config.json`
+holds the inputs that the log-probs depend on.
 """
 
 import errno
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -87,8 +89,8 @@ def load_reference(folder: Path) -> Any:
     """Return a reference folder's pairs as a memory-mapped `datasets.Dataset`, in data order.
 
     The first call on a node writes the pairs into one hidden Arrow file of the folder, which all
-    processes of the node map. In a folder that may not be written, each process reads them into its
-    own memory.
+    processes of the node map; one that was changed since is written again. In a folder that may not
+    be written, each process reads them into its own memory.
     """
     from datasets import Dataset
     from datasets.table import InMemoryTable
@@ -98,18 +100,32 @@ def load_reference(folder: Path) -> Any:
     path = folder / f".pairs-{fingerprint(states)}.arrow"
     try:
         with FileLock(folder / ".pairs.lock"):
-            if not path.exists():
-                draft = path.with_suffix(".draft")
-                with pa.ipc.new_stream(draft, pq.read_schema(parts[0])) as stream:
-                    for part in parts:
-                        stream.write_table(_usable_rows(part))
-                draft.replace(path)
+            if not _is_untouched(path):
+                _write_pairs(parts, path)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         tables = [_usable_rows(part) for part in parts]
         return Dataset(InMemoryTable(pa.concat_tables(tables)))
     return Dataset.from_file(str(path))
+
+
+def _write_pairs(parts: Sequence[Path], path: Path) -> None:
+    """Write the pairs of all parts, then the state of the file that holds them."""
+    draft = path.with_suffix(".draft")
+    with pa.ipc.new_stream(draft, pq.read_schema(parts[0])) as stream:
+        for part in parts:
+            stream.write_table(_usable_rows(part))
+    draft.replace(path)
+    path.with_suffix(".json").write_text(json.dumps(state_of(path)))
+
+
+def _is_untouched(path: Path) -> bool:
+    """Return True if the file of all pairs is as `_write_pairs` left it."""
+    try:
+        return json.loads(path.with_suffix(".json").read_text()) == state_of(path)
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _usable_rows(part: Path) -> pa.Table:
@@ -133,6 +149,12 @@ def pair_lengths(folder: Path) -> list[int]:
 def unusable_rows(folder: Path) -> list[dict[str, str]]:
     """Return id and reason of the rows that cannot be used."""
     return pq.read_table(folder / UNUSABLE).to_pylist()
+
+
+def reference_digest(folder: Path) -> str:
+    """Return a digest of all parts of a reference folder, from the digests beside them."""
+    digests = {path.name: path.read_text() for path in folder.glob("digest-*.sha256")}
+    return fingerprint(digests)
 
 
 def check_reference(

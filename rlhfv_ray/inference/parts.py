@@ -1,13 +1,14 @@
 """Work on many rows, fanned out over actors: a shard in, a part out.
 
 The rows are cut into numbered shards. Each shard becomes one file `part-00012.parquet`, published
-by a rename while the driver holds its lease. A part depends on its shard alone. After a fault,
-existing parts are complete, and the missing ones are computed with the same result: `parts.json`
-holds the sizes that the first run cut and batched by, and every later run keeps to them.
+by a rename while the driver holds its lease. `digest-00012.sha256` holds its digest, as the program
+`sha256sum` writes it. A part depends on its shard alone. After a fault, parts that have their
+digests are kept, and the others are computed with the same result: `parts.json` holds the sizes
+that the first run cut and batched by, and every later run keeps to them.
 """
 
 import functools
-import json
+import hashlib
 import logging
 import os
 import pickle
@@ -26,7 +27,7 @@ from rlhfv_ray.cluster import configure_data, prepare_cpus, unwrap, wait_for_res
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import RlhfvError, StageFailedError
-from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.files import file_digest, sealed, unsealed, write_json
 from rlhfv_ray.storage.folder import discard, display_path, fetch, make, publish
 from rlhfv_ray.storage.lease import held_lease, holding
 from rlhfv_ray.storage.lease_file import Lease
@@ -56,17 +57,29 @@ def begun_scale(folder: Path, scale: ScaleConfig) -> ScaleConfig:
     make(folder)
     path = folder / SIZES
     sizes = {"rows": scale.rows, "inference_batch": scale.inference_batch}
-    if not path.exists():
+    begun = _read_sizes(path)
+    if begun is None:
         for part in folder.glob("part-*.parquet"):
             discard(part)  # nobody knows what it was made of
-        write_json(path, sizes)
-    begun = json.loads(path.read_text())
+        write_json(path, sealed(sizes))
+        begun = sizes
     if begun != sizes:
         logger.warning(
             "%s was begun with scale.rows %d and scale.inference_batch %d, and goes on with them.",
             *(display_path(folder), begun["rows"], begun["inference_batch"]),
         )
     return replace(scale, **begun)
+
+
+def _read_sizes(path: Path) -> dict[str, int] | None:
+    """Return the sizes of a folder's parts; None if the file does not exist or is damaged."""
+    try:
+        return unsealed(path.read_text(), required=True)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s is damaged (%s): the parts are made again", display_path(path), error)
+        return None
 
 
 def map_parts(
@@ -153,8 +166,15 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
+def digest_path(folder: Path, number: int) -> Path:
+    """Return the file with the digest of one part."""
+    return folder / f"digest-{number:05d}.sha256"
+
+
 def write_part(table: pa.Table, folder: Path, number: int, *, lease: Lease | None = None) -> None:
     """Publish one part by a rename.
+
+    The digest comes first: without its part, it means nothing.
 
     Args:
         table: of the part.
@@ -165,16 +185,27 @@ def write_part(table: pa.Table, folder: Path, number: int, *, lease: Lease | Non
     Raises:
         StageFailedError: another driver took the lease over.
     """
-    path = part_path(folder, number)
+    path, digest = part_path(folder, number), digest_path(folder, number)
     make(folder)  # a mirror's folder is not on every node yet
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        pq.write_table(table, stream)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    content = buffer.getvalue()
+    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+    drafts = {digest: _draft(digest, line.encode()), path: _draft(path, content)}
+    with holding(lease):
+        for target, draft in drafts.items():
+            draft.replace(target)
+            publish(target)
+
+
+def _draft(path: Path, content: Any) -> Path:
+    """Write a file's content beside it, on the disk, and return the draft's path."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("wb") as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())  # or the file is empty after its node lost power
-    with holding(lease):
-        temporary.replace(path)
-        publish(path)
+    return draft
 
 
 def read_parts(folder: Path) -> pa.Table:
@@ -183,9 +214,18 @@ def read_parts(folder: Path) -> pa.Table:
 
 
 def _has_part(folder: Path, number: int) -> bool:
-    """Return True if a part exists; an empty file is what a lost node can leave of one."""
+    """Return True if a part exists and has its digest; warn about one that has another."""
     path = part_path(folder, number)
-    return path.exists() and path.stat().st_size > 0
+    if not path.exists():
+        return False
+    try:
+        digest = digest_path(folder, number).read_bytes()[:64].decode("ascii", "replace")
+    except FileNotFoundError:
+        digest = "nothing"
+    if file_digest(path) == digest:
+        return True
+    logger.warning("%s is not what its digest says: it is made again", display_path(path))
+    return False
 
 
 def _prepare(batch: Any, *, prepare: Callable[[Any], Any]) -> Any:

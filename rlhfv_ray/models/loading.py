@@ -31,6 +31,7 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
 from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.folder import fetch, local_path
+from rlhfv_ray.storage.stages import check_stage, is_done
 
 # Files of a model folder that, with its config.json, determine the model and how it decodes.
 CONTENTS = ("*.safetensors", "*.bin", "*.py", "generation_config.json")
@@ -287,7 +288,9 @@ def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> 
 
     Raises:
         ConfigError: the counts differ, or the template has no place for an image.
+        StageFailedError: a training made the model, and a file of it is missing or damaged.
     """
+    check_exported(str(path))
     source = resolve_model(str(path))
     processor = load_processor(source, trust_remote_code=trust_remote_code)
     config = architecture_of(source, trust_remote_code=trust_remote_code)
@@ -320,6 +323,17 @@ def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> 
         )
 
 
+def check_exported(path: str) -> None:
+    """Check the files of a model that a training exported; of other models nothing is known.
+
+    Raises:
+        StageFailedError: a file of the training's folder is missing or damaged.
+    """
+    folder = local_path(path)
+    if folder.name == "model" and is_done(folder.parent):
+        check_stage(folder.parent)
+
+
 def weights_digest(path: str | Path, *, trust_remote_code: bool = False) -> str:
     """Return the sha256 of a local model's configuration, weights, decoding defaults and code.
 
@@ -340,7 +354,12 @@ def weights_digest(path: str | Path, *, trust_remote_code: bool = False) -> str:
 
 
 def model_digests(config: ModelConfig) -> dict[str, str]:
-    """Return the digests of a model's weights and of the parts of its processor, by name."""
+    """Return the digests of a model's weights and of the parts of its processor, by name.
+
+    Raises:
+        StageFailedError: a training made the model, and a file of it is missing or damaged.
+    """
+    check_exported(config.path)
     trust = config.trust_remote_code
     processor = load_processor(config.path, trust_remote_code=trust)
     weights = weights_digest(config.path, trust_remote_code=trust)

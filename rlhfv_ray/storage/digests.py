@@ -75,8 +75,8 @@ def _damaged(folder: Path, name: str, problem: str) -> StageFailedError:
 
 
 def _read_states(folder: Path) -> dict[str, State]:
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        return json.loads((folder / CHECKED).read_text())
+    with contextlib.suppress(FileNotFoundError, ValueError):  # also of bytes that are no text
+        return dict(json.loads((folder / CHECKED).read_text()))
     return {}
 
 

@@ -1,13 +1,16 @@
-"""JSON files that exist whole or not at all, and the digest of a file."""
+"""JSON files that exist whole or not at all, digests of files, and seals of JSON objects."""
 
 import hashlib
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhfv_ray.storage.folder import publish
+
+SEAL = "seal"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -25,3 +28,38 @@ def file_digest(path: Path) -> str:
     """Return the sha256 of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with a digest of its content, for `unsealed`."""
+    return {**value, SEAL: _seal(value)}
+
+
+def unsealed(text: str, *, required: bool = False) -> dict[str, Any]:
+    """Return the object that `sealed` was given, from its JSON text.
+
+    Args:
+        text: of one JSON object.
+        required: refuse an object without a seal, which an earlier version may have written.
+
+    Raises:
+        ValueError: the text is no JSON object, or its content is not what was sealed.
+
+    Example:
+        >>> unsealed(json.dumps(sealed({"step": 1})))
+        {'step': 1}
+        >>> unsealed(json.dumps(sealed({"step": 1})).replace("1", "2", 1))
+        Traceback (most recent call last):
+        ValueError: the content is not what was sealed
+    """
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    seal = value.pop(SEAL, None)
+    if (required or seal is not None) and seal != _seal(value):
+        raise ValueError("the content is not what was sealed")
+    return value
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

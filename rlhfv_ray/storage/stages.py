@@ -19,8 +19,15 @@ from typing import Any
 from rlhfv_ray.config import fingerprint
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.digests import check_payload, payload_digests
-from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.folder import LARGE_DIRS, discard, fetch, is_there, publish
+from rlhfv_ray.storage.files import sealed, unsealed, write_json
+from rlhfv_ray.storage.folder import (
+    LARGE_DIRS,
+    discard,
+    display_path,
+    fetch,
+    is_there,
+    publish,
+)
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.lease_file import open_lease
 
@@ -83,8 +90,21 @@ def is_done(folder: Path) -> bool:
 
 
 def seconds_of(folder: Path) -> float:
-    """Return the seconds that a finished stage took."""
-    return json.loads((folder / "SUCCESS").read_text())["seconds"]
+    """Return the seconds that a finished stage took.
+
+    Raises:
+        StageFailedError: `SUCCESS` is damaged.
+    """
+    return _read_success(folder)["seconds"]
+
+
+def digests_of(folder: Path) -> dict[str, str | None]:
+    """Return the sha256 of every file of a finished stage, by its name in the folder.
+
+    Raises:
+        StageFailedError: `SUCCESS` is damaged.
+    """
+    return _read_success(folder)["files"]
 
 
 def check_stage(folder: Path) -> None:
@@ -93,7 +113,23 @@ def check_stage(folder: Path) -> None:
     Raises:
         StageFailedError: a file is missing or has another content.
     """
-    check_payload(folder, json.loads((folder / "SUCCESS").read_text())["files"])
+    check_payload(folder, digests_of(folder))
+
+
+def _read_success(folder: Path) -> dict[str, Any]:
+    path = folder / "SUCCESS"
+    fetch(path)
+    try:
+        success = unsealed(path.read_text())
+        missing = {"seconds", "files"} - success.keys()
+        if missing:
+            raise ValueError(f"without {', '.join(sorted(missing))}")
+    except ValueError as error:
+        raise StageFailedError(
+            f"{display_path(path)} is damaged ({error}). Delete it, and run the same command "
+            "again: it completes the stage from the files that are there."
+        ) from error
+    return success
 
 
 def _run_stage(stage: Stage, folder: Path) -> StageResult:
@@ -128,7 +164,7 @@ def _finish(folder: Path, *, seconds: float, token: str) -> None:
     files = payload_digests(folder)
     try:
         with lease.holding():
-            write_json(success, {"seconds": seconds, "token": token, "files": files})
+            write_json(success, sealed({"seconds": seconds, "token": token, "files": files}))
     except StageFailedError:
         _withdraw(success, token)
         raise

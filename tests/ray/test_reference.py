@@ -22,7 +22,7 @@ from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.generate import generate_answers
-from rlhfv_ray.inference.parts import SIZES, map_parts, part_path, read_parts
+from rlhfv_ray.inference.parts import SIZES, digest_path, map_parts, part_path, read_parts
 from rlhfv_ray.inference.reference import compute_reference_logps
 from rlhfv_ray.inference.sft_examples import encode_examples
 from rlhfv_ray.records import Prompt
@@ -56,7 +56,8 @@ def test_missing_parts_are_made_again_and_are_the_same(reference, config, tmp_pa
 
 def copy_parts(folder: Path, to: Path, numbers: Sequence[int]) -> None:
     """Copy what an interrupted run leaves: some parts, and the sizes that they were cut by."""
-    for name in (SIZES, *(part_path(folder, number).name for number in numbers)):
+    parts = [path(folder, number).name for path in (part_path, digest_path) for number in numbers]
+    for name in (SIZES, *parts):
         (to / name).write_bytes((folder / name).read_bytes())
 
 

@@ -93,6 +93,24 @@ def test_a_folder_is_read_by_its_name_and_keeps_its_rows_to_itself(tmp_path: Pat
     assert load_reference(tmp_path / "ref1")["id"][:] == ["ref1", "new"]
 
 
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "one byte", "state"])
+def test_a_changed_copy_of_the_pairs_is_made_again(tmp_path: Path, damage: str) -> None:
+    """Catches: training on the hidden copy of the pairs after a byte of it changed."""
+    write_pair(tmp_path / "ref", "a")
+    before = load_reference(tmp_path / "ref")[:]
+    (copy,) = (tmp_path / "ref").glob(".pairs-*.arrow")
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1
+    {
+        "deleted": copy.unlink,
+        "emptied": lambda: copy.write_bytes(b""),
+        "one byte": lambda: copy.write_bytes(content),
+        "state": lambda: copy.with_suffix(".json").write_bytes(b"\xff"),
+    }[damage]()
+    assert load_reference(tmp_path / "ref")[:] == before
+    assert copy.read_bytes() != bytes(content)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_folder_that_may_not_be_written_is_read(tmp_path: Path) -> None:
     """Catches: another user's reference folder that can be read, and is refused."""

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.data.encoding import encode_pair
-from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import (
     AnswerPolicy,
@@ -28,6 +28,7 @@ from rlhfv_ray.models import (
 )
 from rlhfv_ray.models.batch import collate_pairs
 from rlhfv_ray.models.loading import model_inputs
+from rlhfv_ray.storage.stages import Stage, run_stages
 
 
 @pytest.fixture
@@ -146,6 +147,25 @@ MUTATIONS: dict[str, tuple[str, str]] = {
     "tokenizer.json": ("{", "{ "),
     "tokenizer_config.json": ('"eos_token": "</s>"', '"eos_token": "<s>"'),
 }
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_model_that_training_exported_is_checked(small_model, tmp_path, name):
+    """Catches: answers of a damaged model under a name of their own, and a later training on it."""
+
+    def export(folder, token):
+        shutil.copytree(small_model, folder / "model")
+
+    (train,) = run_stages([Stage("train", {}, export, title="training")], tmp_path)
+    config = ModelConfig(path=str(train.folder / "model"), dtype="fp32")
+    assert model_inputs(config) == model_inputs(replace(config, path=str(small_model)))
+    path = train.folder / "model" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for use in (model_inputs, lambda config: check_image_tokens(config.path)):
+        with pytest.raises(StageFailedError, match=f"model/{name} is not what the stage wrote"):
+            use(config)
 
 
 def test_every_file_of_a_checkpoint_is_in_the_name_of_its_answers(copy):

@@ -75,6 +75,18 @@ def test_a_file_is_read_once_as_long_as_it_is_not_touched(tmp_path, monkeypatch)
     assert read == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff{}", b"[]", b"{}"])
+def test_files_are_read_again_if_nobody_knows_their_states(tmp_path, content):
+    """Catches: a traceback for a torn memory of checked files, or damage that it hides."""
+    (result,) = run_stages([STAGE], tmp_path)
+    (result.folder / digests.CHECKED).write_bytes(content)
+    assert run_stages([STAGE], tmp_path)[0].skipped
+    (result.folder / digests.CHECKED).write_bytes(content)
+    flip_a_bit(result.folder / FILES[0])
+    with pytest.raises(StageFailedError, match=FILES[0]):
+        run_stages([STAGE], tmp_path)
+
+
 def test_another_node_checks_what_it_has(node):
     """Catches: a model that no node fetched yet taken for a lost one, and a lost one for that."""
     run_stages([STAGE], node("a"))

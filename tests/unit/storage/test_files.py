@@ -1,10 +1,11 @@
-"""JSON files: whole or absent."""
+"""JSON files: whole or absent; seals."""
 
+import contextlib
 import json
 
 import pytest
 
-from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.files import sealed, unsealed, write_json
 
 
 def test_a_file_that_cannot_be_written_keeps_its_former_content(tmp_path):
@@ -15,3 +16,33 @@ def test_a_file_that_cannot_be_written_keeps_its_former_content(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"step": 1}
     write_json(tmp_path / "a.json", {"step": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"step": 2}
+
+
+VALUE = {"step": 12, "loss": 0.1 + 0.2, "files": {"b": None, "a": "é"}, "pairs": ["x", "y"]}
+
+
+def test_a_sealed_object_is_read_back():
+    """Catches: a seal that depends on the order of keys or on how numbers are written."""
+    assert unsealed(json.dumps(sealed(VALUE))) == VALUE
+    assert unsealed(json.dumps(sealed(VALUE), indent=1, sort_keys=True), required=True) == VALUE
+    assert unsealed(json.dumps(VALUE)) == VALUE  # of an earlier version
+    with pytest.raises(ValueError, match="not what was sealed"):
+        unsealed(json.dumps(VALUE), required=True)
+
+
+def test_no_changed_bit_is_read_as_another_object():
+    """Catches: any one bit of a sealed file that changes its content unseen."""
+    text = json.dumps(sealed(VALUE)).encode()
+    for place in range(len(text)):
+        for bit in range(8):
+            changed = bytearray(text)
+            changed[place] ^= 1 << bit
+            with contextlib.suppress(ValueError):
+                assert unsealed(changed.decode(), required=True) == VALUE
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", "null"])
+def test_what_is_no_object_is_refused(text):
+    """Catches: an emptied or torn file that ends in another exception."""
+    with pytest.raises(ValueError):
+        unsealed(text)

@@ -125,6 +125,31 @@ def test_a_stage_whose_lease_was_lost_is_not_done(kind, node, tmp_path):
         assert not is_there(folder / "late")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("config.json", "config.jsol"),
+        lambda text: text.replace('"seconds": 0', '"seconds": 9'),
+        lambda text: "{}",
+        lambda text: "[]",
+    ],
+    ids=["emptied", "torn", "another name", "another number", "no fields", "no object"],
+)
+def test_a_damaged_success_is_named_and_made_again(tmp_path, damage):
+    """Catches: a traceback of the JSON parser, or a file that is no longer checked."""
+    calls = []
+    folder = run_stages([recording_stage(calls)], tmp_path)[0].folder
+    success = folder / "SUCCESS"
+    success.write_text(damage(success.read_text()))
+    with pytest.raises(StageFailedError, match=r"SUCCESS is damaged .*Delete it"):
+        run_stages([recording_stage(calls)], tmp_path)
+    success.unlink()  # what the error asks for
+    assert not run_stages([recording_stage(calls)], tmp_path)[0].skipped
+    assert run_stages([recording_stage(calls)], tmp_path)[0].skipped and len(calls) == 2
+
+
 def test_a_stage_is_made_once_whichever_node_asks(node):
     """Catches: SUCCESS seen before its payload; a stage made twice; a lease that stays."""
     folders = []
