@@ -22,7 +22,7 @@ STUDIES = ("ablation", "over_generalization", "segment_rules", "data_scaling")
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measure every figure that the documents quote.")
     parser.add_argument("what", nargs="*", default=["demo"], choices=("demo", *STUDIES))
     parser.add_argument("--storage", default="runs/results", help="folder of all stages")
     arguments = parser.parse_args()

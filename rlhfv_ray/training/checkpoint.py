@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError, StageFailedError, StorageError
-from rlhfv_ray.storage.files import file_digest, write_json
+from rlhfv_ray.storage.files import file_digest, sealed, unsealed, write_json
 from rlhfv_ray.storage.folder import (
     discard,
     display_path,
@@ -53,6 +53,7 @@ class Manifest:
     world_size: int
     zero_stage: int
     files: dict[str, str]  # relative path -> sha256
+    reference: str = ""  # digest of the reference's parts; empty in those of earlier versions
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Writer:
     folder: Path  # of the stage; its lease must be `token`'s
     token: str
     keep: int
+    reference: str = ""  # digest of the reference's parts
 
     @property
     def checkpoints(self) -> Path:
@@ -101,10 +103,11 @@ def save_checkpoint(
     digests_by_rank: list[Any] = [None] * world
     dist.all_gather_object(digests_by_rank, digests)
     files = functools.reduce(operator.or_, digests_by_rank)
-    manifest = Manifest(step, world, engine.zero_optimization_stage(), dict(sorted(files.items())))
+    stage = engine.zero_optimization_stage()
+    manifest = Manifest(step, world, stage, dict(sorted(files.items())), writer.reference)
 
     def publish_manifest() -> None:
-        write_json(target / MANIFEST, asdict(manifest))
+        write_json(target / MANIFEST, sealed(asdict(manifest)))
         _prune(writer, target)
 
     try:
@@ -222,22 +225,31 @@ def latest_checkpoint(folder: Path) -> tuple[Path, Manifest] | None:
     return None
 
 
-def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]]]:
+def load_checkpoint(
+    engine: Any, folder: Path, *, reference: str = ""
+) -> tuple[int, list[dict[str, Any]]]:
     """Load the newest intact checkpoint of a stage, if one exists; called by every worker.
 
     Another number of workers, or another ZeRO stage, may have written it.
+
+    Args:
+        engine: of this worker.
+        folder: of the stage.
+        reference: digest of the reference's parts at hand; empty: any will do.
 
     Returns:
         Updates done, and the metrics of those updates.
 
     Raises:
-        CheckpointError: workers or ZeRO stage differ, and one side is stage 0 in bf16.
+        CheckpointError: workers or ZeRO stage differ, and one side is stage 0 in bf16; or the
+            updates so far had other reference log-probs.
     """
     newest = [latest_checkpoint(folder) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(newest)
     if newest[0] is None:
         return 0, []
     target, manifest = newest[0]
+    _check_reference(target, manifest, reference)
     once_a_folder(target, lambda: fetch(target))
     world, stage = manifest.world_size, manifest.zero_stage
     if (world, stage) == (dist.get_world_size(), engine.zero_optimization_stage()):
@@ -261,6 +273,17 @@ def load_checkpoint(engine: Any, folder: Path) -> tuple[int, list[dict[str, Any]
     dist.barrier()
     open_folder(target).drop_copy()
     return manifest.step, records
+
+
+def _check_reference(target: Path, manifest: Manifest, reference: str) -> None:
+    """Refuse a checkpoint whose updates had other reference log-probs than those at hand."""
+    if reference and manifest.reference and manifest.reference != reference:
+        raise CheckpointError(
+            f"{display_path(target)} was trained against other reference log-probs than those that "
+            "are there now: their parts were made again with other numbers. Bring the former parts "
+            f"back, or delete {display_path(target.parent)} and metrics.jsonl beside it: training "
+            "then starts again."
+        )
 
 
 def export_policy(
@@ -327,7 +350,7 @@ def _model_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _read_manifest(target: Path) -> Manifest | None:
     """Return a checkpoint's manifest if every file has the digest it names, otherwise None."""
     try:
-        manifest = Manifest(**json.loads((target / MANIFEST).read_text()))
+        manifest = Manifest(**unsealed((target / MANIFEST).read_text()))
         intact = all(
             file_digest(target / name) == digest for name, digest in manifest.files.items()
         )

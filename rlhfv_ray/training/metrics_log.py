@@ -6,6 +6,7 @@ Every update is in the file once and in order, also after a resume that repeats 
 
 import contextlib
 import json
+import logging
 import math
 import os
 import time
@@ -23,7 +24,10 @@ from rlhfv_ray.console import poll
 from rlhfv_ray.errors import StorageError
 from rlhfv_ray.loss import METRICS, StepLoss, preference_metrics
 from rlhfv_ray.records import PairBatch
+from rlhfv_ray.storage.folder import display_path, open_folder
 from rlhfv_ray.storage.lease import holds_lease
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 POLL_S = 1.0
@@ -143,6 +147,45 @@ def append_records(folder: Path, records: Sequence[Record]) -> None:
         fresh = [record for record in records if record["step"] > last]
         stream.truncate(end)  # half a line, left by a writer that was killed
         stream.write("".join(json.dumps(record) + "\n" for record in fresh).encode())
+
+
+def cut_damaged(folder: Path) -> None:
+    """Cut a run's records off at the first line that is no record of the next update.
+
+    Workers send the records of a checkpoint again, and the updates after it are repeated.
+    """
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return
+    end = 0
+    with path.open("r+b") as stream:
+        for step, line in enumerate(stream, start=1):
+            if not _is_intact(line, step):
+                logger.warning("%s is damaged from line %d on", display_path(path), step)
+                stream.truncate(end)
+                return
+            end += len(line)
+
+
+def _is_intact(line: bytes, step: int) -> bool:
+    """Return True if a line is the record of an update."""
+    try:
+        return json.loads(line)["step"] == step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def recorded_loss(folder: Path, step: int) -> float | None:
+    """Return the loss that the file has of an update; None without a record, or if it was skipped.
+
+    After a resume, these are updates that are about to be repeated.
+    """
+    # Never over a file that is here: the driver's may have more than the bucket's.
+    open_folder(folder).fetch_missing(folder / METRICS_FILE)
+    for record in read_records(folder):
+        if record["step"] == step and not record.get("skipped"):
+            return record.get("loss")
+    return None
 
 
 def _last_line(stream: BinaryIO) -> tuple[bytes, int]:

@@ -24,7 +24,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rlhfv_ray.cluster import wait_for_resources
 from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
-from rlhfv_ray.data.reference_table import from_row, load_reference, pair_lengths
+from rlhfv_ray.data.reference_table import (
+    from_row,
+    load_reference,
+    pair_lengths,
+    reference_digest,
+)
 from rlhfv_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -44,9 +49,20 @@ from rlhfv_ray.training.checkpoint import (
     once_a_folder,
     save_checkpoint,
 )
-from rlhfv_ray.training.metrics_log import MetricsReporter, Record, RecordWriter, tail_records
+from rlhfv_ray.training.metrics_log import (
+    MetricsReporter,
+    Record,
+    RecordWriter,
+    cut_damaged,
+    tail_records,
+)
 from rlhfv_ray.training.sampler import micro_batches, nested_subset, prefetched
-from rlhfv_ray.training.step_checks import check_first_loss, pairs_to_blame
+from rlhfv_ray.training.step_checks import (
+    check_first_loss,
+    check_repeated_loss,
+    loss_to_repeat,
+    pairs_to_blame,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +114,7 @@ def train_ddpo(
     wait_for_resources("Training", [scale.resources] * scale.workers)
     trainer = ray_trainer(job)
     interrupt = signal.getsignal(signal.SIGINT)
+    cut_damaged(job.folder)
     with tail_records(job.folder, on_records):
         try:
             trainer.fit()
@@ -197,10 +214,14 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     total_steps = config.optim.total_steps(len(pairs))
     last_step = job.stop_after or total_steps
     engine, processor = load_engine(config)
-    writer = Writer(job.folder, job.token, scale.keep)
-    step, records = load_checkpoint(engine, job.folder)
-    start_facts = {"memory/predicted_gib": round(predicted_gib, 3), "recompute": scale.recompute}
-    reporter = MetricsReporter(records, report, start_facts)
+    writer = Writer(job.folder, job.token, scale.keep, reference_digest(job.reference))
+    step, records = load_checkpoint(engine, job.folder, reference=writer.reference)
+    recorded = loss_to_repeat(job.folder, step)
+    reporter = MetricsReporter(
+        records,
+        report,
+        {"memory/predicted_gib": round(predicted_gib, 3), "recompute": scale.recompute},
+    )
     collate = functools.partial(
         collate_pairs, processor=processor, rule=config.data.rule, layout=engine.module.layout
     )
@@ -210,6 +231,7 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
         rate = learning_rate(config.optim, step, total_steps)
         losses, suspects = update(engine, batches, job, step=step, rate=rate)
         step += 1
+        check_repeated_loss(losses, recorded, step=step, dtype=config.model.dtype)
         skipped = skipped + 1 if suspects else 0
         reporter.add(step, engine, losses, suspects)
         must_stop = skipped == config.optim.max_skipped
@@ -229,8 +251,9 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
         raise StageFailedError(
             f"{job.folder} is at update {step} already; the model of update {last_step} is gone."
         )
-    model_folder = (job.export or job.folder) / "model"
-    export_policy(engine, processor, model_folder, config.model, writer=writer)
+    export_policy(
+        engine, processor, (job.export or job.folder) / "model", config.model, writer=writer
+    )
 
 
 def load_training_pairs(config: DDPOConfig, reference: Path) -> tuple[Any, list[int]]:

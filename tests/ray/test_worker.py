@@ -17,7 +17,14 @@ import torch
 from benchmarks.workers import free_port, group, write
 from rlhfv_ray.config import LossConfig
 from rlhfv_ray.data.reference_table import load_reference
-from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError, StaleReferenceError
+from rlhfv_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    RlhfvError,
+    StageFailedError,
+    StaleReferenceError,
+)
+from rlhfv_ray.inference.parts import write_part
 from rlhfv_ray.inference.reference import reference_inputs
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.training.checkpoint import latest_checkpoint
@@ -63,12 +70,27 @@ def with_logps(reference: Path, folder: Path, shifts: dict[int, float]) -> Path:
     return folder
 
 
+def with_shifted_parts(reference: Path, folder: Path) -> Path:
+    """Return a copy of the reference folder as it is made again with other numbers."""
+    with_logps(reference, folder, {0: 1e-3})
+    for number, path in enumerate(sorted(folder.glob("part-*"))):
+        write_part(pq.read_table(path), folder, number)
+    return folder
+
+
 RESIZED = {  # workers and ZeRO stage of the second part of a run
     "one worker at ZeRO 3, then two at 2": {"workers": 2, "zero_stage": 2},
     "one worker at ZeRO 2, then two at 3": {"workers": 2, "zero_stage": 3},
     "two workers at ZeRO 3, then one at 2": {"workers": 1, "zero_stage": 2},
     "two workers at ZeRO 2, then one at 3": {"workers": 1, "zero_stage": 3},
 }
+CHANGED = {  # what one worker at ZeRO 3 begins, and two at ZeRO 2 then meet
+    "another beta": lambda job, remade: replace(
+        job, config=replace(job.config, loss=replace(job.config.loss, beta=0.3))
+    ),
+    "another reference": lambda job, remade: replace(job, reference=remade),
+}
+BEGUN = RESIZED | {name: {"workers": 2, "zero_stage": 2} for name in CHANGED}
 IMITATION = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
 BAD = global_batch_indices(40, 4, seed=0, step=5)[0]  # a pair of the sixth update
 LATE = {row for step in range(4, 12) for row in global_batch_indices(40, 4, seed=0, step=step)}
@@ -106,7 +128,7 @@ def cases(config, reference, tmp_path_factory):
                 with_scale(config, workers=3 - end["workers"], zero_stage=5 - end["zero_stage"]),
                 reference,
             )
-            for name, end in RESIZED.items()
+            for name, end in BEGUN.items()
         },
         "too large": (with_scale(config, memory_gib=0.001), reference),
     }
@@ -116,6 +138,7 @@ def cases(config, reference, tmp_path_factory):
 def trained(cases, tmp_path_factory):
     """The folder of all jobs, and the errors by job."""
     folder = tmp_path_factory.mktemp("workers")
+    remade = with_shifted_parts(cases["plain"][1], folder / "remade")
     jobs: dict[int, dict[str, TrainJob]] = {1: {}, 2: {}}  # by number of workers
     later: dict[int, dict[str, TrainJob]] = {1: {}, 2: {}}
     leases = []
@@ -126,13 +149,18 @@ def trained(cases, tmp_path_factory):
         inputs = reference_inputs(config.model, config.data)
         job = TrainJob(config, reference, inputs, folder / name, lease.__enter__())
         jobs[config.scale.workers][name] = job
-        if name in RESIZED:  # started like this, and completed by the other number of workers
+        if name in BEGUN:  # started like this, and completed by the other number of workers
             jobs[config.scale.workers][name] = replace(job, stop_after=5, export=folder)
-            later[3 - config.scale.workers][name] = replace(
-                job, config=with_scale(config, **RESIZED[name])
+            change = CHANGED.get(name, lambda job, remade: job)
+            later[3 - config.scale.workers][name] = change(
+                replace(job, config=with_scale(config, **BEGUN[name])), remade
             )
     errors = {}
-    for world, batch in [*jobs.items(), *later.items()]:
+    for part, (world, batch) in enumerate([*jobs.items(), *later.items()]):
+        if part == len(jobs):
+            for name in BEGUN:  # updates 4 and 5 are on record, and will be repeated
+                newest, _ = latest_checkpoint(folder / name)
+                shutil.rmtree(newest)
         (folder / f"jobs-{world}.pickle").write_bytes(pickle.dumps(batch))
         torch.multiprocessing.spawn(run_jobs, args=(world, free_port(), folder), nprocs=world)
         errors |= pickle.loads((folder / f"errors-{world}.pickle").read_bytes())
@@ -144,7 +172,7 @@ def trained(cases, tmp_path_factory):
 def test_errors_are_only_where_they_belong(trained):
     """Catches: a case that failed, and so was never compared."""
     folder, errors = trained
-    assert errors.keys() == {"stopped", "stale", "too large"}
+    assert errors.keys() == {"stopped", "stale", "too large", *CHANGED}
     assert losses(folder / "plain")[0] == pytest.approx(0.6931471805599453, abs=1e-6)
     assert losses(folder / "plain")[-1] < losses(folder / "plain")[0]
 
@@ -183,6 +211,23 @@ def test_others_end_what_was_begun(trained, name):
     ends = {manifest.name.split("-")[2] for manifest in (folder / name / "checkpoints").iterdir()}
     # The two checkpoints left are the later workers': the run did not end with the earlier ones.
     assert ends == {f"{RESIZED[name]['workers']}w"}
+
+
+def test_what_is_not_repeated_as_recorded_stops_the_resume(trained):
+    """Catches: another loss, model or code that a resume goes on with, unnoticed."""
+    folder, errors = trained
+    assert isinstance(errors["another beta"], CheckpointError)
+    assert "Update 4 was repeated from a checkpoint" in str(errors["another beta"])
+    assert str(folder / "another beta" / "metrics.jsonl") in str(errors["another beta"])
+    assert latest_checkpoint(folder / "another beta")[1].step == 3
+
+
+def test_a_reference_made_again_with_other_numbers_stops_the_resume(trained):
+    """Catches: updates against two references in one run."""
+    folder, errors = trained
+    assert isinstance(errors["another reference"], CheckpointError)
+    assert "other reference log-probs" in str(errors["another reference"])
+    assert len(read_records(folder / "another reference")) == 5
 
 
 def test_update_with_a_non_finite_loss_is_skipped_and_named(cases, trained):

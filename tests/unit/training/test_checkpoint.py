@@ -1,6 +1,5 @@
 """Checkpoints of a real DeepSpeed engine in a process group of one, and all ways to tear one."""
 
-import json
 import logging
 import shutil
 from dataclasses import replace
@@ -18,7 +17,7 @@ from rlhfv_ray.models import (
     load_policy,
     processor_digest,
 )
-from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.files import sealed, unsealed, write_json
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.training.checkpoint import (
     MANIFEST,
@@ -131,6 +130,12 @@ def shard_of(folder: Path) -> Path:
     return next((folder / TAG).glob("*optim_states.pt"))
 
 
+def rewrite(folder: Path, text: str, other: str) -> None:
+    manifest = (folder / MANIFEST).read_text()
+    assert text in manifest
+    (folder / MANIFEST).write_text(manifest.replace(text, other))
+
+
 DAMAGES = {
     "truncated": truncate,
     "flipped byte": flip_byte,
@@ -139,6 +144,8 @@ DAMAGES = {
     "empty manifest": lambda folder: (folder / MANIFEST).write_text(""),
     "half manifest": lambda folder: (folder / MANIFEST).write_text('{"step": 2}'),
     "manifest of another kind": lambda folder: (folder / MANIFEST).write_text("[1, 2]"),
+    "another update in the manifest": lambda folder: rewrite(folder, '"step": 2', '"step": 1'),
+    "another world in the manifest": lambda folder: rewrite(folder, '_size": 1', '_size": 3'),
     "no manifest": lambda folder: (folder / MANIFEST).unlink(),
     "nothing but the folder": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
 }
@@ -290,9 +297,17 @@ def test_driver_that_lost_its_lease_publishes_nothing(trained, two, small_model,
 def test_a_layout_of_its_own_is_refused_with_the_flags_that_fit(other, two):
     """Catches: files of ZeRO stage 0 in bf16 read as if they were flat shares."""
     manifest = folders(two)[-1] / MANIFEST
-    write_json(manifest, json.loads(manifest.read_text()) | {"zero_stage": 0})
+    write_json(manifest, sealed(unsealed(manifest.read_text()) | {"zero_stage": 0}))
     with pytest.raises(CheckpointError, match=r"--scale.workers 1 --scale.zero-stage 0"):
         load_checkpoint(other, two.folder)
+
+
+def test_a_checkpoint_of_another_reference_is_refused(trained, other, writer):
+    """Catches: a run that goes on against log-probs that were made again with other numbers."""
+    save_checkpoint(trained, replace(writer, reference="one"), step=1, records=[])
+    with pytest.raises(CheckpointError, match=r"other reference log-probs.*delete"):
+        load_checkpoint(other, writer.folder, reference="another")
+    assert load_checkpoint(other, writer.folder, reference="one") == (1, [])
 
 
 # ZeRO stages before and after, dtype, LoRA rank. No adapters in bf16: stages 2 and 3 round them

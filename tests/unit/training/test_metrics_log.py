@@ -7,7 +7,14 @@ import time
 import pytest
 
 from rlhfv_ray.training import metrics_log
-from rlhfv_ray.training.metrics_log import METRICS_FILE, append_records, read_records, tail_records
+from rlhfv_ray.training.metrics_log import (
+    METRICS_FILE,
+    append_records,
+    cut_damaged,
+    read_records,
+    recorded_loss,
+    tail_records,
+)
 
 
 def records(*steps):
@@ -123,3 +130,40 @@ def test_file_is_json_lines(tmp_path):
     lines = (tmp_path / METRICS_FILE).read_text().split("\n")
     assert [json.loads(line)["step"] for line in lines[:-1]] == [1, 2]
     assert lines[-1] == ""
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\x00\x00\n", b'{"step": 7}\n', b"[]\n", b'{"loss": 1}\n', b"\n"]
+)
+@pytest.mark.parametrize("update", [1, 2, 3])
+def test_records_are_cut_off_at_a_damaged_line(tmp_path, update, damage):
+    """Catches: a run that cannot go on for a line that a full or lost disk left, or that goes on
+    behind it, with an update missing.
+    """
+    append_records(tmp_path, records(1, 2, 3))
+    cut_damaged(tmp_path)
+    assert read_records(tmp_path) == records(1, 2, 3)
+    path = tmp_path / METRICS_FILE
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[: update - 1], damage, *lines[update:]]))
+    cut_damaged(tmp_path)
+    assert read_records(tmp_path) == records(1, 2, 3)[: update - 1]
+    append_records(tmp_path, records(1, 2, 3, 4))
+    assert read_records(tmp_path) == records(1, 2, 3, 4)
+
+
+def test_no_records_are_not_damaged(tmp_path):
+    """Catches: a first run that fails for lack of a file, or an empty file that is an error."""
+    cut_damaged(tmp_path)
+    assert not (tmp_path / METRICS_FILE).exists()
+    (tmp_path / METRICS_FILE).touch()
+    cut_damaged(tmp_path)
+    assert read_records(tmp_path) == []
+
+
+def test_loss_of_a_recorded_update(tmp_path):
+    """Catches: the update before or after taken, or a skipped one's loss."""
+    skipped = {"step": 3, "loss": 9.0, "skipped": 1}
+    append_records(tmp_path, [*records(1, 2), skipped])
+    losses = [recorded_loss(tmp_path, step) for step in range(1, 5)]
+    assert losses == [0.1, 0.2, None, None]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhfv_ray.training.step_checks import starts_at_reference, suspect_pairs
+from rlhfv_ray.training.step_checks import repeats, starts_at_reference, suspect_pairs
 
 LN_2 = torch.tensor([math.log(2)] * 2)
 LOGPS = torch.tensor([-1.0, -2.0, -3.0])
@@ -47,3 +47,24 @@ def test_suspects_are_the_pairs_of_non_finite_batches():
 def test_all_pairs_are_suspects_if_every_loss_is_finite():
     """Catches: a non-finite gradient that blames nobody, so that the skip goes unnoticed."""
     assert suspect_pairs([(("a", "b"), True), (("c",), True)]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "recorded", "dtype", "same"),
+    [
+        (0.65, 0.65, "fp32", True),
+        (0.6509, 0.65, "fp32", True),
+        (0.652, 0.65, "fp32", False),
+        (0.648, 0.65, "fp32", False),  # a distance, not a signed difference
+        (0.69, 0.65, "bf16", True),
+        (0.71, 0.65, "bf16", False),
+        (6.005, 6.0, "fp32", True),  # a larger loss rounds by more
+        (6.007, 6.0, "fp32", False),
+        (math.nan, 0.65, "bf16", False),
+    ],
+)
+def test_a_repeated_loss_is_the_recorded_one(loss, recorded, dtype, same):
+    """Catches: a resume from other weights, data or reference that goes unnoticed, or rounding by
+    other workers that stops one.
+    """
+    assert repeats(loss, recorded, dtype=dtype) is same

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
-from rlhfv_ray.errors import StaleReferenceError
+from rlhfv_ray.errors import CheckpointError, StaleReferenceError
 from rlhfv_ray.inference.reference import score_pairs
 from rlhfv_ray.models.batch import collate_pairs
+from rlhfv_ray.training.metrics_log import append_records
+from rlhfv_ray.training.step_checks import check_repeated_loss, loss_to_repeat
 from rlhfv_ray.training.train import TrainJob, learning_rate, update
 
 
@@ -84,6 +86,28 @@ def test_fine_tuning_has_no_first_loss_to_check(engine, batches, job):
     sft = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
     job = replace(job, config=replace(job.config, loss=sft))
     assert update(engine, iter(batches), job, step=0, rate=0.0)[1] == []
+
+
+def test_first_update_after_a_resume_repeats_the_recorded_one(engine, batches, job):
+    """Catches: a resume with other weights, pairs or reference than those of the record."""
+    losses, _ = update(engine, iter(batches), job, step=4, rate=0.0)
+    loss = sum(loss.total.item() for _, loss in losses) / 2
+    append_records(job.folder, [{"step": 4, "loss": 9.0}, {"step": 5, "loss": loss}])
+    recorded = loss_to_repeat(job.folder, 4)
+    check_repeated_loss(losses, recorded, step=5, dtype="fp32")
+    moved, _ = update(engine, iter([shifted(batches[0], 1.0), batches[1]]), job, step=4, rate=0.0)
+    with pytest.raises(CheckpointError, match=r"Update 5 was repeated.*metrics\.jsonl has"):
+        check_repeated_loss(moved, recorded, step=5, dtype="fp32")
+    check_repeated_loss(moved, recorded, step=6, dtype="fp32")  # the resume was before update 5
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_nothing_to_repeat_is_not_compared(engine, batches, job, step):
+    """Catches: a start, or a resume from the last recorded update, stopped for lack of a record."""
+    append_records(job.folder, [{"step": number, "loss": 9.0} for number in (1, 2)])
+    recorded = loss_to_repeat(job.folder, step)
+    losses, _ = update(engine, iter(batches), job, step=4, rate=0.0)
+    check_repeated_loss(losses, recorded, step=step + 1, dtype="fp32")
 
 
 def test_learning_rate_by_hand():
