@@ -18,12 +18,13 @@ unit: .venv/dev-ready
 	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadscope -m "not slow" \
 	    tests/unit rlhfv_ray eval
 
-# Kills workers and actors for minutes, lets drivers race for leases, and runs four sweeps at a time
-# on one MLflow server.
+# Kills workers and actors for minutes, lets drivers race for leases, runs four sweeps at a time on
+# one MLflow server, and damages every file of every stage in turn, which takes about an hour.
 # The server needs PostgreSQL (Debian's package `postgresql`).
 soak: .venv/dev-ready
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[team]"
 	$(BIN)/python -m pytest -q -s tests/ray/soak.py
+	$(BIN)/python -m tests.ray.stage_mutation
 
 # Measures speed on one CPU thread in about 10 minutes. Run nothing else meanwhile.
 bench: .venv/ready
