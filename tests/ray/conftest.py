@@ -1,14 +1,19 @@
 """A Ray of two CPUs for all tests, and small data and models for the pipeline's jobs."""
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
 import ray
 import torch
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file
 
 from rlhfv_ray.config import (
@@ -133,13 +138,38 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
+def updates(folder: Path) -> list[int]:
+    """Return the number of every update."""
+    return [record["step"] for record in read_records(folder)]
+
+
 def losses(folder: Path) -> list[float]:
     """Return the loss of every update."""
     return [record["loss"] for record in read_records(folder)]
 
 
 def assert_same(ours: Path, theirs: Path, *, atol: float) -> None:
-    """Assert that two runs have the same losses and end with the same weights."""
+    """Assert that two runs have the same updates and losses, and end with the same weights."""
+    assert updates(ours) == updates(theirs)
     assert losses(ours) == pytest.approx(losses(theirs), abs=atol)
-    for name, tensor in weights(theirs).items():
-        torch.testing.assert_close(weights(ours)[name], tensor, atol=atol, rtol=0)
+    our_weights, their_weights = weights(ours), weights(theirs)
+    assert our_weights.keys() == their_weights.keys()
+    for name, tensor in their_weights.items():
+        torch.testing.assert_close(our_weights[name], tensor, atol=atol, rtol=0)
+
+
+class TrainingResult(NamedTuple):
+    """What a training leaves, to compare with another run's."""
+
+    weights: str  # SHA-256 of the exported weights
+    updates: list[int]  # numbers of the updates, line by line of the record
+
+
+def training_result(storage: Path | str, files: AbstractFileSystem | None = None) -> TrainingResult:
+    """Return the result of the only training in a storage, on a disk or in a bucket."""
+    files = files or LocalFileSystem()
+    (model,) = files.glob(f"{storage}/train-*/model/model.safetensors")
+    (record,) = files.glob(f"{storage}/train-*/metrics.jsonl")
+    lines = files.cat_file(record).splitlines()
+    digest = hashlib.sha256(files.cat_file(model)).hexdigest()
+    return TrainingResult(digest, [json.loads(line)["step"] for line in lines])
