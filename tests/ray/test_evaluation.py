@@ -2,6 +2,7 @@
 on with.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from eval.chair import ObjectVocabulary
 from eval.config import JudgeConfig
 from rlhfv_ray.config import GenerationConfig, plain
 from rlhfv_ray.endpoint.records import Reply
-from rlhfv_ray.inference.generate import answer_prompts
+from rlhfv_ray.inference.generate import answer_prompts, read_answers
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import SYNONYMS
@@ -97,10 +98,18 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> subprocess.Comp
 
 
 def interrupted(
-    arguments: list[str], environment: Mapping[str, str], there: Callable[[], bool]
+    arguments: list[str],
+    environment: Mapping[str, str],
+    there: Callable[[], bool],
+    number: signal.Signals,
 ) -> int:
-    """Start, wait until something is there, and press Ctrl-C, which reaches all that was started;
-    the exit code.
+    """Start a driver, wait until something is there, and send the driver a signal.
+
+    Ctrl-C reaches all processes that were started, as in a terminal. Another signal reaches the
+    driver alone; the processes that it leaves are killed.
+
+    Returns:
+        The exit code.
     """
     environment, nowhere = {**os.environ, **environment, "CANARY_KEY": KEY}, subprocess.DEVNULL
     pressable = partial(
@@ -117,14 +126,23 @@ def interrupted(
     )
     wait_for(lambda: driver.poll() is not None or there(), 180)
     family = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
-    os.killpg(driver.pid, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(driver.pid, number)
+    else:
+        driver.send_signal(number)
     code = driver.wait(60)
+    if number != signal.SIGINT:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
     psutil.wait_procs(family, 30)
     return code
 
 
-def expected(storage: Path, model: str) -> dict[str, float | None]:
-    """The scores of a model, answered here, batch by batch, and judged by the world itself."""
+def expected(storage: Path, model: str) -> tuple[list[Answer], dict[str, float | None]]:
+    """Return a model's answers, made here without a stop, batch by batch, and their scores by the
+    world itself.
+    """
     (folder,) = storage.glob("benchmark-*")
     by = JudgeConfig(kind="oracle")
     benchmark = ShapesBenchmark(folder, decoding=plain(GENERATION), judge=by)
@@ -143,7 +161,7 @@ def expected(storage: Path, model: str) -> dict[str, float | None]:
     verdicts = {
         request.id: [Reply("ok", oracle(request))] for request in benchmark.requests(answers)
     }
-    return benchmark.score(answers, verdicts).rates()
+    return answers, benchmark.score(answers, verdicts).rates()
 
 
 def holding_key(folders: list[Path], since: float) -> list[Path]:
@@ -163,6 +181,7 @@ class Place:
     """Where an evaluation is stopped by one driver, and gone on with by another."""
 
     storage: str
+    stop: signal.Signals  # that ends the first driver
     first: Mapping[str, str]  # the drivers' environments
     second: Mapping[str, str]
     files: Callable[
@@ -174,7 +193,7 @@ class Place:
 
 @pytest.fixture(params=["folder", "bucket"])
 def place(request: pytest.FixtureRequest, bucket, tmp_path: Path) -> Iterator[Place]:
-    """A folder; or a bucket, and drivers that have nothing else in common."""
+    """A folder and Ctrl-C; or a bucket, a kill, and drivers that have nothing else in common."""
     started, storage = time.time(), tmp_path / "runs"
 
     def sessions(of: Path) -> list[Path]:
@@ -188,7 +207,13 @@ def place(request: pytest.FixtureRequest, bucket, tmp_path: Path) -> Iterator[Pl
             return {str(path): path.stat().st_mtime_ns for path in storage.glob(pattern)}
 
         yield Place(
-            str(storage), {}, {}, files, storage, lambda: [storage, *sessions(Path("/tmp"))]
+            str(storage),
+            signal.SIGINT,
+            {},
+            {},
+            files,
+            storage,
+            lambda: [storage, *sessions(Path("/tmp"))],
         )
         return
     address, objects = bucket.address("evaluated"), bucket.objects()
@@ -209,32 +234,38 @@ def place(request: pytest.FixtureRequest, bucket, tmp_path: Path) -> Iterator[Pl
             ]
 
         first, second = ({**bucket.environment, "TMPDIR": name} for name in (one, other))
-        yield Place(address, first, second, files, bucket.mirror(Path(other), address), written)
+        mirror = bucket.mirror(Path(other), address)
+        yield Place(address, signal.SIGKILL, first, second, files, mirror, written)
 
 
 def test_stopped_and_gone_on_with_it_ends_where_it_should(
     aligned: Path, tmp_path: Path, place: Place
 ) -> None:
-    """Catches: answers or verdicts lost, repeated or of the wrong model after a stop; scores that
-    depend on actors; the key in any file; what a driver on another machine needs and the bucket
-    lacks.
+    """Catches: answers or verdicts lost, repeated, changed or of the wrong model after a stop in
+    answering; scores that depend on actors; the key in any file; what a driver on another machine
+    needs and the bucket lacks.
     """
     started = time.time()
     with OpenAIServer(judge, log=tmp_path / "log", latency=(0.1, 0.3)) as server:
         arguments = command(place.storage, aligned, server.url)
-        assert (
-            interrupted(arguments, place.first, lambda: len(place.files(PARTS)) > SCENES // ROWS)
-            == 130
+        parts_each = SCENES // ROWS
+        code = interrupted(
+            arguments, place.first, lambda: len(place.files(PARTS)) > parts_each, place.stop
         )
+        assert code == (130 if place.stop == signal.SIGINT else -place.stop)
         assert not place.files("eval-*/summary.json")
         parts = place.files(PARTS)
+        assert parts_each < len(parts) < 2 * parts_each  # amid the second model's answers
         done = run(arguments, place.second)
         assert parts.items() <= place.files(PARTS).items()
         served = server.requests()
     (summary,) = place.seen.glob("eval-*/summary.json")
     models = json.loads(summary.read_text())["shapes"]["models"]
+    stored = [read_answers(folder) for folder in place.seen.glob("answers-*")]
+    assert len(stored) == 2
     for name, path in (("shapes", "shapes"), ("aligned", str(aligned))):
-        wanted = expected(place.seen, path)
+        answers, wanted = expected(place.seen, path)
+        assert answers in stored
         assert {metric: models[name][metric] for metric in wanted} == pytest.approx(wanted)
     assert models["shapes"]["mention_rate"] != models["aligned"]["mention_rate"]
     assert max(Counter(entry["prompt"] for entry in served).values()) == 1
