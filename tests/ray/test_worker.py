@@ -4,18 +4,23 @@ The curve is the same at every scale, and a non-finite update changes nothing. t
 that Ray Train runs the same loop to the same bits.
 """
 
+import contextlib
 import functools
+import itertools
+import math
 import pickle
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from benchmarks.workers import free_port, group, write
-from rlhfv_ray.config import LossConfig
+from rlhfv_ray.config import DDPOConfig, LossConfig
 from rlhfv_ray.data.reference_table import load_reference
 from rlhfv_ray.errors import (
     CheckpointError,
@@ -27,6 +32,7 @@ from rlhfv_ray.errors import (
 from rlhfv_ray.inference.parts import write_part
 from rlhfv_ray.inference.reference import reference_inputs
 from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.training import train as training
 from rlhfv_ray.training.checkpoint import latest_checkpoint
 from rlhfv_ray.training.metrics_log import read_records
 from rlhfv_ray.training.sampler import global_batch_indices, nested_subset
@@ -42,11 +48,34 @@ def run_jobs(rank: int, world: int, port: int, folder: Path) -> None:
     with group(rank, world, port):
         for name, job in pickle.loads((folder / f"jobs-{world}.pickle").read_bytes()).items():
             try:
-                train_worker(job, functools.partial(write, rank, job.folder))
+                with overflow_on_rank_1(rank) if name in OVERFLOWING else contextlib.nullcontext():
+                    train_worker(job, functools.partial(write, rank, job.folder))
             except RlhfvError as error:
                 errors[name] = error
     if rank == 0:
         (folder / f"errors-{world}.pickle").write_bytes(pickle.dumps(errors))
+
+
+@contextlib.contextmanager
+def overflow_on_rank_1(rank: int) -> Iterator[None]:
+    """Until the body ends, make one weight's gradient of the sixth update infinite on rank 1."""
+    load_engine = training.load_engine
+
+    def load(config: DDPOConfig) -> tuple[Any, Any]:
+        engine, processor = load_engine(config)
+        weight = next(weight for weight in engine.module.parameters() if weight.requires_grad)
+        updates_begun = itertools.count(1)  # an update is one backward pass on each rank
+
+        def overflow(gradient: torch.Tensor) -> torch.Tensor | None:
+            is_planted = next(updates_begun) == 6 and rank == 1
+            return torch.full_like(gradient, float("inf")) if is_planted else None
+
+        weight.register_hook(overflow)
+        return engine, processor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "load_engine", load)
+        yield
 
 
 def with_nan(reference: Path, folder: Path, rows: set[int]) -> Path:
@@ -91,7 +120,9 @@ CHANGED = {  # what one worker at ZeRO 3 begins, and two at ZeRO 2 then meet
     "another reference": lambda job, remade: replace(job, reference=remade),
 }
 BEGUN = RESIZED | {name: {"workers": 2, "zero_stage": 2} for name in CHANGED}
+OVERFLOWING = {"overflow": 2, "overflow at ZeRO 3": 3}  # ZeRO stage
 IMITATION = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
+STOPPED_AFTER = {"five updates": 5, "five updates at ZeRO 3": 5, **dict.fromkeys(OVERFLOWING, 6)}
 BAD = global_batch_indices(40, 4, seed=0, step=5)[0]  # a pair of the sixth update
 LATE = {row for step in range(4, 12) for row in global_batch_indices(40, 4, seed=0, step=step)}
 LATE -= {row for step in range(4) for row in global_batch_indices(40, 4, seed=0, step=step)}
@@ -122,6 +153,11 @@ def cases(config, reference, tmp_path_factory):
         ),
         "skipped": (config, with_nan(reference, folder / "one", {BAD})),
         "stopped": (config, with_nan(reference, folder / "many", LATE)),
+        "five updates": (config, reference),
+        **{
+            name: (with_scale(config, zero_stage=stage), reference)
+            for name, stage in {**OVERFLOWING, "five updates at ZeRO 3": 3}.items()
+        },
         "stale": (config, with_logps(reference, folder / "stale", dict.fromkeys(range(40), -0.01))),
         **{
             name: (
@@ -149,6 +185,8 @@ def trained(cases, tmp_path_factory):
         inputs = reference_inputs(config.model, config.data)
         job = TrainJob(config, reference, inputs, folder / name, lease.__enter__())
         jobs[config.scale.workers][name] = job
+        if name in STOPPED_AFTER:
+            jobs[config.scale.workers][name] = replace(job, stop_after=STOPPED_AFTER[name])
         if name in BEGUN:  # started like this, and completed by the other number of workers
             jobs[config.scale.workers][name] = replace(job, stop_after=5, export=folder)
             change = CHANGED.get(name, lambda job, remade: job)
@@ -244,6 +282,26 @@ def test_update_with_a_non_finite_loss_is_skipped_and_named(cases, trained):
     # only the batch of that rank
     assert all(len(record["skipped_pairs"]) == config.scale.micro_batch for record in skipped)
     assert all(tensor.isfinite().all() for tensor in weights(folder).values())
+
+
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_update_with_a_non_finite_gradient_is_skipped_on_all_ranks(trained, reference, name):
+    """Catches: an infinite gradient on one of two ranks that moves the weights, or is not named.
+
+    The losses are finite, so every pair of the update is named. The model after the sixth update
+    is the model after the fifth, bit by bit.
+    """
+    folder, _ = trained
+    records = read_records(folder / name)
+    assert [record["step"] for record in records if record["skipped"]] == [6]
+    assert math.isfinite(records[5]["loss"])
+    ids = load_reference(reference)["id"]
+    pairs = {ids[row] for row in global_batch_indices(40, 4, seed=0, step=5)}
+    assert set(records[5]["skipped_pairs"]) == pairs
+    before = weights(folder / name.replace("overflow", "five updates"))
+    for weight, tensor in weights(folder / name).items():
+        assert torch.equal(tensor, before[weight])
+    assert latest_checkpoint(folder / name)[1].step == 3
 
 
 def test_several_in_a_row_stop_the_run_with_the_last_checkpoint_intact(cases, trained):

@@ -11,6 +11,7 @@ from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, S
 from rlhfv_ray.errors import CheckpointError, StaleReferenceError
 from rlhfv_ray.inference.reference import score_pairs
 from rlhfv_ray.models.batch import collate_pairs
+from rlhfv_ray.training.checkpoint import weights_of
 from rlhfv_ray.training.metrics_log import append_records
 from rlhfv_ray.training.step_checks import check_repeated_loss, loss_to_repeat
 from rlhfv_ray.training.train import TrainJob, learning_rate, update
@@ -79,6 +80,31 @@ def test_skipped_update_blames_the_pairs_of_the_non_finite_pass(engine, batches,
     _, suspects = update(engine, iter(broken), job, step=1, rate=0.0)
     assert suspects == list(batches[1].ids)
     assert update(engine, iter(batches), job, step=2, rate=0.0)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "value"),
+    [(0, math.inf), (1, math.inf), (2, math.inf), (3, math.inf), (2, math.nan)],
+)
+def test_update_with_a_non_finite_gradient_changes_no_weight(
+    new_engine, small_model, batches, job, zero_stage, value
+):
+    """Catches: a gradient that overflows under a finite loss and reaches the weights, unnamed."""
+    engine = new_engine(small_model, zero_stage, batch=2)
+    update(engine, iter(batches), job, step=0, rate=1e-3)
+    before = weights_of(engine)
+    weight = next(weight for weight in engine.module.parameters() if weight.requires_grad)
+    hook = weight.register_hook(lambda gradient: torch.full_like(gradient, value))
+    losses, suspects = update(engine, iter(batches), job, step=1, rate=1e-3)
+    hook.remove()
+    assert all(loss.total.isfinite() for _, loss in losses)
+    assert suspects == [*batches[0].ids, *batches[1].ids]
+    for name, tensor in weights_of(engine).items():
+        assert torch.equal(tensor, before[name])
+    assert update(engine, iter(batches), job, step=2, rate=1e-3)[1] == []
+    moved = weights_of(engine)
+    assert all(tensor.isfinite().all() for tensor in moved.values())
+    assert any(not torch.equal(moved[name], before[name]) for name in before)
 
 
 def test_fine_tuning_has_no_first_loss_to_check(engine, batches, job):
