@@ -38,7 +38,7 @@ from rlhfv_ray.tracking.run import tracked_run
 from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import wait_for
 from tests.lease_race import most_holders
-from tests.ray.conftest import losses, ray_processes, train, weights, with_scale
+from tests.ray.conftest import losses, ray_processes, train, updates, weights, with_scale
 from tests.ray.test_experiment import ROOT, SMALL
 from tests.s3_server import S3, s3_server
 from tests.unit.endpoint.generated_replies import every_reply_settles
@@ -70,6 +70,7 @@ def test_twenty_kills_change_nothing(config, reference, tmp_path: Path):
     train(config, reference, folder, alongside=kill)
     print(f"killed after updates {killed}")
     assert len(killed) >= KILLS - 2  # the last ones may come after the end
+    assert updates(folder) == updates(undisturbed) == list(range(1, STEPS + 1))
     assert losses(folder) == losses(undisturbed)
     for name, tensor in weights(undisturbed).items():
         assert torch.equal(weights(folder)[name], tensor), name

@@ -188,23 +188,28 @@ def without_facts(record: dict[str, Any]) -> dict[str, Any]:
 
 def all_cases(made: Made) -> Iterator[Case]:
     """Yield every mutation of every file of every stage, and of the experiment's own folder."""
-    for stage in made.stages:
-        for path in files_of(made, made.pristine / stage.folder(made.storage).name):
-            yield from mutations_of(FINISHED, stage.title, path, made)
-    for stage in made.stages:
-        for path in files_of(made, made.pristine / stage.folder(made.storage).name):
-            name = path.relative_to(made.pristine).as_posix()
-            if path.name != "SUCCESS" and "/." not in name:
-                for case in mutations_of(UNFINISHED, stage.title, path, made):
-                    # The record of a training that goes on is checked for its form alone.
-                    if (path.name, case.mutation) != (METRICS_FILE, "one bit"):
-                        yield case
+    folders = [made.pristine / stage.folder(made.storage).name for stage in made.stages]
+    for state in (FINISHED, UNFINISHED):
+        for stage, folder in zip(made.stages, folders, strict=True):
+            for path in files_of(folder):
+                cases = mutations_of(state, stage.title, path, made)
+                yield from filter(is_promised, cases)
     (folder,) = made.pristine.glob(f"{made.config.name}-*")
-    for path in files_of(made, folder):
+    for path in files_of(folder):
         yield from mutations_of(EXPERIMENT, "experiment", path, made)
 
 
-def files_of(made: Made, folder: Path) -> list[Path]:
+def is_promised(case: Case) -> bool:
+    """Return False for what an unfinished stage has nothing of, or does not notice."""
+    name = Path(case.file).name
+    if case.state == FINISHED:
+        return True
+    # The record of a training that goes on is checked for its form alone.
+    is_unseen = (name, case.mutation) == (METRICS_FILE, "one bit")
+    return name != "SUCCESS" and "/." not in case.file and not is_unseen
+
+
+def files_of(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
