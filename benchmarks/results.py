@@ -1,35 +1,39 @@
 """Measures every figure that the README and docs/studies.md quote, and writes docs/results/.
 
     python benchmarks/results.py                        # the demo: three seeds, gamma 5 and 1
-    python benchmarks/results.py demo ablation ...      # also studies
+    python benchmarks/results.py demo ablation ...      # and a study
 
 Takes about 20 minutes for the demo on two cores, and another hour and a half for the four studies.
 After an interruption, the same command goes on. `tests/test_results.py` compares the documents with
 the files.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import tyro
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-STUDIES = ("ablation", "over_generalization", "segment_rules", "data_scaling")
+Name = Literal["demo", "ablation", "over_generalization", "segment_rules", "data_scaling"]
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description="Measure every figure that the documents quote.")
-    parser.add_argument("what", nargs="*", default=["demo"], choices=("demo", *STUDIES))
-    parser.add_argument("--storage", default="runs/results", help="folder of all stages")
-    arguments = parser.parse_args()
-    storage = Path(arguments.storage).resolve()
+def main(
+    measured: tyro.conf.Positional[tuple[Name, ...]] = ("demo",),
+    storage: Path = Path("runs/results"),
+) -> None:
+    """Measure, and write the results.
+
+    Args:
+        measured: the demo, or studies.
+        storage: folder of all stages.
+    """
     RESULTS.mkdir(exist_ok=True)
-    for name in arguments.what:
-        result = demo(storage) if name == "demo" else study(name, storage)
+    for name in measured:
+        result = demo(storage.resolve()) if name == "demo" else study(name, storage.resolve())
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -44,11 +48,11 @@ def demo(storage: Path) -> dict[str, Any]:
                 *("--seed", str(seed), "--shapes.seed", str(seed), "--loss.gamma", str(gamma)),
             )
             (summary,) = storage.glob(f"{name}-*/summary.json")
-            whole = json.loads(summary.read_text())
+            written = json.loads(summary.read_text())
             scores[name] = {
-                "base": numbers(whole["base"]),
-                "aligned": numbers(whole["aligned"]),
-                "comparison": whole["comparison"],
+                "base": numbers(written["base"]),
+                "aligned": numbers(written["aligned"]),
+                "comparison": written["comparison"],
             }
     return scores
 
@@ -72,4 +76,4 @@ def run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

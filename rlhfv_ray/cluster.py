@@ -127,15 +127,17 @@ def wait_for_resources(purpose: str, bundles: Sequence[Mapping[str, float]]) -> 
     try:
         if group.wait(QUIET_S):
             return
-        texts = [
-            ", ".join(f"{amount:g} {name}" for name, amount in bundle.items()) for bundle in bundles
-        ]
-        needs = " and ".join(f"{count} x ({text})" for text, count in Counter(texts).items())
+        counts = Counter(map(_bundle_text, bundles))
+        needs = " and ".join(f"{count} x ({text})" for text, count in counts.items())
         logger.warning("%s waits until %s are free. %s", purpose, needs, _other_jobs())
         while not group.wait(POLL_S):
             pass
     finally:
         remove_placement_group(group)
+
+
+def _bundle_text(bundle: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
 
 
 def _other_jobs() -> str:

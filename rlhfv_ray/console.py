@@ -128,7 +128,8 @@ def leave(code: int) -> NoReturn:
     Python would go on to take every object apart, which takes seconds after torch was imported.
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):  # the reader has seen enough, as `head` has
+        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 

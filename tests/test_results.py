@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
+from benchmarks import results
 from eval.benchmarks.contract import Metric
 from experiments.runners.study_report import StudyResults, row_texts
 
@@ -40,6 +42,17 @@ def per_cent(value: float) -> str:
 def cell(scores: dict[str, Any], name: str) -> str:
     low, high = scores["intervals"][name]
     return f"{per_cent(scores[name])} ({per_cent(low)} to {per_cent(high)})"
+
+
+def test_without_arguments_the_demo_is_measured(tmp_path, monkeypatch):
+    """Catches: the command of the README that ends at its own default."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "demo", lambda storage: {"storage": str(storage)})
+    tyro.cli(results.main, args=[])
+    written = json.loads((tmp_path / "results" / "demo.json").read_text())
+    assert written["storage"].endswith("runs/results")
+    with pytest.raises(SystemExit):
+        tyro.cli(results.main, args=["no_study"])
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -93,7 +106,7 @@ def test_tables_of_studies_are_those_of_their_results(name):
         for arm, means in result["arms"].items()
         for metric, mean in means.items()
     }
-    results = StudyResults(tuple(result["arms"]), tuple(result["seeds"]), metrics, values)
+    study = StudyResults(tuple(result["arms"]), tuple(result["seeds"]), metrics, values)
     page = text_of("docs/studies.md")
-    for texts in row_texts(results):
+    for texts in row_texts(study):
         assert f"| {' | '.join(texts)} |" in page

@@ -82,15 +82,15 @@ def study_results(trials: Sequence[TrialResult], arms: Sequence[str]) -> StudyRe
     """Collect the trials' values, with arms in the study's order and seeds in ascending order."""
     rates: dict[tuple[str, int], Mapping[str, float | None]] = {}
     known: dict[str, Metric] = {}
-    names: dict[str, None] = {}  # in the order in which they first appear
+    metric_names: dict[str, None] = {}  # in the order in which they first appear
     for trial in trials:
         rates[trial.trial_params["arm"], trial.trial_params["seed"]] = trial.rates
-        names |= dict.fromkeys(trial.rates)
+        metric_names |= dict.fromkeys(trial.rates)
         known |= {row["name"]: Metric(**row) for row in trial.last["metrics"]}
     seeds = tuple(sorted({seed for _, seed in rates}))
     metrics: list[Metric] = []
     values: dict[tuple[str, str], tuple[float, ...]] = {}
-    for name in names:
+    for name in metric_names:
         by_trial = {trial: trial_rates.get(name) for trial, trial_rates in rates.items()}
         if name in ("n", "missing") or None in by_trial.values():
             continue

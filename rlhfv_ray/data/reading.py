@@ -211,28 +211,32 @@ def _named_images(part: Slice) -> dict[str, str]:
 
 def _embeds_images(file: Path) -> bool:
     """Return True if a file's images are certainly in the file; reading its rows would be slow."""
-    if file.suffix == ".tsv":
-        return True
     if file.suffix != ".parquet":
-        return False
-    schema = pq.read_schema(file)
-    if "image" not in schema.names:
-        return False
-    kind = schema.field("image").type
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _has_all_bytes(file)
-
-
-def _has_all_bytes(file: Path) -> bool:
-    """Return True if the statistics of a Parquet file show bytes in each of its images."""
+        return file.suffix == ".tsv"
     metadata = pq.read_metadata(file)
-    names = [metadata.schema.column(column).path for column in range(metadata.num_columns)]
-    if "image.bytes" not in names:
-        return False
-    column = names.index("image.bytes")
-    statistics = [
-        metadata.row_group(group).column(column).statistics
-        for group in range(metadata.num_row_groups)
+    schema = metadata.schema.to_arrow_schema()
+    columns = {"image", "images"} & set(schema.names)
+    return bool(columns) and all(
+        _is_bytes(schema.field(name).type) or _has_all_bytes(metadata, name) for name in columns
+    )
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _has_all_bytes(metadata: pq.FileMetaData, name: str) -> bool:
+    """Return True if the statistics of a column, or list, of images show bytes in each of them."""
+    paths = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
+    leaves = [
+        leaf
+        for leaf, path in enumerate(paths)
+        if path.split(".")[0] == name and path.endswith(".bytes")
     ]
+    if len(leaves) != 1:
+        return False
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    statistics = [group.column(leaves[0]).statistics for group in groups]
     return all(known is not None and known.null_count == 0 for known in statistics)
 
 

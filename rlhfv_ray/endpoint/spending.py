@@ -19,6 +19,7 @@ from filelock import FileLock
 from rlhfv_ray.errors import JudgeError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path, fetch
+from rlhfv_ray.storage.transfers import State, state_of
 
 SLACK_S = 30.0  # after its time limit, a call that nobody settled is taken for lost
 ROUNDING = 1e-9  # share of the limit
@@ -34,7 +35,7 @@ class _Claim(NamedTuple):
 class _Other:
     """The file of another budget, as it was read last."""
 
-    version: tuple[int, int]  # modification time and size of the file
+    state: State  # of the file
     cost: float  # USD, settled and under way
     until: float  # seconds on this process's clock, when its calls have ended or are lost
 
@@ -110,21 +111,20 @@ class Spending:
     def _total(self, now: float) -> float:
         """Return the cost in USD of all budgets' calls, settled and under way."""
         self._read_others(now)
-        others = sum(other.cost for other in self.others.values())
-        return others + self.settled + self.under_way
+        cost_of_others = sum(budget.cost for budget in self.others.values())
+        return cost_of_others + self.settled + self.under_way
 
     def _read_others(self, now: float) -> None:
         """Read the files of other budgets that have changed."""
         fetch(self.folder)
         for path in self.folder.glob("*.json"):
-            stat = path.stat()
-            version = (stat.st_mtime_ns, stat.st_size)
+            state = state_of(path)
             known = self.others.get(path)
-            if path == self.file or (known and known.version == version):
+            if path == self.file or (known and known.state == state):
                 continue
             settled, under_way = self._read(path)
             until = now + self.lasting if under_way else now
-            self.others[path] = _Other(version, settled + under_way, until)
+            self.others[path] = _Other(state, settled + under_way, until)
 
     @staticmethod
     def _read(path: Path) -> tuple[float, float]:

@@ -21,12 +21,7 @@ from rlhfv_ray.errors import ConfigError, StorageError
 from rlhfv_ray.storage.conditional import version_of
 from rlhfv_ray.storage.disk import DiskFolder
 from rlhfv_ray.storage.mirror import address_of, mirror_path, mirror_root
-from rlhfv_ray.storage.transfers import (
-    is_changed,
-    record_transfer,
-    state_of,
-    transferred_version,
-)
+from rlhfv_ray.storage.transfers import record_transfer, state_of, version_here
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class BucketFolder:
             for file in sorted(self.path.rglob("*")):
                 name = file.relative_to(self.path).as_posix()
                 excluded = _is_hidden(name) or name.split("/")[0] in without
-                is_new = name not in objects or is_changed(file)
+                is_new = name not in objects or not version_here(file)
                 if file.is_file() and not excluded and is_new:
                     changed[file] = name
             _send(system, key, changed)
@@ -104,7 +99,7 @@ class BucketFolder:
             for name, version in _objects(system, key).items():
                 file = self.path / name if name else self.path
                 excluded = name.split("/")[0] in without or (only and file.name != only)
-                if not excluded and (is_changed(file) or version != transferred_version(file)):
+                if not excluded and version != version_here(file):
                     changed[file] = f"{key}/{name}" if name else key
                     versions[file] = version
             if not changed:

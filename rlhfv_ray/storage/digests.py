@@ -70,7 +70,7 @@ def _damaged(folder: Path, name: str, problem: str) -> StageFailedError:
     success = display_path(folder / "SUCCESS")
     return StageFailedError(
         f"{display_path(folder / name)} {problem}, although its stage is finished. Delete it and "
-        f"{success}, then run the same command again: it makes again what is missing."
+        f"{success}, then run the command that made them: it makes again what is missing."
     )
 
 

@@ -98,22 +98,13 @@ def seconds_of(folder: Path) -> float:
     return _read_success(folder)["seconds"]
 
 
-def digests_of(folder: Path) -> dict[str, str | None]:
-    """Return the sha256 of every file of a finished stage, by its name in the folder.
-
-    Raises:
-        StageFailedError: `SUCCESS` is damaged.
-    """
-    return _read_success(folder)["files"]
-
-
 def check_stage(folder: Path) -> None:
     """Check the files of a finished stage.
 
     Raises:
-        StageFailedError: a file is missing or has another content.
+        StageFailedError: a file is missing or has another content, or `SUCCESS` is damaged.
     """
-    check_payload(folder, digests_of(folder))
+    check_payload(folder, _read_success(folder)["files"])
 
 
 def _read_success(folder: Path) -> dict[str, Any]:
@@ -126,8 +117,8 @@ def _read_success(folder: Path) -> dict[str, Any]:
             raise ValueError(f"without {', '.join(sorted(missing))}")
     except ValueError as error:
         raise StageFailedError(
-            f"{display_path(path)} is damaged ({error}). Delete it, and run the same command "
-            "again: it completes the stage from the files that are there."
+            f"{display_path(path)} is damaged ({error}). Delete it, and run the command that made "
+            "its folder: it completes the stage from the files that are there."
         ) from error
     return success
 

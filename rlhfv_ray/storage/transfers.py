@@ -22,17 +22,16 @@ def state_of(file: Path) -> State:
     return [status.st_ctime_ns, status.st_ino, status.st_size]
 
 
-def is_changed(file: Path) -> bool:
-    """Return True if the file is gone, or is not what was last transferred."""
+def version_here(file: Path) -> str:
+    """Return the version of the object that the file is equal to.
+
+    Empty if the file is gone, or was changed since its last transfer.
+    """
+    state, version = _read(file)
     try:
-        return state_of(file) != _read(file)[0]
+        return version if state_of(file) == state else ""
     except FileNotFoundError:
-        return True
-
-
-def transferred_version(file: Path) -> str:
-    """Return the version of the object that the file was last equal to; empty if there is none."""
-    return _read(file)[1]
+        return ""
 
 
 def record_transfer(file: Path, state: State, version: str) -> None:

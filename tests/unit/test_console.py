@@ -86,6 +86,23 @@ def test_a_command_cleans_up_and_leaves():
     assert (left.stdout, left.stderr, left.returncode) == ("done cleaned up\n", "", 4)
 
 
+def test_a_reader_that_is_gone_is_no_error():
+    """Catches: a traceback after the last line, as of `rlhfv-ray --help | head -1`."""
+    code = "import sys; from rlhfv_ray.console import leave; print(1); sys.stdin.read(); leave(4)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 4
+
+
 def test_a_job_s_log_gets_a_line_every_few_seconds(monkeypatch, capsys):
     """Catches: a log with a line per step, or without the last one."""
     clock = [0.0]

@@ -18,6 +18,7 @@ from rlhfv_ray.data import (
     list_slices,
     load_pairs,
     read_slice,
+    reading,
 )
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import PreferencePair
@@ -143,13 +144,41 @@ def test_digest_sees_images_behind_paths(kind: str, tmp_path: Path) -> None:
     assert digests[4] == digests[3]  # no row names it
 
 
-def test_digest_leaves_embedded_images_to_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_digest_sees_a_path_among_embedded_images(key: str, tmp_path: Path) -> None:
+    """Catches: a file taken for one that embeds all its images, because most of its rows do."""
+    answers = {name: value for name, value in plain_row().items() if name != "image"}
+    images: list[object] = [{"bytes": b"1", "path": None}, {"bytes": None, "path": "a.png"}]
+    if key == "images":
+        images = [[image] for image in images]
+    path = tmp_path / "x.parquet"
+    rows = [{**answers, "prompt": "What?", key: image} for image in images]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    digests = set()
+    for content in (b"1", b"2"):
+        (tmp_path / "a.png").write_bytes(content)
+        digests.add(data_digest(path))
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"image": b"1"},
+        {"image": {"bytes": b"1", "path": "a.png"}},
+        {"images": [{"bytes": b"1", "path": "a.png"}], "prompt": "What?"},
+    ],
+)
+def test_digest_leaves_embedded_images_to_the_file(
+    image: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches: every row of a file of many GB decoded, only to find no path; a new name for data
     without paths.
     """
-    rows = [{**plain_row(), "image": {"bytes": b"1", "path": "a.png"}}]
+    answers = {name: value for name, value in plain_row().items() if name != "image"}
     path = tmp_path / "x.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    pq.write_table(pa.Table.from_pylist([{**answers, **image}]), path)
+    monkeypatch.setattr(reading, "_stored_rows", lambda part: pytest.fail("rows were read"))
     file_digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert data_digest(path) == hashlib.sha256(f"x.parquet\0{file_digest}\n".encode()).hexdigest()
 

@@ -5,10 +5,9 @@ import os
 import pytest
 
 from rlhfv_ray.storage.transfers import (
-    is_changed,
     record_transfer,
     state_of,
-    transferred_version,
+    version_here,
 )
 
 
@@ -23,21 +22,21 @@ def file(tmp_path):
 
 def test_a_rewritten_file_is_changed_whatever_its_size_and_time(file):
     """Catches: a file of equal size, or with its time set back, taken for the one transferred."""
-    assert is_changed(file) and transferred_version(file) == ""
+    assert version_here(file) == ""
     record_transfer(file, state_of(file), "1")
-    assert not is_changed(file) and transferred_version(file) == "1"
+    assert version_here(file) == "1"
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     draft = file.with_name("draft")
     draft.write_text("new")
     os.utime(draft, ns=times)
     draft.replace(file)
-    assert is_changed(file)
+    assert version_here(file) == ""
     record_transfer(file, state_of(file), "2")
     file.write_text("odd")  # in place: the same inode and size
     os.utime(file, ns=times)
-    assert is_changed(file)
+    assert version_here(file) == ""
     file.unlink()
-    assert is_changed(file)
+    assert version_here(file) == ""
 
 
 def test_a_record_that_was_cut_off_is_none(file):
@@ -45,4 +44,4 @@ def test_a_record_that_was_cut_off_is_none(file):
     record_transfer(file, state_of(file), "1")
     (record,) = (file.parents[2] / ".transfers").rglob("*.json")
     record.write_text(record.read_text()[:5])
-    assert is_changed(file) and transferred_version(file) == ""
+    assert version_here(file) == ""
