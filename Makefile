@@ -24,6 +24,7 @@ unit: .venv/dev-ready
 soak: .venv/dev-ready
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[team]"
 	$(BIN)/python -m pytest -q -s tests/ray/soak.py
+	$(BIN)/python -m pytest -q -m soak tests
 	$(BIN)/python -m tests.ray.stage_mutation
 
 # Measures speed on one CPU thread in about 10 minutes. Run nothing else meanwhile.

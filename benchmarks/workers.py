@@ -26,7 +26,7 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks.measure import Row
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import write_pairs
-from rlhfv_ray.data.reference_table import load_reference, pair_lengths
+from rlhfv_ray.data.reference_table import load_reference, pair_sizes
 from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.models import load_processor
 from rlhfv_ray.models.batch import collate_pairs, to_device
@@ -37,9 +37,11 @@ from rlhfv_ray.shapes.model import build_model
 from rlhfv_ray.shapes.scenes import render
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import append_records, read_records
 from rlhfv_ray.training.sampler import micro_batches, prefetched
-from rlhfv_ray.training.train import TrainJob, load_engine, train_ddpo, train_worker, update
+from rlhfv_ray.training.train import train_ddpo
+from rlhfv_ray.training.worker import load_engine, train_worker, update
 
 BATCH = 32  # pairs per update, as in the paper
 CAPTIONS = 4  # per answer: 98 tokens, about as long as the paper's answers
@@ -262,17 +264,17 @@ def host_worker(rank: int, port: int, job: TrainJob, results: Path) -> None:
     config = job.config
     with group(rank, 1, port):
         engine, processor = load_engine(config)
-        pairs, lengths = load_reference(job.reference), pair_lengths(job.reference)
+        pairs, sizes = load_reference(job.reference), pair_sizes(job.reference)
         collate = functools.partial(
             collate_pairs, processor=processor, rule="both_sides", layout=engine.module.layout
         )
-        batches = micro_batches(pairs, lengths, collate, config, start=0, stop=config.optim.steps)
+        batches = micro_batches(pairs, sizes, collate, config, start=0, stop=config.optim.steps)
         waits: list[float] = []
         timed_batches = timed(prefetched(batches), waits)
         for step in range(config.optim.steps):
             update(engine, timed_batches, job, step=step, rate=1e-5)
         collating: list[float] = []
-        batches = micro_batches(pairs, lengths, collate, config, start=0, stop=20)
+        batches = micro_batches(pairs, sizes, collate, config, start=0, stop=20)
         for batch in timed(batches, collating):
             to_device(batch, torch.device("cpu"), torch.float32)
     size = config.scale.micro_batch

@@ -29,6 +29,8 @@ C = TypeVar("C", bound=StudyConfig)
 IMITATION = LossConfig(
     gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0
 )  # chosen answers, nothing else
+# The release gives the vision tower the learning rate 0; LLaMA-Factory and ms-swift freeze it.
+FROZEN_VISION = ModelConfig(trainable=("projector", "language"))
 EIGHT_A100 = ScaleConfig(workers=8, gpu=True, cpus=4, micro_batch=1, actors=8, checkpoint_every=100)
 
 
@@ -52,6 +54,7 @@ def paper() -> DDPOConfig:
     """RLHF-V as its paper trains it (arXiv 2312.00849, sec. 4.1, app. C): 8 A100, under an hour."""
     return DDPOConfig(
         name="paper",
+        model=FROZEN_VISION,
         data=DataConfig(rule="muffin"),
         loss=LossConfig(beta=0.5, gamma=5.0, normalize=True),
         optim=OptimConfig(learning_rate=5e-7, batch=32, epochs=7, warmup=0.1),
@@ -64,6 +67,7 @@ def released() -> DDPOConfig:
     """The command in the RLHF-V readme: 2160 updates of 8 pairs, beta 0.1, weight 1.1, sums."""
     return DDPOConfig(
         name="released",
+        model=FROZEN_VISION,
         data=DataConfig(rule="muffin"),
         loss=LossConfig(beta=0.1, gamma=1.1, normalize=False),
         optim=OptimConfig(learning_rate=5e-7, batch=8, steps=2160, warmup=0.03),
@@ -78,6 +82,7 @@ def released_2023() -> DDPOConfig:
     """
     return DDPOConfig(
         name="released_2023",
+        model=FROZEN_VISION,
         data=DataConfig(rule="muffin"),
         loss=LossConfig(beta=0.5, gamma=5.0, normalize=True),
         optim=OptimConfig(learning_rate=5e-7, batch=32, steps=320, warmup=0.03),
@@ -90,6 +95,7 @@ def dpo() -> DDPOConfig:
     """Vanilla DPO, the paper's ablation (Eq. 4): equal weights, summed log-probs."""
     return DDPOConfig(
         name="dpo",
+        model=FROZEN_VISION,
         data=DataConfig(rule="muffin"),
         loss=LossConfig(beta=0.5, gamma=1.0, normalize=False),
         optim=OptimConfig(learning_rate=5e-7, batch=32, epochs=7, warmup=0.1),
@@ -102,8 +108,8 @@ def llava15() -> DDPOConfig:
     """LLaVA-1.5's instruction tuning (arXiv 2310.03744): 2e-5, batch 128, vision tower frozen."""
     return DDPOConfig(
         name="llava15",
-        model=ModelConfig(trainable=("projector", "language")),
-        loss=IMITATION,
+        model=FROZEN_VISION,
+        loss=replace(IMITATION, sft_mean="tokens"),
         optim=OptimConfig(learning_rate=2e-5, batch=128, epochs=1, warmup=0.03),
         scale=replace(EIGHT_A100, micro_batch=4, checkpoint_every=500),
         generation=RELEASED_DECODING,

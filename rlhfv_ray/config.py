@@ -7,6 +7,7 @@ fields of it. The docstrings of the fields are the command line's help.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -170,6 +171,9 @@ class LossConfig:
     preference_weight: float = 1.0
     """Weight of the preference loss, >= 0. Set it to 0 and sft_weight above 0 for supervised
     fine-tuning, which uses neither rejected answers nor the reference."""
+    sft_mean: Literal["answers", "tokens"] = "answers"
+    """Mean of supervised fine-tuning: over the answers of an update, or over all their tokens, as
+    transformers and TRL do. With `answers` a token of a short answer weighs more (normalize)."""
 
     def __post_init__(self) -> None:
         _check_above_zero(self, "loss.", "beta")
@@ -178,6 +182,9 @@ class LossConfig:
         has_weight = self.preference_weight + self.sft_weight > 0
         allowed = "above 0, as the preference loss has no weight"
         check_setting(has_weight, "loss.sft_weight", self.sft_weight, allowed)
+        can_count = self.is_sft or self.sft_mean == "answers"
+        allowed = "answers, because preference_weight is above 0"
+        check_setting(can_count, "loss.sft_mean", self.sft_mean, allowed)
 
     @property
     def is_sft(self) -> bool:
@@ -199,10 +206,12 @@ class OptimConfig:
     """Number of updates, >= 0. 0 derives it from epochs."""
     warmup: float = 0.1
     """Share of the updates, 0 to 1, in which the learning rate rises linearly."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: a half cosine down to 0, or constant."""
+    schedule: Literal["cosine", "constant", "trainer"] = "cosine"
+    """Learning rate after the warm-up: a half cosine down to 0, or constant. `trainer` is the
+    cosine of transformers' Trainer to the update: its first update has rate 0, and an epoch's last
+    incomplete batch counts as an update."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay, >= 0."""
+    """AdamW's decoupled weight decay, >= 0. Biases and norms have none."""
     clip: float = 1.0
     """Largest gradient norm, >= 0; larger gradients are scaled down. 0 switches clipping off."""
     max_skipped: int = 3
@@ -218,6 +227,8 @@ class OptimConfig:
 
     def total_steps(self, pairs: int) -> int:
         """Return the number of updates of a run over `pairs` pairs."""
+        if self.schedule == "trainer":
+            return self.steps or math.ceil(self.epochs * math.ceil(pairs / self.batch))
         return self.steps or max(1, round(self.epochs * pairs / self.batch))
 
 

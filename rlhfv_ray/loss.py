@@ -75,7 +75,8 @@ def batch_loss(scored: Float[Tensor, "B A"], batch: PairBatch, config: LossConfi
         total = preference_weight * mean DDPO loss - sft_weight * mean over pairs of log pi(y_w|x)
 
     The second term is the RLHF-V release's. It uses the score of the preference itself, so with
-    `normalize` every answer weighs the same. DDPO needs the reference's log-probabilities.
+    `normalize` every answer weighs the same. Supervised fine-tuning can also take the mean over all
+    tokens of an update (`sft_mean`). DDPO needs the reference's log-probabilities.
 
     Args:
         scored: the policy's log-probability of every answer token.
@@ -91,7 +92,12 @@ def batch_loss(scored: Float[Tensor, "B A"], batch: PairBatch, config: LossConfi
     if config.is_sft:
         # (P,) chosen answers alone: an example has no rejected answer.
         logps = weighted_logps(scored[:pairs], weights[:pairs], normalize=config.normalize)
-        return StepLoss(-config.sft_weight * logps.mean(), None, logps, share)
+        imitated = logps.mean()
+        if config.sft_mean == "tokens":
+            # The engine averages over passes and workers: the sum of all tokens over their number.
+            assert batch.pass_tokens is not None, "the sampler fills this in"
+            imitated = (scored[:pairs] * weights[:pairs]).sum() / batch.pass_tokens
+        return StepLoss(-config.sft_weight * imitated, None, logps, share)
     assert batch.reference_token_logps is not None, "the reference stage fills these in"
     # Policy and reference get the same weights, so that both scores are Eq. 5 of the same segments.
     logps = weighted_logps(scored, weights, normalize=config.normalize)  # (B,)

@@ -27,8 +27,9 @@ from rlhfv_ray.shapes_stages import PAIRS, shapes_stage
 from rlhfv_ray.storage.folder import display_path, fetch, fetch_local
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.stages import Stage, check_stage, is_done
+from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import Record
-from rlhfv_ray.training.train import TrainJob, train_ddpo
+from rlhfv_ray.training.train import train_ddpo
 
 OnRecords = Callable[[Sequence[Record]], None]  # receives the records of new updates
 

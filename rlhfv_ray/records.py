@@ -95,6 +95,8 @@ class PairBatch(NamedTuple):
     answers: Tensor
     changed: Tensor  # (B, A) bool, corrected tokens
     reference_token_logps: Tensor | None  # (B, A) nats, fp32, 0 beyond the answer's end
+    # Scored tokens of a forward pass, on average over the passes of the update on all workers.
+    pass_tokens: float | None = None
 
 
 @dataclass(frozen=True)

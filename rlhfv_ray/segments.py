@@ -17,10 +17,11 @@ def changed_tokens(
 ) -> tuple[list[bool], list[bool]]:
     """Mark the tokens that differ between two answers.
 
-    Matching blocks come from `difflib.SequenceMatcher` with its junk heuristic on, as in the RLHF-V
-    release (thunlp/Muffin, `get_diff_ids`). Blocks shorter than `min_match` count as changed. The
-    rules differ where only one side has tokens between two matches. `muffin`, the release's rule,
-    ignores such pure insertions and deletions. `both_sides` marks them on the side that has them.
+    Matching blocks come from `difflib.SequenceMatcher`. Blocks shorter than `min_match` count as
+    changed. The rules differ where only one side has tokens between two matches. `muffin`, the rule
+    of the RLHF-V release (thunlp/Muffin, `get_diff_ids`), ignores such pure insertions and
+    deletions. `both_sides` marks them on the side that has them. Only `muffin` has difflib's junk
+    heuristic on, as the release has.
 
     Args:
         chosen: token ids. For `muffin`, pass whole sequences without their first token, prompt
@@ -44,7 +45,8 @@ def changed_tokens(
     changed_chosen = [False] * len(chosen)  # y_c of y_w: gamma goes on these tokens (Eq. 5)
     changed_rejected = [False] * len(rejected)  # y_c of y_l
     # Rejected comes first because Muffin's does: difflib breaks ties by its first argument.
-    for span_rejected, span_chosen in _gaps(rejected, chosen, min_match):
+    autojunk = rule == "muffin"
+    for span_rejected, span_chosen in _gaps(rejected, chosen, min_match, autojunk=autojunk):
         # Muffin's quirk: a gap that is empty on one side is skipped, so a pure insertion or
         # deletion gets no extra weight. An unchanged island shorter than min_match does.
         if rule == "muffin" and not (len(span_chosen) and len(span_rejected)):
@@ -56,11 +58,15 @@ def changed_tokens(
     return changed_chosen, changed_rejected
 
 
-def _gaps(a: Sequence[int], b: Sequence[int], min_match: int) -> Iterator[tuple[range, range]]:
-    """Yield the ranges before, between and after the matching blocks of two sequences."""
-    # autojunk stays on: in sequences of 200 tokens and more, difflib then never starts a match at
-    # a token that makes up over 1 % of `b`. Muffin's masks depend on it.
-    *blocks, end = SequenceMatcher(None, a, b).get_matching_blocks()
+def _gaps(
+    a: Sequence[int], b: Sequence[int], min_match: int, *, autojunk: bool
+) -> Iterator[tuple[range, range]]:
+    """Yield the ranges before, between and after the matching blocks of two sequences.
+
+    With `autojunk`, in sequences of 200 tokens and more, difflib never starts a match at a token
+    that makes up over 1 % of `b`.
+    """
+    *blocks, end = SequenceMatcher(None, a, b, autojunk=autojunk).get_matching_blocks()
     long_blocks = [block for block in blocks if block.size >= min_match]
     start_a = 0
     start_b = 0

@@ -9,7 +9,7 @@ nice .venv/bin/python -m pytest -q --durations=15 -m "not ray" tests rlhfv_ray e
     > .venv/tests.log 2>&1 &
 others=$!
 status=0
-.venv/bin/python -m pytest -q --durations=15 -m ray tests || status=$?
+.venv/bin/python -m pytest -q --durations=15 -m "ray and not soak" tests || status=$?
 wait $others || status=$?
 cat .venv/tests.log
 exit $status

@@ -10,7 +10,7 @@ spans are.
 """
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from PIL.Image import Image
 
@@ -19,33 +19,65 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import ChangedTokens, EncodedPair, Example, PreferencePair, Span
 from rlhfv_ray.segments import Rule, changed_tokens
 
+MARK = "\ue000"  # of Unicode's private use: stands in no text of people
+END_TOKENS = "rlhfv_end_tokens"  # attribute of a tokenizer: further tokens that end a generation
+CHANGED_TURN = (
+    "template: this chat template renders an earlier turn differently once a later one follows; "
+    "use another template, or conversations of one turn."
+)
+
 
 def prompt_text(processor: Any, question: str) -> str:
     """Return the chat template of one image and one question, up to the assistant's turn."""
-    return processor.apply_chat_template(
-        [_user(question)], add_generation_prompt=True, tokenize=False
-    )
+    return _rendered(processor, [_user(question)], add_generation_prompt=True)
+
+
+def process(processor: Any, images: Sequence[Image], texts: Sequence[str], **settings: Any) -> Any:
+    """Call a processor on one image and one rendered text per row.
+
+    A template that writes the beginning of the sequence itself gets no second one, which is the
+    rule of transformers' `apply_chat_template(tokenize=True)`.
+    """
+    if not _adds_special_tokens(processor, texts[0]):
+        settings["add_special_tokens"] = False
+    # One list of images per text.
+    return processor(images=[[image] for image in images], text=list(texts), **settings)
 
 
 def prompt_ids(processor: Any, image: Image, question: str) -> list[int]:
     """Return the token ids of the prompt, image tokens expanded."""
-    text = prompt_text(processor, question)
-    return processor(images=[image], text=[text])["input_ids"][0]
+    inputs = process(processor, [image], [prompt_text(processor, question)])
+    return [int(token) for token in inputs["input_ids"][0]]  # some processors return tensors
 
 
-def answer_ids(processor: Any, question: str, answer: str) -> tuple[list[int], list[Span]]:
-    """Return the token ids of an answer after its prompt, and each token's span in the answer.
+class AnswerTokens(NamedTuple):
+    """An answer after its prompt, up to and with what the template writes behind it."""
+
+    ids: list[int]
+    offsets: list[Span]  # characters of each token, counted from the answer's first one
+    tail: int  # number of tokens after the answer's last character
+
+
+def answer_ids(processor: Any, question: str, answer: str) -> AnswerTokens:
+    """Return the tokens of an answer after its prompt.
 
     Prompt and answer are tokenized together if the prompt's ids are a prefix of the result. Tokens
     then meet at the border as they do in generation. Otherwise the answer is tokenized alone.
+
+    A template that writes nothing that ends a generation (that of llava-1.5-7b-hf, as published)
+    gets the tokenizer's end-of-sequence token in its place: a model that never learns to stop does
+    not stop.
+
+    Raises:
+        DataError: the template changes the answer.
     """
+    user = [_user(question)]
     prompt = prompt_text(processor, question)
-    text = processor.apply_chat_template([_user(question), _assistant(answer)], tokenize=False)
-    ids, offsets = _continued(processor, prompt, text)
-    # Characters that the template puts between prompt and answer: LLaVA-1.5's prompt ends with
-    # "ASSISTANT:", and the answer follows a space. A template that trims the answer hides it (-1).
-    lead = max(text.find(answer, len(prompt)) - len(prompt), 0)
-    return ids, [(start - lead, stop - lead) for start, stop in offsets]
+    start, stop, text = _answered(processor, user, prompt, answer)
+    ids, offsets = _continued(processor, prompt, _ended(processor, text, stop))
+    lead = start - len(prompt)
+    tail = sum(begin >= stop - len(prompt) for begin, _ in offsets)
+    return AnswerTokens(ids, [(begin - lead, end - lead) for begin, end in offsets], tail)
 
 
 def conversation_ids(
@@ -53,33 +85,125 @@ def conversation_ids(
 ) -> tuple[list[int], list[bool]]:
     """Return the token ids after a conversation's first question, and a mask of its answers.
 
-    The mask is True on answers and on the tokens that end their turns, False on later questions.
+    The mask is True on answers and on the token that ends each of them, False on later questions
+    and on what the template writes between the turns.
+
+    Raises:
+        DataError: the template changes an answer, or an earlier turn once a later one follows.
     """
     messages: list[dict[str, Any]] = []
-    answers: list[Span] = []  # characters of each answer in the conversation's text
-    text = ""
+    answers: list[Span] = []  # characters of each answer with its end, in the conversation's text
+    text = ""  # of the conversation so far, with the ends that the template leaves out
+    rendered = ""  # of the conversation so far, by the template
+    first_prompt = prompt_text(processor, turns[0][0])
     for number, (question, answer) in enumerate(turns):
         messages.append(_user(question, image=number == 0))  # the image stands in the first turn
-        before = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        before = _rendered(processor, messages, add_generation_prompt=True)
+        start, stop, after = _answered(processor, messages, before, answer)
         messages.append(_assistant(answer))
-        text = processor.apply_chat_template(messages, tokenize=False)
-        answers.append((len(before), len(text)))
-    prompt = prompt_text(processor, turns[0][0])
-    ids, offsets = _continued(processor, prompt, text)
-    spans = [(start - len(prompt), stop - len(prompt)) for start, stop in answers]
+        if not after.startswith(rendered):
+            raise DataError(CHANGED_TURN)
+        added = len(text) - len(rendered)  # characters of ends that were added so far
+        text += _ended(processor, after, stop)[len(rendered) :]
+        rendered = after
+        answers.append((start + added, stop + added + _end_width(processor, text[stop + added :])))
+    ids, offsets = _continued(processor, first_prompt, text)
+    width = len(first_prompt)
+    spans = [(start - width, stop - width) for start, stop in answers]
     return ids, _within(offsets, spans)
 
 
-def _continued(processor: Any, prompt: str, text: str) -> tuple[list[int], list[Span]]:
-    """Return the token ids of a text after its prompt, and each token's span after the prompt."""
-    if not text.startswith(prompt):
+def _answered(
+    processor: Any, messages: Sequence[dict[str, Any]], prompt: str, answer: str
+) -> tuple[int, int, str]:
+    """Render an answer behind the messages before it.
+
+    The answer's place is where the template puts a mark in its stead. Its text could stand
+    elsewhere too: "think" stands in "</think>".
+
+    Returns:
+        First and last character of the answer in the text, and the text. The first one is counted
+        as if the template had left the answer's blanks.
+
+    Raises:
+        DataError: the template changes the answer.
+    """
+    text = _rendered(processor, [*messages, _assistant(answer)])
+    marked = _rendered(processor, [*messages, _assistant(MARK)])
+    if not marked.startswith(prompt):
         raise DataError(
             "template: a conversation must begin with its prompt, but this chat template renders "
             "the two differently; use another template."
         )
+    before, found, behind = marked[len(prompt) :].partition(MARK)
+    start, stop = len(prompt) + len(before), len(text) - len(behind)
+    kept = text[start:stop]
+    parts = (marked[:start] == text[:start], behind == text[stop:], kept.strip() == answer.strip())
+    if not (found and all(parts)):
+        raise DataError(
+            "template: this chat template changes the answer, or drops a part of it, so that its "
+            "tokens cannot be found; use another template."
+        )
+    shift = len(answer) - len(answer.lstrip()) - (len(kept) - len(kept.lstrip()))
+    return start - shift, stop, text
+
+
+def _ended(processor: Any, text: str, stop: int) -> str:
+    """Return a text whose last answer, which stops at a character, ends a generation."""
+    tail = text[stop:]
+    if _end_width(processor, tail):
+        return text
+    return text[:stop] + (tail if tail.strip() else "") + processor.tokenizer.eos_token
+
+
+def _end_width(processor: Any, tail: str) -> int:
+    """Return the number of characters up to the end of the first token that ends a generation.
+
+    It is 0 if there is none.
+    """
+    ends = [tail.find(end) + len(end) for end in end_tokens(processor) if end in tail]
+    return min(ends, default=0)
+
+
+def end_tokens(processor: Any) -> tuple[str, ...]:
+    """Return the tokens that end a generation: the tokenizer's, and those of the model's settings.
+
+    `load_processor` reads the model's.
+    """
+    of_model = getattr(processor.tokenizer, END_TOKENS, ())
+    return tuple(dict.fromkeys((processor.tokenizer.eos_token, *of_model)))
+
+
+def ends_answers(processor: Any) -> bool:
+    """Return True if the chat template itself ends an answer's generation."""
+    prompt = prompt_text(processor, "?")
+    _, stop, text = _answered(processor, [_user("?")], prompt, "Yes.")
+    return bool(_end_width(processor, text[stop:]))
+
+
+def _rendered(
+    processor: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = False
+) -> str:
+    # A thought is no part of an answer that is learnt from or scored.
+    thinking = "enable_thinking" in processor.chat_template
+    settings = {"enable_thinking": False} if thinking else {}
+    return processor.apply_chat_template(
+        list(messages), add_generation_prompt=add_generation_prompt, tokenize=False, **settings
+    )
+
+
+def _adds_special_tokens(processor: Any, text: str) -> bool:
+    """Return True if the tokenizer may add its special tokens: the text has no beginning yet."""
+    beginning = processor.tokenizer.bos_token
+    return beginning is None or not text.startswith(beginning)
+
+
+def _continued(processor: Any, prompt: str, text: str) -> tuple[list[int], list[Span]]:
+    """Return the token ids of a text after its prompt, and each token's span after the prompt."""
     # Text alone: the image placeholder is one token here, so both sides count alike.
-    before = processor.tokenizer(prompt)["input_ids"]
-    encoded = processor.tokenizer(text, return_offsets_mapping=True)
+    special = _adds_special_tokens(processor, prompt)
+    before = processor.tokenizer(prompt, add_special_tokens=special)["input_ids"]
+    encoded = processor.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
     if encoded["input_ids"][: len(before)] == before:
         ids = encoded["input_ids"][len(before) :]
         offsets = encoded["offset_mapping"][len(before) :]
@@ -111,10 +235,10 @@ def encode_pair(
             tokens.
     """
     prompt = prompt_ids(processor, decode_image(pair.image), pair.question)
-    chosen, chosen_offsets = answer_ids(processor, pair.question, pair.chosen)
-    rejected, rejected_offsets = answer_ids(processor, pair.question, pair.rejected)
-    _check_length(prompt, chosen, rejected, max_length=max_length)
-    if chosen == rejected:
+    chosen = answer_ids(processor, pair.question, pair.chosen)
+    rejected = answer_ids(processor, pair.question, pair.rejected)
+    _check_length(prompt, chosen.ids, rejected.ids, max_length=max_length)
+    if chosen.ids == rejected.ids:
         raise DataError(
             "equal_answers: chosen and rejected give the same tokens, so neither can be preferred."
         )
@@ -126,11 +250,11 @@ def encode_pair(
     if spans and (pair.chosen_spans is not None or pair.rejected_spans is not None):
         # Marks win over every rule. The unmarked side of a marked pair has no corrected token.
         marked = ChangedTokens(
-            _within(chosen_offsets, pair.chosen_spans or ()),
-            _within(rejected_offsets, pair.rejected_spans or ()),
+            _within(chosen.offsets, pair.chosen_spans or ()),
+            _within(rejected.offsets, pair.rejected_spans or ()),
         )
         changed = dict.fromkeys(changed, marked)
-    return EncodedPair(pair.id, pair.image, prompt, chosen, rejected, changed)
+    return EncodedPair(pair.id, pair.image, prompt, chosen.ids, rejected.ids, changed)
 
 
 def encode_example(example: Example, processor: Any, *, max_length: int) -> EncodedPair:
@@ -174,16 +298,27 @@ def _assistant(answer: str) -> dict[str, Any]:
 
 
 def _changed(
-    prompt: list[int], chosen: list[int], rejected: list[int], *, rule: Rule, min_match: int
+    prompt: list[int],
+    chosen: AnswerTokens,
+    rejected: AnswerTokens,
+    *,
+    rule: Rule,
+    min_match: int,
 ) -> ChangedTokens:
     """Compare what the rule compares, and return the masks of the answers' tokens."""
-    # Muffin's quirk: the release compares whole sequences, prompt included, without their first
-    # token. Its difflib may match answer tokens with prompt tokens; `both_sides` avoids that.
-    context = prompt[1:] if rule == "muffin" else []
-    chosen_mask, rejected_mask = changed_tokens(
-        context + chosen, context + rejected, rule=rule, min_match=min_match
-    )
-    return ChangedTokens(chosen_mask[len(context) :], rejected_mask[len(context) :])
+    if rule == "muffin":
+        # Muffin's quirk: the release compares whole sequences, prompt included, without their first
+        # token. Its difflib may match answer tokens with prompt tokens; `both_sides` avoids that.
+        context = prompt[1:]
+        masks = changed_tokens(
+            context + chosen.ids, context + rejected.ids, rule=rule, min_match=min_match
+        )
+        return ChangedTokens(*(mask[len(context) :] for mask in masks))
+    # What the template writes behind an answer is no part of it, and never corrected. It is often
+    # shorter than `min_match`, so that a change of the last word would take it along.
+    bodies = [answer.ids[: len(answer.ids) - answer.tail] for answer in (chosen, rejected)]
+    masks = changed_tokens(*bodies, rule=rule, min_match=min_match)
+    return ChangedTokens(masks[0] + [False] * chosen.tail, masks[1] + [False] * rejected.tail)
 
 
 def _within(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:

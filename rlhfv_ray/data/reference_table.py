@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -133,17 +133,34 @@ def _usable_rows(part: Path) -> pa.Table:
     return table.filter(table["reason"].is_null())
 
 
-def pair_lengths(folder: Path) -> list[int]:
-    """Return the tokens of prompt plus both answers of every pair, in `load_reference`'s order."""
+class PairSizes(NamedTuple):
+    """Sizes of pairs, one number for each."""
+
+    tokens: list[int]  # of the prompt and both answers
+    scored: list[int]  # scored tokens of the chosen answer
+
+    def of(self, rows: Sequence[int]) -> "PairSizes":
+        """Return the sizes of some of the pairs."""
+        return PairSizes(*([numbers[row] for row in rows] for numbers in self))
+
+
+def pair_sizes(folder: Path) -> PairSizes:
+    """Return the sizes of every pair, in `load_reference`'s order."""
     answer_columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    parts = [
-        pq.read_table(path, columns=["reason", *answer_columns])
-        for path in sorted(folder.glob("part-*.parquet"))
-    ]
-    table = pa.concat_tables(parts)
+    paths = sorted(folder.glob("part-*.parquet"))
+    columns = {"reason", "scored", *answer_columns} & set(pq.read_schema(paths[0]).names)
+    table = pa.concat_tables(pq.read_table(path, columns=sorted(columns)) for path in paths)
     table = table.filter(table["reason"].is_null())
-    columns = [table[name].combine_chunks().value_lengths().to_pylist() for name in answer_columns]
-    return [sum(lengths) for lengths in zip(*columns, strict=True)]
+    lengths = [table[name].combine_chunks().value_lengths().to_pylist() for name in answer_columns]
+    tokens = [sum(parts) for parts in zip(*lengths, strict=True)]
+    _, scored, _ = lengths
+    if "scored" in columns:  # None: all tokens of the answer are scored
+        masks = table["scored"].to_pylist()
+        scored = [
+            length if mask is None else sum(mask)
+            for length, mask in zip(scored, masks, strict=True)
+        ]
+    return PairSizes(tokens, scored)
 
 
 def unusable_rows(folder: Path) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from transformers import (
 
 from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig, changed_settings
 from rlhfv_ray.data import decode_image
-from rlhfv_ray.data.encoding import prompt_text
+from rlhfv_ray.data.encoding import process, prompt_text
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.inference.parts import begun_scale, map_parts, read_parts, write_part
 from rlhfv_ray.models import load_model
@@ -109,11 +109,10 @@ def answer_prompts(
     model: Any, processor: Any, prompts: Sequence[Prompt], generation: GenerationConfig
 ) -> list[str]:
     """Answer a few prompts in one batch, padded on the left."""
-    inputs = processor(
-        images=[
-            [decode_image(prompt.image)] for prompt in prompts
-        ],  # one list of images per prompt
-        text=[prompt_text(processor, prompt.question) for prompt in prompts],
+    inputs: Any = process(
+        processor,
+        [decode_image(prompt.image) for prompt in prompts],
+        [prompt_text(processor, prompt.question) for prompt in prompts],
         padding=True,
         padding_side="left",
         return_tensors="pt",

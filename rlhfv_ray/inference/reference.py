@@ -53,7 +53,7 @@ def reference_inputs(
         "layout": model.layout,  # of rows: bf16 rounds each layout differently
         "attention": model.attention,
         **({} if data.spans else {"spans": False}),
-        "version": 1,  # of the folder
+        "version": 2,  # of the encoding
     }
 
 

@@ -6,6 +6,7 @@ Digests identify exactly which weights and which processor they are.
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from rlhfv_ray.config import SHAPES, ModelConfig
-from rlhfv_ray.data.encoding import prompt_ids
+from rlhfv_ray.data.encoding import END_TOKENS, prompt_ids
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.layouts import TESTED
 from rlhfv_ray.storage.files import file_digest
@@ -199,17 +200,42 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
             f"{source!r} has no processor for images and text, so it is no image-text-to-text "
             "model. Give a vision-language model."
         )
-    if not processor.chat_template:
-        raise ConfigError(
-            f"{source!r} has no chat template: add chat_template.jinja to the model's folder."
-        )
+    processor.chat_template = _chat_template(processor, source)
     if not processor.tokenizer.is_fast:
         raise ConfigError(
             f"{source!r} has only a slow tokenizer: save the model with its tokenizer.json."
         )
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    setattr(processor.tokenizer, END_TOKENS, _end_tokens(processor.tokenizer, source))
     return processor
+
+
+def _chat_template(processor: Any, source: str) -> str:
+    """Return the processor's chat template; of several the default one, else its tokenizer's.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for owner in (processor, processor.tokenizer):
+        template = owner.chat_template
+        if isinstance(template, Mapping):
+            template = template.get("default")
+        if template:
+            return template
+    raise ConfigError(
+        f"{source!r} has no chat template: add chat_template.jinja to the model's folder."
+    )
+
+
+def _end_tokens(tokenizer: Any, source: str) -> tuple[str, ...]:
+    """Return the tokens that end a generation of a checkpoint, as its own settings name them."""
+    settings_file = _cached_file(source, GENERATION_CONFIG_NAME)
+    settings = json.loads(Path(settings_file).read_text()) if settings_file else {}
+    named = settings.get("eos_token_id")
+    numbers = named if isinstance(named, list) else [named]
+    tokens = [tokenizer.convert_ids_to_tokens(number) for number in numbers if number is not None]
+    return tuple(token for token in tokens if token)
 
 
 def _processor(source: str, trust_remote_code: bool) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import torch.distributed as dist
 
 from rlhfv_ray.config import DDPOConfig
-from rlhfv_ray.data.reference_table import from_row
+from rlhfv_ray.data.reference_table import PairSizes, from_row
 from rlhfv_ray.records import EncodedPair, PairBatch
 
 
@@ -35,7 +35,7 @@ def global_batch_indices(pairs: int, batch: int, *, seed: int, step: int) -> lis
 
 def micro_batches(
     pairs: Any,
-    lengths: Sequence[int],
+    sizes: PairSizes,
     collate: Callable[[Sequence[EncodedPair]], PairBatch],
     config: DDPOConfig,
     *,
@@ -51,11 +51,14 @@ def micro_batches(
     size, world, rank = config.scale.micro_batch, dist.get_world_size(), dist.get_rank()
     for step in range(start, stop):
         rows = global_batch_indices(len(pairs), config.optim.batch, seed=config.seed, step=step)
-        rows.sort(key=lambda row: (lengths[row], row))
+        rows.sort(key=lambda row: (sizes.tokens[row], row))
+        passes = world * config.accumulation
+        pass_tokens = sum(sizes.scored[row] for row in rows) / passes
         for turn in range(config.accumulation):
             first = (turn * world + (rank if turn % 2 == 0 else world - 1 - rank)) * size
             group = rows[first : first + size]
-            yield collate([from_row(pairs[row], chosen_only=config.loss.is_sft) for row in group])
+            batch = collate([from_row(pairs[row], chosen_only=config.loss.is_sft) for row in group])
+            yield batch._replace(pass_tokens=pass_tokens)
 
 
 def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:

@@ -19,15 +19,17 @@ import torch.distributed as dist
 
 from benchmarks.workers import free_port, group
 from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
-from rlhfv_ray.data.reference_table import to_row
+from rlhfv_ray.data.reference_table import PairSizes, to_row
 from rlhfv_ray.inference.reference import score_pairs
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import batch_loss
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy
 from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.records import PairBatch
+from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.sampler import micro_batches
-from rlhfv_ray.training.train import TrainJob, pairs_to_blame, start_engine, update
+from rlhfv_ray.training.step_checks import pairs_to_blame
+from rlhfv_ray.training.worker import start_engine, update
 
 WORLD, PAIRS = 2, 6
 # Of plain SGD: a weight changes by RATE * gradient, far above the weight's own rounding.
@@ -99,7 +101,7 @@ def run_case(case, folder: Path) -> dict:
     lengths = [
         len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows
     ]
-    on_cpu = micro_batches(rows, lengths, collate, config, start=0, stop=1)
+    on_cpu = micro_batches(rows, PairSizes(lengths, lengths), collate, config, start=0, stop=1)
     batches = [to_device(batch, engine.device, model.dtype) for batch in on_cpu]
     job = TrainJob(config, folder, {}, folder, token="")
     start = master_weights(engine)
@@ -211,7 +213,7 @@ def test_pairs_of_the_nan_are_named_on_every_rank(case, found):
 def test_deepspeed_comes_without_mlflow_and_mlflow_stays_importable():
     """Catches: workers that import MLflow, which doubles their start, or that cannot import it."""
     code = (
-        "import sys; from rlhfv_ray.training.train import import_deepspeed; "
+        "import sys; from rlhfv_ray.training.worker import import_deepspeed; "
         "assert import_deepspeed().zero; assert 'mlflow' not in sys.modules; "
         "import mlflow; assert mlflow.__version__"
     )

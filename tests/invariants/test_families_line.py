@@ -30,8 +30,8 @@ from rlhfv_ray.models import load_policy
 from rlhfv_ray.records import PreferencePair, Prompt
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import read_records
-from rlhfv_ray.training.train import TrainJob
 from tests.families import FAMILIES, save
 from tests.invariants.test_families import ANSWERS, picture
 from tests.ray.test_worker import run_jobs

@@ -28,8 +28,9 @@ from rlhfv_ray.data import write_pairs
 from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import read_records
-from rlhfv_ray.training.train import TrainJob, train_ddpo
+from rlhfv_ray.training.train import train_ddpo
 from tests.conftest import careless_pairs
 
 

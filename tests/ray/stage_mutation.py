@@ -33,7 +33,7 @@ from rlhfv_ray.config import (
     ShapesConfig,
 )
 from rlhfv_ray.data import write_pairs
-from rlhfv_ray.data.reference_table import load_reference, pair_lengths, unusable_rows
+from rlhfv_ray.data.reference_table import load_reference, pair_sizes, unusable_rows
 from rlhfv_ray.errors import RlhfvError
 from rlhfv_ray.inference.generate import read_answers
 from rlhfv_ray.models import load_processor
@@ -166,7 +166,7 @@ def read_all(pipeline: Pipeline, evaluation: Evaluation) -> dict[str, Any]:
     trained = pipeline.train.folder(storage)
     results: dict[str, Any] = {
         "pairs": load_reference(reference)[:],
-        "lengths": pair_lengths(reference),
+        "lengths": pair_sizes(reference),
         "unusable": unusable_rows(reference),
         "records": [without_facts(record) for record in read_records(trained)],
         "model": digests(trained / "model"),

@@ -191,7 +191,7 @@ class Place:
     written: Callable[[], list[Path]]  # folders with all that was written
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=[pytest.param("folder", marks=pytest.mark.soak), "bucket"])
 def place(request: pytest.FixtureRequest, bucket, tmp_path: Path) -> Iterator[Place]:
     """A folder and Ctrl-C; or a bucket, a kill, and drivers that have nothing else in common."""
     started, storage = time.time(), tmp_path / "runs"

@@ -32,11 +32,12 @@ from rlhfv_ray.errors import (
 from rlhfv_ray.inference.parts import write_part
 from rlhfv_ray.inference.reference import reference_inputs
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.training import train as training
+from rlhfv_ray.training import worker as training
 from rlhfv_ray.training.checkpoint import latest_checkpoint
+from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import read_records
 from rlhfv_ray.training.sampler import global_batch_indices, nested_subset
-from rlhfv_ray.training.train import TrainJob, train_worker
+from rlhfv_ray.training.worker import train_worker
 from tests.ray.conftest import assert_same, losses, weights, with_scale
 
 pytestmark = pytest.mark.ray

@@ -161,6 +161,7 @@ DEFAULTS = {
         "normalize": True,
         "sft_weight": 0.0,
         "preference_weight": 1.0,
+        "sft_mean": "answers",
     },
     OptimConfig: {
         "learning_rate": 5e-7,

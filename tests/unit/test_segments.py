@@ -66,3 +66,13 @@ def test_equal_and_empty():
     assert changed_tokens([1, 2, 3], [1, 2, 3], rule="muffin") == ([False] * 3, [False] * 3)
     assert changed_tokens([], [], rule="both_sides") == ([], [])
     assert changed_tokens([], [5], rule="both_sides") == ([], [True])
+
+
+def test_one_changed_word_in_a_long_answer_marks_one_word():
+    """Catches: difflib's junk heuristic in our own rule, which marked hundreds of tokens."""
+    rng = random.Random(0)
+    answer = [rng.randrange(40) for _ in range(600)]
+    edited = [*answer[:300], 99, *answer[301:]]
+    chosen, _ = changed_tokens(edited, answer, rule="both_sides")
+    assert [position for position, flag in enumerate(chosen) if flag] == [300]
+    assert sum(changed_tokens(edited, answer, rule="muffin")[0]) > 1  # as the release has it

@@ -13,7 +13,7 @@ from rlhfv_ray.data.reference_table import (
     check_reference,
     from_row,
     load_reference,
-    pair_lengths,
+    pair_sizes,
     to_row,
 )
 from rlhfv_ray.errors import StaleReferenceError
@@ -65,7 +65,7 @@ def test_unusable_rows_are_left_out_of_pairs_and_lengths(tmp_path: Path) -> None
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
         pq.write_table(table, tmp_path / f"part-{number:06}.parquet")
     assert load_reference(tmp_path)["id"][:] == ["a"]
-    assert pair_lengths(tmp_path) == [7]
+    assert pair_sizes(tmp_path).tokens == [7]
 
 
 def write_pair(folder: Path, name: str) -> None:

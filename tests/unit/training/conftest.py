@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, prepare_training
-from rlhfv_ray.training.train import start_engine
+from rlhfv_ray.training.worker import start_engine
 
 RANK_0_OF_1 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
-from rlhfv_ray.data.reference_table import to_row
+from rlhfv_ray.data.reference_table import PairSizes, to_row
 from rlhfv_ray.models.batch import collate_pairs
 from rlhfv_ray.records import ReferencePair
 from rlhfv_ray.training.sampler import (
@@ -71,7 +71,9 @@ def test_passes_of_one_process_cover_the_global_batch(encoded, processor, group)
     ids = {}
     for size in (2, 6):
         config = DDPOConfig(optim=OptimConfig(batch=6), scale=ScaleConfig(micro_batch=size))
-        batches = list(micro_batches(rows, lengths, collate, config, start=0, stop=5))
+        batches = list(
+            micro_batches(rows, PairSizes(lengths, lengths), collate, config, start=0, stop=5)
+        )
         assert {len(batch.ids) for batch in batches} == {size}
         ids[size] = ids_of(batches)
     assert ids[2] == ids[6]
@@ -82,7 +84,7 @@ def test_passes_of_one_process_cover_the_global_batch(encoded, processor, group)
         numbers.sort(key=lambda number: (lengths[number], number))
         order += [rows[number]["id"] for number in numbers]
     assert ids[6] == order
-    late = micro_batches(rows, lengths, collate, config, start=3, stop=5)
+    late = micro_batches(rows, PairSizes(lengths, lengths), collate, config, start=3, stop=5)
     assert ids_of(late) == order[3 * 6 :]
 
 

@@ -1,20 +1,28 @@
 """The learning rate, and the checks of `update` on a real engine in a process group of one."""
 
+import functools
 import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers import get_cosine_schedule_with_warmup
 
 from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.data.reference_table import PairSizes, to_row
 from rlhfv_ray.errors import CheckpointError, StaleReferenceError
 from rlhfv_ray.inference.reference import score_pairs
+from rlhfv_ray.logps import policy_token_logps
+from rlhfv_ray.loss import batch_loss
 from rlhfv_ray.models.batch import collate_pairs
+from rlhfv_ray.records import ReferencePair
 from rlhfv_ray.training.checkpoint import weights_of
+from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import append_records
+from rlhfv_ray.training.sampler import micro_batches
 from rlhfv_ray.training.step_checks import check_repeated_loss, loss_to_repeat
-from rlhfv_ray.training.train import TrainJob, learning_rate, update
+from rlhfv_ray.training.worker import learning_rate, update, weight_groups
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +163,66 @@ def test_learning_rate_without_warmup_and_constant():
     constant = OptimConfig(learning_rate=2.0, warmup=0.5, schedule="constant")
     assert [learning_rate(constant, step, 4) for step in range(4)] == [1.0, 2.0, 2.0, 2.0]
     assert learning_rate(OptimConfig(learning_rate=2.0, warmup=1.0), 3, 4) == 2.0
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(20, 0.1), (7, 0.3), (5, 0.0)])
+def test_the_trainers_schedule_to_the_update(steps, warmup):
+    """Catches: a warm-up that is one update ahead of transformers' Trainer."""
+    optim = OptimConfig(learning_rate=0.3, warmup=warmup, schedule="trainer")
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=optim.learning_rate)
+    schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(warmup * steps), steps)
+    for step in range(steps):
+        assert learning_rate(optim, step, steps) == pytest.approx(
+            schedule.get_last_lr()[0], abs=1e-12
+        )
+        optimizer.step()
+        schedule.step()
+
+
+def test_the_trainers_number_of_updates():
+    """Catches: RLHF-V's 5,733 pairs in 32s for 7 epochs, which are 1,260 updates in the Trainer."""
+    optim = OptimConfig(batch=32, epochs=7)
+    assert optim.total_steps(5733) == 1254
+    assert replace(optim, schedule="trainer").total_steps(5733) == 1260
+
+
+def test_biases_and_norms_do_not_decay(policy):
+    """Catches: weight decay on vectors; a weight in no group, or in two."""
+    (everything,) = weight_groups(policy, OptimConfig())
+    decaying, others = weight_groups(policy, OptimConfig(weight_decay=0.1))
+    assert decaying["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
+    names = {id(weight): name for name, weight in policy.named_parameters()}
+    kept = {names[id(weight)] for weight in others["params"]}
+    assert {name for name in names.values() if name.endswith((".bias", "norm.weight"))} <= kept
+    both = [*decaying["params"], *others["params"]]
+    assert sorted(map(id, both)) == sorted(map(id, everything["params"]))
+
+
+def test_fine_tuning_weighs_tokens_alike(new_engine, small_model, encoded, processor):
+    """Catches: a token of a short answer that weighs more; a mean that depends on the passes."""
+    tokens = [len(pair.chosen_ids) for pair in encoded]
+    short, long = encoded[tokens.index(min(tokens))], encoded[tokens.index(max(tokens))]
+    assert len(short.chosen_ids) < len(long.chosen_ids)
+    rows = [to_row(ReferencePair(**vars(one), chosen_logps=[], rejected_logps=[]))
+            for one in (short, long)]  # fmt: skip
+    sizes = PairSizes([1, 2], [len(short.chosen_ids), len(long.chosen_ids)])
+    loss = LossConfig(preference_weight=0.0, sft_weight=1.0, gamma=1.0, sft_mean="tokens")
+    policy = new_engine(small_model, batch=2).module
+    collate = functools.partial(collate_pairs, processor=processor, rule="muffin")
+    totals = {}
+    for passes in (1, 2):
+        config = DDPOConfig(
+            loss=loss, optim=OptimConfig(batch=2), scale=ScaleConfig(micro_batch=2 // passes)
+        )
+        batches = list(micro_batches(rows, sizes, collate, config, start=0, stop=1))
+        assert len(batches) == passes
+        with torch.no_grad():
+            steps = [batch_loss(policy_token_logps(policy, one), one, loss) for one in batches]
+        totals[passes] = sum(step.total.item() for step in steps) / passes  # as the engine does
+    one_pass = replace(config, scale=ScaleConfig(micro_batch=2))
+    (whole,) = micro_batches(rows, sizes, collate, one_pass, start=0, stop=1)
+    with torch.no_grad():
+        logps = policy_token_logps(policy, whole)
+    expected = -logps.sum().item() / sum(sizes.scored)
+    assert totals == pytest.approx({1: expected, 2: expected}, abs=1e-6)
