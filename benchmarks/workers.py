@@ -27,6 +27,7 @@ from benchmarks.measure import Row
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.reference_table import load_reference, pair_sizes
+from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.models import load_processor
 from rlhfv_ray.models.batch import collate_pairs, to_device
@@ -263,7 +264,7 @@ def host_worker(rank: int, port: int, job: TrainJob, results: Path) -> None:
     """Train a few updates, and time the waits for batches and the making of batches."""
     config = job.config
     with group(rank, 1, port):
-        engine, processor = load_engine(config)
+        engine, processor = load_engine(config, read_check(job.reference))
         pairs, sizes = load_reference(job.reference), pair_sizes(job.reference)
         collate = functools.partial(
             collate_pairs, processor=processor, rule="both_sides", layout=engine.module.layout

@@ -58,11 +58,11 @@ def tokenizer(*special: str, **named: str) -> tf.PreTrainedTokenizerFast:
 def template(image: str) -> str:
     """Return a chat template with an image placeholder."""
     return (
-        "{% for message in messages %}{{ message['role'] }}: "
+        "{% for message in messages %}{{ message['role'] }}:\n"
         "{% for part in message['content'] %}"
         f"{{% if part['type'] == 'image' %}}{image}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
         "{% endfor %}{% if message['role'] == 'assistant' %}</s>{% else %}\n{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
     )
 
 

@@ -9,7 +9,7 @@ be used) and `config.json`.
 import functools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ import torch
 
 from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import Slice, data_digest, list_slices, read_slice
-from rlhfv_ray.data.encoding import encode_example, encode_pair
 from rlhfv_ray.data.reference_table import SCHEMA, UNUSABLE, to_row
 from rlhfv_ray.errors import DataError
+from rlhfv_ray.inference.model_check import check_model, encode
 from rlhfv_ray.inference.parts import begun_scale, map_parts
 from rlhfv_ray.logps import policy_token_logps
-from rlhfv_ray.models import AnswerPolicy, layout_of, load_model, load_processor, model_digests
+from rlhfv_ray.models import AnswerPolicy, load_model, load_processor, model_digests
 from rlhfv_ray.models.batch import collate_pairs, to_device
-from rlhfv_ray.records import EncodedPair, Example, PreferencePair, ReferencePair
+from rlhfv_ray.models.self_check import SelfCheck, checked_layout
+from rlhfv_ray.records import EncodedPair, ReferencePair
 from rlhfv_ray.storage.folder import display_path
 
 logger = logging.getLogger(__name__)
@@ -66,11 +67,15 @@ def compute_reference_logps(
         DataError: more than `data.max_unusable` of the rows are unusable, or none is left.
     """
     scale = begun_scale(folder, scale)
+    shards = list_slices(data.path, format=data.format, rows=scale.rows)
+    check = functools.partial(check_model, config=model, data=data, shards=shards, folder=folder)
     map_parts(
-        list_slices(data.path, format=data.format, rows=scale.rows),
+        shards,
         folder,
         prepare=functools.partial(encode_slice, model=model, data=data),
-        actor=functools.partial(ReferenceActor, model=model, batch=scale.inference_batch),
+        actor=functools.partial(
+            ReferenceActor, model=model, batch=scale.inference_batch, check=check
+        ),
         scale=scale,
         title="Reference log-probs",
     )
@@ -93,21 +98,21 @@ def encode_slice(
     return rows
 
 
-def encode(row: PreferencePair | Example, processor: Any, data: DataConfig) -> EncodedPair:
-    """Encode a pair or an example."""
-    if isinstance(row, Example):
-        return encode_example(row, processor, max_length=data.max_length)
-    return encode_pair(
-        row, processor, min_match=data.min_match, max_length=data.max_length, spans=data.spans
-    )
-
-
 class ReferenceActor:
-    """Holds the reference model, and scores the answers of encoded pairs."""
+    """Holds the reference model, and scores the answers of encoded pairs.
 
-    def __init__(self, model: ModelConfig, batch: int) -> None:
+    Args:
+        model: the reference.
+        batch: pairs of a forward pass.
+        check: returns the self-check of a model and its processor.
+    """
+
+    def __init__(
+        self, model: ModelConfig, batch: int, check: Callable[[Any, Any], SelfCheck]
+    ) -> None:
         loaded, self.processor = load_model(model)
-        self.policy = AnswerPolicy(loaded, layout_of(loaded, model.layout))
+        outcome = check(loaded, self.processor)
+        self.policy = AnswerPolicy(loaded, checked_layout(loaded, outcome))
         self.batch = batch
 
     def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]]) -> pa.Table:

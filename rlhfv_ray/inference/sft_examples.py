@@ -4,17 +4,20 @@ The folder is like the reference's, without log-probs and without rejected answe
 """
 
 import functools
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_table import EXAMPLES
+from rlhfv_ray.inference.model_check import check_model
 from rlhfv_ray.inference.parts import begun_scale, map_parts
 from rlhfv_ray.inference.reference import collect_unusable, encode_slice, part_table
+from rlhfv_ray.models import load_model
+from rlhfv_ray.models.self_check import SelfCheck
 from rlhfv_ray.records import EncodedPair
 
 
@@ -25,19 +28,27 @@ def encode_examples(model: ModelConfig, data: DataConfig, scale: ScaleConfig, fo
         DataError: more than `data.max_unusable` of the rows are unusable, or none is left.
     """
     scale = begun_scale(folder, scale)
+    shards = list_slices(data.path, format=data.format, rows=scale.rows, examples=True)
+    check = functools.partial(check_model, config=model, data=data, shards=shards, folder=folder)
     map_parts(
-        list_slices(data.path, format=data.format, rows=scale.rows, examples=True),
+        shards,
         folder,
         prepare=functools.partial(encode_slice, model=model, data=data),
-        actor=ExampleTables,
-        scale=replace(scale, gpu=False),
+        actor=functools.partial(ExampleTables, model=model, check=check),
+        scale=scale,
         title="Examples",
     )
     collect_unusable(folder, data)
 
 
 class ExampleTables:
-    """Turns encoded examples into the tables of parts; nothing is computed."""
+    """Turns encoded examples into the tables of parts.
+
+    The model is loaded for its self-check alone.
+    """
+
+    def __init__(self, model: ModelConfig, check: Callable[[Any, Any], SelfCheck]) -> None:
+        check(*load_model(model))
 
     def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]]) -> pa.Table:
         """Return one part's table, in `EXAMPLES`."""

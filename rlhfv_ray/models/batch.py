@@ -18,12 +18,13 @@ position ids per token (1, or 3 in Qwen-VL).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlhfv_ray.data.encoding import process, prompt_text
 from rlhfv_ray.data.images import decode_image
 from rlhfv_ray.records import EncodedPair, PairBatch, ReferencePair
 from rlhfv_ray.segments import Rule
@@ -38,12 +39,17 @@ FORKS = "forks"
 Prediction = tuple[int, int]
 
 
+# Inputs with one value per token. Rows are made of ids, so these are made anew.
+TOKEN_INPUTS = frozenset(
+    {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids", "labels"}
+)
+
+
 @dataclass(frozen=True)
 class Layout:
     """The layout of pairs in the rows of a model.
 
-    LLaVA and similar models use it as it is. Other families override what differs, see
-    `models.layouts`.
+    Most models use it as it is. A few override what differs, see `models.layouts`.
     """
 
     shared: bool = False
@@ -53,33 +59,74 @@ class Layout:
     split_head: bool = False
     accepts: frozenset[str] = frozenset({"pixel_values"})  # names of the model's inputs
     # Attention within a pair is causal except at its fork, so `models.attention` needs no mask.
-    forked: ClassVar[bool] = True
+    forked: bool = True
+    # Kinds of the language model's layers, and the positions that each kind sees; 0: all.
+    windows: tuple[tuple[str, int], ...] = (("full_attention", 0),)
 
     def image_inputs(self, processor: Any, images: Sequence[bytes]) -> dict[str, Tensor]:
-        """Return the processor's image tensors (pixel_values, ...) for encoded images.
+        """Return what the whole processor makes of encoded images (pixel_values, ...).
 
-        Nothing is random here: no crop, no flip.
+        The image processor alone would not know the settings that the whole one adds. The text is a
+        prompt of one image; its tokens are left out. Nothing is random here: no crop, no flip.
         """
         pictures = [decode_image(image) for image in images]
-        tensors = processor.image_processor(pictures, return_tensors="pt")
-        return {name: tensor for name, tensor in tensors.items() if name in self.accepts}
+        texts = [prompt_text(processor, "?")] * len(pictures)
+        tensors = process(processor, pictures, texts, padding=True, return_tensors="pt")
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name in self.accepts - TOKEN_INPUTS and isinstance(tensor, Tensor)
+        }
 
-    def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Return further inputs of the model that follow from the ids (R, T)."""
-        return {}
+    def token_inputs(
+        self, input_ids: Tensor, answered: Tensor, processor: Any
+    ) -> dict[str, Tensor]:
+        """Return further inputs of the model that have one value per token.
 
-    def positions(self, prompt: Tensor, images: dict[str, Tensor], image_index: int) -> Tensor:
+        Args:
+            input_ids: (R, T).
+            answered: (R, T) bool, True on the tokens of answers.
+            processor: the model's processor, which knows its image tokens.
+        """
+        names = self.accepts & {"token_type_ids", "mm_token_type_ids"}
+        if not names:
+            return {}
+        # 0 on text, 1 on images.
+        kinds = torch.tensor(processor.create_mm_token_type_ids(input_ids.tolist()))
+        return dict.fromkeys(names, kinds)
+
+    def row_inputs(self, input_ids: Tensor, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the image tensors as plain rows of ids (R, T) take them, one image per row."""
+        return images
+
+    def positions(
+        self, prompt: Tensor, images: dict[str, Tensor], image_index: int, processor: Any
+    ) -> Tensor:
         """Return the position ids (K, L) of a prompt (L,) that has image `image_index`."""
         return torch.arange(len(prompt)).unsqueeze(0)  # (1, L)
 
     def attention(self, allowed: Tensor, inputs: dict[str, Tensor]) -> Any:
-        """Return the model's `attention_mask`.
+        """Return the model's `attention_mask`: a mask, or one for each kind of layer.
+
+        Windows are counted in positions, because a continuation may stand far from what it
+        continues.
 
         Args:
             allowed: (R, 1, T, T) bool, query by key, from `branch_mask`.
             inputs: the model's other inputs.
         """
-        return allowed
+        masks = {
+            kind: allowed & self._near(inputs["position_ids"], window) if window else allowed
+            for kind, window in self.windows
+        }
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    @staticmethod
+    def _near(position_ids: Tensor, window: int) -> Tensor:
+        """Return where a key is within the window before its query: (R, 1, T, T) bool."""
+        positions = position_ids if position_ids.ndim == 2 else position_ids[0]  # (R, T)
+        distance = positions.unsqueeze(2) - positions.unsqueeze(1)  # (R, T, T), query - key
+        return distance.unsqueeze(1) < window
 
     def tokens_of(self, pair: EncodedPair) -> int:
         """Return the number of tokens that a pair puts through the model, padding included."""
@@ -230,6 +277,10 @@ def _plain_rows(
     # An example has no rejected answer, so it takes one row.
     present = [index for index, (_, answer) in enumerate(answers) if answer]
     rows = [answers[index][0].prompt_ids + answers[index][1] for index in present]
+    answered = [
+        [False] * len(pair.prompt_ids) + [True] * len(answer)
+        for pair, answer in (answers[index] for index in present)
+    ]
     input_ids = _padded(rows, processor.tokenizer.pad_token_id, torch.long)  # (R, T)
     tokens = input_ids.shape[1]
     predictions: list[list[Prediction]] = [[] for _ in answers]
@@ -242,8 +293,8 @@ def _plain_rows(
     inputs = {
         "input_ids": input_ids,
         "attention_mask": _padded([[1] * len(row) for row in rows], 0, torch.long),  # (R, T)
-        **layout.token_inputs(input_ids),
-        **layout.image_inputs(processor, images),
+        **layout.token_inputs(input_ids, _padded(answered, False, torch.bool), processor),
+        **layout.row_inputs(input_ids, layout.image_inputs(processor, images)),
     }
     return inputs, predictions
 
@@ -259,6 +310,7 @@ def _shared_rows(
     image_order = [index for row in packed for index in row]
     images = layout.image_inputs(processor, [pairs[index].image for index in image_order])
     rows: list[list[int]] = []  # token ids
+    answered: list[list[bool]] = []  # tokens of answers
     branches: list[list[int]] = []
     positions: list[Tensor] = []  # (K, tokens in use), row by row
     sizes: list[tuple[int, ...]] = []  # lines of `FORKS`
@@ -275,11 +327,13 @@ def _shared_rows(
             sizes.append((row, start, fork.parting, *map(len, fork.tails)))
             row_branches += [3 * slot + branch for branch in fork.branches]
             ids = torch.tensor(fork.pair.prompt_ids)  # (L,)
-            prompt = layout.positions(ids, images, image_order.index(index))  # (K, L)
+            image_index = image_order.index(index)
+            prompt = layout.positions(ids, images, image_index, processor)  # (K, L)
             # Text after the prompt counts on from its last position, alike in all K.
             answer = prompt[:, -1:] + 1 + torch.tensor(fork.steps)  # (K, tokens of both answers)
             row_positions += [prompt, answer]
         rows.append([token for fork in forks for token in fork.ids])
+        answered.append([flag for fork in forks for flag in fork.answered])
         branches.append(row_branches)
         positions.append(torch.cat(row_positions, dim=1))
     input_ids = _padded(rows, processor.tokenizer.pad_token_id, torch.long)  # (R, T)
@@ -291,7 +345,7 @@ def _shared_rows(
         FORKS: torch.tensor(sizes),  # (P, 5)
         # Models with one position per token take (R, T).
         "position_ids": position_ids if len(position_ids) > 1 else position_ids[0],
-        **layout.token_inputs(input_ids),
+        **layout.token_inputs(input_ids, _padded(answered, False, torch.bool), processor),
         **images,
     }
     return inputs, predictions
@@ -321,6 +375,12 @@ class Fork:
         """Branch of each token: `COMMON`, `CHOSEN` or `REJECTED`."""
         chosen, rejected = self.tails
         return [COMMON] * self.parting + [CHOSEN] * len(chosen) + [REJECTED] * len(rejected)
+
+    @property
+    def answered(self) -> list[bool]:
+        """True for each token of an answer."""
+        prompt = len(self.pair.prompt_ids)
+        return [False] * prompt + [True] * (len(self.ids) - prompt)
 
     @property
     def steps(self) -> list[int]:

@@ -1,15 +1,13 @@
-"""The layout of pairs that a model allows, family by family.
+"""The layouts of pairs that a model may allow, from what the model itself offers.
 
-A family is in `TESTED` when a test shows two things in fp32. Log-probabilities and gradients are
-the same in shared rows as in plain ones. They are also the same with the head on answer tokens only
-as from the model's own logits. All other families run in plain rows through the whole model. Models
-of a tested family whose attention takes no mask of ours run in plain rows too.
+Nothing here says that a layout is right for a model: `models.self_check` tries the candidates on
+real pairs, and a job takes the first whose numbers are the model's own.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,114 +16,149 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.attention import FORKED_SDPA
 from rlhfv_ray.models.batch import Layout
 
+# Kinds of layers whose state depends on the order of tokens alone, so that a mask can part answers.
+MASKED = {"full_attention", "sliding_attention"}
+
 
 @dataclass(frozen=True)
 class RopeLayout(Layout):
-    """Qwen-VL: a token has three positions (time, height, width).
+    """Qwen-VL, GLM-V and others: a token has three positions (time, height, width)."""
 
-    Such a model must also be told which tokens belong to an image.
-    """
-
-    image_token: int = field(kw_only=True)
     # The model's own function for positions; it reads the model's configuration only.
     rope: Callable[..., tuple[Tensor, Tensor]] = field(kw_only=True)
 
-    def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Return the mark (R, T) of image tokens: 1 on them, 0 on text."""
-        return {"mm_token_type_ids": (input_ids == self.image_token).int()}
-
-    def positions(self, prompt: Tensor, images: dict[str, Tensor], image_index: int) -> Tensor:
+    def positions(
+        self, prompt: Tensor, images: dict[str, Tensor], image_index: int, processor: Any
+    ) -> Tensor:
         """Return time, height and width (3, L) of every token of a prompt (L,)."""
         ids = prompt.unsqueeze(0)  # (1, L)
-        grid = images["image_grid_thw"][image_index : image_index + 1]  # (1, 3) patches
-        positions, _ = self.rope(ids, image_grid_thw=grid, **self.token_inputs(ids))  # (3, 1, L)
+        given = {
+            **self.token_inputs(ids, torch.zeros_like(ids, dtype=torch.bool), processor),
+            "image_grid_thw": images["image_grid_thw"][image_index : image_index + 1],  # (1, 3)
+            "attention_mask": torch.ones_like(ids),
+        }
+        names = inspect.signature(self.rope).parameters
+        settings = {name: value for name, value in given.items() if name in names}
+        positions, _ = self.rope(ids, **settings)  # (3, 1, L)
         return positions[:, 0]
 
 
 @dataclass(frozen=True)
 class GemmaLayout(Layout):
-    """Gemma 3: the tokens of an image see each other, and some layers see only a window."""
+    """Gemma 3: the tokens of an image see each other."""
 
-    forked: ClassVar[bool] = False  # an image's tokens see later ones, which needs a mask
-    image_token: int = field(kw_only=True)
-    window: int = field(kw_only=True)  # positions that a layer of kind `sliding_attention` sees
-
-    def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Return the mark (R, T) of image tokens: 1 on them, 0 on text."""
-        return {"token_type_ids": (input_ids == self.image_token).long()}
-
-    def attention(self, allowed: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return one mask (R, 1, T, T) per kind of layer.
-
-        Windows are counted in positions, because a continuation may stand far from what it
-        continues.
-        """
+    def attention(self, allowed: Tensor, inputs: dict[str, Tensor]) -> Any:
+        """Return one mask (R, 1, T, T) per kind of layer."""
         image = inputs["token_type_ids"].bool()  # (R, T)
         # A run of image tokens is one image. The cumulative sum counts the runs: (R, T).
         run = torch.where(image, (image & ~image.roll(1, 1)).cumsum(1), -1)
         same_run = run.unsqueeze(2) == run.unsqueeze(1)  # (R, T, T)
         same_image = same_run & image.unsqueeze(2)
-        visible = allowed | same_image.unsqueeze(1)  # (R, 1, T, T)
-        positions = inputs["position_ids"]  # (R, T)
-        distance = positions.unsqueeze(2) - positions.unsqueeze(1)  # (R, T, T), query - key
-        near = distance.unsqueeze(1) < self.window
-        return {"full_attention": visible, "sliding_attention": visible & near}
+        return super().attention(allowed | same_image.unsqueeze(1), inputs)  # (R, 1, T, T)
 
 
-def layout_of(model: Any, layout: str = "auto", *, row_tokens: int = 0) -> Layout:
-    """Return the layout of a model.
+@dataclass(frozen=True)
+class PrefixLayout(Layout):
+    """PaliGemma: the prompt sees itself both ways, and only answers are causal."""
+
+    def token_inputs(
+        self, input_ids: Tensor, answered: Tensor, processor: Any
+    ) -> dict[str, Tensor]:
+        """Return the mark (R, T) of the causal tokens, as generation extends it."""
+        return {"token_type_ids": answered.long()}
+
+
+@dataclass(frozen=True)
+class CrossLayout(Layout):
+    """Llama 3.2 Vision: layers of their own look at the image, from its token on."""
+
+    image_token: int = field(kw_only=True)
+
+    def row_inputs(self, input_ids: Tensor, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the mask (R, T, images, tiles) of what a token sees of the image."""
+        tiles = images["cross_attention_mask"][:, -1:]  # (R, 1, images, tiles) of the last token
+        after = (input_ids == self.image_token).cumsum(1) > 0  # (R, T)
+        return {**images, "cross_attention_mask": tiles * after[:, :, None, None]}
+
+
+def candidate_layouts(model: Any, layout: str = "auto", *, row_tokens: int = 0) -> Iterator[Layout]:
+    """Yield the layouts that a model may allow, the fastest first.
 
     Args:
         model: an image-text-to-text model.
-        layout: `plain`, `shared`, or `auto`. The last means shared if the family is tested for it
-            and the model's attention takes a mask.
+        layout: `plain`, `shared`, or `auto` for both.
         row_tokens: see `Layout`.
 
     Raises:
         ConfigError: shared rows, or several pairs in a row, were requested and are not possible.
     """
     config = model.config
-    attention = config.get_text_config()._attn_implementation
-    tested = config.model_type in TESTED
-    can_share = tested and attention in ("sdpa", FORKED_SDPA)
+    text = config.get_text_config()
+    attention = text._attn_implementation
+    windows = _windows(text)
+    can_share = attention in ("sdpa", FORKED_SDPA) and {kind for kind, _ in windows} <= MASKED
     if layout == "shared" and not can_share:
         raise ConfigError(
             f"model.layout = 'shared' is not possible for a model of type {config.model_type} and "
-            f"{attention} attention. Shared rows are tested with sdpa attention and "
-            f"{', '.join(sorted(TESTED))}; leave --model.layout auto."
+            f"{attention} attention. Shared rows need sdpa attention in every layer of the "
+            "language model; leave --model.layout auto."
         )
-    shared = can_share and layout != "plain"
-    if row_tokens and not shared:
+    ways = [True] * (can_share and layout != "plain") + [False] * (layout != "shared")
+    if row_tokens and not any(ways):
         raise ConfigError(
             f"scale.row_tokens = {row_tokens}: only shared rows take several pairs, and these rows "
             "are plain. Leave it 0."
         )
-    accepts = frozenset(inspect.signature(model.base_model.forward).parameters)
-    make_layout = FAMILIES.get(config.model_type, _plain)
-    return make_layout(
-        model, shared=shared, row_tokens=row_tokens, split_head=tested, accepts=accepts
-    )
+    make = _maker(model)
+    forked = all(not window for _, window in windows) and make is not GemmaLayout
+    for shared in ways:
+        for split_head in (True, False):
+            callee = model.base_model if split_head else model
+            yield make(
+                shared=shared,
+                row_tokens=row_tokens if shared else 0,
+                split_head=split_head,
+                accepts=frozenset(inspect.signature(callee.forward).parameters),
+                forked=forked,
+                windows=windows,
+            )
 
 
-def _plain(model: Any, **settings: Any) -> Layout:
-    return Layout(**settings)
+def layout_of(
+    model: Any, layout: str = "auto", *, row_tokens: int = 0, split_head: bool = True
+) -> Layout:
+    """Return the fastest layout that a model may allow.
+
+    Args:
+        model: an image-text-to-text model.
+        layout: `plain`, `shared`, or `auto`: shared where it is possible.
+        row_tokens: see `Layout`.
+        split_head: the head may run alone. Jobs have both answers from `models.self_check`.
+
+    Raises:
+        ConfigError: as `candidate_layouts`.
+    """
+    candidates = candidate_layouts(model, layout, row_tokens=row_tokens)
+    return next(one for one in candidates if one.split_head == split_head)
 
 
-def _rope(model: Any, **settings: Any) -> Layout:
-    image_token = model.config.image_token_id
-    return RopeLayout(**settings, image_token=image_token, rope=model.base_model.get_rope_index)
+def _windows(text: Any) -> tuple[tuple[str, int], ...]:
+    """Return the kinds of a language model's layers, with the window of each; 0: none."""
+    window = getattr(text, "sliding_window", None) or 0
+    listed = getattr(text, "layer_types", None)
+    kinds = dict.fromkeys(listed or ["sliding_attention" if window else "full_attention"])
+    return tuple((kind, window if kind == "sliding_attention" else 0) for kind in kinds)
 
 
-def _gemma(model: Any, **settings: Any) -> Layout:
+def _maker(model: Any) -> Callable[..., Layout]:
+    """Return what makes the layouts of a model."""
     config = model.config
-    window = config.get_text_config().sliding_window
-    return GemmaLayout(**settings, image_token=config.image_token_id, window=window)
+    if hasattr(model.base_model, "get_rope_index"):
+        return _with(RopeLayout, rope=model.base_model.get_rope_index)
+    if config.model_type == "mllama":
+        return _with(CrossLayout, image_token=config.image_token_index)
+    return {"gemma3": GemmaLayout, "paligemma": PrefixLayout}.get(config.model_type, Layout)
 
 
-FAMILIES: dict[str, Callable[..., Layout]] = {
-    "qwen2_vl": _rope,
-    "qwen2_5_vl": _rope,
-    "qwen3_vl": _rope,
-    "gemma3": _gemma,
-}
-TESTED = {"llava", "llava_next", "idefics3", "smolvlm", "internvl", *FAMILIES}
+def _with(kind: Callable[..., Layout], **more: Any) -> Callable[..., Layout]:
+    return lambda **settings: kind(**settings, **more)

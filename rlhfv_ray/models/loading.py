@@ -29,7 +29,6 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from rlhfv_ray.config import SHAPES, ModelConfig
 from rlhfv_ray.data.encoding import END_TOKENS, prompt_ids
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.models.layouts import TESTED
 from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.folder import fetch, local_path
 from rlhfv_ray.storage.stages import check_stage, is_done
@@ -135,8 +134,7 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, Any]:
         )
     model, processor = _load(config, config.dtype, "auto")
     # Flash attention takes no mask of ours, so models that can share rows keep sdpa.
-    plain_rows = config.layout == "plain" or model.config.model_type not in TESTED
-    if config.attention == "auto" and flash_usable and plain_rows:
+    if config.attention == "auto" and flash_usable and config.layout == "plain":
         model.set_attn_implementation("flash_attention_2")
     elif config.attention != "auto":
         model.set_attn_implementation(config.attention)

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from rlhfv_ray.data.reference_table import (
     reference_digest,
 )
 from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import StepLoss, batch_loss
 from rlhfv_ray.models import (
     AnswerPolicy,
     fit_memory,
-    layout_of,
     load_model,
     load_processor,
     prepare_training,
@@ -34,6 +35,7 @@ from rlhfv_ray.models import (
     step_size,
 )
 from rlhfv_ray.models.batch import collate_pairs, to_device
+from rlhfv_ray.models.self_check import SelfCheck, checked_layout
 from rlhfv_ray.records import PairBatch
 from rlhfv_ray.storage.folder import fetch, make
 from rlhfv_ray.training.checkpoint import (
@@ -65,15 +67,14 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     Raises:
         RlhfvError: on every rank.
     """
-    torch.manual_seed(job.config.seed)
-    once_a_folder(job.reference, lambda: fetch(job.reference))
-    once_a_folder(job.folder, lambda: make(job.folder))
+    prepare(job)
     pairs, sizes = load_training_pairs(job.config, job.reference)
-    config, predicted_gib = fit_worker(job.config, pairs, sizes)
+    check = read_check(job.reference)
+    config, predicted_gib = fit_worker(checked_config(job.config, check), pairs, sizes)
     scale = config.scale
     total_steps = config.optim.total_steps(len(pairs))
     last_step = job.stop_after or total_steps
-    engine, processor = load_engine(config)
+    engine, processor = load_engine(config, check)
     writer = Writer(job.folder, job.token, scale.keep, reference_digest(job.reference))
     step, records = load_checkpoint(engine, job.folder, reference=writer.reference)
     recorded = loss_to_repeat(job.folder, step)
@@ -116,6 +117,18 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     )
 
 
+def prepare(job: TrainJob) -> None:
+    """Seed torch, bring the reference to this node, and make the folder of the training there."""
+    torch.manual_seed(job.config.seed)
+    once_a_folder(job.reference, lambda: fetch(job.reference))
+    once_a_folder(job.folder, lambda: make(job.folder))
+
+
+def checked_config(config: DDPOConfig, check: SelfCheck) -> DDPOConfig:
+    """Return the configuration with the layout of rows that the self-check found right."""
+    return replace(config, model=replace(config.model, layout=check.layout))
+
+
 def load_training_pairs(config: DDPOConfig, reference: Path) -> tuple[Any, PairSizes]:
     """Return the pairs of a reference folder that training uses, and their sizes."""
     pairs, sizes = load_reference(reference), pair_sizes(reference)
@@ -156,13 +169,12 @@ def available_memory(scale: ScaleConfig) -> int:
     return psutil.virtual_memory().total // workers_on_node
 
 
-def load_engine(config: DDPOConfig) -> tuple[Any, Any]:
+def load_engine(config: DDPOConfig, check: SelfCheck) -> tuple[Any, Any]:
     """Return the policy to train, in a DeepSpeed engine with AdamW, and its processor."""
     model, processor = load_model(config.model)
     prepare_training(model, config.model)
-    policy = AnswerPolicy(
-        model, layout_of(model, config.model.layout, row_tokens=config.scale.row_tokens)
-    )
+    layout = checked_layout(model, check, row_tokens=config.scale.row_tokens)
+    policy = AnswerPolicy(model, layout)
     optimizer = torch.optim.AdamW(  # fused: one pass over the weights instead of a dozen
         weight_groups(policy, config.optim), lr=config.optim.learning_rate, fused=True
     )

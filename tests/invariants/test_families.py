@@ -1,6 +1,6 @@
 """Shared rows, plain rows and the model's own logits give the same numbers and gradients in fp32.
 
-This is tested on every family in `layouts.TESTED`.
+This is tested on every family in `tests.families`.
 """
 
 import random
@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlhfv_ray.config import GenerationConfig
+from rlhfv_ray.data import decode_image
 from rlhfv_ray.data.encoding import encode_example, encode_pair
 from rlhfv_ray.inference.generate import answer_prompts
 from rlhfv_ray.logps import IGNORED, policy_token_logps, token_logps
@@ -144,6 +145,18 @@ def test_packed_rows_equal_single_rows(family):
     )
 
 
+def own_inputs(processor, pair, answer):
+    """What the processor itself makes of a conversation that ends with an answer's ids."""
+    image = {"type": "image", "image": decode_image(pair.image)}
+    question = {"type": "text", "text": "What is there?"}
+    prompt = [{"role": "user", "content": [image, question]}]
+    text = processor.tokenizer.decode(answer).removesuffix("</s>")
+    reply = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    return processor.apply_chat_template(
+        [*prompt, reply], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+
+
 def test_plain_rows_are_the_models_own_logits(family):
     """Catches: a head or body other than the model's, a token scored from the wrong feature.
 
@@ -155,12 +168,10 @@ def test_plain_rows_are_the_models_own_logits(family):
         batch = collate_pairs([pair], processor, rule="muffin", layout=layout)
         ours = policy_token_logps(AnswerPolicy(model, layout), batch)
         for row, answer in enumerate((pair.chosen_ids, pair.rejected_ids)):
-            ids = torch.tensor([pair.prompt_ids + answer])
-            images = layout.image_inputs(processor, [pair.image])
+            inputs = own_inputs(processor, pair, answer)
+            assert inputs["input_ids"][0].tolist() == pair.prompt_ids + answer
             labels = torch.tensor([[IGNORED] * len(pair.prompt_ids) + answer])
-            logits = model(
-                input_ids=ids, **layout.token_inputs(ids), **images, use_cache=False
-            ).logits
+            logits = model(**inputs, use_cache=False).logits
             expected = token_logps(logits, labels)[0, len(pair.prompt_ids) - 1 :]
             torch.testing.assert_close(ours[row, : len(answer)], expected, atol=TOKENS, rtol=1e-6)
             assert (ours[row, len(answer) :] == 0).all()
@@ -181,8 +192,9 @@ def test_conversations_are_the_models_own_logits(family):
     shared_results = scores_and_gradients(model, shared, layouts[0])
     assert_same(shared_results, scores_and_gradients(model, plain, layouts[1]))
     ids = torch.tensor([example.prompt_ids + example.chosen_ids])
-    images = layouts[1].image_inputs(processor, [example.image])
-    logits = model(input_ids=ids, **layouts[1].token_inputs(ids), **images, use_cache=False).logits
+    inputs = collate_pairs([example], processor, rule="muffin", layout=layouts[1]).inputs
+    assert torch.equal(inputs["input_ids"], ids)
+    logits = model(**inputs, use_cache=False).logits
     unscored = torch.tensor(
         [[True] * len(example.prompt_ids) + [not flag for flag in example.scored]]
     )

@@ -41,7 +41,7 @@ SMALL = (
     "0.5",
 )
 UPDATES = list(range(1, 17))
-PHOTO_UPDATES = list(range(1, 25))
+PHOTO_UPDATES = list(range(1, 13))
 TRACKED_PHOTOS = 9
 AGENTLESS = "No available agent to submit job"  # what Ray says of nodes that have just started
 SESSION = re.compile(r"/session_[0-9_-]+")

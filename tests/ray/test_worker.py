@@ -31,6 +31,7 @@ from rlhfv_ray.errors import (
 )
 from rlhfv_ray.inference.parts import write_part
 from rlhfv_ray.inference.reference import reference_inputs
+from rlhfv_ray.models.self_check import SelfCheck
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.training import worker as training
 from rlhfv_ray.training.checkpoint import latest_checkpoint
@@ -62,8 +63,8 @@ def overflow_on_rank_1(rank: int) -> Iterator[None]:
     """Until the body ends, make one weight's gradient of the sixth update infinite on rank 1."""
     load_engine = training.load_engine
 
-    def load(config: DDPOConfig) -> tuple[Any, Any]:
-        engine, processor = load_engine(config)
+    def load(config: DDPOConfig, check: SelfCheck) -> tuple[Any, Any]:
+        engine, processor = load_engine(config, check)
         weight = next(weight for weight in engine.module.parameters() if weight.requires_grad)
         updates_begun = itertools.count(1)  # an update is one backward pass on each rank
 

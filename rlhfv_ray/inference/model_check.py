@@ -1,0 +1,93 @@
+"""The self-check of a job's model, in the actor that loads it, on the job's own first rows.
+
+The outcome stands in the folder of the reference (or of the examples) and decides the layout of
+rows there and in training. The first actor of a folder writes it; every later one reads it.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhfv_ray.config import DataConfig, ModelConfig
+from rlhfv_ray.data import Slice, read_slice
+from rlhfv_ray.data.encoding import encode_example, encode_pair
+from rlhfv_ray.errors import ConfigError, DataError
+from rlhfv_ray.models.self_check import Sample, SelfCheck, choose_samples, self_check
+from rlhfv_ray.records import EncodedPair, Example, PreferencePair
+from rlhfv_ray.storage.folder import display_path, make, open_folder, publish
+
+CHECK = "self_check.json"
+LOOKED_AT = 8  # first usable rows, of which the shortest and the longest are taken
+
+
+def check_model(
+    model: Any,
+    processor: Any,
+    config: ModelConfig,
+    data: DataConfig,
+    shards: Sequence[Slice],
+    folder: Path,
+) -> SelfCheck:
+    """Return the outcome of the self-check of a folder; made now if the folder has none.
+
+    Args:
+        model: as loaded for the job.
+        processor: the model's.
+        config: its settings.
+        data: the job's.
+        shards: of the data.
+        folder: of the reference or the examples.
+
+    Raises:
+        ConfigError: the model is not understood.
+    """
+    path = folder / CHECK
+    open_folder(folder).fetch_missing(path)
+    if path.exists():
+        return SelfCheck.from_json(path.read_text())
+    samples = list(itertools.islice(_samples(processor, data, shards), LOOKED_AT))
+    outcome = self_check(model, processor, choose_samples(samples), layout=config.layout)
+    make(folder)
+    draft = path.with_name(f".{CHECK}.{os.getpid()}")
+    draft.write_text(outcome.to_json())
+    draft.replace(path)
+    publish(path)
+    return outcome
+
+
+def read_check(folder: Path) -> SelfCheck:
+    """Return the outcome that a finished folder holds.
+
+    Raises:
+        ConfigError: it holds none.
+    """
+    try:
+        return SelfCheck.from_json((folder / CHECK).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{display_path(folder)} has no {CHECK}: it was made before models were checked. "
+            "Leave out --data.reference to make the log-probs again."
+        ) from error
+
+
+def encode(row: PreferencePair | Example, processor: Any, data: DataConfig) -> EncodedPair:
+    """Encode a pair or an example."""
+    if isinstance(row, Example):
+        return encode_example(row, processor, max_length=data.max_length)
+    return encode_pair(
+        row, processor, min_match=data.min_match, max_length=data.max_length, spans=data.spans
+    )
+
+
+def _samples(processor: Any, data: DataConfig, shards: Sequence[Slice]) -> Iterator[Sample]:
+    """Yield the usable rows of the data, with their first questions."""
+    for _, row in itertools.chain.from_iterable(map(read_slice, shards)):
+        if isinstance(row, DataError):
+            continue
+        question = row.turns[0][0] if isinstance(row, Example) else row.question
+        try:
+            yield Sample(question, encode(row, processor, data))
+        except DataError:
+            continue

@@ -1,0 +1,384 @@
+"""The start-up check that a model is understood: our numbers are the model's own, or it is refused.
+
+The truth is what the model itself answers with: its processor's inputs of the prompt, continued by
+its own `generate`, token by token, with the answer's tokens in place of its choices. So whatever a
+family does with its inputs (kinds of tokens, positions, masks) is in the truth without a line here.
+
+Tried on a few real pairs in one padded batch, the first layout wins whose log-probs are the truth
+and whose gradients are those of plain rows.
+
+Shapes: A answer tokens, P pairs.
+"""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import ImageOps
+from PIL.Image import Image
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from rlhfv_ray.data.encoding import process, prompt_text
+from rlhfv_ray.data.images import decode_image
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.logps import policy_token_logps, widened
+from rlhfv_ray.models.batch import Layout, collate_pairs, to_device
+from rlhfv_ray.models.layouts import candidate_layouts, layout_of
+from rlhfv_ray.models.policy import AnswerPolicy
+from rlhfv_ray.records import EncodedPair
+
+TOKENS = 48  # of each answer that are compared: each takes a forward pass of the truth
+# Largest distance of a token's log-prob from the truth, nats, and of a gradient from that of plain
+# rows, as a share of the gradient's norm. fp32: sums of another order. bf16: 8 bits; there the
+# mean distance counts, and a wrong input shows as ten times that or more.
+LOGPS = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+GRADIENTS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+NO_TOKEN = 2**31 - 1  # no vocabulary is as large
+SEEN = 1e-6  # nats: another picture moves at least one log-prob by more
+
+
+class Sample(NamedTuple):
+    """A row of the job with its question, which the truth needs."""
+
+    question: str
+    pair: EncodedPair
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What was found: the layout of rows that is right for a model, and how right."""
+
+    layout: str  # shared or plain
+    split_head: bool  # the output head is right on answer tokens alone
+    dtype: str  # that the comparison was computed in
+    tokens: int  # answer tokens that were compared
+    distance: float  # largest distance from the model's own log-probs, nats
+    gradient_distance: float | None  # of plain rows', as a share; None: not compared
+    refused: Mapping[str, str]  # faster layouts, with the reason
+
+    def __str__(self) -> str:
+        head = "the head on answer tokens alone" if self.split_head else "all logits"
+        gradient = self.gradient_distance
+        text = (
+            f"{self.layout} rows, {head}: {self.tokens} answer tokens within {self.distance:.1e} "
+            f"nats of the model's own ({self.dtype})"
+        )
+        return text if gradient is None else f"{text}, gradients within {gradient:.1e}"
+
+    def to_json(self) -> str:
+        """Return the outcome as the content of a file."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "SelfCheck":
+        """Return the outcome that a file holds."""
+        return cls(**json.loads(text))
+
+
+def self_check(
+    model: Any, processor: Any, samples: Sequence[Sample], *, layout: str = "auto"
+) -> SelfCheck:
+    """Find the fastest layout of rows that gives a model's own numbers.
+
+    The comparison runs in fp32 where memory allows, for a model in bf16 too: it asks whether rows
+    are laid out as the model wants them, and rounding would blur the answer.
+
+    Args:
+        model: in evaluation mode; it is as before afterwards.
+        processor: the model's.
+        samples: rows of the job; a short and a long one suffice.
+        layout: `auto`, `shared` or `plain`, as in `model.layout`.
+
+    Raises:
+        ConfigError: no layout gives the model's own numbers, or pictures change nothing.
+    """
+    with in_fp32(model):
+        truth = [own_logps(model, processor, sample) for sample in samples]
+        check_pictures(model, processor, samples[0], truth[0])
+        return _first_right(model, processor, samples, truth, layout)
+
+
+def _first_right(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    truth: Sequence[Sequence[Tensor]],
+    layout: str,
+) -> SelfCheck:
+    refused: dict[str, str] = {}
+    pairs = [sample.pair for sample in samples]
+    gradients: dict[str, Tensor] | None = None
+    for candidate in candidate_layouts(model, layout):
+        name = f"{_name(candidate)} rows, {'head alone' if candidate.split_head else 'all logits'}"
+        try:
+            distance, tokens = _distance(model, processor, pairs, truth, candidate)
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            refused[name] = f"{type(error).__name__}: {_first_line(error)}"
+            continue
+        if not distance <= LOGPS[model.dtype]:
+            refused[name] = f"{distance:.3g} nats from the model's own log-probs"
+            continue
+        gradients = gradients or _plain_gradients(model, processor, pairs, truth)
+        apart = _gradient_distance(model, processor, pairs, candidate, gradients)
+        if apart is not None and not apart <= GRADIENTS[model.dtype]:
+            refused[name] = f"gradients {apart:.3g} of their norm from those of plain rows"
+            continue
+        dtype = str(model.dtype).removeprefix("torch.")
+        return SelfCheck(
+            _name(candidate), candidate.split_head, dtype, tokens, distance, apart, refused
+        )
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    raise ConfigError(
+        f"The model ({type(model).__name__}) is not understood, so it is not trained: what it "
+        "answers with is not what training would score. No layout of rows gives its own "
+        f"log-probabilities of the answers ({reasons}). Please report the model; until then, use "
+        "one of docs/models.md."
+    )
+
+
+def own_logps(
+    model: Any, processor: Any, sample: Sample, *, picture: Image | None = None
+) -> list[Tensor]:
+    """Return the log-probs (A,) that the model itself gives the answers' first tokens, nats.
+
+    Args:
+        model: any image-text-to-text model that generates.
+        processor: the model's.
+        sample: question, picture, and the answers' ids.
+        picture: to look at instead, of the same size.
+
+    Returns:
+        One tensor per answer that the sample has, on the CPU, of up to `TOKENS` tokens.
+    """
+    picture = picture or decode_image(sample.pair.image)
+    text = prompt_text(processor, sample.question)
+    inputs = process(processor, [picture], [text], return_tensors="pt")
+    inputs = inputs.to(model.device, model.dtype)
+    assert inputs["input_ids"][0].tolist() == sample.pair.prompt_ids
+    answers = [ids[:TOKENS] for ids in (sample.pair.chosen_ids, sample.pair.rejected_ids) if ids]
+    return [_continued_logps(model, inputs, ids) for ids in answers]
+
+
+@torch.no_grad()
+def _continued_logps(model: Any, inputs: Mapping[str, Any], answer: Sequence[int]) -> Tensor:
+    """Return the log-probs (A,) of an answer's tokens, each after its predecessors."""
+    done = model.generate(
+        **inputs,
+        max_new_tokens=len(answer),
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=NO_TOKEN,  # an end token may be amid the answers of a conversation
+        pad_token_id=0,
+        logits_processor=LogitsProcessorList([_Forced(answer, inputs["input_ids"].shape[1])]),
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    logits = torch.stack([step[0] for step in done.logits])  # (A, V), before any processing
+    targets = torch.tensor(answer, device=logits.device).unsqueeze(1)  # (A, 1)
+    return widened(logits).log_softmax(-1).gather(1, targets).squeeze(1).cpu()
+
+
+class _Forced(LogitsProcessor):
+    """Leaves the model one choice: the next token of an answer."""
+
+    def __init__(self, answer: Sequence[int], prompt: int) -> None:
+        self.answer, self.prompt = answer, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (1, V) in which only the answer's next token is possible."""
+        token = self.answer[input_ids.shape[1] - self.prompt]
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, token] = 0.0
+        return forced
+
+
+def check_pictures(model: Any, processor: Any, sample: Sample, truth: Sequence[Tensor]) -> None:
+    """Check that another picture changes an answer's log-probs.
+
+    Raises:
+        ConfigError: it changes nothing.
+    """
+    negative = ImageOps.invert(decode_image(sample.pair.image))
+    changed = own_logps(model, processor, sample, picture=negative)
+    if max((a - b).abs().max().item() for a, b in zip(truth, changed, strict=True)) <= SEEN:
+        raise ConfigError(
+            f"The model ({type(model).__name__}) does not look at its picture: another one changes "
+            "no log-probability. Are the weights of its vision tower and projector in the "
+            "checkpoint?"
+        )
+
+
+def _distance(
+    model: Any,
+    processor: Any,
+    pairs: Sequence[EncodedPair],
+    truth: Sequence[Sequence[Tensor]],
+    layout: Layout,
+) -> tuple[float, int]:
+    """Return the distance of a layout's log-probs from the truth, and the tokens compared.
+
+    The largest distance in fp32, the mean one in bf16.
+    """
+    with torch.no_grad():
+        logps = _logps(model, processor, pairs, layout).float().cpu()  # (2P, A)
+    rows = [logps[row + side * len(pairs)] for row in range(len(pairs)) for side in (0, 1)]
+    wanted = [answer for answers in truth for answer in _both(answers)]
+    apart = torch.cat(
+        [(row[: len(own)] - own).abs() for row, own in zip(rows, wanted, strict=True)]
+    )
+    largest = apart.max() if model.dtype == torch.float32 else apart.mean()
+    return largest.item(), len(apart)
+
+
+def _both(answers: Sequence[Tensor]) -> list[Tensor]:
+    """Return two answers; an example has one, and its second is empty."""
+    return [*answers, *[torch.empty(0)] * (2 - len(answers))]
+
+
+def _logps(model: Any, processor: Any, pairs: Sequence[EncodedPair], layout: Layout) -> Tensor:
+    policy = AnswerPolicy(model, layout)
+    batch = collate_pairs(pairs, processor, rule="both_sides", layout=layout)
+    return policy_token_logps(policy, to_device(batch, model.device, model.dtype))
+
+
+def _plain_gradients(
+    model: Any,
+    processor: Any,
+    pairs: Sequence[EncodedPair],
+    truth: Sequence[Sequence[Tensor]],
+) -> dict[str, Tensor]:
+    """Return the gradients of plain rows with all logits, the model's own forward pass.
+
+    Empty if that pass does not give the truth either, or has no memory.
+    """
+    for candidate in candidate_layouts(model, "plain"):
+        if not candidate.split_head:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                if _distance(model, processor, pairs, truth, candidate)[0] <= LOGPS[model.dtype]:
+                    return _gradients(model, processor, pairs, candidate)
+    return {}
+
+
+def _gradient_distance(
+    model: Any,
+    processor: Any,
+    pairs: Sequence[EncodedPair],
+    layout: Layout,
+    plain: Mapping[str, Tensor],
+) -> float | None:
+    """Return the largest distance of a weight's gradient, as a share of its norm and the whole's.
+
+    None if there is nothing to compare with, or no memory.
+    """
+    try:
+        ours = _gradients(model, processor, pairs, layout) if plain else {}
+    except torch.OutOfMemoryError:
+        return None
+    if not ours:
+        return None
+    total = torch.stack([gradient.norm() for gradient in plain.values()]).norm()
+    return max(
+        ((ours[name] - gradient).norm() / (gradient.norm() + 0.1 * total)).item()
+        for name, gradient in plain.items()
+    )
+
+
+def _gradients(
+    model: Any, processor: Any, pairs: Sequence[EncodedPair], layout: Layout
+) -> dict[str, Tensor]:
+    """Return the gradients of the watched weights, by name, on the CPU.
+
+    They are the head's, one layer's of the language model, and the first and last of what is before
+    it: enough to see a path that is cut or counted twice.
+    """
+    needed = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    names = watched(model)
+    try:
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name in names)
+        logps = _logps(model, processor, pairs, layout)
+        signs = torch.linspace(-1, 2, logps.numel(), device=logps.device).view_as(logps)
+        weights = [weight for name, weight in model.named_parameters() if name in names]
+        found = torch.autograd.grad((logps * signs).sum(), weights, allow_unused=True)
+    finally:
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(needed[name])
+    named = [name for name, _ in model.named_parameters() if name in names]
+    return {
+        name: (torch.zeros_like(weight) if gradient is None else gradient).float().cpu()
+        for name, weight, gradient in zip(named, weights, found, strict=True)
+    }
+
+
+def watched(model: Any) -> set[str]:
+    """Return the names of the weights whose gradients are compared."""
+    decoder = model.get_decoder()
+    language = {id(weight) for weight in decoder.parameters()}
+    layers = getattr(decoder, "layers", None) or list(decoder.children())
+    picked = {id(weight) for weight in layers[0].parameters()}
+    head = model.get_output_embeddings()
+    picked |= {id(weight) for weight in head.parameters()} if head is not None else set()
+    names = {name for name, weight in model.named_parameters() if id(weight) in picked}
+    before = [name for name, weight in model.named_parameters() if id(weight) not in language]
+    before = [name for name in before if name not in names and name.endswith("weight")]
+    return names | set(before[:2] + before[-2:])
+
+
+@contextlib.contextmanager
+def in_fp32(model: Any) -> Iterator[None]:
+    """Hold a model's weights in fp32 until the body ends, if memory allows it.
+
+    bf16 widens to fp32 and back without loss. Where there is no memory, the model stays as it is.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    narrow = [one for one in tensors if one.is_floating_point() and one.element_size() < 4]
+    if not narrow or not _has_room(model, sum(one.numel() for one in narrow) * 4):
+        yield
+        return
+    dtypes = [one.dtype for one in narrow]
+    for one in narrow:
+        one.data = one.data.float()
+    try:
+        yield
+    finally:
+        for one, dtype in zip(narrow, dtypes, strict=True):
+            one.data = one.data.to(dtype)
+
+
+def _has_room(model: Any, size: int) -> bool:
+    """Return True if the model's device has twice the bytes free: weights, and a pass over them."""
+    if model.device.type == "cuda":
+        return torch.cuda.mem_get_info(model.device)[0] > 2 * size
+    import psutil
+
+    return psutil.virtual_memory().available > 2 * size
+
+
+def checked_layout(model: Any, outcome: SelfCheck, *, row_tokens: int = 0) -> Layout:
+    """Return the layout that the self-check found right for a model; `row_tokens`: see `Layout`."""
+    return layout_of(model, outcome.layout, row_tokens=row_tokens, split_head=outcome.split_head)
+
+
+def choose_samples(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the shortest and the longest of some rows."""
+
+    def tokens(sample: Sample) -> int:
+        pair = sample.pair
+        return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+    by_length = sorted(samples, key=tokens)
+    return list(itertools.chain(by_length[:1], by_length[1:][-1:]))
+
+
+def _name(layout: Layout) -> str:
+    return "shared" if layout.shared else "plain"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else "no message"
