@@ -31,6 +31,8 @@ from experiments.runners.config import ExperimentConfig
 from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
 from rlhfv_ray.config import GenerationConfig, changed_settings, fingerprint, plain
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
+from rlhfv_ray.inference.model_check import read_check
+from rlhfv_ray.models.self_check import SelfCheck
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
@@ -81,6 +83,7 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         outcome = {
             **report(config, pipeline, evaluation, folder=folder, run=run, console=console),
             "seconds": seconds,
+            "self_check": rows_of(read_check(pipeline.reference)),
         }
         write_json(folder / "summary.json", outcome)
         run.log_file(folder / "summary.json")
@@ -155,6 +158,12 @@ def report(
     return {**first["models"], "comparison": comparison, "benchmarks": summaries}
 
 
+def rows_of(check: SelfCheck) -> dict[str, Any]:
+    """Return what a self-check decided, without distances, which are rounding."""
+    names = ("layout", "split_head", "dtype", "tokens")
+    return {name: getattr(check, name) for name in names}
+
+
 def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tuple[str, str]]]:
     """Return tables for the report: the data, the configuration, rows that cannot be used."""
     unusable = unusable_rows(pipeline.reference)
@@ -166,7 +175,12 @@ def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tu
         **{f"unusable: {reason}": str(count) for reason, count in reasons.most_common()},
     }
     settings = flat(plain(config))
+    check = read_check(pipeline.reference)
     tables = {
+        "Self-check of the model": [
+            ("right", str(check)),
+            *((f"refused: {layout}", reason) for layout, reason in check.refused.items()),
+        ],
         "Data": list(data.items()),
         "Configuration": [(name, str(value)) for name, value in settings.items()],
     }

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from rlhfv_ray.console import ProgressBar, progress_bar
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
+from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.models import planned_counts
 from rlhfv_ray.pipeline import Pipeline, start
 from rlhfv_ray.storage.stages import Stage, seconds_of
@@ -79,6 +80,7 @@ class StageMonitor:
                 yield
             child.log_metrics({"seconds": seconds_of(folder)})
             if folder == self.pipeline.reference:
+                self.console.print(f"  {read_check(folder)}", highlight=False)
                 unusable = unusable_rows(folder)
                 rows = {"usable": len(load_reference(folder)), "unusable": len(unusable)}
                 child.log_metrics({f"rows/{name}": count for name, count in rows.items()})

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhfv_ray.cluster import connect
+from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.doctor.findings import Finding, examine
 from rlhfv_ray.doctor.node_facts import PACKAGES, Checkup, facts
@@ -78,6 +79,11 @@ def _no_answer(host: str, error: RayError) -> Finding:
 
 def doctor(checkup: Checkup) -> int:
     """Check all nodes and print the findings; return the exit code, 1 if a finding is bad."""
+    if checkup.model:
+        from rlhfv_ray.doctor.model_report import report_model  # with torch and transformers
+
+        report_model(ModelConfig(path=checkup.model, dtype=checkup.dtype), new_console())
+        return 0
     connect()
     # A trial write here would end the command: every node tries it, and says so in its finding.
     is_address = "://" in checkup.storage

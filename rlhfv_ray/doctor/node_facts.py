@@ -13,7 +13,7 @@ import urllib.request
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock
 
@@ -40,6 +40,10 @@ class Checkup:
     """File that should hold a judge's key on every node; never shown."""
     tracking_uri: str = ""
     """Address of the MLflow server to reach; leave it empty for a store in the storage folder."""
+    model: str = ""
+    """Model to check instead of the nodes, in this process: its self-check, parts and memory."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the model."""
     json: bool = False
     """Print JSON for machines instead of a table."""
 

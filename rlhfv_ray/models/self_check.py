@@ -38,6 +38,8 @@ TOKENS = 48  # of each answer that are compared: each takes a forward pass of th
 # mean distance counts, and a wrong input shows as ten times that or more.
 LOGPS = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 GRADIENTS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+# What a model's code raises on inputs that it does not expect.
+BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 NO_TOKEN = 2**31 - 1  # no vocabulary is as large
 SEEN = 1e-6  # nats: another picture moves at least one log-prob by more
 
@@ -98,7 +100,14 @@ def self_check(
         ConfigError: no layout gives the model's own numbers, or pictures change nothing.
     """
     with in_fp32(model):
-        truth = [own_logps(model, processor, sample) for sample in samples]
+        try:
+            truth = [own_logps(model, processor, sample) for sample in samples]
+        except BROKEN as error:
+            raise ConfigError(
+                f"The model ({type(model).__name__}) does not answer from what its own processor "
+                f"({type(processor).__name__}) makes of a question: {_reason(error)}. Do model and "
+                "processor belong together?"
+            ) from error
         check_pictures(model, processor, samples[0], truth[0])
         return _first_right(model, processor, samples, truth, layout)
 
@@ -117,8 +126,8 @@ def _first_right(
         name = f"{_name(candidate)} rows, {'head alone' if candidate.split_head else 'all logits'}"
         try:
             distance, tokens = _distance(model, processor, pairs, truth, candidate)
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            refused[name] = f"{type(error).__name__}: {_first_line(error)}"
+        except BROKEN as error:
+            refused[name] = _reason(error)
             continue
         if not distance <= LOGPS[model.dtype]:
             refused[name] = f"{distance:.3g} nats from the model's own log-probs"
@@ -379,6 +388,6 @@ def _name(layout: Layout) -> str:
     return "shared" if layout.shared else "plain"
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     text = str(error).strip()
-    return text.splitlines()[0][:200] if text else "no message"
+    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else 'no message'}"

@@ -1,6 +1,7 @@
 """The training loop of one worker, top to bottom, with a DeepSpeed engine."""
 
 import functools
+import logging
 import math
 import os
 import sys
@@ -21,7 +22,7 @@ from rlhfv_ray.data.reference_table import (
     pair_sizes,
     reference_digest,
 )
-from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.errors import RlhfvError, StageFailedError
 from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import StepLoss, batch_loss
@@ -35,7 +36,7 @@ from rlhfv_ray.models import (
     step_size,
 )
 from rlhfv_ray.models.batch import collate_pairs, to_device
-from rlhfv_ray.models.self_check import SelfCheck, checked_layout
+from rlhfv_ray.models.self_check import BROKEN, SelfCheck, checked_layout
 from rlhfv_ray.records import PairBatch
 from rlhfv_ray.storage.folder import fetch, make
 from rlhfv_ray.training.checkpoint import (
@@ -54,6 +55,8 @@ from rlhfv_ray.training.step_checks import (
     loss_to_repeat,
     pairs_to_blame,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> None:
@@ -142,7 +145,8 @@ def fit_worker(config: DDPOConfig, pairs: Any, sizes: PairSizes) -> tuple[DDPOCo
     """Check, before weights are loaded, that the longest pairs fit into every worker's memory.
 
     Returns:
-        The configuration with its choice of activations to recompute, and the GiB a worker needs.
+        The configuration with its choice of activations to recompute, and the GiB a worker needs;
+        0 where they cannot be predicted, which is logged.
 
     Raises:
         ConfigError: they do not fit; on every rank.
@@ -155,7 +159,18 @@ def fit_worker(config: DDPOConfig, pairs: Any, sizes: PairSizes) -> tuple[DDPOCo
     longest_rows = by_length[-scale.micro_batch :]
     longest = [from_row(pairs[row], chosen_only=config.loss.is_sft) for row in longest_rows]
     processor = load_processor(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    fitting, memory = fit_memory(config, step_size(longest, processor, config), int(least))
+    try:
+        fitting, memory = fit_memory(config, step_size(longest, processor, config), int(least))
+    except RlhfvError:  # it does not fit
+        raise
+    except BROKEN as error:  # the meta device cannot run every model
+        logger.warning(
+            "The memory of a step is not known before it runs: %s cannot be computed without its "
+            "weights (%s). Nothing is recomputed unless --scale.recompute says so.",
+            *(config.model.path, str(error).strip().splitlines()[0]),
+        )
+        kept = replace(config.scale, recompute=max(0, config.scale.recompute))
+        return replace(config, scale=kept), 0.0
     return fitting, memory.total / 2**30
 
 

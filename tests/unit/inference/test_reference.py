@@ -8,6 +8,7 @@ from rlhfv_ray.data.reference_table import SCHEMA, unusable_rows
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.parts import write_part
 from rlhfv_ray.inference.reference import ReferenceActor, collect_unusable, part_table, score_pairs
+from rlhfv_ray.models.self_check import SelfCheck
 
 
 def write_rows(folder, encoded, unusable: list[tuple[str, str]]) -> None:
@@ -47,7 +48,10 @@ def test_repeated_ids_are_refused(encoded, tmp_path):
 
 def test_actor_keeps_the_order_and_scores_as_single_pairs_do(small_model, encoded):
     """Catches: log-probs shifted against ids, where pairs are sorted by length for batches."""
-    actor = ReferenceActor(ModelConfig(path=str(small_model), dtype="fp32"), batch=2)
+    outcome = SelfCheck("shared", True, "float32", 0, 0.0, None, {})
+    actor = ReferenceActor(
+        ModelConfig(path=str(small_model), dtype="fp32"), batch=2, check=lambda *_: outcome
+    )
     rows = [encoded[0], ("bad", "reason"), *encoded[1:5]]
     written = actor(rows)
     assert written["id"].to_pylist() == [*(pair.id for pair in encoded[:5]), "bad"]

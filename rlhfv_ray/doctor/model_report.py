@@ -1,0 +1,71 @@
+"""What the doctor says of a model: is it understood, what is trained, does a step fit."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig
+from rlhfv_ray.data.encoding import encode_pair, end_tokens, ends_answers
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.models import load_model, planned_counts, predict_memory, step_size
+from rlhfv_ray.models.self_check import Sample, choose_samples, self_check
+from rlhfv_ray.records import PreferencePair
+from rlhfv_ray.shapes.scenes import make_scenes, render
+
+QUESTION = "Describe the picture."
+ANSWERS = (
+    ("A red circle on a beach.", "A red circle and a blue square on a beach."),
+    (
+        "There is a street with a green star at the top, and nothing else.",
+        "There is a street with a green star at the top, a red ring, and a dog beside it.",
+    ),
+)
+
+
+def report_model(config: ModelConfig, console: Console) -> None:
+    """Check a model by itself, on drawn pictures, and print the outcome.
+
+    Args:
+        config: its path and how it is loaded.
+        console: that is printed to.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or is not understood.
+    """
+    model, processor = load_model(config)
+    console.print(f"{type(model).__name__}, {type(processor).__name__}", highlight=False)
+    samples = made_samples(processor)
+    console.print(f"  {self_check(model, processor, samples, layout=config.layout)}")
+    if not ends_answers(processor):
+        end = processor.tokenizer.eos_token
+        console.print(f"  the chat template does not end answers: {end} is added and learnt")
+    else:
+        console.print(f"  answers end with one of {', '.join(end_tokens(processor))}")
+    del model
+    for part, (everything, trained) in planned_counts(config).items():
+        line = f"  {part:<10} {everything:>15,} parameters, {trained:>15,} trained"
+        console.print(line, highlight=False)
+    console.print(f"  {memory_line(config, processor, samples)}", highlight=False)
+
+
+def memory_line(config: ModelConfig, processor: object, samples: Sequence[Sample]) -> str:
+    """Return the memory of a training step on these pairs, or why it is not known."""
+    experiment = DDPOConfig(model=config)
+    try:
+        step = step_size([sample.pair for sample in samples], processor, experiment)
+        return f"a step of {len(samples)} such pairs takes {predict_memory(experiment, step)}"
+    except (RuntimeError, ValueError, TypeError, AttributeError, ConfigError) as error:
+        return f"memory of a step: not known ({type(error).__name__}: {error})".splitlines()[0]
+
+
+def made_samples(processor: object) -> list[Sample]:
+    """Return two pairs about drawn pictures."""
+    data = DataConfig()
+    samples = []
+    for scene, (chosen, rejected) in zip(make_scenes(2, seed=0), ANSWERS, strict=True):
+        pair = PreferencePair(f"drawn:{scene.id}", render(scene), QUESTION, chosen, rejected)
+        encoded = encode_pair(
+            pair, processor, min_match=data.min_match, max_length=1_000_000, spans=False
+        )
+        samples.append(Sample(QUESTION, encoded))
+    return choose_samples(samples)

@@ -1,0 +1,34 @@
+"""The doctor on one model."""
+
+import pytest
+import torch
+from rich.console import Console
+
+from rlhfv_ray.config import ModelConfig
+from rlhfv_ray.doctor import Checkup, doctor
+from rlhfv_ray.doctor.model_report import report_model
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.models import load_policy
+
+
+def test_a_model_is_told_of(small_model, capsys):
+    """Catches: a doctor that says nothing of layout, end, parts or memory."""
+    assert doctor(Checkup(model=str(small_model))) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "LlavaForConditionalGeneration" in printed
+    assert "shared rows, the head on answer tokens alone" in printed
+    assert "answers end with one of </s>" in printed
+    assert "projector" in printed and "trained" in printed
+    assert "GiB a worker" in printed
+
+
+def test_a_model_that_does_not_look_is_refused(small_model, tmp_path):
+    """Catches: a doctor that cannot fail."""
+    model, processor = load_policy(small_model, dtype="fp32", device="cpu")
+    with torch.no_grad():
+        for weight in model.model.multi_modal_projector.parameters():
+            weight.zero_()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="does not look at its picture"):
+        report_model(ModelConfig(path=str(tmp_path), dtype="fp32"), Console())

@@ -1,0 +1,35 @@
+"""The self-check in an actor: on the job's rows, once a folder."""
+
+import json
+
+import pytest
+
+from rlhfv_ray.config import DataConfig, ModelConfig
+from rlhfv_ray.data import list_slices, write_pairs
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.inference.model_check import CHECK, check_model, read_check
+from rlhfv_ray.models import load_model
+from tests.conftest import careless_pairs
+
+
+def test_a_folder_is_checked_once(small_model, tmp_path):
+    """Catches: a check on other rows than the job's; one that is made again on every resume, and
+    could then decide otherwise."""
+    path = tmp_path / "pairs.parquet"
+    write_pairs(careless_pairs(10), path)
+    config = ModelConfig(path=str(small_model), dtype="fp32")
+    data = DataConfig(path=str(path))
+    folder = tmp_path / "reference"
+    shards = list_slices(path, rows=3)
+    outcome = check_model(*load_model(config), config, data, shards, folder)
+    assert outcome.layout == "shared" and read_check(folder) == outcome
+    recorded = json.loads((folder / CHECK).read_text())
+    (folder / CHECK).write_text(json.dumps({**recorded, "layout": "plain"}))
+    again = check_model(None, None, config, data, shards, folder)
+    assert again.layout == "plain"
+
+
+def test_a_folder_without_a_check_is_refused(tmp_path):
+    """Catches: training on log-probs of a layout that nobody knows."""
+    with pytest.raises(ConfigError, match="made before models were checked"):
+        read_check(tmp_path)
