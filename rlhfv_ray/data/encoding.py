@@ -40,14 +40,20 @@ def process(processor: Any, images: Sequence[Image], texts: Sequence[str], **set
     """
     if not _adds_special_tokens(processor, texts[0]):
         settings["add_special_tokens"] = False
-    # One list of images per text.
-    return processor(images=[[image] for image in images], text=list(texts), **settings)
+    try:  # one list of images per text
+        return processor(images=[[image] for image in images], text=list(texts), **settings)
+    except ValueError as error:
+        if "Nested images" not in str(error):
+            raise
+        # GOT-OCR2 reads nested images as the pages of one document.
+        return processor(images=list(images), text=list(texts), **settings)
 
 
 def prompt_ids(processor: Any, image: Image, question: str) -> list[int]:
     """Return the token ids of the prompt, image tokens expanded."""
-    inputs = process(processor, [image], [prompt_text(processor, question)])
-    return [int(token) for token in inputs["input_ids"][0]]  # some processors return tensors
+    # Ovis2 counts its image tokens in tensors only.
+    inputs = process(processor, [image], [prompt_text(processor, question)], return_tensors="pt")
+    return inputs["input_ids"][0].tolist()
 
 
 class AnswerTokens(NamedTuple):

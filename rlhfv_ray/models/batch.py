@@ -96,7 +96,7 @@ class Layout:
         return dict.fromkeys(names, kinds)
 
     def row_inputs(self, input_ids: Tensor, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the image tensors as plain rows of ids (R, T) take them, one image per row."""
+        """Return the image tensors as rows of ids (R, T) take them, in the order of the rows."""
         return images
 
     def positions(
@@ -346,7 +346,7 @@ def _shared_rows(
         # Models with one position per token take (R, T).
         "position_ids": position_ids if len(position_ids) > 1 else position_ids[0],
         **layout.token_inputs(input_ids, _padded(answered, False, torch.bool), processor),
-        **images,
+        **layout.row_inputs(input_ids, images),
     }
     return inputs, predictions
 

@@ -16,6 +16,9 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.attention import FORKED_SDPA
 from rlhfv_ray.models.batch import Layout
 
+# Families whose attention is not causal within a pair, or has layers that look at the image: their
+# shared rows need a mask.
+MASK_NEEDED = {"gemma3", "gemma4", "paligemma", "mllama"}
 # Kinds of layers whose state depends on the order of tokens alone, so that a mask can part answers.
 MASKED = {"full_attention", "sliding_attention"}
 
@@ -49,12 +52,25 @@ class GemmaLayout(Layout):
 
     def attention(self, allowed: Tensor, inputs: dict[str, Tensor]) -> Any:
         """Return one mask (R, 1, T, T) per kind of layer."""
-        image = inputs["token_type_ids"].bool()  # (R, T)
+        kinds = inputs["token_type_ids" if "token_type_ids" in inputs else "mm_token_type_ids"]
+        image = kinds.bool()  # (R, T)
         # A run of image tokens is one image. The cumulative sum counts the runs: (R, T).
         run = torch.where(image, (image & ~image.roll(1, 1)).cumsum(1), -1)
         same_run = run.unsqueeze(2) == run.unsqueeze(1)  # (R, T, T)
         same_image = same_run & image.unsqueeze(2)
         return super().attention(allowed | same_image.unsqueeze(1), inputs)  # (R, 1, T, T)
+
+
+@dataclass(frozen=True)
+class Gemma4Layout(GemmaLayout):
+    """Larger Gemma 4: the tokens of an image see each other in layers with a window alone."""
+
+    def attention(self, allowed: Tensor, inputs: dict[str, Tensor]) -> Any:
+        """Return one mask (R, 1, T, T) per kind of layer."""
+        masks = super().attention(allowed, inputs)
+        if not isinstance(masks, dict):  # one kind: full, since the last layer always is
+            return allowed
+        return {kind: masks[kind] if window else allowed for kind, window in self.windows}
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,14 @@ class PrefixLayout(Layout):
     ) -> dict[str, Tensor]:
         """Return the mark (R, T) of the causal tokens, as generation extends it."""
         return {"token_type_ids": answered.long()}
+
+    def attention(self, allowed: Tensor, inputs: dict[str, Tensor]) -> Any:
+        """Return a mask in which the tokens of one prompt see each other both ways."""
+        prompt = inputs["token_type_ids"] == 0  # (R, T)
+        both = prompt.unsqueeze(2) & prompt.unsqueeze(1)  # (R, T, T)
+        # What a token sees of its own prompt is what its prompt sees of it: `allowed`, transposed.
+        backwards = allowed.transpose(2, 3) & both.unsqueeze(1)  # (R, 1, T, T)
+        return super().attention(allowed | backwards, inputs)
 
 
 @dataclass(frozen=True)
@@ -109,16 +133,26 @@ def candidate_layouts(model: Any, layout: str = "auto", *, row_tokens: int = 0) 
             f"scale.row_tokens = {row_tokens}: only shared rows take several pairs, and these rows "
             "are plain. Leave it 0."
         )
+    if row_tokens and config.model_type == "mllama":
+        raise ConfigError(
+            f"scale.row_tokens = {row_tokens}: a model of type mllama takes one image per row. "
+            "Leave it 0."
+        )
     make = _maker(model)
-    forked = all(not window for _, window in windows) and make is not GemmaLayout
+    forked = all(not window for _, window in windows) and config.model_type not in MASK_NEEDED
+    # Of both: Video-LLaVA's body takes pixels by a name that its own signature no longer has.
+    accepts = {
+        name
+        for callee in (model, model.base_model)
+        for name in inspect.signature(callee.forward).parameters
+    }
     for shared in ways:
         for split_head in (True, False):
-            callee = model.base_model if split_head else model
             yield make(
                 shared=shared,
                 row_tokens=row_tokens if shared else 0,
                 split_head=split_head,
-                accepts=frozenset(inspect.signature(callee.forward).parameters),
+                accepts=frozenset(accepts),
                 forked=forked,
                 windows=windows,
             )
@@ -157,6 +191,9 @@ def _maker(model: Any) -> Callable[..., Layout]:
         return _with(RopeLayout, rope=model.base_model.get_rope_index)
     if config.model_type == "mllama":
         return _with(CrossLayout, image_token=config.image_token_index)
+    text = config.get_text_config()
+    if config.model_type == "gemma4" and text.use_bidirectional_attention == "vision":
+        return Gemma4Layout
     return {"gemma3": GemmaLayout, "paligemma": PrefixLayout}.get(config.model_type, Layout)
 
 

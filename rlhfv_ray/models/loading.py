@@ -251,6 +251,17 @@ def _processor(source: str, trust_remote_code: bool) -> Any:
         return _without_video_part(full_class).from_pretrained(source)
 
 
+class _PartsAtHand(ProcessorMixin):
+    """Stands between a processor's class and its base, and leaves out the video part.
+
+    The base takes parts in order, and in VideoLlavaProcessor the tokenizer follows the video part.
+    Gemma 4's constructor hands on every part by name.
+    """
+
+    def __init__(self, *parts: Any, video_processor: None = None, **settings: Any) -> None:
+        super().__init__(*[part for part in parts if part is not None], **settings)
+
+
 def _without_video_part(full_class: Any) -> Any:
     """Return a subclass of a processor class that loads everything except the video processor."""
     attributes = full_class.get_attributes()
@@ -269,7 +280,7 @@ def _without_video_part(full_class: Any) -> Any:
         "apply_chat_template": ProcessorMixin.apply_chat_template,
     }
     # The name stays the same because `save_pretrained` writes it into the configuration.
-    return type(full_class.__name__, (full_class,), body)
+    return type(full_class.__name__, (full_class, _PartsAtHand), body)
 
 
 def keep_video_settings(source: str, folder: Path) -> None:
