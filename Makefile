@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 # Ray starts many Python processes. Bytecode saves each of them from compiling torch again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check unit soak bench clean
+.PHONY: demo test check unit soak models bench clean
 
 demo: .venv/ready
 	$(BIN)/python experiments/ddpo.py shapes
@@ -26,6 +26,10 @@ soak: .venv/dev-ready
 	$(BIN)/python -m pytest -q -s tests/ray/soak.py
 	$(BIN)/python -m pytest -q -m soak tests
 	$(BIN)/python -m tests.ray.stage_mutation
+
+# Tries small checkpoints of many architectures, and writes docs/models.md.
+models: .venv/dev-ready
+	$(BIN)/python -m tests.model_table
 
 # Measures speed on one CPU thread in about 10 minutes. Run nothing else meanwhile.
 bench: .venv/ready

@@ -111,3 +111,19 @@ def test_tests_that_pages_name_exist():
         existing.update(re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE))
     assert len(named) > 10
     assert sorted(named - existing) == []
+
+
+def test_every_architecture_is_in_the_table_of_models():
+    """Catches: a new transformers with an architecture that nobody tried or listed; a family that
+    the table forgets."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    from tests.families import FAMILIES
+    from tests.families_a import FAMILIES_A
+    from tests.families_b import FAMILIES_B
+
+    page = (ROOT / "docs" / "models.md").read_text()
+    known = set(re.findall(r"`([\w.-]+)`", page))
+    assert sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - known) == []
+    rows = {line.split("|")[2].strip() for line in page.splitlines() if line.startswith("| `")}
+    assert rows == {make.__name__ for make in (*FAMILIES, *FAMILIES_A, *FAMILIES_B)}

@@ -3,8 +3,9 @@
 LoRA (arXiv 2106.09685) is peft's.
 """
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,26 +16,45 @@ from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.loading import DTYPES, architecture_of
 
-# Names of these parts in the tested families; everything else is the language model.
-PROJECTOR = re.compile(r"multi_modal_projector|(^|\.)connector\.|merger|image_newline")
-VISION = re.compile(r"vision_tower|vision_model|(^|\.)visual\.")
+logger = logging.getLogger(__name__)
+
+# Names, outside of the language model, of what leads from the vision tower into it.
+PROJECTOR = re.compile(
+    r"projector|connector|merger|aligner|adapter|resampler|perceiver|embed_vision|image_newline"
+    r"|view_sep|visual_embeddings_table"
+)
 
 
-def part_of(name: str) -> str:
-    """Return the part that a parameter or module belongs to: vision, projector or language.
+def parts_of(model: Any) -> Callable[[str], str]:
+    """Return a function from the name of a parameter or module to its part of the model.
+
+    The module tree says what is the language model: its decoder and the output head. Everything
+    else comes before it: the projector, by its name, and the vision tower (or another tower), which
+    is the rest. So no tower is ever taken for a part of the language model.
 
     Example:
-        >>> part_of("model.visual.merger.mlp.0")
-        'projector'
-        >>> part_of("model.vision_tower.layers.0")
+        >>> from rlhfv_ray.shapes.model import SHIPPED
+        >>> from rlhfv_ray.models import load_policy
+        >>> part_of = parts_of(load_policy(SHIPPED, dtype="fp32")[0])
+        >>> part_of("model.vision_tower.encoder.layers.0.mlp.fc1.weight")
         'vision'
+        >>> part_of("model.multi_modal_projector.linear_1.weight")
+        'projector'
         >>> part_of("lm_head.weight")
         'language'
     """
-    # Qwen-VL's projector (the merger) stands inside its vision tower, so it is matched first.
-    if PROJECTOR.search(name):
-        return "projector"
-    return "vision" if VISION.search(name) else "language"
+    of_language = (model.get_decoder(), model.get_output_embeddings())
+    # A decoder that is the whole model (Fuyu) leaves nothing before it.
+    prefixes = tuple(
+        f"{name}." for name, module in model.named_modules() if name and module in of_language
+    )
+
+    def part_of(name: str) -> str:
+        if f"{name}.".startswith(prefixes):
+            return "language"
+        return "projector" if PROJECTOR.search(name) else "vision"
+
+    return part_of
 
 
 def prepare_training(model: Any, config: ModelConfig) -> None:
@@ -52,6 +72,7 @@ def prepare_training(model: Any, config: ModelConfig) -> None:
     """
     if config.lora_rank:
         with_adapters(model, config)
+    part_of = parts_of(model)
     for name, weight in model.named_parameters():
         part = part_of(name)
         base_weight = config.lora_rank and part == "language" and "lora_" not in name
@@ -77,12 +98,24 @@ def with_adapters(model: Any, config: ModelConfig) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    head = model.get_output_embeddings()
+    head, part_of = model.get_output_embeddings(), parts_of(model)
+    # Subclasses of linear layers (routers of experts) return more than one tensor.
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and part_of(name) == "language" and module is not head
+        if type(module) is nn.Linear and part_of(name) == "language" and module is not head
     ]
+    fused = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.ndim > 2 and part_of(name) == "language"
+    ]
+    if fused:
+        logger.warning(
+            "%d fused weights of the language model (experts, convolutions) get no adapters and "
+            "stay as they are; the first is %s.",
+            *(len(fused), fused[0]),
+        )
     available = sorted({name.rsplit(".", 1)[-1] for name in linear})
     unknown = sorted(set(config.lora_targets) - set(available))
     if unknown:
@@ -139,6 +172,7 @@ def parameter_counts(model: Any) -> dict[str, tuple[int, int]]:
     Adapters count as a part of their own.
     """
     counts: dict[str, tuple[int, int]] = {}
+    part_of = parts_of(model)
     for name, weight in model.named_parameters():
         part = "adapters" if "lora_" in name else part_of(name)
         total, trained = counts.get(part, (0, 0))

@@ -35,6 +35,13 @@ from rlhfv_ray.storage.stages import check_stage, is_done
 
 # Files of a model folder that, with its config.json, determine the model and how it decodes.
 CONTENTS = ("*.safetensors", "*.bin", "*.py", "generation_config.json")
+# Models of the field that transformers does not have.
+ABSENT = {
+    "beit3_llava": "Muffin and RLHF-V's own models (beit3_llava) are not part of transformers.",
+    "omnilmm": "OmniLMM is not part of transformers; its successor MiniCPM-V 4.6 is.",
+    "minicpmv": "MiniCPM-V up to 4.5 is code of its checkpoint and not part of transformers; "
+    "MiniCPM-V 4.6 and 4.7 are.",
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -87,10 +94,10 @@ def architecture_of(path: str | Path, *, trust_remote_code: bool = False) -> Any
     source = resolve_model(str(path))
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigError(
             f"model.path = {source!r}: its architecture cannot be loaded: "
-            f"{_first_line(error)}{_code_hint(error)}"
+            f"{_first_line(error)}{_code_hint(error)}{_absent_hint(source)}"
         ) from error
 
 
@@ -144,6 +151,7 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, Any]:
 def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel, Any]:
     source = resolve_model(config.path)
     trust = config.trust_remote_code
+    check_unquantized(source, trust_remote_code=trust)
     processor = load_processor(source, trust_remote_code=trust)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
@@ -178,6 +186,22 @@ def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel
     return model.eval(), processor
 
 
+def check_unquantized(source: str, *, trust_remote_code: bool = False) -> None:
+    """Refuse quantised weights: they cannot be trained, and their log-probs are another model's.
+
+    Raises:
+        ConfigError: the checkpoint is quantised (GPTQ, AWQ, bitsandbytes, ...).
+    """
+    config = architecture_of(source, trust_remote_code=trust_remote_code)
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ConfigError(
+            f"model.path = {source!r}: its weights are quantised ({method}), and quantised weights "
+            "are not trained. Give the checkpoint that they were made of."
+        )
+
+
 def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """Return the processor of a checkpoint, after checking that it has all required parts.
 
@@ -188,9 +212,10 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     source = resolve_model(str(path))
     try:
         processor = _processor(source, trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
-            f"The processor of {source!r} cannot be loaded: {_first_line(error)}{_code_hint(error)}"
+            f"The processor of {source!r} cannot be loaded: {_first_line(error)}"
+            f"{_code_hint(error)}{_absent_hint(source)}{_vision_hint(error)}"
         ) from error
     parts = (getattr(processor, name, None) for name in ("tokenizer", "image_processor"))
     if any(part is None for part in parts):
@@ -433,6 +458,25 @@ def _code_hint(error: Exception) -> str:
     if "trust_remote_code" not in str(error):
         return ""
     return " It brings Python code of its own: if you trust its author, --model.trust-remote-code."
+
+
+def _absent_hint(source: str) -> str:
+    """Return a sentence about a known model that transformers does not have, else nothing."""
+    try:
+        kind = json.loads((Path(source) / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError):
+        return ""
+    return f" {ABSENT[kind]}" if kind in ABSENT else ""
+
+
+def _vision_hint(error: Exception) -> str:
+    """Return advice where the error asks for torchvision, else nothing."""
+    if "torchvision" not in str(error).lower():
+        return ""
+    return (
+        " This family needs torchvision: install the build that belongs to your torch "
+        "(pip install torchvision), and use the same one for all of a model's log-probs."
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import HEAD_BYTES
-from rlhfv_ray.models.adapters import meta_model, parameter_counts, part_of
+from rlhfv_ray.models.adapters import meta_model, parameter_counts, parts_of
 from rlhfv_ray.models.batch import collate_pairs
 from rlhfv_ray.models.layouts import layout_of
 from rlhfv_ray.models.policy import recompute_activations
@@ -162,6 +162,7 @@ def _text_pass(model: Any, step_size: StepSize) -> Callable[[], Any]:
 def _vision_pass(model: Any, step_size: StepSize) -> Callable[[], Any]:
     """Return a function that runs vision tower and projector, on the meta device if that works."""
     body = model.base_model
+    part_of = parts_of(model)
     trained = any(
         weight.requires_grad
         for name, weight in model.named_parameters()
@@ -183,7 +184,7 @@ def _vision_pass(model: Any, step_size: StepSize) -> Callable[[], Any]:
     except RuntimeError:  # NotImplementedError is a subclass
         # The model reads values, so this part runs on the CPU, with uninitialized weights.
         for name, module in body.named_children():
-            if part_of(f"model.{name}.") != "language":
+            if part_of(f"model.{name}") != "language":
                 module.to_empty(device="cpu")
         return lambda: run(on_cpu)
     return lambda: run(on_meta)

@@ -14,9 +14,11 @@ from rlhfv_ray.models import (
     planned_counts,
     prepare_training,
 )
-from rlhfv_ray.models.adapters import parameter_counts
+from rlhfv_ray.models.adapters import parameter_counts, parts_of
 from rlhfv_ray.models.batch import collate_pairs
 from tests.families import FAMILIES, save
+from tests.families_a import FAMILIES_A
+from tests.families_b import FAMILIES_B
 
 LORA = {"lora_rank": 4}
 
@@ -111,3 +113,28 @@ def test_an_adapter_folder_is_no_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="holds an adapter, not a model"):
         load_policy(tmp_path)
+
+
+def test_towers_of_other_names_are_no_language_model(tmp_path):
+    """Catches: adapters on a tower whose name nobody listed; a projector that is not trained."""
+    models = {make.__name__: make for make in (*FAMILIES_A, *FAMILIES_B)}
+    for name in ("video_llava", "ovis2", "gemma4", "glm4v", "mllama"):
+        model = load(save(models[name], tmp_path / name))
+        part_of = parts_of(model)
+        decoder = {id(weight) for weight in model.get_decoder().parameters()}
+        decoder |= {id(weight) for weight in model.get_output_embeddings().parameters()}
+        found = {"language": set(), "vision": set(), "projector": set()}
+        for key, weight in model.named_parameters():
+            found[part_of(key)].add(id(weight))
+        assert found["language"] == decoder, name
+        assert found["vision"] and found["projector"], name
+
+
+def test_experts_without_adapters_are_told_of(tmp_path, caplog):
+    """Catches: fused experts that get no adapters, unsaid; a router that an adapter breaks."""
+    models = {make.__name__: make for make in FAMILIES_A}
+    model = load(save(models["qwen3_vl_moe"], tmp_path / "moe"))
+    prepare_training(model, ModelConfig(path="moe", **LORA))
+    assert "fused weights of the language model" in caplog.text
+    ids = torch.randint(150, 250, (1, 12))
+    assert model(input_ids=ids, use_cache=False).logits.isfinite().all()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhfv_ray.config import ModelConfig
-from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.data.encoding import encode_pair, end_tokens
 from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import (
@@ -361,3 +361,46 @@ def test_unknown_architecture_is_refused(copy, read):
     change_json(copy / "config.json", model_type="nonesuch")
     with pytest.raises(ConfigError, match=r"(architecture|processor).*cannot be"):
         read(copy)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "new"])
+def test_quantised_weights_are_refused_by_name(copy, method):
+    """Catches: a quantised model that fails in its first step, or trains what is not there."""
+    change_json(copy / "config.json", quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(ConfigError, match=f"quantised .*{method}.*checkpoint that they were made"):
+        load_policy(copy, dtype="fp32", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["beit3_llava", "omnilmm", "minicpmv"])
+def test_models_that_transformers_lacks_are_named(copy, kind):
+    """Catches: "unrecognized model" said of a model that the field knows."""
+    change_json(copy / "config.json", model_type=kind)
+    for read in (architecture_of, load_policy):
+        with pytest.raises(ConfigError, match="transformers") as error:
+            read(copy)
+        assert "not part of transformers" in str(error.value)
+
+
+def test_a_template_in_the_tokenizers_settings_is_used(copy):
+    """Catches: a published model refused because its template stands in an older place."""
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").unlink()
+    change_json(copy / "tokenizer_config.json", chat_template=template)
+    assert load_processor(copy).chat_template == template
+
+
+def test_of_several_templates_the_default_is_used(copy):
+    """Catches: a folder of further templates that is taken for a template."""
+    folder = copy / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("{{ 'tools' }}")
+    assert load_processor(copy).chat_template == load_processor("shapes").chat_template
+
+
+def test_end_tokens_are_those_of_the_models_settings(copy):
+    """Catches: an end of the model's own that is not learnt as one."""
+    generation = copy / "generation_config.json"
+    generation.write_text(json.dumps({"eos_token_id": [2, 5]}))
+    processor = load_processor(copy)
+    fifth = processor.tokenizer.convert_ids_to_tokens(5)
+    assert end_tokens(processor) == ("</s>", fifth)

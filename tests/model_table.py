@@ -1,0 +1,118 @@
+"""Tries small random checkpoints of many architectures, and writes docs/models.md.
+
+    python -m tests.model_table        # `make models`
+
+Each is saved in its published form, loaded as a user's model, and taken through the self-check,
+adapters, and answers in a batch. Architectures of the installed transformers that have no small
+checkpoint here are listed as not tried: the self-check decides about them when they are used.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from rlhfv_ray.config import GenerationConfig, ModelConfig
+from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.errors import RlhfvError
+from rlhfv_ray.inference.generate import answer_prompts
+from rlhfv_ray.models import load_policy, prepare_training
+from rlhfv_ray.models.self_check import Sample, self_check
+from rlhfv_ray.records import PreferencePair, Prompt
+from tests.families import FAMILIES, save
+from tests.families_a import FAMILIES_A
+from tests.families_b import FAMILIES_B
+from tests.invariants.test_families import ANSWERS, picture
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+SIZES = [(60, 30), (40, 70), (64, 64), (100, 50)]
+COLUMNS = ("model type", "checkpoint", "rows", "head", "log-probs", "gradients", "LoRA", "batch")
+HEAD = f"""# Models
+
+Every model is checked before a job uses it (`rlhfv_ray/models/self_check.py`): log-probs of answers
+in our rows against what the model's own `generate` gives them on its own processor's inputs, and
+gradients against those of plain rows. What is not the model's own is refused. So this table is no
+list of what is allowed. It says what small random checkpoints of these architectures gave, in fp32
+on a CPU, with transformers {transformers.__version__} and without torchvision.
+
+`python -m tests.model_table` (`make models`) writes this page. `rlhfv-ray doctor --model PATH` does
+the same for a model of yours.
+
+* **rows**: `shared` puts both answers of a pair behind one prompt; `plain` gives each a row.
+* **head**: `answers` computes the output head on answer tokens alone, `all` on every token.
+* **log-probs**: largest distance from the model's own, in nats; **gradients**: as a share of the
+  norm.
+* **LoRA**: adapters are made and give finite numbers. **batch**: answers of several prompts at once
+  equal those of one at a time.
+"""
+
+
+def main() -> None:
+    """Try all checkpoints and write the page."""
+    rows, tried = [], set()
+    for make in (*FAMILIES, *FAMILIES_A, *FAMILIES_B):
+        kind, row = tried_row(make)
+        rows.append(row)
+        tried.add(kind)
+        print(" | ".join(row), flush=True)
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    lines += [f"| {' | '.join(row)} |" for row in sorted(rows)]
+    names = sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - tried)
+    rest = ", ".join(f"`{name}`" for name in names)
+    PAGE.write_text(
+        f"{HEAD}\n" + "\n".join(lines) + f"\n\nNot tried here ({len(names)} types): {rest}.\n"
+    )
+
+
+def tried_row(make: Callable[[], tuple[Any, Any]]) -> tuple[str, tuple[str, ...]]:
+    """Return the model type and the table's row of one small checkpoint."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = save(make, Path(name) / "model")
+        model, processor = load_policy(folder, dtype="fp32", device="cpu")
+        kind = model.config.model_type
+        pairs = [
+            PreferencePair(f"{number}", picture(number, *size), "What is there?", chosen, rejected)
+            for number, (size, (chosen, rejected)) in enumerate(zip(SIZES, ANSWERS, strict=True))
+        ]
+        samples = [
+            Sample(pair.question, encode_pair(pair, processor, min_match=3, max_length=4096))
+            for pair in pairs
+        ]
+        try:
+            outcome = self_check(model, processor, samples)
+        except RlhfvError as error:
+            reason = f"refused: {error}".replace("|", "/")
+            return kind, (f"`{kind}`", make.__name__, reason, *([""] * (len(COLUMNS) - 3)))
+        head = "answers" if outcome.split_head else "all"
+        gradient = outcome.gradient_distance
+        numbers = (f"{outcome.distance:.0e}", "" if gradient is None else f"{gradient:.0e}")
+        same = "equal" if answers_agree(model, processor, pairs) else "differ"
+        lora = "yes" if adapts(folder) else "no"
+        return kind, (f"`{kind}`", make.__name__, outcome.layout, head, *numbers, lora, same)
+
+
+def answers_agree(model: Any, processor: Any, pairs: list[PreferencePair]) -> bool:
+    """Return True if a batch of prompts is answered as the prompts are alone."""
+    prompts = [Prompt(pair.id, pair.image, pair.question) for pair in pairs]
+    decoding = GenerationConfig(max_new_tokens=5, repetition_penalty=3.0)
+    together = answer_prompts(model, processor, prompts, decoding)
+    return together == [
+        answer_prompts(model, processor, [prompt], decoding)[0] for prompt in prompts
+    ]
+
+
+def adapts(folder: Path) -> bool:
+    """Return True if a model takes adapters, and computes with them."""
+    model, _ = load_policy(folder, dtype="fp32", device="cpu")
+    prepare_training(model, ModelConfig(path=str(folder), lora_rank=2))
+    ids = torch.randint(150, 250, (1, 12))
+    with torch.no_grad():
+        return bool(model(input_ids=ids, use_cache=False).logits.isfinite().all())
+
+
+if __name__ == "__main__":
+    main()
