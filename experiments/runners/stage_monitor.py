@@ -45,7 +45,7 @@ class TrainingFeed:
         if record["skipped"]:
             pairs = ", ".join(record["skipped_pairs"])
             self.console.print(f"update {record['step']} skipped, not finite, with pairs {pairs}")
-        if "memory/predicted_gib" in record:
+        if record.get("memory/predicted_gib"):  # 0: not known
             every = record["recompute"]
             activations = f"activations of every {every}. layer recomputed" if every else "all kept"
             memory = (

@@ -35,6 +35,8 @@ from rlhfv_ray.storage.stages import check_stage, is_done
 
 # Files of a model folder that, with its config.json, determine the model and how it decodes.
 CONTENTS = ("*.safetensors", "*.bin", "*.py", "generation_config.json")
+# What a model's code raises on inputs that it does not expect.
+BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 # Models of the field that transformers does not have.
 ABSENT = {
     "beit3_llava": "Muffin and RLHF-V's own models (beit3_llava) are not part of transformers.",
@@ -366,21 +368,33 @@ def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> 
             "model's own family (chat_template.jinja), with an image token where a message has "
             "{'type': 'image'}."
         )
-    pixels = processor.image_processor([image], return_tensors="pt")
-    if set(pixels) != {"pixel_values"}:
-        return
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
-    on_meta = pixels["pixel_values"].to("meta")
-    features = model.get_image_features(pixel_values=on_meta).pooler_output
-    count = sum(feature.shape[-2] for feature in features)  # (tokens, D) per image
-    if count != expanded:
+    count = _image_features(config, processor, image, trust_remote_code)
+    if count is not None and count != expanded:
         raise ConfigError(
             f"{source!r}: the template expands an image to {expanded} image tokens but the vision "
             f"tower gives {count} features. Make patch_size, vision_feature_select_strategy and "
             "num_additional_image_tokens in processor_config.json agree with the model's "
             "config.json."
         )
+
+
+def _image_features(config: Any, processor: Any, image: Any, trust: bool) -> int | None:
+    """Return the number of features that a vision tower gives for an image.
+
+    None where it takes more than pixels, or cannot be run without its weights: the self-check runs
+    it with them.
+    """
+    try:
+        pixels = processor.image_processor([image], return_tensors="pt")
+        if set(pixels) != {"pixel_values"}:
+            return None
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust)
+        on_meta = pixels["pixel_values"].to("meta")
+        features = model.get_image_features(pixel_values=on_meta).pooler_output
+        return sum(feature.shape[-2] for feature in features)  # (tokens, D) per image
+    except BROKEN:
+        return None
 
 
 def check_exported(path: str) -> None:

@@ -29,6 +29,7 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import policy_token_logps, widened
 from rlhfv_ray.models.batch import Layout, collate_pairs, to_device
 from rlhfv_ray.models.layouts import candidate_layouts, layout_of
+from rlhfv_ray.models.loading import BROKEN
 from rlhfv_ray.models.policy import AnswerPolicy
 from rlhfv_ray.records import EncodedPair
 
@@ -38,8 +39,6 @@ TOKENS = 48  # of each answer that are compared: each takes a forward pass of th
 # mean distance counts, and a wrong input shows as ten times that or more.
 LOGPS = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 GRADIENTS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-# What a model's code raises on inputs that it does not expect.
-BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 NO_TOKEN = 2**31 - 1  # no vocabulary is as large
 SEEN = 1e-6  # nats: another picture moves at least one log-prob by more
 

@@ -36,7 +36,8 @@ from rlhfv_ray.models import (
     step_size,
 )
 from rlhfv_ray.models.batch import collate_pairs, to_device
-from rlhfv_ray.models.self_check import BROKEN, SelfCheck, checked_layout
+from rlhfv_ray.models.loading import BROKEN
+from rlhfv_ray.models.self_check import SelfCheck, checked_layout
 from rlhfv_ray.records import PairBatch
 from rlhfv_ray.storage.folder import fetch, make
 from rlhfv_ray.training.checkpoint import (

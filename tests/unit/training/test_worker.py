@@ -10,11 +10,13 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.data.reference_table import PairSizes, to_row
 from rlhfv_ray.errors import CheckpointError, StaleReferenceError
 from rlhfv_ray.inference.reference import score_pairs
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import batch_loss
+from rlhfv_ray.models import load_processor
 from rlhfv_ray.models.batch import collate_pairs
 from rlhfv_ray.records import ReferencePair
 from rlhfv_ray.training.checkpoint import weights_of
@@ -22,7 +24,9 @@ from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import append_records
 from rlhfv_ray.training.sampler import micro_batches
 from rlhfv_ray.training.step_checks import check_repeated_loss, loss_to_repeat
-from rlhfv_ray.training.worker import learning_rate, update, weight_groups
+from rlhfv_ray.training.worker import fit_worker, learning_rate, update, weight_groups
+from tests.families import save
+from tests.families_a import FAMILIES_A
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +230,20 @@ def test_fine_tuning_weighs_tokens_alike(new_engine, small_model, encoded, proce
         logps = policy_token_logps(policy, whole)
     expected = -logps.sum().item() / sum(sizes.scored)
     assert totals == pytest.approx({1: expected, 2: expected}, abs=1e-6)
+
+
+@pytest.mark.usefixtures("group")
+def test_memory_that_cannot_be_predicted_stops_nothing(tmp_path, pairs, caplog):
+    """Catches: a model whose code cannot run without weights, refused after its reference pass."""
+    make = next(make for make in FAMILIES_A if make.__name__ == "qwen3_vl_moe")
+    folder = save(make, tmp_path / "model")
+    encoded = encode_pair(pairs[0], load_processor(folder), min_match=3, max_length=4096)
+    row = to_row(ReferencePair(**vars(encoded), chosen_logps=[], rejected_logps=[]))
+    config = DDPOConfig(
+        model=ModelConfig(path=str(folder), dtype="fp32"),
+        optim=OptimConfig(batch=1),
+        scale=ScaleConfig(memory_gib=1.0),
+    )
+    fitting, gib = fit_worker(config, [row], PairSizes([1], [1]))
+    assert (fitting.scale.recompute, gib) == (0, 0.0)
+    assert "memory of a step is not known" in caplog.text
