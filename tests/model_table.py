@@ -17,7 +17,8 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from rlhfv_ray.config import GenerationConfig, ModelConfig
-from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.data import decode_image
+from rlhfv_ray.data.encoding import encode_pair, process, prompt_text
 from rlhfv_ray.errors import RlhfvError
 from rlhfv_ray.inference.generate import answer_prompts
 from rlhfv_ray.models import load_policy, prepare_training
@@ -26,6 +27,8 @@ from rlhfv_ray.records import PreferencePair, Prompt
 from tests.families import FAMILIES, save
 from tests.families_a import FAMILIES_A
 from tests.families_b import FAMILIES_B
+from tests.families_c import FAMILIES_C
+from tests.families_d import FAMILIES_D, REFUSED_D
 from tests.invariants.test_families import ANSWERS, picture
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -48,13 +51,17 @@ the same for a model of yours.
   norm.
 * **LoRA**: adapters are made and give finite numbers. **batch**: answers of several prompts at once
   equal those of one at a time.
+
+HunYuan-VL: transformers 5.23 numbers images on through a batch, so that plain rows and batched
+answers are up to 6e-3 nats off. Shared rows are right. Answer with `--inference.batch 1`.
 """
 
 
 def main() -> None:
     """Try all checkpoints and write the page."""
     rows, tried = [], set()
-    for make in (*FAMILIES, *FAMILIES_A, *FAMILIES_B):
+    right = (*FAMILIES, *FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D)
+    for make in (*right, *REFUSED_D):
         kind, row = tried_row(make)
         rows.append(row)
         tried.add(kind)
@@ -85,8 +92,8 @@ def tried_row(make: Callable[[], tuple[Any, Any]]) -> tuple[str, tuple[str, ...]
         try:
             outcome = self_check(model, processor, samples)
         except RlhfvError as error:
-            reason = f"refused: {error}".replace("|", "/")
-            return kind, (f"`{kind}`", make.__name__, reason, *([""] * (len(COLUMNS) - 3)))
+            reason = str(error).replace("|", "/")
+            return kind, (f"`{kind}`", make.__name__, "refused", reason, *([""] * 4))
         head = "answers" if outcome.split_head else "all"
         gradient = outcome.gradient_distance
         numbers = (f"{outcome.distance:.0e}", "" if gradient is None else f"{gradient:.0e}")
@@ -107,11 +114,12 @@ def answers_agree(model: Any, processor: Any, pairs: list[PreferencePair]) -> bo
 
 def adapts(folder: Path) -> bool:
     """Return True if a model takes adapters, and computes with them."""
-    model, _ = load_policy(folder, dtype="fp32", device="cpu")
+    model, processor = load_policy(folder, dtype="fp32", device="cpu")
     prepare_training(model, ModelConfig(path=str(folder), lora_rank=2))
-    ids = torch.randint(150, 250, (1, 12))
+    text = prompt_text(processor, "What is there?")
+    inputs = process(processor, [decode_image(picture(0, 60, 30))], [text], return_tensors="pt")
     with torch.no_grad():
-        return bool(model(input_ids=ids, use_cache=False).logits.isfinite().all())
+        return bool(model(**inputs, use_cache=False).logits.isfinite().all())
 
 
 if __name__ == "__main__":

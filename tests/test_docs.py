@@ -121,9 +121,14 @@ def test_every_architecture_is_in_the_table_of_models():
     from tests.families import FAMILIES
     from tests.families_a import FAMILIES_A
     from tests.families_b import FAMILIES_B
+    from tests.families_c import FAMILIES_C
+    from tests.families_d import FAMILIES_D, REFUSED_D
 
     page = (ROOT / "docs" / "models.md").read_text()
     known = set(re.findall(r"`([\w.-]+)`", page))
     assert sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - known) == []
     rows = {line.split("|")[2].strip() for line in page.splitlines() if line.startswith("| `")}
-    assert rows == {make.__name__ for make in (*FAMILIES, *FAMILIES_A, *FAMILIES_B)}
+    right = (*FAMILIES, *FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D)
+    assert rows == {make.__name__ for make in (*right, *REFUSED_D)}
+    kinds = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| `")}
+    assert f"small models of {len(kinds)} architectures" in README.read_text()

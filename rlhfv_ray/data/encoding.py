@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args
 from PIL.Image import Image
 
 from rlhfv_ray.data.images import decode_image
-from rlhfv_ray.errors import DataError
+from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import ChangedTokens, EncodedPair, Example, PreferencePair, Span
 from rlhfv_ray.segments import Rule, changed_tokens
 
@@ -42,6 +42,11 @@ def process(processor: Any, images: Sequence[Image], texts: Sequence[str], **set
         settings["add_special_tokens"] = False
     try:  # one list of images per text
         return processor(images=[[image] for image in images], text=list(texts), **settings)
+    except (TypeError, AttributeError) as error:  # Fuyu's, without torchvision
+        raise ConfigError(
+            f"The processor ({type(processor).__name__}) cannot prepare a picture and a question: "
+            f"{type(error).__name__}: {error}. It may need torchvision."
+        ) from error
     except ValueError as error:
         if "Nested images" not in str(error):
             raise

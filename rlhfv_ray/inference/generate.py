@@ -25,7 +25,7 @@ from rlhfv_ray.data import decode_image
 from rlhfv_ray.data.encoding import process, prompt_text
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.inference.parts import begun_scale, map_parts, read_parts, write_part
-from rlhfv_ray.models import load_model
+from rlhfv_ray.models import generator, load_model
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.storage.stages import Stage
@@ -118,7 +118,7 @@ def answer_prompts(
         return_tensors="pt",
     ).to(model.device, model.dtype)
     # (P, prompt + answer) token ids, the prompts padded on the left
-    tokens = model.generate(
+    tokens = generator(model)(
         **inputs,
         **_decoding(processor.tokenizer, generation),
         logits_processor=_sampling(prompts, generation),

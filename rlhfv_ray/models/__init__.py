@@ -20,7 +20,7 @@ from rlhfv_ray.models.loading import (
     weights_digest,
 )
 from rlhfv_ray.models.memory import Memory, StepSize, fit_memory, predict_memory, step_size
-from rlhfv_ray.models.policy import AnswerPolicy, recompute_activations
+from rlhfv_ray.models.policy import AnswerPolicy, generator, recompute_activations
 
 __all__ = [
     "AnswerPolicy",
@@ -29,6 +29,7 @@ __all__ = [
     "architecture_of",
     "check_image_tokens",
     "fit_memory",
+    "generator",
     "keep_video_settings",
     "layout_of",
     "load_model",

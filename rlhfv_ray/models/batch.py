@@ -41,7 +41,15 @@ Prediction = tuple[int, int]
 
 # Inputs with one value per token. Rows are made of ids, so these are made anew.
 TOKEN_INPUTS = frozenset(
-    {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids", "labels"}
+    {
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+        "mm_token_type_ids",
+        "moe_mm_token_type_ids",
+        "position_ids",
+        "labels",
+    }
 )
 
 
@@ -88,12 +96,16 @@ class Layout:
             answered: (R, T) bool, True on the tokens of answers.
             processor: the model's processor, which knows its image tokens.
         """
+        ids = input_ids.tolist()
+        inputs: dict[str, Tensor] = {}
         names = self.accepts & {"token_type_ids", "mm_token_type_ids"}
-        if not names:
-            return {}
-        # 0 on text, 1 on images.
-        kinds = torch.tensor(processor.create_mm_token_type_ids(input_ids.tolist()))
-        return dict.fromkeys(names, kinds)
+        if names:  # 0 on text, 1 on images
+            kinds = torch.tensor(processor.create_mm_token_type_ids(ids))
+            inputs |= dict.fromkeys(names, kinds)
+        if "moe_mm_token_type_ids" in self.accepts:  # ERNIE 4.5 VL: 1 on an image's marks too
+            experts = torch.tensor(processor.create_moe_mm_token_type_ids(ids))
+            inputs["moe_mm_token_type_ids"] = experts
+        return inputs
 
     def row_inputs(self, input_ids: Tensor, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the image tensors as rows of ids (R, T) take them, in the order of the rows."""

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,8 +22,17 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import GENERATION_CONFIG_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
+from transformers.models.auto.processing_auto import (
+    PROCESSOR_MAPPING,
+    processor_class_from_name,
+)
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import (
+    GENERATION_CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    PROCESSOR_NAME,
+    VIDEO_PROCESSOR_NAME,
+)
 from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_flash_attn_2_available
 
@@ -272,10 +282,23 @@ def _processor(source: str, trust_remote_code: bool) -> Any:
         return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (ImportError, OSError):
         architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        full_class: Any = PROCESSOR_MAPPING.get(type(architecture), None)
+        full_class: Any = PROCESSOR_MAPPING.get(type(architecture), None) or _named_class(source)
         if full_class is None or "video_processor" not in full_class.get_attributes():
             raise
         return _without_video_part(full_class).from_pretrained(source)
+
+
+def _named_class(source: str) -> Any:
+    """Return the processor class that a checkpoint's files name, or None.
+
+    GLM-OCR has no processor of its own: its files name that of GLM-4.6V.
+    """
+    for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, TOKENIZER_CONFIG_FILE):
+        settings_file = _cached_file(source, name)
+        settings = json.loads(Path(settings_file).read_text()) if settings_file else {}
+        if settings.get("processor_class"):
+            return processor_class_from_name(settings["processor_class"])
+    return None
 
 
 class _PartsAtHand(ProcessorMixin):
@@ -284,6 +307,9 @@ class _PartsAtHand(ProcessorMixin):
     The base takes parts in order, and in VideoLlavaProcessor the tokenizer follows the video part.
     Gemma 4's constructor hands on every part by name.
     """
+
+    # What MiniCPM-V's constructor and ERNIE's `save_pretrained` read of the video part.
+    video_processor = SimpleNamespace(slice_mode=False, downsample_mode="", font="")
 
     def __init__(self, *parts: Any, video_processor: None = None, **settings: Any) -> None:
         super().__init__(*[part for part in parts if part is not None], **settings)
@@ -360,6 +386,8 @@ def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> 
     token = getattr(config, "image_token_id", None)
     try:
         expanded = prompt_ids(processor, image, "?").count(token) if token is not None else 0
+    except ConfigError:  # a ValueError, too
+        raise
     except ValueError:  # the processor itself counts image tokens, before they are expanded
         expanded = 0
     if token is not None and not expanded:
@@ -391,7 +419,9 @@ def _image_features(config: Any, processor: Any, image: Any, trust: bool) -> int
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust)
         on_meta = pixels["pixel_values"].to("meta")
-        features = model.get_image_features(pixel_values=on_meta).pooler_output
+        # DeepSeek-VL and Janus have the method in their body alone.
+        owner = model if hasattr(model, "get_image_features") else model.base_model
+        features = owner.get_image_features(pixel_values=on_meta).pooler_output
         return sum(feature.shape[-2] for feature in features)  # (tokens, D) per image
     except BROKEN:
         return None

@@ -3,10 +3,12 @@
 Shapes: R rows of T tokens, N scored answer tokens, D features, V words of the vocabulary.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhfv_ray.logps import HEAD_BYTES, head_logps, widened
@@ -89,6 +91,18 @@ class AnswerPolicy(nn.Module):
         if self.layout.forked:
             arguments[FORKS] = forks.tolist()
         return arguments
+
+
+def generator(model: Any) -> Callable[..., Any]:
+    """Return the function with which a model answers, one that heeds logits processors.
+
+    Janus' own `generate` drops them without a word. For text it is the one of all models otherwise,
+    without the guidance of its drawing.
+    """
+    if model.config.model_type == "janus":
+        of_all: Any = GenerationMixin
+        return functools.partial(of_all.generate, model, guidance_scale=None)
+    return model.generate
 
 
 def recompute_activations(model: Any, every: int) -> None:

@@ -30,7 +30,7 @@ from rlhfv_ray.logps import policy_token_logps, widened
 from rlhfv_ray.models.batch import Layout, collate_pairs, to_device
 from rlhfv_ray.models.layouts import candidate_layouts, layout_of
 from rlhfv_ray.models.loading import BROKEN
-from rlhfv_ray.models.policy import AnswerPolicy
+from rlhfv_ray.models.policy import AnswerPolicy, generator
 from rlhfv_ray.records import EncodedPair
 
 TOKENS = 48  # of each answer that are compared: each takes a forward pass of the truth
@@ -98,6 +98,12 @@ def self_check(
     Raises:
         ConfigError: no layout gives the model's own numbers, or pictures change nothing.
     """
+    if model.config.is_encoder_decoder:
+        raise ConfigError(
+            f"The model ({type(model).__name__}) reads the prompt with an encoder and answers with "
+            "a decoder. Rows hold a prompt with its answers behind it, which only a decoder alone "
+            "reads. Use one of docs/models.md."
+        )
     with in_fp32(model):
         try:
             truth = [own_logps(model, processor, sample) for sample in samples]
@@ -175,7 +181,7 @@ def own_logps(
 @torch.no_grad()
 def _continued_logps(model: Any, inputs: Mapping[str, Any], answer: Sequence[int]) -> Tensor:
     """Return the log-probs (A,) of an answer's tokens, each after its predecessors."""
-    done = model.generate(
+    done = generator(model)(
         **inputs,
         max_new_tokens=len(answer),
         do_sample=False,
