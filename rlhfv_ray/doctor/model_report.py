@@ -1,4 +1,4 @@
-"""What the doctor says of a model: is it understood, what is trained, does a step fit."""
+"""The report of the doctor on one model: its self-check, its parts, and the memory of a step."""
 
 from collections.abc import Sequence
 

@@ -52,7 +52,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What was found: the layout of rows that is right for a model, and how right."""
+    """The outcome: the layout of rows that is right for a model, and its distances."""
 
     layout: str  # shared or plain
     split_head: bool  # the output head is right on answer tokens alone

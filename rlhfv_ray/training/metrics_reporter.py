@@ -1,4 +1,4 @@
-"""What a worker measures of its updates, on the way to the driver."""
+"""The measurements of a worker's updates, on the way to the driver."""
 
 import math
 import time
