@@ -51,10 +51,10 @@ class ModelConfig:
     """Precision of weights and forward pass. bf16 keeps fp32 master weights in the optimizer."""
     layout: Literal["auto", "shared", "plain"] = "auto"
     """Layout of a pair in a batch. `shared` computes what both answers have in common once, `plain`
-    twice. `auto` shares where the model's family allows it."""
+    twice. `auto` takes the fastest that the self-check finds right."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention implementation. `auto` takes torch's sdpa for shared rows, whose masks need it, and
-    otherwise flash-attention 2 if it is installed."""
+    """Attention implementation. `auto` takes torch's sdpa, which shared rows need; with
+    `--model.layout plain`, flash-attention 2 if it is installed."""
     allow_pickle: bool = False
     """Also load pickled weights (*.bin). They can run code when loaded: trusted sources only."""
     trust_remote_code: bool = False

@@ -160,11 +160,21 @@ def _answered(
 
 
 def _ended(processor: Any, text: str, stop: int) -> str:
-    """Return a text whose last answer, which stops at a character, ends a generation."""
+    """Return a text whose last answer, which stops at a character, ends a generation.
+
+    Raises:
+        DataError: the template ends no answer, and there is no token that does.
+    """
     tail = text[stop:]
     if _end_width(processor, tail):
         return text
-    return text[:stop] + (tail if tail.strip() else "") + processor.tokenizer.eos_token
+    ends = end_tokens(processor)
+    if not ends:
+        raise DataError(
+            "template: nothing ends an answer. Give the tokenizer an eos_token, or name one in the "
+            "model's generation_config.json."
+        )
+    return text[:stop] + (tail if tail.strip() else "") + ends[0]
 
 
 def _end_width(processor: Any, tail: str) -> int:
@@ -182,7 +192,8 @@ def end_tokens(processor: Any) -> tuple[str, ...]:
     `load_processor` reads the model's.
     """
     of_model = getattr(processor.tokenizer, END_TOKENS, ())
-    return tuple(dict.fromkeys((processor.tokenizer.eos_token, *of_model)))
+    tokens = dict.fromkeys((processor.tokenizer.eos_token, *of_model))
+    return tuple(token for token in tokens if token)
 
 
 def ends_answers(processor: Any) -> bool:

@@ -37,7 +37,7 @@ def report_model(config: ModelConfig, console: Console) -> None:
     samples = made_samples(processor)
     console.print(f"  {self_check(model, processor, samples, layout=config.layout)}")
     if not ends_answers(processor):
-        end = processor.tokenizer.eos_token
+        end, *_ = end_tokens(processor)
         console.print(f"  the chat template does not end answers: {end} is added and learnt")
     else:
         console.print(f"  answers end with one of {', '.join(end_tokens(processor))}")

@@ -225,6 +225,16 @@ def test_an_answer_always_ends(pairs, processor):
     assert len(offsets) == len(ids)
 
 
+def test_without_any_end_the_row_is_set_aside(processor):
+    """Catches: a tokenizer without an eos_token, as a traceback or as answers without an end."""
+    changed = with_template(processor, LLAVA_1_5)
+    changed.tokenizer.eos_token = None
+    with pytest.raises(DataError, match="nothing ends an answer"):
+        answer_ids(changed, "What?", "a star")
+    setattr(changed.tokenizer, END_TOKENS, ("</s>",))
+    assert changed.tokenizer.decode(answer_ids(changed, "What?", "a star").ids) == " a star</s>"
+
+
 def test_a_token_of_the_models_settings_ends_an_answer(processor):
     """Catches: a second end after the model's own, which generation never reaches."""
     changed = with_template(processor, BEGINNING.replace("</s>", "<end>"))
