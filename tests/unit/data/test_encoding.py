@@ -229,6 +229,7 @@ def test_without_any_end_the_row_is_set_aside(processor):
     """Catches: a tokenizer without an eos_token, as a traceback or as answers without an end."""
     changed = with_template(processor, LLAVA_1_5)
     changed.tokenizer.eos_token = None
+    setattr(changed.tokenizer, END_TOKENS, ())
     with pytest.raises(DataError, match="nothing ends an answer"):
         answer_ids(changed, "What?", "a star")
     setattr(changed.tokenizer, END_TOKENS, ("</s>",))
