@@ -8,7 +8,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from rlhfv_ray.models import AnswerPolicy, layout_of
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_processor
 from rlhfv_ray.models.batch import Layout
 from rlhfv_ray.records import ChangedTokens, ReferencePair
 
@@ -137,10 +136,8 @@ def make_setting(size: Size, *, pairs: int, device: torch.device, dtype: torch.d
     finally:
         torch.set_default_dtype(before)
     side = {"height": size.image_side, "width": size.image_side}
-    processor = SimpleNamespace(
-        tokenizer=SimpleNamespace(pad_token_id=0),
-        image_processor=CLIPImageProcessorPil(size=side, do_center_crop=False),
-    )
+    processor = load_processor("shapes")  # of the same family, for smaller pictures
+    processor.image_processor = CLIPImageProcessorPil(size=side, do_center_crop=False)
     return Setting(size, model, processor, make_pairs(size, pairs), device)
 
 
