@@ -3,6 +3,7 @@
 Digests identify exactly which weights and which processor they are.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -483,8 +484,11 @@ def processor_digest(processor: Any) -> dict[str, str]:
         for name, value in processor.to_dict().items()
         if isinstance(value, int | str | None)
     }
+    tokenizer = copy.deepcopy(processor.tokenizer.backend_tokenizer)
+    tokenizer.no_padding()  # which the last call leaves there
+    tokenizer.no_truncation()
     parts = {
-        "tokenizer": processor.tokenizer.backend_tokenizer.to_str() + special_tokens,
+        "tokenizer": tokenizer.to_str() + special_tokens,
         "template": processor.chat_template,
         "pixels": type(image_processor).__qualname__ + image_processor.to_json_string(),
         "image_tokens": json.dumps(numbers, sort_keys=True, default=str),

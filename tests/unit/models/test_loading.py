@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhfv_ray.config import ModelConfig
+from rlhfv_ray.data import decode_image
 from rlhfv_ray.data.encoding import encode_pair, end_tokens
 from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.logps import policy_token_logps
@@ -404,3 +405,12 @@ def test_end_tokens_are_those_of_the_models_settings(copy):
     processor = load_processor(copy)
     fifth = processor.tokenizer.convert_ids_to_tokens(5)
     assert end_tokens(processor) == ("</s>", fifth)
+
+
+def test_a_digest_does_not_depend_on_the_calls_before(pairs):
+    """Catches: the padding of a processor's last batch in the name of every stage after it."""
+    processor = load_processor("shapes")
+    fresh = processor_digest(processor)
+    images = [decode_image(pair.image) for pair in pairs[:2]]
+    processor(images=images, text=["<image>", "<image> a"], padding=True, return_tensors="pt")
+    assert processor_digest(processor) == fresh
