@@ -48,6 +48,8 @@ def check_model(
     if path.exists():
         return SelfCheck.from_json(path.read_text())
     samples = list(itertools.islice(_samples(processor, data, shards), LOOKED_AT))
+    if not samples:  # no row is usable, which ends the stage with its own error
+        return SelfCheck("plain", False, "none", 0, 0.0, None, {})
     outcome = self_check(model, processor, choose_samples(samples), layout=config.layout)
     make(folder)
     draft = path.with_name(f".{CHECK}.{os.getpid()}")

@@ -61,6 +61,7 @@ def test_killed_worker_changes_nothing(ray_run, config, reference, tmp_path):
     assert [record["step"] for record in read_records(folder)] == list(range(1, 13))
 
 
+@pytest.mark.soak
 def test_workers_killed_in_writing_a_checkpoint_change_nothing(
     ray_run, config, reference, tmp_path
 ):

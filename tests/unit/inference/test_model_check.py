@@ -1,6 +1,7 @@
 """The self-check in an actor: on the job's rows, once a folder."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -33,3 +34,14 @@ def test_a_folder_without_a_check_is_refused(tmp_path):
     """Catches: training on log-probs of a layout that nobody knows."""
     with pytest.raises(ConfigError, match="made before models were checked"):
         read_check(tmp_path)
+
+
+def test_without_a_usable_row_nothing_is_written(small_model, tmp_path):
+    """Catches: a check of nothing, taken for an outcome, or in place of the rows' own error."""
+    path = tmp_path / "pairs.parquet"
+    write_pairs([replace(pair, image=b"no picture") for pair in careless_pairs(3)], path)
+    config, data = ModelConfig(path=str(small_model), dtype="fp32"), DataConfig(path=str(path))
+    loaded = load_model(config)
+    outcome = check_model(*loaded, config, data, list_slices(path, rows=2), tmp_path / "reference")
+    assert outcome.tokens == 0
+    assert not (tmp_path / "reference" / CHECK).exists()
