@@ -123,6 +123,10 @@ def wait_for_resources(purpose: str, bundles: Sequence[Mapping[str, float]]) -> 
         purpose: what needs them, for the message.
         bundles: resources by name, for each process.
     """
+    # A group outlives an actor that is killed in here (a trial), and would keep what it holds from
+    # the actor's successor until the job ends. So none is made where there is room.
+    if _has_room(bundles):
+        return
     group = placement_group([dict(bundle) for bundle in bundles])
     try:
         if group.wait(QUIET_S):
@@ -134,6 +138,15 @@ def wait_for_resources(purpose: str, bundles: Sequence[Mapping[str, float]]) -> 
             pass
     finally:
         remove_placement_group(group)
+
+
+def _has_room(bundles: Sequence[Mapping[str, float]]) -> bool:
+    """Return True if the cluster has as much of every resource free as the bundles ask for."""
+    free = ray.available_resources()
+    needs: Counter[str] = Counter()
+    for bundle in bundles:
+        needs.update(bundle)
+    return all(free.get(name, 0.0) >= amount for name, amount in needs.items())
 
 
 def _bundle_text(bundle: Mapping[str, float]) -> str:
