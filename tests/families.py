@@ -231,7 +231,9 @@ def smolvlm() -> tuple[Any, Any]:
     return idefics("SmolVLM")
 
 
-def internvl() -> tuple[Any, Any]:
+def internvl(
+    text: type[Any] = tf.Qwen2Config, *, tiles_by_image_processor: bool = True
+) -> tuple[Any, Any]:
     words = tokenizer(
         start_image_token="<img>",
         end_image_token="</img>",
@@ -239,7 +241,10 @@ def internvl() -> tuple[Any, Any]:
         video_token="<video>",
     )
     images = tf.GotOcr2ImageProcessorPil(
-        size={"height": 28, "width": 28}, crop_to_patches=True, min_patches=1, max_patches=3
+        size={"height": 28, "width": 28},
+        crop_to_patches=tiles_by_image_processor,
+        min_patches=1,
+        max_patches=3,
     )
     processor = without_videos(
         "InternVL", images, words, image_seq_length=1, chat_template=template("<IMG_CONTEXT>\n")
@@ -247,7 +252,7 @@ def internvl() -> tuple[Any, Any]:
     vision = tf.InternVLVisionConfig(**{**VISION, "patch_size": [14, 14]}, image_size=[28, 28])
     config = tf.InternVLConfig(
         vision_config=vision,
-        text_config=tf.Qwen2Config(**text_of(words)),
+        text_config=text(**text_of(words)),
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=1,
         downsample_ratio=0.5,

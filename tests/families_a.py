@@ -10,7 +10,16 @@ from typing import Any
 import transformers as tf
 from transformers.utils import is_torchvision_available
 
-from tests.families import QWEN_TOKENS, ROPE, VISION, template, text_of, tokenizer, without_videos
+from tests.families import (
+    QWEN_TOKENS,
+    ROPE,
+    VISION,
+    internvl,
+    template,
+    text_of,
+    tokenizer,
+    without_videos,
+)
 
 QWEN3_VISION = {
     "depth": 2,
@@ -224,27 +233,7 @@ def internvl_published(text: type[Any] = tf.Qwen2Config) -> tuple[Any, Any]:
     Its image processor is saved with crop_to_patches=False, but InternVLProcessor turns the tiles
     on. So only the whole processor cuts tiles, never the image processor alone.
     """
-    words = tokenizer(
-        start_image_token="<img>",
-        end_image_token="</img>",
-        context_image_token="<IMG_CONTEXT>",
-        video_token="<video>",
-    )
-    images = tf.GotOcr2ImageProcessorPil(
-        size={"height": 28, "width": 28}, crop_to_patches=False, min_patches=1, max_patches=12
-    )
-    processor = without_videos(
-        "InternVL", images, words, image_seq_length=1, chat_template=template("<IMG_CONTEXT>\n")
-    )
-    vision = tf.InternVLVisionConfig(**{**VISION, "patch_size": [14, 14]}, image_size=[28, 28])
-    config = tf.InternVLConfig(
-        vision_config=vision,
-        text_config=text(**text_of(words)),
-        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=1,
-        downsample_ratio=0.5,
-    )
-    return tf.InternVLForConditionalGeneration(config), processor
+    return internvl(text, tiles_by_image_processor=False)
 
 
 def internvl_published_qwen3() -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers as tf
 
-from rlhfv_ray.models.loading import _without_video_part
+from rlhfv_ray.models.processors import without_video_part
 from tests.families import (
     CLIP_PROCESSOR,
     VISION,
@@ -250,7 +250,7 @@ def video_llava() -> tuple[Any, Any]:
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
     )
     # Its tokenizer follows the video part, so `without_videos` would hand on None for it.
-    processor = _without_video_part(tf.VideoLlavaProcessor)(images, None, words, **CLIP_PROCESSOR)
+    processor = without_video_part(tf.VideoLlavaProcessor)(images, None, words, **CLIP_PROCESSOR)
     settings = clip_and_llama(words)
     config = tf.VideoLlavaConfig(
         vision_config=settings["vision_config"],

@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers as tf
 
-from rlhfv_ray.models.loading import _without_video_part
+from rlhfv_ray.models.processors import without_video_part
 from tests.families import (
     CLIP_PROCESSOR,
     ROPE,
@@ -49,7 +49,7 @@ def minicpm(name: str, **more: str) -> tuple[Any, Any]:
     )
     # A token shows 32 x 32 pixels. Images above 48 x 48 are also seen in slices of that size.
     images = tf.MiniCPMV4_6ImageProcessorPil(patch_size=8, scale_resolution=48, max_slice_nums=4)
-    processor = _without_video_part(getattr(tf, f"{name}Processor"))(
+    processor = without_video_part(getattr(tf, f"{name}Processor"))(
         images, None, words, chat_template=template("<|image_pad|>")
     )
     vision = {**VISION, "patch_size": 8, "image_size": 64}
@@ -194,7 +194,7 @@ def ernie4_5_vl_moe() -> tuple[Any, Any]:
     images = tf.Ernie4_5_VLMoeImageProcessorPil(
         patch_size=14, merge_size=2, size={"shortest_edge": 2 * 28**2, "longest_edge": 12 * 28**2}
     )
-    processor = _without_video_part(tf.Ernie4_5_VLMoeProcessor)(
+    processor = without_video_part(tf.Ernie4_5_VLMoeProcessor)(
         images,
         words,
         None,

@@ -18,7 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from rlhfv_ray.config import GenerationConfig, ModelConfig
 from rlhfv_ray.data import decode_image
-from rlhfv_ray.data.encoding import encode_pair, process, prompt_text
+from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.data.templates import process, prompt_text
 from rlhfv_ray.errors import RlhfvError
 from rlhfv_ray.inference.generate import answer_prompts
 from rlhfv_ray.models import load_policy, prepare_training

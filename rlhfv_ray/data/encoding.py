@@ -15,43 +15,27 @@ from typing import Any, NamedTuple, get_args
 from PIL.Image import Image
 
 from rlhfv_ray.data.images import decode_image
-from rlhfv_ray.errors import ConfigError, DataError
+from rlhfv_ray.data.templates import (
+    adds_special_tokens,
+    answered,
+    assistant_message,
+    end_width,
+    ended,
+    process,
+    prompt_text,
+    render,
+    user_message,
+)
+from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import ChangedTokens, EncodedPair, Example, PreferencePair, Span
 from rlhfv_ray.segments import Rule, changed_tokens
 
-MARK = "\ue000"  # of Unicode's private use: stands in no text of people
-END_TOKENS = "rlhfv_end_tokens"  # attribute of a tokenizer: further tokens that end a generation
+# Of what follows here. It is in the names of all stages whose results depend on prompts or answers.
+VERSION = 2
 CHANGED_TURN = (
     "template: this chat template renders an earlier turn differently once a later one follows; "
     "use another template, or conversations of one turn."
 )
-
-
-def prompt_text(processor: Any, question: str) -> str:
-    """Return the chat template of one image and one question, up to the assistant's turn."""
-    return _rendered(processor, [_user(question)], add_generation_prompt=True)
-
-
-def process(processor: Any, images: Sequence[Image], texts: Sequence[str], **settings: Any) -> Any:
-    """Call a processor on one image and one rendered text per row.
-
-    A template that writes the beginning of the sequence itself gets no second one, which is the
-    rule of transformers' `apply_chat_template(tokenize=True)`.
-    """
-    if not _adds_special_tokens(processor, texts[0]):
-        settings["add_special_tokens"] = False
-    try:  # one list of images per text
-        return processor(images=[[image] for image in images], text=list(texts), **settings)
-    except (TypeError, AttributeError) as error:  # Fuyu's, without torchvision
-        raise ConfigError(
-            f"The processor ({type(processor).__name__}) cannot prepare a picture and a question: "
-            f"{type(error).__name__}: {error}. It may need torchvision."
-        ) from error
-    except ValueError as error:
-        if "Nested images" not in str(error):
-            raise
-        # GOT-OCR2 reads nested images as the pages of one document.
-        return processor(images=list(images), text=list(texts), **settings)
 
 
 def prompt_ids(processor: Any, image: Image, question: str) -> list[int]:
@@ -82,10 +66,10 @@ def answer_ids(processor: Any, question: str, answer: str) -> AnswerTokens:
     Raises:
         DataError: the template changes the answer.
     """
-    user = [_user(question)]
+    user = [user_message(question)]
     prompt = prompt_text(processor, question)
-    start, stop, text = _answered(processor, user, prompt, answer)
-    ids, offsets = _continued(processor, prompt, _ended(processor, text, stop))
+    start, stop, text = answered(processor, user, prompt, answer)
+    ids, offsets = _continued(processor, prompt, ended(processor, text, stop))
     lead = start - len(prompt)
     tail = sum(begin >= stop - len(prompt) for begin, _ in offsets)
     return AnswerTokens(ids, [(begin - lead, end - lead) for begin, end in offsets], tail)
@@ -108,122 +92,28 @@ def conversation_ids(
     rendered = ""  # of the conversation so far, by the template
     first_prompt = prompt_text(processor, turns[0][0])
     for number, (question, answer) in enumerate(turns):
-        messages.append(_user(question, image=number == 0))  # the image stands in the first turn
-        before = _rendered(processor, messages, add_generation_prompt=True)
-        start, stop, after = _answered(processor, messages, before, answer)
-        messages.append(_assistant(answer))
+        messages.append(
+            user_message(question, image=number == 0)
+        )  # the image stands in the first turn
+        before = render(processor, messages, add_generation_prompt=True)
+        start, stop, after = answered(processor, messages, before, answer)
+        messages.append(assistant_message(answer))
         if not after.startswith(rendered):
             raise DataError(CHANGED_TURN)
         added = len(text) - len(rendered)  # characters of ends that were added so far
-        text += _ended(processor, after, stop)[len(rendered) :]
+        text += ended(processor, after, stop)[len(rendered) :]
         rendered = after
-        answers.append((start + added, stop + added + _end_width(processor, text[stop + added :])))
+        answers.append((start + added, stop + added + end_width(processor, text[stop + added :])))
     ids, offsets = _continued(processor, first_prompt, text)
     width = len(first_prompt)
     spans = [(start - width, stop - width) for start, stop in answers]
     return ids, _within(offsets, spans)
 
 
-def _answered(
-    processor: Any, messages: Sequence[dict[str, Any]], prompt: str, answer: str
-) -> tuple[int, int, str]:
-    """Render an answer behind the messages before it.
-
-    The answer's place is where the template puts a mark in its stead. Its text could stand
-    elsewhere too: "think" stands in "</think>".
-
-    Returns:
-        First and last character of the answer in the text, and the text. The first one is counted
-        as if the template had left the answer's blanks.
-
-    Raises:
-        DataError: the template changes the answer.
-    """
-    text = _rendered(processor, [*messages, _assistant(answer)])
-    marked = _rendered(processor, [*messages, _assistant(MARK)])
-    if not marked.startswith(prompt):
-        raise DataError(
-            "template: a conversation must begin with its prompt, but this chat template renders "
-            "the two differently; use another template."
-        )
-    before, found, behind = marked[len(prompt) :].partition(MARK)
-    start, stop = len(prompt) + len(before), len(text) - len(behind)
-    kept = text[start:stop]
-    parts = (marked[:start] == text[:start], behind == text[stop:], kept.strip() == answer.strip())
-    if not (found and all(parts)):
-        raise DataError(
-            "template: this chat template changes the answer, or drops a part of it, so that its "
-            "tokens cannot be found; use another template."
-        )
-    shift = len(answer) - len(answer.lstrip()) - (len(kept) - len(kept.lstrip()))
-    return start - shift, stop, text
-
-
-def _ended(processor: Any, text: str, stop: int) -> str:
-    """Return a text whose last answer, which stops at a character, ends a generation.
-
-    Raises:
-        DataError: the template ends no answer, and there is no token that does.
-    """
-    tail = text[stop:]
-    if _end_width(processor, tail):
-        return text
-    ends = end_tokens(processor)
-    if not ends:
-        raise DataError(
-            "template: nothing ends an answer. Give the tokenizer an eos_token, or name one in the "
-            "model's generation_config.json."
-        )
-    return text[:stop] + (tail if tail.strip() else "") + ends[0]
-
-
-def _end_width(processor: Any, tail: str) -> int:
-    """Return the number of characters up to the end of the first token that ends a generation.
-
-    It is 0 if there is none.
-    """
-    ends = [tail.find(end) + len(end) for end in end_tokens(processor) if end in tail]
-    return min(ends, default=0)
-
-
-def end_tokens(processor: Any) -> tuple[str, ...]:
-    """Return the tokens that end a generation: the tokenizer's, and those of the model's settings.
-
-    `load_processor` reads the model's.
-    """
-    of_model = getattr(processor.tokenizer, END_TOKENS, ())
-    tokens = dict.fromkeys((processor.tokenizer.eos_token, *of_model))
-    return tuple(token for token in tokens if token)
-
-
-def ends_answers(processor: Any) -> bool:
-    """Return True if the chat template itself ends an answer's generation."""
-    prompt = prompt_text(processor, "?")
-    _, stop, text = _answered(processor, [_user("?")], prompt, "Yes.")
-    return bool(_end_width(processor, text[stop:]))
-
-
-def _rendered(
-    processor: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = False
-) -> str:
-    # A thought is no part of an answer that is learnt from or scored.
-    thinking = "enable_thinking" in processor.chat_template
-    settings = {"enable_thinking": False} if thinking else {}
-    return processor.apply_chat_template(
-        list(messages), add_generation_prompt=add_generation_prompt, tokenize=False, **settings
-    )
-
-
-def _adds_special_tokens(processor: Any, text: str) -> bool:
-    """Return True if the tokenizer may add its special tokens: the text has no beginning yet."""
-    beginning = processor.tokenizer.bos_token
-    return beginning is None or not text.startswith(beginning)
-
-
 def _continued(processor: Any, prompt: str, text: str) -> tuple[list[int], list[Span]]:
     """Return the token ids of a text after its prompt, and each token's span after the prompt."""
     # Text alone: the image placeholder is one token here, so both sides count alike.
-    special = _adds_special_tokens(processor, prompt)
+    special = adds_special_tokens(processor, prompt)
     before = processor.tokenizer(prompt, add_special_tokens=special)["input_ids"]
     encoded = processor.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
     if encoded["input_ids"][: len(before)] == before:
@@ -308,15 +198,6 @@ def _check_length(prompt: list[int], *answers: list[int], max_length: int) -> No
             f"too_long: {len(prompt)} prompt + {longest} answer tokens exceed data.max_length = "
             f"{max_length}."
         )
-
-
-def _user(question: str, *, image: bool = True) -> dict[str, Any]:
-    images = [{"type": "image"}] if image else []
-    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
-
-
-def _assistant(answer: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
 
 
 def _changed(

@@ -141,7 +141,9 @@ class PairSizes(NamedTuple):
 
     def of(self, rows: Sequence[int]) -> "PairSizes":
         """Return the sizes of some of the pairs."""
-        return PairSizes(*([numbers[row] for row in rows] for numbers in self))
+        return PairSizes(
+            tokens=[self.tokens[row] for row in rows], scored=[self.scored[row] for row in rows]
+        )
 
 
 def pair_sizes(folder: Path) -> PairSizes:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig
-from rlhfv_ray.data.encoding import encode_pair, end_tokens, ends_answers
+from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.data.templates import end_tokens, ends_answers
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import load_model, planned_counts, predict_memory, step_size
 from rlhfv_ray.models.self_check import Sample, choose_samples, self_check

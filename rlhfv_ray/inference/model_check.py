@@ -1,12 +1,14 @@
 """The self-check of a job's model, in the actor that loads it, on the job's own first rows.
 
 The outcome stands in the folder of the reference (or of the examples) and decides the layout of
-rows there and in training. The first actor of a folder writes it; every later one reads it.
+rows there and in training. The first actor of a folder writes it. Every later one takes it, also
+one that came to its own outcome meanwhile, so that the file stays as it is once parts are written.
 """
 
 import itertools
-import os
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from rlhfv_ray.data.encoding import encode_example, encode_pair
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.models.self_check import Sample, SelfCheck, choose_samples, self_check
 from rlhfv_ray.records import EncodedPair, Example, PreferencePair
-from rlhfv_ray.storage.folder import display_path, make, open_folder, publish
+from rlhfv_ray.storage.files import sealed, unsealed, write_json
+from rlhfv_ray.storage.folder import display_path, make, open_folder
+
+logger = logging.getLogger(__name__)
 
 CHECK = "self_check.json"
 LOOKED_AT = 8  # first usable rows, of which the shortest and the longest are taken
@@ -43,20 +48,31 @@ def check_model(
     Raises:
         ConfigError: the model is not understood.
     """
-    path = folder / CHECK
-    open_folder(folder).fetch_missing(path)
-    if path.exists():
-        return SelfCheck.from_json(path.read_text())
+    recorded = _recorded(folder)
+    if recorded is not None:
+        return recorded
     samples = list(itertools.islice(_samples(processor, data, shards), LOOKED_AT))
     if not samples:  # no row is usable, which ends the stage with its own error
         return SelfCheck("plain", False, "none", 0, 0.0, None, {})
     outcome = self_check(model, processor, choose_samples(samples), layout=config.layout)
-    make(folder)
-    draft = path.with_name(f".{CHECK}.{os.getpid()}")
-    draft.write_text(outcome.to_json())
-    draft.replace(path)
-    publish(path)
-    return outcome
+    recorded = _recorded(folder)
+    if recorded is None:
+        make(folder)
+        write_json(folder / CHECK, sealed(asdict(outcome)))
+    return recorded or outcome
+
+
+def _recorded(folder: Path) -> SelfCheck | None:
+    """Return the outcome that a folder holds; None if it holds none, or a damaged one."""
+    path = folder / CHECK
+    open_folder(folder).fetch_missing(path)
+    try:
+        return SelfCheck(**unsealed(path.read_text(), required=True))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s is damaged (%s): the model is checked again", display_path(path), error)
+        return None
 
 
 def read_check(folder: Path) -> SelfCheck:
@@ -66,7 +82,7 @@ def read_check(folder: Path) -> SelfCheck:
         ConfigError: it holds none.
     """
     try:
-        return SelfCheck.from_json((folder / CHECK).read_text())
+        return SelfCheck(**unsealed((folder / CHECK).read_text()))
     except FileNotFoundError as error:
         raise ConfigError(
             f"{display_path(folder)} has no {CHECK}: it was made before models were checked. "

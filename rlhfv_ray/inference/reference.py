@@ -19,6 +19,7 @@ import torch
 
 from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import Slice, data_digest, list_slices, read_slice
+from rlhfv_ray.data.encoding import VERSION
 from rlhfv_ray.data.reference_table import SCHEMA, UNUSABLE, to_row
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.model_check import check_model, encode
@@ -54,7 +55,7 @@ def reference_inputs(
         "layout": model.layout,  # of rows: bf16 rounds each layout differently
         "attention": model.attention,
         **({} if data.spans else {"spans": False}),
-        "version": 2,  # of the encoding
+        "version": VERSION,
     }
 
 

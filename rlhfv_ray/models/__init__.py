@@ -6,21 +6,18 @@ from rlhfv_ray.models.adapters import (
     planned_counts,
     prepare_training,
 )
+from rlhfv_ray.models.checkpoint_files import architecture_of, resolve_model
 from rlhfv_ray.models.layouts import layout_of
 from rlhfv_ray.models.loading import (
-    architecture_of,
     check_image_tokens,
-    keep_video_settings,
     load_model,
     load_policy,
-    load_processor,
     model_digests,
-    processor_digest,
-    resolve_model,
     weights_digest,
 )
 from rlhfv_ray.models.memory import Memory, StepSize, fit_memory, predict_memory, step_size
 from rlhfv_ray.models.policy import AnswerPolicy, generator, recompute_activations
+from rlhfv_ray.models.processors import keep_video_settings, load_processor, processor_digest
 
 __all__ = [
     "AnswerPolicy",

@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.models.loading import DTYPES, architecture_of
+from rlhfv_ray.models.checkpoint_files import architecture_of
+from rlhfv_ray.models.loading import DTYPES
 
 logger = logging.getLogger(__name__)
 

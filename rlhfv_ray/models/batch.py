@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlhfv_ray.data.encoding import process, prompt_text
 from rlhfv_ray.data.images import decode_image
+from rlhfv_ray.data.templates import process, prompt_text
 from rlhfv_ray.records import EncodedPair, PairBatch, ReferencePair
 from rlhfv_ray.segments import Rule
 

@@ -141,18 +141,15 @@ def candidate_layouts(model: Any, layout: str = "auto", *, row_tokens: int = 0) 
     make = _maker(model)
     forked = all(not window for _, window in windows) and config.model_type not in MASK_NEEDED
     # Of both: Video-LLaVA's body takes pixels by a name that its own signature no longer has.
-    accepts = {
-        name
-        for callee in (model, model.base_model)
-        for name in inspect.signature(callee.forward).parameters
-    }
+    callees = (model.forward, model.base_model.forward)
+    accepts = frozenset().union(*(inspect.signature(callee).parameters for callee in callees))
     for shared in ways:
         for split_head in (True, False):
             yield make(
                 shared=shared,
                 row_tokens=row_tokens if shared else 0,
                 split_head=split_head,
-                accepts=frozenset(accepts),
+                accepts=accepts,
                 forked=forked,
                 windows=windows,
             )
@@ -173,7 +170,7 @@ def layout_of(
         ConfigError: as `candidate_layouts`.
     """
     candidates = candidate_layouts(model, layout, row_tokens=row_tokens)
-    return next(one for one in candidates if one.split_head == split_head)
+    return next(candidate for candidate in candidates if candidate.split_head == split_head)
 
 
 def _windows(text: Any) -> tuple[tuple[str, int], ...]:

@@ -11,23 +11,23 @@ Shapes: A answer tokens, P pairs.
 """
 
 import contextlib
-import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from PIL import ImageOps
 from PIL.Image import Image
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from rlhfv_ray.data.encoding import process, prompt_text
 from rlhfv_ray.data.images import decode_image
+from rlhfv_ray.data.templates import process, prompt_text
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import policy_token_logps, widened
 from rlhfv_ray.models.batch import Layout, collate_pairs, to_device
+from rlhfv_ray.models.checkpoint_files import first_line
 from rlhfv_ray.models.layouts import candidate_layouts, layout_of
 from rlhfv_ray.models.loading import BROKEN
 from rlhfv_ray.models.policy import AnswerPolicy, generator
@@ -71,15 +71,6 @@ class SelfCheck:
         )
         return text if gradient is None else f"{text}, gradients within {gradient:.1e}"
 
-    def to_json(self) -> str:
-        """Return the outcome as the content of a file."""
-        return json.dumps(asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> "SelfCheck":
-        """Return the outcome that a file holds."""
-        return cls(**json.loads(text))
-
 
 def self_check(
     model: Any, processor: Any, samples: Sequence[Sample], *, layout: str = "auto"
@@ -107,6 +98,8 @@ def self_check(
     with in_fp32(model):
         try:
             truth = [own_logps(model, processor, sample) for sample in samples]
+        except torch.OutOfMemoryError:
+            raise
         except BROKEN as error:
             raise ConfigError(
                 f"The model ({type(model).__name__}) does not answer from what its own processor "
@@ -131,13 +124,16 @@ def _first_right(
         name = f"{_name(candidate)} rows, {'head alone' if candidate.split_head else 'all logits'}"
         try:
             distance, tokens = _distance(model, processor, pairs, truth, candidate)
+        except torch.OutOfMemoryError:
+            raise
         except BROKEN as error:
             refused[name] = _reason(error)
             continue
         if not distance <= LOGPS[model.dtype]:
             refused[name] = f"{distance:.3g} nats from the model's own log-probs"
             continue
-        gradients = gradients or _plain_gradients(model, processor, pairs, truth)
+        if gradients is None:
+            gradients = _plain_gradients(model, processor, pairs, truth)
         apart = _gradient_distance(model, processor, pairs, candidate, gradients)
         if apart is not None and not apart <= GRADIENTS[model.dtype]:
             refused[name] = f"gradients {apart:.3g} of their norm from those of plain rows"
@@ -173,7 +169,8 @@ def own_logps(
     text = prompt_text(processor, sample.question)
     inputs = process(processor, [picture], [text], return_tensors="pt")
     inputs = inputs.to(model.device, model.dtype)
-    assert inputs["input_ids"][0].tolist() == sample.pair.prompt_ids
+    if inputs["input_ids"][0].tolist() != sample.pair.prompt_ids:
+        raise ValueError("its processor gives the same prompt other tokens the second time")
     answers = [ids[:TOKENS] for ids in (sample.pair.chosen_ids, sample.pair.rejected_ids) if ids]
     return [_continued_logps(model, inputs, ids) for ids in answers]
 
@@ -240,18 +237,14 @@ def _distance(
     """
     with torch.no_grad():
         logps = _logps(model, processor, pairs, layout).float().cpu()  # (2P, A)
-    rows = [logps[row + side * len(pairs)] for row in range(len(pairs)) for side in (0, 1)]
-    wanted = [answer for answers in truth for answer in _both(answers)]
-    apart = torch.cat(
-        [(row[: len(own)] - own).abs() for row, own in zip(rows, wanted, strict=True)]
-    )
+    differences: list[Tensor] = []  # (A,) of each answer
+    for number, answers in enumerate(truth):
+        for side, own in enumerate(answers):  # chosen, then rejected; an example has no second
+            ours = logps[number + side * len(pairs)]  # (A,)
+            differences.append((ours[: len(own)] - own).abs())
+    apart = torch.cat(differences)
     largest = apart.max() if model.dtype == torch.float32 else apart.mean()
     return largest.item(), len(apart)
-
-
-def _both(answers: Sequence[Tensor]) -> list[Tensor]:
-    """Return two answers; an example has one, and its second is empty."""
-    return [*answers, *[torch.empty(0)] * (2 - len(answers))]
 
 
 def _logps(model: Any, processor: Any, pairs: Sequence[EncodedPair], layout: Layout) -> Tensor:
@@ -312,21 +305,19 @@ def _gradients(
     """
     needed = {name: weight.requires_grad for name, weight in model.named_parameters()}
     names = watched(model)
+    weights = {name: weight for name, weight in model.named_parameters() if name in names}
     try:
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in names)
         logps = _logps(model, processor, pairs, layout)
         signs = torch.linspace(-1, 2, logps.numel(), device=logps.device).view_as(logps)
-        weights = [weight for name, weight in model.named_parameters() if name in names]
-        found = torch.autograd.grad((logps * signs).sum(), weights, allow_unused=True)
+        gradients = torch.autograd.grad(
+            (logps * signs).sum(), list(weights.values()), materialize_grads=True, allow_unused=True
+        )
     finally:
         for name, weight in model.named_parameters():
             weight.requires_grad_(needed[name])
-    named = [name for name, _ in model.named_parameters() if name in names]
-    return {
-        name: (torch.zeros_like(weight) if gradient is None else gradient).float().cpu()
-        for name, weight, gradient in zip(named, weights, found, strict=True)
-    }
+    return {name: gradient.float().cpu() for name, gradient in zip(weights, gradients, strict=True)}
 
 
 def watched(model: Any) -> set[str]:
@@ -350,26 +341,24 @@ def in_fp32(model: Any) -> Iterator[None]:
     bf16 widens to fp32 and back without loss. Where there is no memory, the model stays as it is.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    narrow = [one for one in tensors if one.is_floating_point() and one.element_size() < 4]
-    if not narrow or not _has_room(model, sum(one.numel() for one in narrow) * 4):
+    narrow = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.itemsize < 4]
+    if not narrow or not _has_room(model, sum(tensor.numel() for tensor in narrow) * 4):
         yield
         return
-    dtypes = [one.dtype for one in narrow]
-    for one in narrow:
-        one.data = one.data.float()
+    dtypes = [tensor.dtype for tensor in narrow]
+    for tensor in narrow:
+        tensor.data = tensor.data.float()
     try:
         yield
     finally:
-        for one, dtype in zip(narrow, dtypes, strict=True):
-            one.data = one.data.to(dtype)
+        for tensor, dtype in zip(narrow, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)
 
 
 def _has_room(model: Any, size: int) -> bool:
     """Return True if the model's device has twice the bytes free: weights, and a pass over them."""
     if model.device.type == "cuda":
         return torch.cuda.mem_get_info(model.device)[0] > 2 * size
-    import psutil
-
     return psutil.virtual_memory().available > 2 * size
 
 
@@ -385,8 +374,8 @@ def choose_samples(samples: Sequence[Sample]) -> list[Sample]:
         pair = sample.pair
         return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
-    by_length = sorted(samples, key=tokens)
-    return list(itertools.chain(by_length[:1], by_length[1:][-1:]))
+    shortest, *longer = sorted(samples, key=tokens)
+    return [shortest, *longer[-1:]]
 
 
 def _name(layout: Layout) -> str:
@@ -394,5 +383,4 @@ def _name(layout: Layout) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else 'no message'}"
+    return f"{type(error).__name__}: {first_line(error)[:200]}"

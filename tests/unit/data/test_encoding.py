@@ -8,15 +8,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from rlhfv_ray.data import decode_image
-from rlhfv_ray.data.encoding import (
-    END_TOKENS,
-    answer_ids,
-    conversation_ids,
-    encode_pair,
-    ends_answers,
-    prompt_ids,
-    prompt_text,
-)
+from rlhfv_ray.data.encoding import answer_ids, conversation_ids, encode_pair, prompt_ids
+from rlhfv_ray.data.templates import END_TOKENS, ends_answers, prompt_text
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.segments import changed_tokens
 

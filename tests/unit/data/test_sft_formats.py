@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhfv_ray.data import list_slices, read_slice
-from rlhfv_ray.data.encoding import conversation_ids, encode_example, prompt_text
+from rlhfv_ray.data.encoding import conversation_ids, encode_example
 from rlhfv_ray.data.reference_table import EXAMPLES, SCHEMA, from_row, to_row
 from rlhfv_ray.data.sft_formats import CAPTION_QUESTION
+from rlhfv_ray.data.templates import prompt_text
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.models.batch import Layout, collate_pairs
 from rlhfv_ray.records import EncodedPair, Example

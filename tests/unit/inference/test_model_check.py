@@ -1,7 +1,6 @@
 """The self-check in an actor: on the job's rows, once a folder."""
 
-import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -10,6 +9,7 @@ from rlhfv_ray.data import list_slices, write_pairs
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.inference.model_check import CHECK, check_model, read_check
 from rlhfv_ray.models import load_model
+from rlhfv_ray.storage.files import sealed, write_json
 from tests.conftest import careless_pairs
 
 
@@ -24,10 +24,24 @@ def test_a_folder_is_checked_once(small_model, tmp_path):
     shards = list_slices(path, rows=3)
     outcome = check_model(*load_model(config), config, data, shards, folder)
     assert outcome.layout == "shared" and read_check(folder) == outcome
-    recorded = json.loads((folder / CHECK).read_text())
-    (folder / CHECK).write_text(json.dumps({**recorded, "layout": "plain"}))
+    write_json(folder / CHECK, sealed({**asdict(outcome), "layout": "plain"}))
     again = check_model(None, None, config, data, shards, folder)
     assert again.layout == "plain"
+
+
+@pytest.mark.parametrize("damage", ['"layout": "plain"', '"layout": "sha'])
+def test_a_damaged_check_is_made_again(small_model, tmp_path, damage, caplog):
+    """Catches: a flipped bit that decides the layout of a resumed stage, or ends it."""
+    path = tmp_path / "pairs.parquet"
+    write_pairs(careless_pairs(4), path)
+    config = ModelConfig(path=str(small_model), dtype="fp32")
+    arguments = (config, DataConfig(path=str(path)), list_slices(path), tmp_path / "reference")
+    outcome = check_model(*load_model(config), *arguments)
+    written = (tmp_path / "reference" / CHECK).read_text()
+    assert '"layout": "shared"' in written
+    (tmp_path / "reference" / CHECK).write_text(written.replace('"layout": "shared"', damage))
+    assert check_model(*load_model(config), *arguments) == outcome
+    assert "is damaged" in caplog.text
 
 
 def test_a_folder_without_a_check_is_refused(tmp_path):

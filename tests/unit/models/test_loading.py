@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.data import decode_image
-from rlhfv_ray.data.encoding import encode_pair, end_tokens
+from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.data.templates import end_tokens
 from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import (

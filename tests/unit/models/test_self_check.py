@@ -9,7 +9,7 @@ from transformers import LlavaForConditionalGeneration
 from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import load_policy
-from rlhfv_ray.models.self_check import Sample, SelfCheck, choose_samples, in_fp32, self_check
+from rlhfv_ray.models.self_check import Sample, choose_samples, in_fp32, self_check
 
 
 @pytest.fixture
@@ -36,7 +36,6 @@ def test_a_known_model_takes_the_fastest_rows(model, samples, processor):
     assert outcome.refused == {}
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     assert all(weight.requires_grad for weight in model.parameters())
-    assert SelfCheck.from_json(outcome.to_json()) == outcome
 
 
 def test_plain_rows_where_they_are_asked_for(model, samples, processor):

@@ -1,0 +1,148 @@
+"""Chat templates: the text of a prompt, of an answer behind it, and where the answer ends."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL.Image import Image
+
+from rlhfv_ray.errors import DataError
+
+MARK = "\ue000"  # of Unicode's private use: stands in no text of people
+END_TOKENS = "rlhfv_end_tokens"  # attribute of a tokenizer: further tokens that end a generation
+
+
+def prompt_text(processor: Any, question: str) -> str:
+    """Return the chat template of one image and one question, up to the assistant's turn."""
+    return render(processor, [user_message(question)], add_generation_prompt=True)
+
+
+def process(processor: Any, images: Sequence[Image], texts: Sequence[str], **settings: Any) -> Any:
+    """Call a processor on one image and one rendered text per row.
+
+    A template that writes the beginning of the sequence itself gets no second one, which is the
+    rule of transformers' `apply_chat_template(tokenize=True)`.
+    """
+    if not adds_special_tokens(processor, texts[0]):
+        settings["add_special_tokens"] = False
+    try:  # one list of images per text
+        return processor(images=[[image] for image in images], text=list(texts), **settings)
+    except (TypeError, AttributeError) as error:  # Fuyu's, without torchvision
+        raise DataError(
+            f"processor: {type(processor).__name__} cannot prepare a picture and a question "
+            f"({type(error).__name__}: {error}). If it can prepare none, it may need torchvision."
+        ) from error
+    except ValueError as error:
+        if "Nested images" not in str(error):
+            raise
+        # GOT-OCR2 reads nested images as the pages of one document.
+        return processor(images=list(images), text=list(texts), **settings)
+
+
+def answered(
+    processor: Any, messages: Sequence[dict[str, Any]], prompt: str, answer: str
+) -> tuple[int, int, str]:
+    """Render an answer behind the messages before it.
+
+    The answer's place is where the template puts a mark in its stead. Its text could stand
+    elsewhere too: "think" stands in "</think>".
+
+    Returns:
+        First and last character of the answer in the text, and the text. The first one is counted
+        as if the template had left the answer's blanks.
+
+    Raises:
+        DataError: the template changes the answer.
+    """
+    text = render(processor, [*messages, assistant_message(answer)])
+    marked = render(processor, [*messages, assistant_message(MARK)])
+    if not marked.startswith(prompt):
+        raise DataError(
+            "template: a conversation must begin with its prompt, but this chat template renders "
+            "the two differently; use another template."
+        )
+    before, mark, behind = marked[len(prompt) :].partition(MARK)
+    start, stop = len(prompt) + len(before), len(text) - len(behind)
+    written = text[start:stop]  # the answer, perhaps without its blanks
+    around_it = marked[:start] == text[:start] and behind == text[stop:]
+    if not (mark and around_it and written.strip() == answer.strip()):
+        raise DataError(
+            "template: this chat template changes the answer, or drops a part of it, so that its "
+            "tokens cannot be found; use another template."
+        )
+    shift = len(answer) - len(answer.lstrip()) - (len(written) - len(written.lstrip()))
+    return start - shift, stop, text
+
+
+def ended(processor: Any, text: str, stop: int) -> str:
+    """Return a text whose last answer, which stops at a character, ends a generation.
+
+    Raises:
+        DataError: the template ends no answer, and there is no token that does.
+    """
+    tail = text[stop:]
+    if end_width(processor, tail):
+        return text
+    ends = end_tokens(processor)
+    if not ends:
+        raise DataError(
+            "template: nothing ends an answer. Give the tokenizer an eos_token, or name one in the "
+            "model's generation_config.json."
+        )
+    return text[:stop] + (tail if tail.strip() else "") + ends[0]
+
+
+def end_width(processor: Any, tail: str) -> int:
+    """Return the number of characters up to the end of the first token that ends a generation.
+
+    It is 0 if there is none.
+    """
+    ends = [tail.find(end) + len(end) for end in end_tokens(processor) if end in tail]
+    return min(ends, default=0)
+
+
+def end_tokens(processor: Any) -> tuple[str, ...]:
+    """Return the tokens that end a generation: the tokenizer's, and those of the model's settings.
+
+    `load_processor` reads the model's.
+    """
+    of_model = getattr(processor.tokenizer, END_TOKENS, ())
+    tokens = dict.fromkeys((processor.tokenizer.eos_token, *of_model))
+    return tuple(token for token in tokens if token)
+
+
+def ends_answers(processor: Any) -> bool:
+    """Return True if the chat template itself ends an answer's generation."""
+    prompt = prompt_text(processor, "?")
+    _, stop, text = answered(processor, [user_message("?")], prompt, "Yes.")
+    return bool(end_width(processor, text[stop:]))
+
+
+def render(
+    processor: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = False
+) -> str:
+    """Return the text of a conversation, without a thought where the template can leave it out.
+
+    A thought is no part of an answer that is learnt from or scored.
+    """
+    thinking = "enable_thinking" in processor.chat_template
+    settings = {"enable_thinking": False} if thinking else {}
+    return processor.apply_chat_template(
+        list(messages), add_generation_prompt=add_generation_prompt, tokenize=False, **settings
+    )
+
+
+def adds_special_tokens(processor: Any, text: str) -> bool:
+    """Return True if the tokenizer may add its special tokens: the text has no beginning yet."""
+    beginning = processor.tokenizer.bos_token
+    return beginning is None or not text.startswith(beginning)
+
+
+def user_message(question: str, *, image: bool = True) -> dict[str, Any]:
+    """Return a message of the user, with the image before its text."""
+    images = [{"type": "image"}] if image else []
+    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
+
+
+def assistant_message(answer: str) -> dict[str, Any]:
+    """Return a message of the assistant."""
+    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}

@@ -1,0 +1,137 @@
+"""The files of a checkpoint: where it is, its architecture, and what cannot be loaded of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.utils.hub import cached_file
+
+from rlhfv_ray.config import SHAPES
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.storage.folder import fetch, local_path
+from rlhfv_ray.storage.stages import check_stage, is_done
+
+# Models of the field that transformers does not have.
+ABSENT = {
+    "beit3_llava": "Muffin and RLHF-V's own models (beit3_llava) are not part of transformers.",
+    "omnilmm": "OmniLMM is not part of transformers; its successor MiniCPM-V 4.6 is.",
+    "minicpmv": "MiniCPM-V up to 4.5 is code of its checkpoint and not part of transformers; "
+    "MiniCPM-V 4.6 and 4.7 are.",
+}
+
+
+def resolve_model(path: str) -> str:
+    """Return the folder or hub name behind `model.path`.
+
+    `shapes` is the model shipped with this package. A model at an address is fetched first.
+
+    Raises:
+        ConfigError: no path was given, or it is neither a model folder nor a hub name.
+    """
+    if not path:
+        raise ConfigError(
+            "model.path is not set: give --model.path a Hugging Face model folder or a hub name."
+        )
+    if path == SHAPES:
+        from rlhfv_ray.shapes.model import SHIPPED
+
+        path = str(SHIPPED)
+    folder = local_path(path)
+    fetch(folder)
+    if folder.is_dir():
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model.path = {path!r} holds an adapter, not a model. Merge it into its base "
+                "first (peft: PeftModel.from_pretrained(base, folder).merge_and_unload()"
+                ".save_pretrained(...)) and give that folder."
+            )
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model.path = {path!r}: the folder has no config.json, so it is no Hugging Face "
+                "model. Give the folder that `save_pretrained` wrote."
+            )
+        return str(folder.resolve())
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ConfigError(
+            f"model.path = {path!r}: no such folder. Give a Hugging Face model folder or a hub "
+            "name."
+        )
+    return path
+
+
+def architecture_of(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Return a checkpoint's configuration (`config.json`), read without its weights.
+
+    Raises:
+        ConfigError: the file is missing, transformers does not know the architecture, or the
+            architecture is code of the checkpoint, which was not allowed to run.
+    """
+    source = resolve_model(str(path))
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ConfigError(
+            f"model.path = {source!r}: its architecture cannot be loaded: "
+            f"{first_line(error)}{code_hint(error)}{absent_hint(source)}"
+        ) from error
+
+
+def check_unquantized(source: str, *, trust_remote_code: bool = False) -> None:
+    """Refuse quantised weights: they cannot be trained, and their log-probs are another model's.
+
+    Raises:
+        ConfigError: the checkpoint is quantised (GPTQ, AWQ, bitsandbytes, ...).
+    """
+    config = architecture_of(source, trust_remote_code=trust_remote_code)
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ConfigError(
+            f"model.path = {source!r}: its weights are quantised ({method}), and quantised weights "
+            "are not trained. Give the checkpoint that they were made of."
+        )
+
+
+def check_exported(path: str) -> None:
+    """Check the files of a model that a training exported; of other models nothing is known.
+
+    Raises:
+        StageFailedError: a file of the training's folder is missing or damaged.
+    """
+    folder = local_path(path)
+    if folder.name == "model" and is_done(folder.parent):
+        check_stage(folder.parent)
+
+
+def cached_file_of(source: str, name: str) -> str | None:
+    """Return the path of one file of a folder or hub name, or None if it does not exist."""
+    return cached_file(
+        source,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        # An unreachable hub costs the settings in this file, not the whole model.
+        _raise_exceptions_for_connection_errors=False,
+    )
+
+
+def code_hint(error: Exception) -> str:
+    """Return advice for a checkpoint whose own code was not allowed to run, else nothing."""
+    if "trust_remote_code" not in str(error):
+        return ""
+    return " It brings Python code of its own: if you trust its author, --model.trust-remote-code."
+
+
+def absent_hint(source: str) -> str:
+    """Return a sentence about a known model that transformers does not have, else nothing."""
+    try:
+        kind = json.loads((Path(source) / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError):
+        return ""
+    return f" {ABSENT[kind]}" if kind in ABSENT else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its class if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,211 @@
+"""Processors of checkpoints, in the forms in which they are published."""
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import AutoConfig, AutoProcessor, ProcessorMixin
+from transformers.models.auto.processing_auto import (
+    PROCESSOR_MAPPING,
+    processor_class_from_name,
+)
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import (
+    GENERATION_CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    PROCESSOR_NAME,
+    VIDEO_PROCESSOR_NAME,
+)
+
+from rlhfv_ray.data.templates import END_TOKENS
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.models.checkpoint_files import (
+    absent_hint,
+    cached_file_of,
+    code_hint,
+    first_line,
+    resolve_model,
+)
+
+
+def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the processor of a checkpoint, after checking that it has all required parts.
+
+    Raises:
+        ConfigError: it cannot be loaded, has no chat template, or its tokenizer gives no character
+            offsets.
+    """
+    source = resolve_model(str(path))
+    try:
+        processor = _processor(source, trust_remote_code)
+    except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"The processor of {source!r} cannot be loaded: {first_line(error)}"
+            f"{code_hint(error)}{absent_hint(source)}{_vision_hint(error)}"
+        ) from error
+    parts = (getattr(processor, name, None) for name in ("tokenizer", "image_processor"))
+    if any(part is None for part in parts):
+        raise ConfigError(
+            f"{source!r} has no processor for images and text, so it is no image-text-to-text "
+            "model. Give a vision-language model."
+        )
+    processor.chat_template = _chat_template(processor, source)
+    if not processor.tokenizer.is_fast:
+        raise ConfigError(
+            f"{source!r} has only a slow tokenizer: save the model with its tokenizer.json."
+        )
+    if processor.tokenizer.pad_token_id is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    setattr(processor.tokenizer, END_TOKENS, _end_tokens(processor.tokenizer, source))
+    return processor
+
+
+def _chat_template(processor: Any, source: str) -> str:
+    """Return the processor's chat template; of several the default one, else its tokenizer's.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for owner in (processor, processor.tokenizer):
+        template = owner.chat_template
+        if isinstance(template, Mapping):
+            template = template.get("default")
+        if template:
+            return template
+    raise ConfigError(
+        f"{source!r} has no chat template: add chat_template.jinja to the model's folder."
+    )
+
+
+def _end_tokens(tokenizer: Any, source: str) -> tuple[str, ...]:
+    """Return the tokens that end a generation of a checkpoint, as its own settings name them."""
+    settings_file = cached_file_of(source, GENERATION_CONFIG_NAME)
+    settings = json.loads(Path(settings_file).read_text()) if settings_file else {}
+    named = settings.get("eos_token_id")
+    numbers = named if isinstance(named, list) else [named]
+    tokens = [tokenizer.convert_ids_to_tokens(number) for number in numbers if number is not None]
+    return tuple(token for token in tokens if token)
+
+
+def _processor(source: str, trust_remote_code: bool) -> Any:
+    """Return a checkpoint's processor, without its video part if that part cannot be loaded.
+
+    The usual cause is that torchvision, which only video processors need, is not installed.
+    """
+    try:
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (ImportError, OSError):
+        architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        full_class: Any = PROCESSOR_MAPPING.get(type(architecture), None) or _named_class(source)
+        if full_class is None or "video_processor" not in full_class.get_attributes():
+            raise
+        return without_video_part(full_class).from_pretrained(source)
+
+
+def _named_class(source: str) -> Any:
+    """Return the processor class that a checkpoint's files name, or None.
+
+    GLM-OCR has no processor of its own: its files name that of GLM-4.6V.
+    """
+    for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, TOKENIZER_CONFIG_FILE):
+        settings_file = cached_file_of(source, name)
+        settings = json.loads(Path(settings_file).read_text()) if settings_file else {}
+        if settings.get("processor_class"):
+            return processor_class_from_name(settings["processor_class"])
+    return None
+
+
+class _PartsAtHand(ProcessorMixin):
+    """Stands between a processor's class and its base, and leaves out the video part.
+
+    The base takes parts in order, and in VideoLlavaProcessor the tokenizer follows the video part.
+    Gemma 4's constructor hands on every part by name.
+    """
+
+    # What MiniCPM-V's constructor and ERNIE's `save_pretrained` read of the video part.
+    video_processor = SimpleNamespace(slice_mode=False, downsample_mode="", font="")
+
+    def __init__(self, *parts: Any, video_processor: None = None, **settings: Any) -> None:
+        super().__init__(*[part for part in parts if part is not None], **settings)
+
+
+def without_video_part(full_class: Any) -> Any:
+    """Return a subclass of a processor class that loads everything except the video processor."""
+    attributes = full_class.get_attributes()
+    remaining = [name for name in attributes if name != "video_processor"]
+    video_index = attributes.index("video_processor")
+
+    def arguments(cls: Any, *positional: Any, **settings: Any) -> list[Any]:
+        parts = super(cls, cls)._get_arguments_from_pretrained(*positional, **settings)
+        # The constructor still expects the video processor in its position.
+        return [*parts[:video_index], None, *parts[video_index:]]
+
+    body = {
+        "get_attributes": classmethod(lambda _: remaining),
+        "_get_arguments_from_pretrained": classmethod(arguments),
+        # SmolVLM's own method reads the video processor.
+        "apply_chat_template": ProcessorMixin.apply_chat_template,
+    }
+    # The name stays the same because `save_pretrained` writes it into the configuration.
+    return type(full_class.__name__, (full_class, _PartsAtHand), body)
+
+
+def keep_video_settings(source: str, folder: Path) -> None:
+    """Copy a checkpoint's video settings to a model saved from it.
+
+    A processor that was loaded without its video part was saved without these settings.
+
+    Args:
+        source: folder or hub name that the model was loaded from.
+        folder: folder that the model and its processor were saved to.
+    """
+    video_file = cached_file_of(source, VIDEO_PROCESSOR_NAME)
+    if video_file and not (folder / VIDEO_PROCESSOR_NAME).exists():
+        shutil.copyfile(video_file, folder / VIDEO_PROCESSOR_NAME)
+    processor_file = cached_file_of(source, PROCESSOR_NAME)
+    settings = json.loads(Path(processor_file).read_text()) if processor_file else {}
+    if "video_processor" in settings:
+        target = folder / PROCESSOR_NAME
+        saved = json.loads(target.read_text())
+        merged = {"video_processor": settings["video_processor"], **saved}
+        target.write_text(json.dumps(merged, indent=2))
+
+
+def processor_digest(processor: Any) -> dict[str, str]:
+    """Return digests of everything between a row of data and the model's inputs.
+
+    The keys are tokenizer, template, pixels (the image transform) and image_tokens (how many an
+    image expands to).
+    """
+    image_processor = processor.image_processor
+    special_tokens = json.dumps(processor.tokenizer.special_tokens_map, default=str)
+    numbers = {
+        name: value
+        for name, value in processor.to_dict().items()
+        if isinstance(value, int | str | None)
+    }
+    tokenizer = copy.deepcopy(processor.tokenizer.backend_tokenizer)
+    tokenizer.no_padding()  # which the last call leaves there
+    tokenizer.no_truncation()
+    parts = {
+        "tokenizer": tokenizer.to_str() + special_tokens,
+        "template": processor.chat_template,
+        "pixels": type(image_processor).__qualname__ + image_processor.to_json_string(),
+        "image_tokens": json.dumps(numbers, sort_keys=True, default=str),
+    }
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
+
+
+def _vision_hint(error: Exception) -> str:
+    """Return advice where the error asks for torchvision, else nothing."""
+    if "torchvision" not in str(error).lower():
+        return ""
+    return (
+        " This family needs torchvision: install the build that belongs to your torch "
+        "(pip install torchvision), and use the same one for all of a model's log-probs."
+    )
