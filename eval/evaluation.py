@@ -25,7 +25,7 @@ from eval.inputs.answers import check_decoding, endpoint_answers, read_answer_fi
 from eval.judge.records import verdict_rows
 from eval.judge.run import judge_answers
 from eval.reporting.html import Section, write_page
-from eval.reporting.mlflow_log import log_to_checkpoints, track_models
+from eval.reporting.mlflow_log import description, log_to_checkpoints, track_models
 from eval.reporting.score_files import save_scores
 from eval.reporting.tables import draw, summary, table
 from rlhfv_ray.cluster import check_fits, connect
@@ -117,7 +117,7 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
         store=storage,
         params=plain(config),
         tags={},
-        config=plain(config),
+        config={"config": plain(config)},
     ) as opened:
         run_stages(list(evaluation.stages), storage)
         sections = evaluate_all(evaluation, folder, console=console)
@@ -127,6 +127,7 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
         write_page(folder / "report.html", sections, title=title)
         opened.run.log_file(folder / "summary.json")
         track_sections(evaluation, sections, opened.run, folder)
+        opened.run.set_tags(description(sections))
     for section in sections:
         console.print(table(section.models))
     log_to_checkpoints(evaluation.paths, sections, config.tracking, evaluation=folder.name)

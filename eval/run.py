@@ -16,13 +16,32 @@ the same command again to continue: neither answers nor verdicts are made twice.
 import tyro
 
 from eval.config import EvalConfig
+from rlhfv_ray.command_line import print_short_help, read_arguments, wants_short_help
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
+
+MAIN_FLAGS = (
+    "model",
+    "answers",
+    "benchmarks",
+    "storage",
+    "decoding",
+    "judge.model",
+    "judge.base_url",
+    "judge.max_cost",
+    "endpoint.model",
+    "endpoint.base_url",
+    "inference.actors",
+    "inference.gpu",
+)
 
 
 def main() -> None:
     """Run the command line."""
-    config = tyro.cli(EvalConfig, description=__doc__)
+    if wants_short_help():
+        print_short_help(EvalConfig, MAIN_FLAGS, description=__doc__)
+        return
+    config = tyro.cli(EvalConfig, description=__doc__, args=read_arguments())
     from eval.evaluation import run_evaluation
 
     run_evaluation(config, resolve_storage(config.storage), console=new_console())

@@ -12,11 +12,14 @@ from typing import NoReturn
 
 USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
 
+  demo     the whole line on the shapes world         (experiments/ddpo.py shapes)
   train    align a model by DDPO, and score it        (experiments/ddpo.py)
   sft      fine-tune a model on answers               (experiments/sft.py)
   sweep    search beta, gamma and other settings      (experiments/sweep.py)
+  study    ablation, data_scaling, over_generalization or segment_rules
   eval     evaluate models on benchmarks              (eval/run.py)
   report   compare finished evaluations               (eval/report.py)
+  runs     list the runs of a storage folder, free disk  (experiments/runs.py)
   sync     send MLflow what it missed                 (experiments/sync_tracking.py)
   doctor   check every node of the Ray cluster        (rlhfv_ray/doctor/)
 
@@ -29,6 +32,12 @@ def train() -> int:
     from rlhfv_ray.console import run_command
 
     return run_command(ddpo.main)
+
+
+def demo() -> int:
+    """Run the whole line on the shapes world."""
+    sys.argv[1:1] = ["shapes"]
+    return train()
 
 
 def sft() -> int:
@@ -47,6 +56,24 @@ def sweep() -> int:
     return run_command(sweep.main)
 
 
+def study() -> int:
+    """Run one of the studies."""
+    import importlib
+
+    from rlhfv_ray.console import run_command
+
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in STUDIES:
+        is_help = name in ("-h", "--help")
+        print(
+            f"usage: rlhfv-ray study NAME [OPTIONS]\n\nNAME is one of {', '.join(STUDIES)}.",
+            file=sys.stdout if is_help else sys.stderr,
+        )
+        return 0 if is_help else 2
+    sys.argv[:2] = [f"{sys.argv[0]} {name}"]
+    return run_command(importlib.import_module(f"experiments.{name}").main)
+
+
 def evaluate() -> int:
     """Evaluate models on benchmarks."""
     from eval import run
@@ -61,6 +88,14 @@ def report() -> int:
     from rlhfv_ray.console import run_command
 
     return run_command(report.main)
+
+
+def runs() -> int:
+    """List the runs of a storage folder, or free disk space."""
+    from experiments import runs
+    from rlhfv_ray.console import run_command
+
+    return run_command(runs.main)
 
 
 def sync() -> int:
@@ -81,12 +116,16 @@ def doctor() -> int:
     return 0
 
 
+STUDIES = ("ablation", "data_scaling", "over_generalization", "segment_rules")
 COMMANDS: dict[str, Callable[[], int]] = {
+    "demo": demo,
     "train": train,
     "sft": sft,
     "sweep": sweep,
+    "study": study,
     "eval": evaluate,
     "report": report,
+    "runs": runs,
     "sync": sync,
     "doctor": doctor,
 }

@@ -1,15 +1,13 @@
 """Recipes: whole configurations to start from, each with the source of its numbers."""
 
-import sys
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
-
-import tyro
+from typing import TypeVar
 
 from eval.config import RELEASED_DECODING, BenchmarkName
 from experiments.runners.config import ExperimentConfig, StudyConfig, SweepConfig
-from experiments.runners.flags import current_flags
+from rlhfv_ray.command_line import choose
 from rlhfv_ray.config import (
     SHAPES,
     DataConfig,
@@ -26,6 +24,48 @@ from rlhfv_ray.storage.folder import resolve_storage
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
 
 C = TypeVar("C", bound=StudyConfig)
+EXPERIMENT_FLAGS = (
+    "model.path",
+    "data.path",
+    "storage",
+    "benchmarks",
+    "loss.beta",
+    "loss.gamma",
+    "loss.normalize",
+    "optim.learning_rate",
+    "optim.batch",
+    "optim.epochs",
+    "model.lora_rank",
+    "scale.workers",
+    "scale.gpu",
+    "judge.model",
+    "tracking.uri",
+)
+STUDY_FLAGS = (
+    "ddpo.model.path",
+    "ddpo.data.path",
+    "ddpo.storage",
+    "benchmark",
+    "seeds",
+    "concurrent",
+    "keep_models",
+    "judge.model",
+)
+SWEEP_FLAGS = (
+    "ddpo.model.path",
+    "ddpo.data.path",
+    "ddpo.storage",
+    "benchmark",
+    "space.beta",
+    "space.beta_normalized",
+    "space.normalize",
+    "space.gamma",
+    "space.seed",
+    "search.kind",
+    "search.trials",
+    "search.guard",
+    "judge.model",
+)
 IMITATION = LossConfig(
     gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0
 )  # chosen answers, nothing else
@@ -163,38 +203,42 @@ SWEEPS = {"shapes-small": shapes_small, "paper": paper_sweep}
 
 def run_recipe(recipes: Mapping[str, Callable[[], DDPOConfig]], description: str | None) -> None:
     """Run the command line of one experiment: a recipe, and changes to it."""
-    configs = {
-        name: (first_line(recipe), ExperimentConfig.of(recipe()))
-        for name, recipe in recipes.items()
-    }
-    arguments = current_flags(sys.argv[1:])
-    config = tyro.extras.overridable_config_cli(configs, description=description, args=arguments)
+    experiments = {name: _as_experiment(recipe) for name, recipe in recipes.items()}
+    config = choose(experiments, description=description, main_flags=EXPERIMENT_FLAGS)
     from experiments.runners.experiment import run_experiment
 
     run_experiment(config, resolve_storage(config.storage), console=new_console())
+
+
+def _as_experiment(recipe: Callable[[], DDPOConfig]) -> Callable[[], ExperimentConfig]:
+    @functools.wraps(recipe)
+    def experiment() -> ExperimentConfig:
+        return ExperimentConfig.of(recipe())
+
+    return experiment
 
 
 def study_config(kind: type[C], description: str | None) -> C:
     """Read a study's configuration from the command line: the name of a recipe (`shapes` if none is
     given), and options that change its settings.
     """
-    bases: dict[str, tuple[DDPOConfig, BenchmarkName]] = {
-        "shapes": (shapes(), "shapes"),
-        "paper": (paper(), "object_halbench"),
+    studies = {
+        "shapes": _as_study(shapes, kind, "shapes"),
+        "paper": _as_study(paper, kind, "object_halbench"),
     }
-    configs = {
-        name: (first_line(RECIPES[name]), kind(ddpo=half_cpus(ddpo), benchmark=benchmark))
-        for name, (ddpo, benchmark) in bases.items()
-    }
-    arguments = current_flags(sys.argv[1:]) or ["shapes"]
-    return tyro.extras.overridable_config_cli(configs, description=description, args=arguments)
+    return choose(studies, description=description, main_flags=STUDY_FLAGS, default="shapes")
+
+
+def _as_study(
+    recipe: Callable[[], DDPOConfig], kind: type[C], benchmark: BenchmarkName
+) -> Callable[[], C]:
+    @functools.wraps(recipe)
+    def study() -> C:
+        return kind(ddpo=half_cpus(recipe()), benchmark=benchmark)
+
+    return study
 
 
 def half_cpus(config: DDPOConfig) -> DDPOConfig:
     """Without GPUs, give workers half a CPU, so that two cores hold a training and its trial."""
     return config if config.scale.gpu else replace(config, scale=replace(config.scale, cpus=0.5))
-
-
-def first_line(recipe: Callable[[], Any]) -> str:
-    """Return a recipe's first docstring line, for the command line."""
-    return (recipe.__doc__ or "").strip().splitlines()[0]

@@ -10,12 +10,8 @@ base model's answers are made once for all trials. After an interruption, run th
 again: it keeps the trials that ended and continues the others.
 """
 
-import sys
-
-import tyro
-
-from experiments.recipes import RECIPES, SWEEPS, first_line
-from experiments.runners.flags import current_flags
+from experiments.recipes import RECIPES, SWEEP_FLAGS, SWEEPS
+from rlhfv_ray.command_line import choose
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
@@ -23,9 +19,7 @@ from rlhfv_ray.storage.folder import resolve_storage
 
 def main() -> None:
     """Run the command line."""
-    configs = {name: (first_line(preset), preset()) for name, preset in SWEEPS.items()}
-    arguments = current_flags(sys.argv[1:])
-    config = tyro.extras.overridable_config_cli(configs, description=__doc__, args=arguments)
+    config = choose(SWEEPS, description=__doc__, main_flags=SWEEP_FLAGS)
     from experiments.runners.sweep import sweep
 
     recipe = (

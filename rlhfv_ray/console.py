@@ -7,11 +7,14 @@ import atexit
 import contextlib
 import logging
 import os
+import shlex
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
@@ -36,6 +39,15 @@ EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first cl
 def new_console() -> Console:
     """Return a console that prints names as they are: `[x]` in a path is no markup."""
     return Console(markup=False, highlight=False)
+
+
+def program(name: str) -> str:
+    """Return how people call a program of this environment: by its name if their shell finds it,
+    else by its path.
+    """
+    own = Path(sys.executable).with_name(name)
+    is_found = shutil.which(name) == str(own) or not own.exists()
+    return name if is_found else shlex.quote(str(own))
 
 
 class ProgressBar:

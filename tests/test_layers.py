@@ -26,7 +26,7 @@ ROWS = [
     ["rlhfv_ray.errors rlhfv_ray.redaction"],
     ["rlhfv_ray.config rlhfv_ray.records"],
     ["rlhfv_ray.segments rlhfv_ray.logps rlhfv_ray.stats", "rlhfv_ray.loss"],
-    ["rlhfv_ray.storage", "rlhfv_ray.console rlhfv_ray.data"],
+    ["rlhfv_ray.storage", "rlhfv_ray.console rlhfv_ray.data", "rlhfv_ray.command_line"],
     [
         "rlhfv_ray.shapes rlhfv_ray.cluster",
         "rlhfv_ray.models rlhfv_ray.tracking rlhfv_ray.endpoint",

@@ -39,7 +39,6 @@ COVERED_ELSEWHERE = {
     "experiments/sft.py": "tests/unit/test_cli.py",
     "experiments/sweep.py": "tests/unit/test_cli.py",
     "experiments/sync_tracking.py": "tests/unit/tracking/test_run.py",
-    "experiments/runners/experiment.py": "tests/ray/test_experiment.py",
     "experiments/runners/scoring.py": "tests/ray/test_sweep_line.py",
     "experiments/runners/study.py": "tests/ray/test_sweep_line.py",
     "experiments/runners/sweep.py": "tests/ray/test_sweep_line.py",

@@ -7,11 +7,13 @@ from typing import Any
 
 from eval.benchmarks.contract import JudgedAnswer, Scores
 from eval.reporting.html import Section
+from eval.reporting.tables import markdown_table
+from eval.reporting.wording import headline
 from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.storage.folder import fetch, local_path
 from rlhfv_ray.tracking.replay import SPOOL
 from rlhfv_ray.tracking.run import TrackedRun, tracked_run
-from rlhfv_ray.tracking.run_folder import CONFIG_FILE
+from rlhfv_ray.tracking.run_folder import CONFIG_FILE, HEADLINE
 
 
 def track_models(models: Mapping[str, str], sections: Sequence[Section], run: TrackedRun) -> None:
@@ -37,6 +39,17 @@ def metrics(benchmark: str, scores: Scores) -> dict[str, float]:
             named[f"{benchmark}/{name}_low"] = interval.low
             named[f"{benchmark}/{name}_high"] = interval.high
     return named
+
+
+def description(sections: Sequence[Section]) -> dict[str, str]:
+    """Return the tags that describe a run: the first metric of each benchmark as `headline`, and
+    the tables, which MLflow shows above everything else.
+    """
+    if not sections:
+        return {}
+    tables = [f"## {section.name}\n\n{markdown_table(section.models)}" for section in sections]
+    lines = [f"{section.name}: {headline(section.models)}" for section in sections]
+    return {HEADLINE: "; ".join(lines), "mlflow.note.content": "\n".join(tables)}
 
 
 def answer_rows(scores: Scores) -> list[dict[str, Any]]:

@@ -103,6 +103,13 @@ def table_rows(models: Models) -> list[TableRow]:
     return table
 
 
+def headline(models: Models) -> str:
+    """Return the first metric of all models in one line, with intervals."""
+    row = table_rows(models)[0]
+    cells = [f"{name} {cell}" for name, cell in zip(models, row.cells, strict=True)]
+    return f"{row.label} {', '.join(cells)}"
+
+
 def format_cell(metric: Metric, value: float | None, interval: Interval | None = None) -> Cell:
     """Return a value and its interval as text, multiplied by the metric's scale."""
     if value is None:

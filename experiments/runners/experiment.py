@@ -25,16 +25,17 @@ from eval.evaluation import (
 )
 from eval.reporting.figures import training_figure
 from eval.reporting.html import write_page
-from eval.reporting.mlflow_log import metrics
+from eval.reporting.mlflow_log import description, metrics
 from eval.reporting.tables import summary, table
 from experiments.runners.config import ExperimentConfig
 from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
 from rlhfv_ray.config import GenerationConfig, changed_settings, fingerprint, plain
+from rlhfv_ray.console import program
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.models.self_check import SelfCheck
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
-from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.files import file_digest, write_json
 from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.storage.stages import run_stages
 from rlhfv_ray.sweep.search_space import arguments_of
@@ -42,6 +43,7 @@ from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import open_run_folder
 from rlhfv_ray.training.metrics_log import read_records
 
+SOURCES = ("rlhfv_ray", "eval", "experiments")
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "mlflow", "pillow")
 LISTED_ROWS = 20  # unusable rows on the report; all are in the reference folder
 
@@ -73,7 +75,7 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         config.tracking,
         store=storage,
         params=flat(plain(config)),
-        tags=origin(),
+        tags={**origin(), "mlflow.runName": title_of(config)},
         config={"config": plain(config), "stages": stage_names, **origin()},
     ) as opened:
         run = opened.run
@@ -97,6 +99,18 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         console.print("No benchmark was asked for (--benchmarks). Score both models with:")
         console.print(score_command(config, pipeline), highlight=False, soft_wrap=True)
     return outcome
+
+
+def title_of(config: ExperimentConfig) -> str:
+    """Return the name of an experiment's run: the settings that experiments mostly differ in.
+
+    Example:
+        >>> title_of(ExperimentConfig(name="paper"))
+        'paper beta 0.5 gamma 5 seed 0'
+    """
+    loss = config.loss
+    method = "sft" if loss.is_sft else f"beta {loss.beta:g} gamma {loss.gamma:g}"
+    return f"{config.name} {method} seed {config.seed}"
 
 
 def plan_scores(config: ExperimentConfig, pipeline: Pipeline) -> Evaluation:
@@ -142,6 +156,7 @@ def report(
         facts=run_facts(config, pipeline),
     )
     track_sections(evaluation, sections, run, folder)
+    run.set_tags(description(sections))
     summaries = {section.name: summary(section.models) for section in sections}
     for section in sections:
         run.log_metrics(metrics(section.name, section.models["aligned"]))
@@ -196,7 +211,7 @@ def score_command(config: ExperimentConfig, pipeline: Pipeline) -> str:
     decoding = flat(plain(config.generation), "generation.")
     changed = {name: value for name, value in decoding.items() if value != defaults[name]}
     models = (config.model.path, display_path(Path(pipeline.aligned.path)))
-    words = ["python", "eval/run.py", "--model", *models, "--storage", config.storage]
+    words = [program("rlhfv-ray"), "eval", "--model", *models, "--storage", config.storage]
     words += ["--loading.dtype", config.model.dtype, *shlex.split(arguments_of(changed))]
     return shlex.join([*words, "--benchmarks", "object_halbench"])
 
@@ -204,10 +219,19 @@ def score_command(config: ExperimentConfig, pipeline: Pipeline) -> str:
 def origin() -> dict[str, str]:
     """Return the versions of what the result depends on, and the commit in a checkout."""
     versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
-    git = ["git", "rev-parse", "HEAD"]
+    git = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     commit = subprocess.run(
         git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
     versions["version.python"] = platform.python_version()
     versions["git_commit"] = commit.stdout.strip() or "none"
+    versions["source"] = source_digest()  # a job's working directory comes without .git
     return versions
+
+
+def source_digest() -> str:
+    """Return twelve digits of the SHA-256 of this project's Python files, names and content."""
+    root = Path(__file__).parents[2]
+    files = [file for name in SOURCES for file in (root / name).rglob("*.py")]
+    digests = {file.relative_to(root).as_posix(): file_digest(file) for file in files}
+    return fingerprint(digests)

@@ -44,7 +44,7 @@ from rlhfv_ray.sweep.search_space import name_of
 from rlhfv_ray.sweep.trainings import train_all
 from rlhfv_ray.sweep.trials import ENDED, end_trial, trials_at_once
 from rlhfv_ray.tracking.run import TrackedRun
-from rlhfv_ray.tracking.run_folder import open_run_folder
+from rlhfv_ray.tracking.run_folder import HEADLINE, open_run_folder
 
 POLL_S = 2.0
 ARM, SEED = "arm", "seed"
@@ -107,7 +107,7 @@ def run_study(
         store=storage,
         params=flat(plain(config)),
         tags=origin(),
-        config=plain(config),
+        config={"config": plain(config), **origin()},
     ) as opened:
         run = opened.run
         planned = plan_study(config, study, storage, console=console)
@@ -126,6 +126,7 @@ def run_study(
         outcome = conclude(study, folder, console=console)
         for name in ("study.json", "table.md"):
             run.log_file(folder / name)
+        run.set_tags({HEADLINE: " ".join(outcome["sentences"][:1])})
         run.log_file(folder / f"{config.name}.png", "figures")
     locations = {"study": folder, "figure": folder / f"{config.name}.png"}
     opened.print_locations(locations, console=console)

@@ -71,7 +71,7 @@ def sweep(
         store=storage,
         params=flat(plain(config)),
         tags=origin(),
-        config=plain(config),
+        config={"config": plain(config), **origin()},
     ) as opened:
         run = opened.run
         shared = prepare(config, pipeline, folder, console=console)

@@ -136,6 +136,9 @@ class BucketFolder:
         with self.store() as (system, key), contextlib.suppress(FileNotFoundError):
             system.rm(key, recursive=True)
 
+    def link(self, name: str) -> None:
+        """Do nothing: a bucket has no links."""
+
     def drop_copy(self) -> None:
         """Delete this node's copy; the bucket keeps the original."""
         DiskFolder(self.path).discard()

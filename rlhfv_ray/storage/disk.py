@@ -1,5 +1,7 @@
 """A folder on a disk that every node sees: nothing has to be transferred."""
 
+import contextlib
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +46,16 @@ class DiskFolder:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             self.path.unlink(missing_ok=True)
+
+    def link(self, name: str) -> None:
+        """Point a link beside the folder to it, unless the name is taken or links are missing."""
+        link = self.path.with_name(name)
+        if link.exists() and not link.is_symlink():
+            return
+        with contextlib.suppress(OSError):
+            new = self.path.with_name(f".{name}-{os.getpid()}")
+            new.symlink_to(self.path.name)
+            new.replace(link)
 
     def drop_copy(self) -> None:
         """Do nothing: the folder is the original."""

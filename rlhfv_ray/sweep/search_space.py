@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rlhfv_ray.command_line import flag_words
 from rlhfv_ray.config import DDPOConfig, fingerprint
 from rlhfv_ray.errors import ConfigError
 
@@ -351,13 +352,5 @@ def arguments_of(trial_params: TrialParams) -> str:
         >>> arguments_of({"optim.learning_rate": 1e-05, "loss.normalize": False})
         '--optim.learning-rate 1e-05 --loss.no-normalize'
     """
-    words = []
-    for name, value in trial_params.items():
-        group, _, field = name.replace("_", "-").rpartition(".")
-        dotted = f"{group}." if group else ""
-        if isinstance(value, bool):
-            words.append(f"--{dotted}{'' if value else 'no-'}{field}")
-        else:
-            given = value if isinstance(value, list | tuple) else [value]
-            words.append(shlex.join([f"--{dotted}{field}", *map(str, given)]))
-    return " ".join(words)
+    words = [word for name, value in trial_params.items() for word in flag_words(name, value)]
+    return shlex.join(words)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlhfv_ray.console import program
 from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
@@ -49,7 +50,7 @@ def read_events(folder: Path) -> list[Event]:
 
 def how_to_replay(folder: Path) -> str:
     """Return the advice for a user whose runs are not in MLflow yet."""
-    command = f"python experiments/sync_tracking.py {display_path(folder.parent)}"
+    command = f"{program('rlhfv-ray')} sync {display_path(folder.parent)}"
     return f"Nothing is lost: `{command}` replays what is missing."
 
 

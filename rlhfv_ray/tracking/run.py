@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rlhfv_ray.config import TrackingConfig, fingerprint
+from rlhfv_ray.console import program
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.files import file_digest
@@ -64,14 +65,14 @@ def ui_command(uri: str) -> str:
     A password in the address is not shown.
 
     Example:
-        >>> ui_command("sqlite:////data/runs/mlflow.db")
-        'mlflow ui --backend-store-uri sqlite:////data/runs/mlflow.db --host 127.0.0.1'
+        >>> ui_command("sqlite:////data/runs/mlflow.db").removeprefix(program("mlflow"))
+        ' ui --backend-store-uri sqlite:////data/runs/mlflow.db --host 127.0.0.1'
     """
     uri = redact(uri)
     return (
         uri
         if uri.startswith("http")
-        else f"mlflow ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1"
+        else f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1"
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.folder import display_path
+from rlhfv_ray.storage.folder import display_path, open_folder
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.tracking.run import (
     TrackedRun,
@@ -21,6 +21,8 @@ from rlhfv_ray.tracking.run import (
 )
 
 CONFIG_FILE = "config.json"
+HEADLINE = "headline"  # tag of a run: its main result in one line
+LATEST = "latest"  # link in the storage folder to the run that was started last
 LABEL_WIDTH = 14  # characters of a location's name on the terminal
 
 
@@ -79,6 +81,7 @@ def open_run_folder(
     ):
         write_json(folder / CONFIG_FILE, dict(config))
         run.log_file(folder / CONFIG_FILE)
+        open_folder(folder).link(LATEST)
         opened = RunFolder(folder, run)
         yield opened
     # Both leases are free again: `sync_tracking` takes the one on tracking itself.

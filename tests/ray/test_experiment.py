@@ -247,7 +247,7 @@ def test_without_benchmarks_the_report_exists_and_the_next_command_is_printed(
     assert "Configuration" in text and "loss.gamma" in text and "unusable rows" in text
     (model,) = undisturbed.glob("train-*/model")
     last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith("python eval/run.py --model ") and str(model) in last
+    assert "rlhfv-ray eval --model " in last and str(model) in last
     assert "--generation.max-new-tokens 12" in last
 
 

@@ -134,3 +134,20 @@ def test_names_are_printed_as_they_are(capsys):
     new_console().print("id [/] of a[1]")
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("[model]", "runs/[/bold]x[red]", "id [/] of a[1]"))
+
+
+def test_a_program_is_called_as_people_can_type_it(monkeypatch, tmp_path):
+    """Catches: a printed `mlflow ui` that the shell does not find, or finds in another place."""
+    own, other = tmp_path / "my own" / "mlflow", tmp_path / "other" / "mlflow"
+    for file in (own, other):
+        file.parent.mkdir()
+        file.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(own.with_name("python")))
+    for path, expected in (
+        (own.parent, "mlflow"),
+        (other.parent, f"'{own}'"),
+        (tmp_path, f"'{own}'"),
+    ):
+        monkeypatch.setenv("PATH", str(path))
+        assert console.program("mlflow") == expected
+    assert console.program("absent") == "absent"

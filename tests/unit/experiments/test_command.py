@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import experiments.command
+
 pytestmark = pytest.mark.slow
 
-COMMANDS = ("train", "sft", "sweep", "eval", "report", "sync", "doctor")
+COMMANDS = tuple(experiments.command.COMMANDS)
 
 
 def run(installed_wheel: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

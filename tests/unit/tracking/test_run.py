@@ -21,6 +21,7 @@ from mlflow.entities import Run
 
 from experiments.sync_tracking import main
 from rlhfv_ray.config import TrackingConfig
+from rlhfv_ray.console import program
 from rlhfv_ray.tracking import replay as tracking_replay
 from rlhfv_ray.tracking import run as tracking
 from rlhfv_ray.tracking.replay import SPOOL, STATE
@@ -327,7 +328,7 @@ def test_a_database_is_named_wherever_one_stands(
         == f"sqlite:///{tmp_path.resolve()}/runs/mlflow.db"
     )
     assert tracking_uri(TrackingConfig(uri="sqlite:///own.db"), Path("runs")) == own
-    assert ui_command(own) == f"mlflow ui --backend-store-uri {own} --host 127.0.0.1"
+    assert ui_command(own) == f"{program('mlflow')} ui --backend-store-uri {own} --host 127.0.0.1"
     assert ui_command("http://tracker:5000") == "http://tracker:5000"
     assert ui_command("http://me:pass@tracker:5000") == "http://***@tracker:5000"
     assert "***@host/db" in ui_command("postgresql://me:pass@host/db")
@@ -429,7 +430,7 @@ def test_an_outage_costs_nothing_and_is_made_good(
         run.log_table("scores", [{"rate": 0.5}])
     assert time.monotonic() - started < 5
     (warning,) = caplog.records
-    assert f"python experiments/sync_tracking.py {store}" in warning.getMessage()
+    assert f"rlhfv-ray sync {store}" in warning.getMessage()
     assert main(store) == 1
     served()
     assert main(store) == main(store) == 0

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from rich.console import Console
 
 from rlhfv_ray.config import TrackingConfig
+from rlhfv_ray.console import program
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.lease_file import LEASE
 from rlhfv_ray.storage.mirror import mirror_path
@@ -81,7 +82,7 @@ def test_a_run_leaves_its_folder_config_run_and_location(store: Path) -> None:
     database = f"sqlite:///{store.resolve() / 'mlflow.db'}"
     assert printed(opened, report=store / "report.html") == [
         f"report         {store / 'report.html'}",
-        f"MLflow         mlflow ui --backend-store-uri {database} --host 127.0.0.1",
+        f"MLflow         {program('mlflow')} ui --backend-store-uri {database} --host 127.0.0.1",
     ]
 
 

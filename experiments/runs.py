@@ -1,0 +1,175 @@
+"""List the runs of a storage folder, and free the disk space that no run needs any more.
+
+    python experiments/runs.py                 # of ./runs
+    python experiments/runs.py /shared/runs --prune
+
+Each run has its state, its main result, and its size with that of its stages. Without --yes,
+--prune only says what it would delete: checkpoints of finished trainings, and stages that no run
+names. A stage that a command is writing stays. What was deleted is made again when a command needs
+it.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from rlhfv_ray.console import leave, new_console, run_command
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.storage.folder import discard, fetch_local
+from rlhfv_ray.storage.holder import is_alive
+from rlhfv_ray.storage.lease_file import holder_of, open_lease
+from rlhfv_ray.storage.stages import is_done
+from rlhfv_ray.tracking.replay import SPOOL, read_events
+from rlhfv_ray.tracking.run_folder import CONFIG_FILE, HEADLINE
+
+STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "interrupted"}
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment, sweep, study or evaluation of a storage folder."""
+
+    folder: Path
+    state: str
+    headline: str
+    stages: frozenset[str]  # names of folders in the storage folder
+
+    @property
+    def changed(self) -> float:
+        """Time of the last event, in seconds since 1970."""
+        return (self.folder / SPOOL).stat().st_mtime
+
+
+def read_runs(storage: Path) -> list[Run]:
+    """Return the runs of a storage folder, the newest first."""
+    spools = [spool for spool in storage.glob(f"*/{SPOOL}") if not spool.parent.is_symlink()]
+    return sorted(map(_read_run, spools), key=lambda run: run.changed, reverse=True)
+
+
+def _read_run(spool: Path) -> Run:
+    folder = spool.parent
+    events = read_events(folder)
+    states = [e["content"] for e in events if e["kind"] == "status" and "/" not in e["run"]]
+    tags = {}
+    for event in events:
+        if event["kind"] == "tags" and "/" not in event["run"]:
+            tags |= event["content"]
+    state = "running" if _is_live(folder) else STATES[states[-1] if states else "RUNNING"]
+    return Run(folder, state, tags.get(HEADLINE, ""), frozenset(_stages_of(folder)))
+
+
+def _stages_of(folder: Path) -> Iterator[str]:
+    """Names of all stages that the files of a run name: its own, and those of its trials."""
+    known = {path.name for path in folder.parent.iterdir() if _is_stage(path)}
+    for file in (*folder.glob("*.json"), *folder.glob("trials/*/*.json"), folder / SPOOL):
+        if file.exists():
+            text = file.read_text(encoding="utf-8", errors="replace")
+            yield from (name for name in known if name in text)
+            known = {name for name in known if name not in text}
+
+
+def _is_live(folder: Path) -> bool:
+    holder = holder_of(open_lease(folder, "").read())
+    return bool(holder) and is_alive(holder) is not False
+
+
+def prunable(storage: Path, runs: Iterable[Run]) -> dict[Path, str]:
+    """Return the folders that no run needs any more, each with the reason.
+
+    A stage that a command is writing stays, and so does everything that a stage which stays was
+    made from.
+    """
+    needed = {name for run in runs for name in run.stages}
+    stages = [path for path in storage.iterdir() if _is_stage(path)]
+    for _ in stages:  # until nothing is added: a stage names the stages that it was made from
+        texts = [(storage / name / CONFIG_FILE) for name in needed]
+        inputs = " ".join(text.read_text() for text in texts if text.exists())
+        more = {stage.name for stage in stages if stage.name in inputs} - needed
+        if not more:
+            break
+        needed |= more
+    folders: dict[Path, str] = {}
+    for stage in sorted(stages):
+        if _is_live(stage):
+            continue
+        checkpoints = stage / CHECKPOINTS
+        if stage.name not in needed:
+            folders[stage] = "no run names it"
+        elif is_done(stage) and checkpoints.is_dir():
+            folders[checkpoints] = "its training has finished"
+    return folders
+
+
+def _is_stage(path: Path) -> bool:
+    is_folder = path.is_dir() and not path.is_symlink()
+    return is_folder and (path / CONFIG_FILE).exists() and not (path / SPOOL).exists()
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes on disk below a folder; a file with several names counts once."""
+    sizes = {}
+    for root, _, names in os.walk(folder):
+        for name in names:
+            state = os.lstat(os.path.join(root, name))
+            sizes[state.st_ino] = state.st_size
+    return sum(sizes.values())
+
+
+def show(storage: Path, runs: Iterable[Run]) -> None:
+    """Print the table of runs."""
+    table = Table("run", "state", "changed", "MB", "result")
+    for run in runs:
+        size = size_of(run.folder) + sum(size_of(storage / stage) for stage in run.stages)
+        changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed))
+        table.add_row(run.folder.name, run.state, changed, f"{size / 1e6:.0f}", run.headline)
+    new_console().print(table)
+
+
+def main() -> None:
+    """Run the command line."""
+    tyro.cli(list_or_prune, description=__doc__)
+
+
+def list_or_prune(
+    storage: Annotated[str, tyro.conf.Positional] = "runs",
+    prune: bool = False,
+    yes: bool = False,
+) -> None:
+    """List the runs, or free disk space.
+
+    Args:
+        storage: folder or address of the runs.
+        prune: list what no run needs any more.
+        yes: delete what --prune lists.
+    """
+    if prune and "://" in storage:
+        raise ConfigError("--prune works on a disk only. Delete folders of a bucket by its tools.")
+    folder = Path(storage).expanduser()
+    for name in (CONFIG_FILE, SPOOL):
+        folder = fetch_local(storage, only=name)
+    if not folder.is_dir():
+        raise ConfigError(f"{storage} is no folder. Name the storage folder of your runs.")
+    runs = read_runs(folder)
+    if not prune:
+        show(folder, runs)
+        return
+    folders = prunable(folder, runs)
+    for folder, reason in folders.items():
+        megabytes = size_of(folder) / 1e6
+        print(f"{'deleted' if yes else 'would delete'} {folder} ({megabytes:.1f} MB): {reason}")
+        if yes:
+            discard(folder / "SUCCESS")  # first: no command takes half of it for the whole
+            discard(folder)
+    if folders and not yes:
+        print("Add --yes to delete them.")
+
+
+if __name__ == "__main__":
+    leave(run_command(main))

@@ -1,0 +1,245 @@
+"""The common parts of all command lines: `--config FILE`, a short help, and renamed flags.
+
+A file's settings become flags in front of those that people typed, which therefore win.
+"""
+
+import ast
+import inspect
+import json
+import logging
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from rich.table import Table
+
+from rlhfv_ray.console import new_console
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.redaction import HIDDEN
+
+C = TypeVar("C")
+RENAMED = {"data.max-rejected": "data.max-unusable"}  # old name: new name, without the dashes
+HELP = ("-h", "--help")
+FOOTER = {
+    "--config FILE": "Settings from a YAML file, or from a run's config.json. Flags change them.",
+    "--help-all": "Every setting.",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def read_arguments(recipes: Sequence[str] = ()) -> list[str]:
+    """Return the arguments of this process, as flags of today and without `--config`.
+
+    Args:
+        recipes: names that the first argument can have. A file of a finished run has every setting,
+            so that none has to be named with it; a YAML file can name one (`recipe: paper`).
+
+    Raises:
+        ConfigError: the file cannot be read, or has a secret that was left out when it was written.
+    """
+    arguments = sys.argv[1:]
+    files = [place for place, word in enumerate(arguments) if word.partition("=")[0] == "--config"]
+    if files:
+        arguments = _with_file(arguments, files, recipes)
+    return current_flags(["--help" if word == "--help-all" else word for word in arguments])
+
+
+def wants_short_help() -> bool:
+    """Say whether the command line asks for help, but not for every setting."""
+    return any(word in HELP for word in sys.argv[1:])
+
+
+def choose(
+    recipes: Mapping[str, Callable[[], C]],
+    *,
+    description: str | None,
+    main_flags: Sequence[str],
+    default: str = "",
+) -> C:
+    """Read a command line that begins with a recipe's name.
+
+    Args:
+        recipes: makers of a configuration, by name.
+        description: of the command, for its help.
+        main_flags: settings that the short help shows, without dashes.
+        default: recipe of an empty command line. If it is empty, a recipe must be named.
+    """
+    arguments = read_arguments(list(recipes)) or [default][: bool(default)]
+    if arguments and arguments[0] in recipes and wants_short_help():
+        print_short_help(recipes[arguments[0]](), main_flags, command=arguments[0])
+        raise SystemExit(0)
+    configs = {name: (first_paragraph(recipe), recipe()) for name, recipe in recipes.items()}
+    return tyro.extras.overridable_config_cli(configs, description=description, args=arguments)
+
+
+def first_paragraph(documented: Any) -> str:
+    """Return the first paragraph of a docstring, as one line."""
+    return " ".join((inspect.getdoc(documented) or "").partition("\n\n")[0].split())
+
+
+def print_short_help(
+    config: Any, main_flags: Sequence[str], *, command: str = "", description: str | None = None
+) -> None:
+    """Print the settings that most people need.
+
+    Args:
+        config: with the values of a recipe, or its class, whose fields have defaults.
+        main_flags: names of the settings, without dashes.
+        command: recipe that the command line names.
+        description: of the command.
+    """
+    console = new_console()
+    console.print(" ".join(f"usage: {sys.argv[0]} {command} [OPTIONS]".split()))
+    if description:
+        title_and_examples = description.strip().split("\n\n")[:2]
+        console.print("\n" + "\n\n".join(title_and_examples), soft_wrap=True)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name in main_flags:
+        text, value = _described(config, name)
+        flag = f"--{name.replace('_', '-')}"
+        table.add_row(flag, f"{text} ({value})" if value else text)
+    for name, text in FOOTER.items():
+        table.add_row(name, text)
+    console.print()
+    console.print(table)
+
+
+def flag_words(name: str, value: Any) -> list[str]:
+    """Return a setting as words of a command line.
+
+    Example:
+        >>> flag_words("loss.sft_mean", "tokens"), flag_words("loss.normalize", False)
+        (['--loss.sft-mean', 'tokens'], ['--loss.no-normalize'])
+        >>> flag_words("space.gamma", (1.0, 5.0))
+        ['--space.gamma', '1.0', '5.0']
+    """
+    group, dot, last = name.replace("_", "-").rpartition(".")
+    if isinstance(value, bool):
+        return [f"--{group}{dot}{'' if value else 'no-'}{last}"]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [f"--{group}{dot}{last}", *map(str, values)]
+
+
+def current_flags(arguments: Sequence[str]) -> list[str]:
+    """Replace flags that got another name; each is named once in a warning.
+
+    A flag may stand below a prefix (`--ddpo.data.max-rejected`), with underscores, or with its
+    value after an equals sign.
+
+    Example:
+        >>> current_flags(["paper", "--ddpo.data.max_rejected=0.1", "--data.limit", "5"])
+        ['paper', '--ddpo.data.max-unusable=0.1', '--data.limit', '5']
+    """
+    current: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("_", "-")
+        for old, new in RENAMED.items():
+            if flag.startswith("--") and (name == old or name.endswith(f".{old}")):
+                flag = f"--{name.removesuffix(old)}{new}"
+                if not any(earlier.partition("=")[0] == flag for earlier in current):
+                    logger.warning("--%s is now called %s.", name, flag)
+        current.append(f"{flag}{equals}{value}")
+    return current
+
+
+def _with_file(arguments: Sequence[str], files: Sequence[int], recipes: Sequence[str]) -> list[str]:
+    """Put the settings of the file in front of the flags, and its recipe in front of both."""
+    if len(files) > 1:
+        raise ConfigError("--config was given twice. Give one file, and flags that change it.")
+    _, equals, path = arguments[files[0]].partition("=")
+    rest = [*arguments[: files[0]], *arguments[files[0] + 1 :]]
+    if not equals:
+        if files[0] == len(rest):
+            raise ConfigError("--config needs a file: YAML, or the config.json of a run.")
+        path = rest.pop(files[0])
+    settings, is_whole = _read_file(Path(path).expanduser())
+    named = [rest.pop(0)] if rest and rest[0] in recipes else []
+    recipe = settings.pop("recipe", None)
+    if recipes and not named:
+        if recipe is None and not is_whole:
+            raise ConfigError(
+                f"{path} names no recipe. Add a line `recipe: NAME`, or name one before --config: "
+                f"{', '.join(recipes)}."
+            )
+        same_name = settings.get("name") if settings.get("name") in recipes else recipes[0]
+        named = [str(recipe or same_name)]
+    words: list[str] = []
+    for name, value in _leaves(settings):
+        flag, *values = flag_words(name, value)
+        typed = any(word.replace("_", "-").partition("=")[0] == flag for word in rest)
+        if HIDDEN in " ".join(values) and not typed:
+            raise ConfigError(
+                f"{path}: {name} = {value} was written without its password. Add {flag} VALUE."
+            )
+        words += [flag, *values] if isinstance(value, list | bool) else [f"{flag}={values[0]}"]
+    return [*named, *words, *rest]
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], bool]:
+    """Return nested settings; True if a run wrote them, which then are all of its settings."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--config {path} cannot be read: {reason}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path} is no mapping of names to settings.")
+    whole = content.get("config")
+    return (whole, True) if isinstance(whole, dict) else (content, False)
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _described(config: Any, name: str) -> tuple[str, str]:
+    """Return the help of a setting, and its value as a text."""
+    *groups, last = name.replace("-", "_").split(".")
+    for group in groups:
+        config = _value(config, group)
+    value = _value(config, last)
+    if isinstance(value, tuple | list):
+        value = " ".join(map(str, value))
+    text = _docstrings(config if isinstance(config, type) else type(config))[last]
+    return text.partition(". ")[0].rstrip(".") + ".", str(value)
+
+
+def _value(config: Any, name: str) -> Any:
+    if not isinstance(config, type):
+        return getattr(config, name)
+    factories = {spec.name: spec.default_factory for spec in fields(config)}
+    factory = factories[name]
+    return factory() if callable(factory) else getattr(config, name)
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """Return the docstrings of a dataclass's fields: the text that stands below each."""
+    texts: dict[str, str] = {}
+    for parent in reversed(kind.__mro__):
+        if not is_dataclass(parent):
+            continue
+        source = textwrap.dedent(inspect.getsource(parent))
+        (definition,) = ast.parse(source).body
+        assert isinstance(definition, ast.ClassDef)
+        for item, below in zip(definition.body, definition.body[1:]):
+            match item, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    texts[name] = " ".join(text.split())
+    return texts

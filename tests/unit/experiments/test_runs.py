@@ -1,0 +1,82 @@
+"""The list of runs, and what can be deleted."""
+
+import pytest
+
+from experiments.runs import list_or_prune, prunable, read_runs, size_of
+from rlhfv_ray.config import TrackingConfig
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.tracking.run_folder import HEADLINE, LATEST, open_run_folder
+
+
+@pytest.fixture
+def storage(tmp_path):
+    """A storage folder with two runs: one finished, one that failed."""
+    for name, inputs in (
+        ("pairs-1", {}),
+        ("train-1", {"rows": "pairs-1"}),
+        ("train-2", {}),
+        ("answers-9", {}),
+    ):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "config.json", inputs)
+        (tmp_path / name / "payload").write_bytes(b"x" * 1000)
+    (tmp_path / "train-1" / "checkpoints").mkdir()
+    (tmp_path / "train-1" / "checkpoints" / "weights").write_bytes(b"x" * 5000)
+    (tmp_path / "train-1" / "SUCCESS").write_text("{}")
+    (tmp_path / "train-2" / "checkpoints").mkdir()
+    for name, stage, error in (("good-1", "train-1", None), ("bad-2", "train-2", ValueError("x"))):
+        try:
+            with open_run_folder(
+                tmp_path / name,
+                TrackingConfig(),
+                store=tmp_path,
+                params={},
+                tags={HEADLINE: f"{name} 31 to 1 %"},
+                config={"config": {}, "stages": [stage]},
+            ):
+                if error:
+                    raise error
+        except ValueError:
+            pass
+    return tmp_path
+
+
+def test_runs_have_state_result_and_stages(storage, capsys, monkeypatch):
+    """Catches: a run that is not listed, with another state or result, or twice."""
+    bad, good = read_runs(storage)
+    assert (good.folder.name, good.state, good.stages) == ("good-1", "finished", {"train-1"})
+    assert (bad.folder.name, bad.state, bad.headline) == ("bad-2", "failed", "bad-2 31 to 1 %")
+    assert (storage / LATEST).resolve() == bad.folder
+    monkeypatch.setenv("COLUMNS", "100")
+    list_or_prune(str(storage))
+    assert "good-1" in capsys.readouterr().out
+    with hold_lease(good.folder):
+        assert {run.state for run in read_runs(storage)} == {"running", "failed"}
+
+
+def test_only_what_no_run_needs_is_deleted(storage, capsys):
+    """Catches: a stage deleted that a run or another stage names, or before --yes."""
+    runs = read_runs(storage)
+    expected = [storage / "answers-9", storage / "train-1" / "checkpoints"]
+    assert list(prunable(storage, runs)) == expected
+    with hold_lease(storage / "answers-9"):
+        assert list(prunable(storage, runs)) == expected[1:]
+    list_or_prune(str(storage), prune=True)
+    assert all(folder.exists() for folder in expected)
+    before = size_of(storage)
+    list_or_prune(str(storage), prune=True, yes=True)
+    assert not any(folder.exists() for folder in expected)
+    assert before - size_of(storage) >= 6000
+    kept = ("pairs-1/payload", "train-1/payload", "train-2/checkpoints", "good-1", "bad-2")
+    assert all((storage / name).exists() for name in kept)
+    assert "deleted" in capsys.readouterr().out
+
+
+def test_a_storage_folder_that_is_not_there(tmp_path):
+    """Catches: a traceback, or a folder that is made by looking."""
+    with pytest.raises(ConfigError, match="is no folder"):
+        list_or_prune(str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="on a disk only"):
+        list_or_prune("s3://lab/runs", prune=True)
