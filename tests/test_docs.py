@@ -13,7 +13,7 @@ from rlhfv_ray import config
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [page for page in (README, *sorted((ROOT / "docs").rglob("*.md"))) if page.is_file()]
+PAGES = [page for page in (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.is_file()]
 # Paths that begin with another name are other repositories' files.
 FOLDERS = ("rlhfv_ray", "eval", "experiments", "tests", "benchmarks", "docs")
 # A file by its path, or a folder with its final slash, anywhere in a page.
@@ -67,10 +67,11 @@ def test_readme_names_every_recipe(readme):
     assert [name for name in RECIPES if not re.search(rf"\b{name}\b", readme)] == []
 
 
-def test_readme_tree_is_complete(readme):
-    """Catches: an entry point left out of the README's tour of the files."""
+def test_tree_of_files_is_complete():
+    """Catches: an entry point left out of the tour of the files."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text()
     scripts = {path.name for path in (ROOT / "experiments").glob("*.py")} - {"__init__.py"}
-    assert sorted(script for script in scripts if script not in readme) == []
+    assert sorted(script for script in scripts if script not in tree) == []
 
 
 def fields_of(kind: type) -> set[str]:
