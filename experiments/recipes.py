@@ -202,12 +202,19 @@ SWEEPS = {"shapes-small": shapes_small, "paper": paper_sweep}
 
 
 def run_recipe(recipes: Mapping[str, Callable[[], DDPOConfig]], description: str | None) -> None:
-    """Run the command line of one experiment: a recipe, and changes to it."""
-    experiments = {name: _as_experiment(recipe) for name, recipe in recipes.items()}
-    config = choose(experiments, description=description, main_flags=EXPERIMENT_FLAGS)
+    """Run the command line of one experiment."""
+    config = experiment_config(recipes, description)
     from experiments.runners.experiment import run_experiment
 
     run_experiment(config, resolve_storage(config.storage), console=new_console())
+
+
+def experiment_config(
+    recipes: Mapping[str, Callable[[], DDPOConfig]], description: str | None
+) -> ExperimentConfig:
+    """Read an experiment's configuration from the command line: a recipe, and changes to it."""
+    experiments = {name: _as_experiment(recipe) for name, recipe in recipes.items()}
+    return choose(experiments, description=description, main_flags=EXPERIMENT_FLAGS)
 
 
 def _as_experiment(recipe: Callable[[], DDPOConfig]) -> Callable[[], ExperimentConfig]:

@@ -1,0 +1,102 @@
+"""Commands in the documents can be typed: their recipes, flags and values are today's.
+
+`make walk` (tests/walk.py) runs those of the README.
+"""
+
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tyro
+
+from eval.config import EvalConfig
+from experiments.command import COMMANDS, STUDIES
+from experiments.recipes import (
+    RECIPES,
+    SFT,
+    SWEEP_FLAGS,
+    SWEEPS,
+    experiment_config,
+    study_config,
+)
+from experiments.runners.config import StudyConfig
+from rlhfv_ray.command_line import choose, read_arguments
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+BLOCK = re.compile(r"^( *)```\w*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+SCRIPTS = {
+    "experiments/ddpo.py": "train",
+    "experiments/sft.py": "sft",
+    "experiments/sweep.py": "sweep",
+    "eval/run.py": "eval",
+    "eval/report.py": "report",
+    **{f"experiments/{name}.py": f"study {name}" for name in STUDIES},
+}
+PARSERS = {
+    "train": lambda: experiment_config(RECIPES, None),
+    "sft": lambda: experiment_config(SFT, None),
+    "sweep": lambda: choose(SWEEPS, description=None, main_flags=SWEEP_FLAGS),
+    "eval": lambda: tyro.cli(EvalConfig, args=read_arguments()),
+}
+
+
+def commands_of(text: str) -> Iterator[str]:
+    """All command lines in the code blocks of a page, each on one line, without comments."""
+    for _, block in BLOCK.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = line.partition("  #")[0].split()
+            if words and re.fullmatch(r"rlhfv-ray|python|ray|make|source|mlflow|sbatch", words[0]):
+                yield " ".join(words)
+
+
+def in_our_words(command: str) -> list[str] | None:
+    """A command as words after `rlhfv-ray`; None if it is another program's."""
+    words = [word for word in shlex.split(command, comments=True) if word != "..."]
+    if words[0] == "rlhfv-ray":
+        return words[1:]
+    for script, name in SCRIPTS.items():
+        if script in words:
+            return [*name.split(), *words[words.index(script) + 1 :]]
+    return None
+
+
+TYPED = [
+    pytest.param(words, command, id=f"{page.stem}-{place}")
+    for page in PAGES
+    for place, command in enumerate(commands_of(page.read_text()))
+    if (words := in_our_words(command)) and not words[0].startswith("-")
+]
+
+
+def test_commands_are_found():
+    """Catches: a pattern that finds nothing, so that every page passes."""
+    text = "```\nrlhfv-ray train paper \\\n  --loss.beta 1   # why\nmake demo\n```\nrlhfv-ray no\n"
+    assert list(commands_of(text)) == ["rlhfv-ray train paper --loss.beta 1", "make demo"]
+    assert in_our_words("ray job submit -- python eval/run.py --model M ...") == [
+        "eval",
+        "--model",
+        "M",
+    ]
+    assert len(TYPED) > 20
+
+
+@pytest.mark.parametrize(("words", "command"), TYPED)
+def test_commands_of_the_pages_can_be_typed(words, command, monkeypatch):
+    """Catches: a flag, a recipe or a subcommand in a document that does not exist any more."""
+    name, *rest = words
+    assert name in COMMANDS, command
+    if "--config" in rest or {"--help", "--help-all"} & set(rest):
+        return
+    monkeypatch.setattr(sys, "argv", [name, *rest])
+    if name == "study":
+        kinds = vars(importlib.import_module(f"experiments.{rest[0]}")).values()
+        own = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, StudyConfig)]
+        monkeypatch.setattr(sys, "argv", [name, *rest[1:]])
+        assert study_config(own[-1], None)
+    elif name in PARSERS:
+        assert PARSERS[name]()

@@ -1,0 +1,74 @@
+"""Type every command of the README in a fresh clone and a clean shell: `make walk`.
+
+Placeholders of the README stand for the small model and data of the demo, and GPUs for CPUs.
+Commands that leave something out (`...`), and `make test`, are named and not run.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.test_commands import commands_of
+
+ROOT = Path(__file__).parents[1]
+SMALL = "--scale.workers 2 --scale.no-gpu --scale.cpus 1 --scale.actors 1 --model.dtype fp32"
+REPLACED = {
+    "/models/llava-1.5-7b-hf": "rlhfv_ray/shapes/checkpoint",
+    "/data/RLHF-V-Dataset.parquet": "$(ls -d runs/corrections-*/*.parquet)",
+    "/shared/runs": "runs",
+    "--scale.workers 8": f"{SMALL} --optim.steps 3",
+    "--model.path MODEL": f"{SMALL} --optim.steps 3 --model.path rlhfv_ray/shapes/checkpoint",
+}
+NOT_RUN = re.compile(r"\.\.\.|make test")
+KEPT = ("HOME", "USER", "LANG", "TMPDIR")  # of the environment; pip's own settings are files
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+def conversations(folder: Path) -> None:
+    """Write `conversations.json`, which the README's fine-tuning reads."""
+    pictures = sorted(folder.glob("runs/benchmark-*/images/*"))[:16]
+    rows = [
+        {
+            "id": f"{place}",
+            "image": str(picture),
+            "conversations": [
+                {"from": "human", "value": "<image>\nDescribe the picture."},
+                {"from": "gpt", "value": "a beach with a blue heart at the top left."},
+            ],
+        }
+        for place, picture in enumerate(pictures)
+    ]
+    (folder / "conversations.json").write_text(json.dumps(rows))
+
+
+def main() -> int:
+    """Run the commands in one shell; return the exit code, 1 with the first that fails."""
+    with tempfile.TemporaryDirectory() as name:
+        clone = Path(name) / "rlhfv-ray"
+        subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+        lines = ["set -euo pipefail", f"cd {clone}"]
+        for command in commands_of((ROOT / "README.md").read_text()):
+            if NOT_RUN.search(command):
+                print(f"not run: {command}")
+                continue
+            for placeholder, value in REPLACED.items():
+                command = command.replace(placeholder, value)
+            if "conversations.json" in command:
+                lines.append(f"(cd {ROOT} && {sys.executable} -m tests.walk {clone})")
+            lines += [f"echo; echo {json.dumps('$ ' + command)}", command]
+        found = os.environ.get("PATH", SYSTEM_PATH).split(":")
+        path = ":".join(folder for folder in found if not folder.startswith(sys.prefix))
+        environment = {key: os.environ[key] for key in KEPT if key in os.environ} | {"PATH": path}
+        shell = ["bash", "--noprofile", "--norc", "-c", "\n".join(lines)]
+        return subprocess.run(shell, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        conversations(Path(sys.argv[1]))
+    else:
+        sys.exit(main())
