@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 # Ray starts many Python processes. Bytecode saves each of them from compiling torch again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check unit soak models bench clean
+.PHONY: demo test check unit soak models walk bench clean
 
 demo: .venv/ready
 	$(BIN)/python experiments/ddpo.py shapes
@@ -30,6 +30,10 @@ soak: .venv/dev-ready
 # Tries small checkpoints of many architectures, and writes docs/models.md.
 models: .venv/dev-ready
 	$(BIN)/python -m tests.model_table
+
+# Types every command of the README, in a fresh clone.
+walk: .venv/dev-ready
+	$(BIN)/python -m tests.walk
 
 # Measures speed on one CPU thread in about 10 minutes. Run nothing else meanwhile.
 bench: .venv/ready

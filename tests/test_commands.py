@@ -55,8 +55,11 @@ def commands_of(text: str) -> Iterator[str]:
 
 
 def in_our_words(command: str) -> list[str] | None:
-    """A command as words after `rlhfv-ray`; None if it is another program's."""
-    words = [word for word in shlex.split(command, comments=True) if word != "..."]
+    """A command as words after `rlhfv-ray`, with a value for every flag whose value is left out
+    (`--judge.prompt ...`); None if it is another program's.
+    """
+    valued = re.sub(r"(--[\w.-]+) \.\.\.", r"\1 left-out", command)
+    words = [word for word in shlex.split(valued, comments=True) if word != "..."]
     if words[0] == "rlhfv-ray":
         return words[1:]
     for script, name in SCRIPTS.items():

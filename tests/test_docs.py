@@ -13,11 +13,7 @@ from rlhfv_ray import config
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [
-    page
-    for page in (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
-    if page.is_file()
-]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Paths that begin with another name are other repositories' files.
 FOLDERS = ("rlhfv_ray", "eval", "experiments", "tests", "benchmarks", "docs")
 # A file by its path, or a folder with its final slash, anywhere in a page.
