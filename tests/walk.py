@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = "--scale.workers 2 --scale.no-gpu --scale.cpus 1 --scale.actors 1 --model.dtype fp32"
 REPLACED = {
     "/models/llava-1.5-7b-hf": "rlhfv_ray/shapes/checkpoint",
-    "/data/RLHF-V-Dataset.parquet": "$(ls -d runs/corrections-*/*.parquet)",
+    "/data/RLHF-V-Dataset.parquet": "$(ls -d runs/corrections-*/pairs.parquet)",
     "/shared/runs": "runs",
     "--scale.workers 8": f"{SMALL} --optim.steps 3",
     "--model.path MODEL": f"{SMALL} --optim.steps 3 --model.path rlhfv_ray/shapes/checkpoint",
