@@ -26,6 +26,14 @@ logger = logging.getLogger(__name__)
 
 NEVER_RAN = "The actor never ran"  # in Ray's error for an actor that it thinks nobody needs
 OBJECT_STORE_BYTES = 512 * 1024**2  # for a Ray started here; a cluster keeps its own setting
+OWN_RAY = {  # environment of a Ray started here, which this command alone uses
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Processes wait for the next stage's tasks, with what they imported. Ray would end them when
+    # they had been idle for a second, and there were more of them than CPUs.
+    "RAY_idle_worker_killing_time_threshold_ms": str(24 * 3600 * 1000),
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # of cloud nodes
+}
 ANSWER_S = 10.0  # a Ray that does not answer within this time is gone
 QUIET_S = 5.0  # resources that are free again within this time need no message
 POLL_S = 1.0
@@ -57,12 +65,17 @@ def connect() -> None:
                 "cluster in RAY_ADDRESS; RAY_ADDRESS=local starts one for this command alone."
             ) from error
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    for name, value in OWN_RAY.items():
+        os.environ.setdefault(name, value)
     if not os.access(os.path.expanduser("~"), os.W_OK):  # where Ray would keep a token of its own
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
-        ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **settings)
+        ray.init(
+            "local",
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,  # ten processes that nobody looks at
+            **settings,
+        )
     except OSError as error:
         if "AF_UNIX" not in str(error):
             raise

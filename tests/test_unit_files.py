@@ -18,6 +18,7 @@ COVERED_ELSEWHERE = {
     "rlhfv_ray/data/templates.py": "tests/unit/data/test_encoding.py",
     "rlhfv_ray/models/checkpoint_files.py": "tests/unit/models/test_loading.py",
     "rlhfv_ray/models/processors.py": "tests/unit/models/test_loading.py",
+    "rlhfv_ray/training/group_watch.py": "tests/ray/test_train.py",
     "rlhfv_ray/training/job.py": "tests/ray/test_train.py",
     "rlhfv_ray/training/metrics_reporter.py": "tests/ray/test_train.py",
     "rlhfv_ray/training/train.py": "tests/ray/test_train.py",

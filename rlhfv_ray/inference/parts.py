@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import pickle
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from rlhfv_ray.cluster import configure_data, prepare_cpus, unwrap, wait_for_res
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import RlhfvError, StageFailedError
+from rlhfv_ray.inference.kept import Kept
 from rlhfv_ray.storage.files import file_digest, sealed, unsealed, write_json
 from rlhfv_ray.storage.folder import discard, display_path, fetch, make, publish
 from rlhfv_ray.storage.lease import held_lease, holding
@@ -35,10 +37,13 @@ from rlhfv_ray.storage.lease_file import Lease
 logger = logging.getLogger(__name__)
 
 SIZES = "parts.json"
+# Ray gives tasks processes of their own environment alone: those that have the imports.
+MODEL_PROCESSES = {"env_vars": {"RLHFV_PROCESSES": "models"}}
+_kept = Kept()
 
 
 class PartActor(Protocol):
-    """Actor that runs the computation of `map_parts` on one prepared shard per call."""
+    """Holds a model, and runs the computation of `map_parts` on one prepared shard per call."""
 
     def __call__(self, rows: Any) -> pa.Table:
         """Return the part's table from its prepared rows."""
@@ -91,16 +96,18 @@ def map_parts(
     title: str,
     prepare: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Compute every missing part in actors, from its prepared shard.
+    """Compute every missing part from its prepared shard: on GPUs in actors, on CPUs in tasks.
+
+    Actors hold GPUs. Tasks leave their processes to the next stage, with all imports.
 
     Args:
         shards: rows, or what `prepare` turns into rows; shard i becomes part i.
         folder: of the parts.
-        actor: called once in each of `scale.actors` actors, on GPUs if `scale.gpu`.
+        actor: called once in each of `scale.actors` processes, on GPUs if `scale.gpu`.
         scale: number of actors, and their CPUs and GPUs.
         title: of the progress bar.
-        prepare: runs in Ray tasks beside actors on GPUs, which must not wait for it. Actors on
-            CPUs call it themselves: a task would be one more process, with its own imports.
+        prepare: runs in Ray tasks beside actors on GPUs, which must not wait for it. On CPUs, it
+            runs where the part is computed: another process would have its own imports.
 
     Raises:
         RlhfvError: as raised by `prepare` or the actor.
@@ -141,7 +148,17 @@ def _mapped(
     scale: ScaleConfig,
 ) -> ray.data.Dataset:
     """Return the dataset that, when it is read, has every shard's part computed."""
-    if prepare is not None and scale.gpu:
+    lease = held_lease(folder)
+    if not scale.gpu:
+        compute = functools.partial(_Compute, actor, prepare, str(folder), lease)
+        return shards.map_batches(
+            functools.partial(_compute, stage=uuid.uuid4().hex, make=compute),
+            batch_size=1,
+            num_cpus=scale.cpus,
+            compute=ray.data.TaskPoolStrategy(size=scale.actors),
+            runtime_env=MODEL_PROCESSES,
+        )
+    if prepare is not None:
         # As many as the actors leave CPUs for: each process imports torch and transformers.
         free_cpus = ray.cluster_resources().get("CPU", 1) - scale.actors * scale.cpus
         shards = shards.map_batches(
@@ -150,13 +167,12 @@ def _mapped(
             num_cpus=prepare_cpus(scale),
             compute=ray.data.TaskPoolStrategy(size=max(1, int(free_cpus))),
         )
-        prepare = None
     return shards.map_batches(
         _Compute,
-        fn_constructor_args=(actor, prepare, str(folder), held_lease(folder)),
+        fn_constructor_args=(actor, None, str(folder), lease),
         batch_size=1,
         num_cpus=scale.cpus,
-        num_gpus=1 if scale.gpu else None,
+        num_gpus=1,
         compute=ray.data.ActorPoolStrategy(size=scale.actors),
     )
 
@@ -232,6 +248,11 @@ def _prepare(batch: Any, *, prepare: Callable[[Any], Any]) -> Any:
     """Prepare one shard's rows; pickled on the way, because Arrow does not know their type."""
     rows = prepare(pickle.loads(batch["rows"][0]))
     return {"part": batch["part"], "rows": [pickle.dumps(rows)]}
+
+
+def _compute(batch: Any, *, stage: str, make: Callable[[], "_Compute"]) -> Any:
+    """Compute and publish a part in a task, with what this process keeps for the stage."""
+    return _kept.use(stage, make, lambda compute: compute(batch))
 
 
 class _Compute:

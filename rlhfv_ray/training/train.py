@@ -8,9 +8,16 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import ray
 import ray.train
+
+# Ray has no public switch for what these callbacks start: a process each, for every training.
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from rlhfv_ray.cluster import wait_for_resources
 from rlhfv_ray.errors import (
@@ -21,6 +28,7 @@ from rlhfv_ray.errors import (
     StorageError,
 )
 from rlhfv_ray.storage.folder import discard, fetch, make, open_folder, publish
+from rlhfv_ray.training.group_watch import GroupWatch
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import Record, RecordWriter, cut_damaged, tail_records
 
@@ -75,10 +83,32 @@ def train_ddpo(
     discard(job.folder / "ray")
 
 
+class GroupCallback(PlacementGroupCleanerCallback):
+    """Ray Train's, with a watch of ours."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Start the watch where it outlives the controller."""
+        self._controller_actor_id = ray.get_runtime_context().get_actor_id()
+        watch: Any = ray.remote(GroupWatch).options(
+            num_cpus=0, lifetime="detached", resources={HEAD_NODE_RESOURCE_NAME: 0.001}
+        )
+        self._cleaner = watch.remote(self._controller_actor_id)
+
+
+class LeanTrainer(TorchTrainer):
+    """Ray Train's trainer without a process for datasets: workers read their pairs themselves."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        replaced = (DatasetsCallback, PlacementGroupCleanerCallback)
+        callbacks = super()._create_default_callbacks()
+        kept = [callback for callback in callbacks if not isinstance(callback, replaced)]
+        return [*kept, GroupCallback()]
+
+
 def ray_trainer(job: TrainJob) -> TorchTrainer:
     """Return Ray Train's trainer that runs `run_worker` on every worker."""
     scale = job.config.scale
-    return TorchTrainer(
+    return LeanTrainer(
         run_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(

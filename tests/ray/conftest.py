@@ -16,6 +16,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file
 
+from rlhfv_ray.cluster import OWN_RAY
 from rlhfv_ray.config import (
     DataConfig,
     DDPOConfig,
@@ -48,7 +49,7 @@ def bucket():
 def cluster(bucket):
     """A local Ray, shared by the files of this folder; its processes find the bucket."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in bucket.environment.items():
+        for name, value in (bucket.environment | OWN_RAY).items():
             patch.setenv(name, value)
         ray.init(
             "local",

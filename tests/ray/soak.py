@@ -162,7 +162,7 @@ def test_ten_thousand_rows_outlive_their_actors(config, cluster, pairs_file, tmp
 
     def kill() -> None:
         while not over.wait(draw.uniform(4, 10)):
-            actors = ray_processes("MapWorker")
+            actors = ray_processes("MapBatches(_compute)")
             if actors:
                 draw.choice(actors).kill()
                 killed.append(time.monotonic())

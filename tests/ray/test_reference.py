@@ -81,16 +81,17 @@ def test_parts_of_an_unknown_cut_are_made_again(reference, config, tmp_path):
 
 
 @contextlib.contextmanager
-def killing_the_actor(folder: Path) -> Iterator[None]:
-    """Kill the actor once the first part exists."""
-    killed = []
+def killing(name: str, folder: Path) -> Iterator[None]:
+    """Kill the process of a task or an actor, once the first part exists."""
 
     def kill():
         wait_for(lambda: any(folder.glob("part-*.parquet")))
-        for process in ray_processes("MapWorker"):
+        wait_for(lambda: bool(ray_processes(name)))
+        for process in ray_processes(name):
             process.kill()
             killed.append(process.pid)
 
+    killed: list[int] = []
     killer = threading.Thread(target=kill)
     killer.start()
     yield
@@ -98,13 +99,13 @@ def killing_the_actor(folder: Path) -> Iterator[None]:
     assert killed
 
 
-def test_killed_actor_changes_nothing(reference, config, tmp_path):
-    """Catches: rows lost with a killed actor, or computed twice.
+def test_killed_task_changes_nothing(reference, config, tmp_path):
+    """Catches: rows lost with a killed process, or computed twice.
 
-    The actor is killed after its first part.
+    The process is killed after its first part.
     """
     many = replace(config.scale, rows=2)  # parts enough for the killer to be in time
-    with killing_the_actor(tmp_path):
+    with killing("MapBatches(_compute)", tmp_path):
         compute_reference_logps(config.model, config.data, many, tmp_path)
     assert_same_rows(tmp_path, reference)
 
@@ -125,14 +126,14 @@ def test_killed_generation_actor_changes_nothing(cluster, config, tmp_path):
     prompts = [
         Prompt(str(scene.id), render(scene), "What is there?") for scene in make_scenes(24, seed=8)
     ]
-    scale = replace(config.scale, rows=2, inference_batch=2)
+    scale = replace(config.scale, rows=2, inference_batch=2, gpu=True)  # actors hold GPUs
     generation = GenerationConfig(max_new_tokens=12, temperature=1.0)
     answer = functools.partial(
         generate_answers, config.model, prompts, generation=generation, scale=scale, title=""
     )
     for name in ("undisturbed", "disturbed"):
         (tmp_path / name).mkdir()
-    with killing_the_actor(tmp_path / "disturbed"):
+    with killing("MapWorker", tmp_path / "disturbed"):
         disturbed = answer(tmp_path / "disturbed")
     assert disturbed == answer(tmp_path / "undisturbed")
     assert [result.id for result in disturbed] == [prompt.id for prompt in prompts]
@@ -203,6 +204,30 @@ def test_examples_are_encoded_by_the_same_pipeline(cluster, config, tmp_path):
     assert "chosen_logps" not in examples.column_names
     assert set(map(len, examples["rejected_ids"])) == {0}
     assert [row["id"] for row in unusable_rows(folder)] == ["shapes:3"]
+
+
+def test_the_next_stage_runs_in_the_same_process(cluster, tmp_path):
+    """Catches: a process for each stage, with its imports; the last stage's model kept for it."""
+    scale = ScaleConfig(actors=1, cpus=0.5)
+    processes = set()
+    for stage in (3, 5):
+        folder = tmp_path / str(stage)
+        map_parts([1, 2], folder, actor=functools.partial(Times, stage), scale=scale, title="")
+        parts = read_parts(folder).to_pydict()
+        assert parts["product"] == [stage, 2 * stage]
+        processes |= set(parts["process"])
+    assert len(processes) == 1
+
+
+class Times:
+    """Multiplies a shard by a number."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def __call__(self, shard: int) -> pa.Table:
+        """Return one row."""
+        return pa.table({"product": [shard * self.factor], "process": [os.getpid()]})
 
 
 def process_of(shard: int) -> tuple[int, int]:

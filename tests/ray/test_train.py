@@ -5,14 +5,18 @@ test_worker.py tests the worker's loop itself.
 
 import contextlib
 import shutil
+import time
 
 import psutil
 import pytest
+import ray
 import torch
+from ray.util.placement_group import PlacementGroup, placement_group
 
 from rlhfv_ray.errors import CheckpointError
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.training.checkpoint import MANIFEST, latest_checkpoint
+from rlhfv_ray.training.group_watch import POLL_S, GroupWatch
 from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import small_disk, wait_for
 from tests.ray.conftest import assert_same, ray_processes, train, with_scale
@@ -39,6 +43,28 @@ def test_run_leaves_records_checkpoints_and_a_model(ray_run, config, small_model
         not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True)
     ]
     assert sum(moved) > 0.9 * len(moved)
+
+
+class Controller:
+    """Holds a placement group, as Ray Train's controller does."""
+
+    def hold(self) -> PlacementGroup:
+        """Return the group, once it has its CPU."""
+        group = placement_group([{"CPU": 0.5}])
+        ray.get(group.ready())
+        return group
+
+
+def test_what_a_killed_controller_held_is_freed(cluster):
+    """Catches: a trial after a killed one that waits for its CPUs for ever."""
+    controller = ray.remote(Controller).options(num_cpus=0).remote()
+    group = ray.get(controller.hold.remote())
+    watch = ray.remote(GroupWatch).options(num_cpus=0).remote(controller._actor_id.hex())
+    ray.get(watch.register_placement_group.remote(group))
+    time.sleep(2 * POLL_S)
+    assert ray.util.placement_group_table(group)["state"] == "CREATED"  # its controller lives
+    ray.kill(controller)
+    wait_for(lambda: ray.util.placement_group_table(group)["state"] == "REMOVED", 20)
 
 
 def test_killed_worker_changes_nothing(ray_run, config, reference, tmp_path):
