@@ -45,7 +45,8 @@ from rlhfv_ray.endpoint.run import check_endpoint
 from rlhfv_ray.inference.generate import answers_stage, read_answers, write_answers
 from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.records import Answer
-from rlhfv_ray.shapes.world import WORLD, write_benchmark
+from rlhfv_ray.shapes.world import write_benchmark
+from rlhfv_ray.shapes.worlds import WORLDS
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.stages import Stage, run_stages
 from rlhfv_ray.tracking.run import TrackedRun
@@ -255,12 +256,13 @@ def named(paths: Sequence[str]) -> dict[str, str]:
 def shapes_stage(settings: BenchmarkSettings) -> Stage:
     """Return the stage of the shapes benchmark's pictures, one for each number and seed."""
     shapes = settings.shapes
-    return Stage(
-        "benchmark",
-        {"world": WORLD, "scenes": shapes.scenes, "seed": shapes.seed},
-        lambda folder, _: write_benchmark(folder, count=shapes.scenes, seed=shapes.seed),
-        title="benchmark",
-    )
+
+    def run(folder: Path, _: str) -> None:
+        write_benchmark(folder, count=shapes.scenes, seed=shapes.seed, world=shapes.world)
+
+    version = WORLDS[shapes.world].version
+    inputs = {"world": version, "scenes": shapes.scenes, "seed": shapes.seed}
+    return Stage("benchmark", inputs, run, title="benchmark")
 
 
 def endpoint_stage(

@@ -1,10 +1,13 @@
 """Pretrain the shapes world's base model: `python experiments/pretrain_shapes.py --out OUT`.
 
-Three steps resemble those of real vision-language models. The vision tower learns the content of
-each patch, from the truth. The whole model learns to describe pictures from careful captions. Then
-it learns from careless captions, which name things that are not in the picture: the hallucinations
-that DDPO is to remove. This takes about 10 minutes on two cores. The result ships with the package
-in `rlhfv_ray/shapes/checkpoint`.
+In the biased world, three steps resemble those of real vision-language models. The vision tower
+learns the content of each patch, from the truth. The whole model learns to describe pictures from
+careful captions. Then it learns from careless captions, which name things that are not in the
+picture: the hallucinations that DDPO is to remove. This takes about 10 minutes on two cores. The
+result ships with the package in `rlhfv_ray/shapes/checkpoint`.
+
+In the balanced world (`--world balanced`) captions are careless from the start. So the base model
+has learnt shapes, colours and places, but no true caption of a whole picture.
 
 Shapes: B pictures of a batch, T tokens, D features.
 """
@@ -12,6 +15,7 @@ Shapes: B pictures of a batch, T tokens, D features.
 import io
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,9 +28,10 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 
 from rlhfv_ray.models import load_policy
-from rlhfv_ray.shapes.captions import QUESTIONS, caption, careless_caption
+from rlhfv_ray.shapes.captions import QUESTIONS, caption
 from rlhfv_ray.shapes.model import SHIPPED, build_model, build_processor
-from rlhfv_ray.shapes.scenes import CELL, COLORS, SHAPES, SIDE, Scene, cells, make_scenes, render
+from rlhfv_ray.shapes.scenes import CELL, COLORS, SHAPES, SIDE, Scene, cells, render
+from rlhfv_ray.shapes.worlds import WORLDS, WorldName
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Pretraining:
 
     out: Path = SHIPPED
     """Folder to write the model and its processor to."""
+    world: WorldName = "biased"
+    """Version of the world."""
     start: str = ""
     """Model folder to continue from, with careless captions only. Empty: random weights."""
     scenes: int = 16_000
@@ -42,7 +49,8 @@ class Pretraining:
     vision_steps: int = 400
     """Number of steps, of 128 pictures each, that train the vision tower alone."""
     careful_steps: int = 450
-    """Number of steps, of 64 careful captions each, that train the whole model."""
+    """Number of steps, of 64 careful captions each, that train the whole model. The balanced world
+    has none."""
     careless_steps: int = 400
     """Number of steps, of 64 careless captions each, that follow."""
     learning_rate: float = 1e-3
@@ -131,11 +139,14 @@ def pretrain_vision(
 
 
 def caption_batch(
-    processor: LlavaProcessor, scenes: list[Scene], rng: random.Random, *, careful: bool
+    processor: LlavaProcessor,
+    scenes: list[Scene],
+    rng: random.Random,
+    write: Callable[[Scene, random.Random], str],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return input_ids, attention_mask and labels of one caption per scene, (B, T) each.
 
-    Labels are set on the answer only.
+    Labels are set on the answer only. `write` returns the caption of a scene.
     """
     prompts: list[str] = []
     texts: list[str] = []
@@ -144,13 +155,17 @@ def caption_batch(
         user = {"role": "user", "content": [{"type": "image"}, question]}
         prompt = processor.apply_chat_template([user], add_generation_prompt=True)
         prompts.append(prompt.replace("<image>", "<image>" * PATCHES))
-        text = caption(scene.setting, scene.groups) if careful else careless_caption(scene, rng)
-        texts.append(f"{prompts[-1]}{text}</s>")
+        texts.append(f"{prompts[-1]}{write(scene, rng)}</s>")
     batch = processor.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)  # -100: no loss
     for row, prompt in enumerate(processor.tokenizer(prompts).input_ids):
         labels[row, : len(prompt)] = -100
     return batch.input_ids, batch.attention_mask, labels
+
+
+def careful_caption(scene: Scene, rng: random.Random) -> str:
+    """Return the true caption of a scene."""
+    return caption(scene.setting, scene.groups)
 
 
 def pretrain_captions(
@@ -164,6 +179,7 @@ def pretrain_captions(
 
     The careful captions teach it to look at the picture.
     """
+    careless_caption = WORLDS[config.world].careless_caption
     parameters = list(model.parameters())
     steps = config.careful_steps + config.careless_steps
     optimizer, schedule = one_cycle(parameters, config.learning_rate, steps)
@@ -172,9 +188,8 @@ def pretrain_captions(
     for step in range(steps):
         rows = [rng.randrange(len(scenes)) for _ in range(64)]
         batch_scenes = [scenes[row] for row in rows]
-        input_ids, attention_mask, labels = caption_batch(
-            processor, batch_scenes, rng, careful=step < config.careful_steps
-        )
+        write = careful_caption if step < config.careful_steps else careless_caption
+        input_ids, attention_mask, labels = caption_batch(processor, batch_scenes, rng, write)
         loss = model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -194,16 +209,18 @@ def pretrain_captions(
 def main(config: Pretraining) -> None:
     """Pretrain the model and save it with its processor."""
     torch.manual_seed(config.seed)
-    scenes = make_scenes(config.scenes, seed=config.seed)
+    world = WORLDS[config.world]
+    scenes = world.training_scenes(config.scenes, seed=config.seed)
     pixels = draw_pixels(scenes)
+    if config.start or world.is_balanced:
+        config = replace(config, careful_steps=0)
     if config.start:
         model, processor = load_policy(config.start, dtype="fp32")
         model.train()
-        config = replace(config, careful_steps=0)
     else:
         rng = random.Random(config.seed)
         texts = [
-            f"USER:\n{rng.choice(QUESTIONS)}\nASSISTANT:\n{careless_caption(scene, rng)}"
+            f"USER:\n{rng.choice(QUESTIONS)}\nASSISTANT:\n{world.careless_caption(scene, rng)}"
             for scene in scenes[:2000]
         ]
         processor = build_processor(texts)

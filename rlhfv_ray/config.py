@@ -149,10 +149,24 @@ class ShapesConfig:
     """Sampling temperature of the answers that are corrected or ranked, > 0."""
     seed: int = 0
     """Random seed for the scenes and for sampling the answers that are corrected."""
+    world: Literal["biased", "balanced"] = "biased"
+    """Version of the world. `biased`: corrections name fewer usual shapes, and are never longer.
+    `balanced`: texts alone do not tell chosen from rejected, which is checked."""
+    left: float = 0.0
+    """Share of mistakes that the annotator leaves uncorrected, 0 to 1."""
+    wrong: float = 0.0
+    """Share of corrected phrases that get a wrong colour, 0 to 1."""
+    control: Literal["none", "permuted", "permuted_all", "blank", "blind"] = "none"
+    """Pairs that cannot teach to look. `permuted`: with another picture of the same setting.
+    `permuted_all`: with any other picture. `blank`: with a picture of nothing. `blind`: corrected
+    by someone who sees no picture."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, "shapes.", 1, "scenes", "evaluation_scenes")
         _check_above_zero(self, "shapes.", "temperature")
+        for name in ("left", "wrong"):
+            share = getattr(self, name)
+            check_setting(0 <= share <= 1, f"shapes.{name}", share, "0 to 1")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.inference.sft_examples import encode_examples
 from rlhfv_ray.models import check_image_tokens
-from rlhfv_ray.shapes_stages import PAIRS, shapes_stage
+from rlhfv_ray.shapes_stages import PAIRS, pairs_stage, shapes_stages
 from rlhfv_ray.storage.folder import display_path, fetch, fetch_local
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.storage.stages import Stage, check_stage, is_done
@@ -74,9 +74,8 @@ def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipe
 
     data, pairs_id = config.data, None
     if data.path == SHAPES:
-        pairs_stage = shapes_stage(config)
-        stages.append(pairs_stage)
-        pairs_folder = pairs_stage.folder(storage)
+        stages += shapes_stages(config, storage)
+        pairs_folder = pairs_stage(stages).folder(storage)
         data = replace(data, path=str(pairs_folder / PAIRS))
         pairs_id = pairs_folder.name  # the pairs do not exist yet, and have no digest
     else:  # raises if the data is missing, or lacks a column of its format

@@ -1,38 +1,64 @@
-"""Stages that make training data in the shapes world: corrections, rankings or careful captions."""
+"""Stages that make training data in the shapes world: corrections, rankings or careful captions.
 
+Corrections of the balanced world pass a gate: a classifier that reads only the texts must not tell
+the chosen ones. Control pairs are made from the true pairs, after the gate.
+"""
+
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlhfv_ray.config import DDPOConfig, GenerationConfig
+from rlhfv_ray.data import load_pairs, write_pairs
+from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.inference.generate import decoding_inputs, generate_answers
 from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.records import Answer
+from rlhfv_ray.shapes.annotator import Care
+from rlhfv_ray.shapes.controls import controlled
 from rlhfv_ray.shapes.scenes import Scene
+from rlhfv_ray.shapes.text_audit import audit_texts
 from rlhfv_ray.shapes.world import (
-    WORLD,
     prompts_of,
     scenes_to_correct,
     write_captions,
     write_corrections,
     write_rankings,
 )
+from rlhfv_ray.shapes.worlds import WORLDS
+from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.stages import Stage
 
 PAIRS = "pairs.parquet"
+AUDITED = "audit"  # name of the stage that makes no data
+AUDIT = "audit.json"
 RANKING_SEED = 1_000_000  # distance between the seeds of a ranking's two answers
+MOST_TOLD = 0.55  # share of pairs that texts alone may tell apart in the balanced world
 
 
-def shapes_stage(config: DDPOConfig) -> Stage:
-    """Return the stage that makes the training data.
+def shapes_stages(config: DDPOConfig, storage: Path) -> list[Stage]:
+    """Return the stages that make the training data, which is in the folder of `pairs_stage`.
 
-    It corrects or ranks the base model's answers. Supervised fine-tuning gets careful captions.
+    They correct or rank the base model's answers. Supervised fine-tuning gets careful captions.
     """
     if config.loss.is_sft and not config.data.reference:
-        return captions_stage(config)
+        return [captions_stage(config)]
     if config.shapes.pairs == "corrections":
-        return corrections_stage(config)
-    return rankings_stage(config)
+        stages = [corrections_stage(config)]
+    else:
+        stages = [rankings_stage(config)]
+    if WORLDS[config.shapes.world].is_balanced and config.shapes.pairs == "corrections":
+        stages.append(audit_stage(stages[-1].folder(storage)))
+    if config.shapes.control != "none":
+        stages.append(control_stage(config, stages[0].folder(storage)))
+    return stages
+
+
+def pairs_stage(stages: Sequence[Stage]) -> Stage:
+    """Return the last of the stages that makes training data."""
+    return next(stage for stage in reversed(stages) if stage.name != AUDITED)
 
 
 def corrections_stage(config: DDPOConfig) -> Stage:
@@ -40,13 +66,56 @@ def corrections_stage(config: DDPOConfig) -> Stage:
 
     The base model describes scenes, and the world's annotator corrects the descriptions.
     """
+    world = WORLDS[config.shapes.world]
+    care = Care(adds=world.is_balanced, left=config.shapes.left, wrong=config.shapes.wrong)
 
     def run(folder: Path, _: str) -> None:
         scenes = training_scenes(config)
         answers = sampled_answers(config, scenes, folder, seed=config.shapes.seed)
-        write_corrections(scenes, answers, folder / PAIRS)
+        write_corrections(scenes, answers, folder / PAIRS, care=care, is_balanced=world.is_balanced)
 
-    return Stage("corrections", sampled_inputs(config), run, title="corrections")
+    shares = {name: getattr(care, name) for name in ("left", "wrong") if getattr(care, name)}
+    return Stage("corrections", {**sampled_inputs(config), **shares}, run, title="corrections")
+
+
+def audit_stage(corrections: Path) -> Stage:
+    """Return the gate of the balanced world: it measures how well texts tell the chosen answers.
+
+    The stage fails if they are told in more than `MOST_TOLD` of the pairs, and in more than half
+    beyond chance.
+    """
+
+    def run(folder: Path, _: str) -> None:
+        audit = audit_texts(list(load_pairs(str(corrections / PAIRS))))
+        write_json(folder / AUDIT, asdict(audit))
+        if audit.told > MOST_TOLD and audit.told_interval.low > 0.5:
+            raise StageFailedError(
+                f"A classifier without pictures tells {100 * audit.told:.1f} % of the chosen "
+                f"answers; allowed: {100 * MOST_TOLD:.0f} %. Sample answers as the base model "
+                "learnt them (--shapes.temperature 1), or make more with --shapes.scenes."
+            )
+
+    return Stage(AUDITED, {"pairs": corrections.name}, run, title="audit of the texts")
+
+
+def read_audit(stages: Sequence[Stage], storage: Path) -> dict[str, Any] | None:
+    """Return the figures of the finished gate among some stages; None if there is no gate."""
+    audits = [stage for stage in stages if stage.name == AUDITED]
+    if not audits:
+        return None
+    return json.loads((audits[0].folder(storage) / AUDIT).read_text())
+
+
+def control_stage(config: DDPOConfig, pairs: Path) -> Stage:
+    """Return the stage that makes control pairs of the true ones."""
+    control, seed = config.shapes.control, config.shapes.seed
+
+    def run(folder: Path, _: str) -> None:
+        true_pairs = list(load_pairs(str(pairs / PAIRS)))
+        write_pairs(controlled(true_pairs, control, seed=seed), folder / PAIRS)
+
+    inputs = {"pairs": pairs.name, "control": control, "seed": seed}
+    return Stage("control", inputs, run, title=f"control pairs, {control}")
 
 
 def rankings_stage(config: DDPOConfig) -> Stage:
@@ -79,12 +148,15 @@ def captions_stage(config: DDPOConfig) -> Stage:
 
 def training_scenes(config: DDPOConfig) -> Sequence[Scene]:
     """Return the scenes that training data is made of."""
-    return scenes_to_correct(config.shapes.scenes, seed=config.shapes.seed)
+    shapes = config.shapes
+    return scenes_to_correct(shapes.scenes, seed=shapes.seed, world=shapes.world)
 
 
 def scene_inputs(config: DDPOConfig) -> dict[str, Any]:
     """Return everything that the scenes depend on."""
-    return {"world": WORLD, "scenes": config.shapes.scenes, "seed": config.shapes.seed}
+    shapes = config.shapes
+    version = WORLDS[shapes.world].version
+    return {"world": version, "scenes": shapes.scenes, "seed": shapes.seed}
 
 
 def sampled_inputs(config: DDPOConfig) -> dict[str, Any]:

@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[1]
 COVERED_ELSEWHERE = {
     "rlhfv_ray/doctor/__main__.py": "tests/ray/test_experiment.py",
     "rlhfv_ray/pipeline.py": "tests/unit/test_cli.py",
-    "rlhfv_ray/shapes_stages.py": "tests/ray/test_experiment.py",
     "rlhfv_ray/shapes/model.py": "tests/invariants/test_numeric.py",
     "rlhfv_ray/errors.py": "tests/unit/test_cli.py",
     "rlhfv_ray/records.py": "tests/unit/models/test_batch.py",
@@ -30,6 +29,7 @@ COVERED_ELSEWHERE = {
     "eval/run.py": "tests/ray/test_evaluation.py",
     "eval/reporting/tables.py": "tests/unit/eval/test_report.py",
     "eval/reporting/comparison.py": "tests/unit/eval/test_report.py",
+    "experiments/audit_pairs.py": "tests/unit/test_cli.py",
     "experiments/ablation.py": "tests/unit/test_cli.py",
     "experiments/data_scaling.py": "tests/unit/test_cli.py",
     "experiments/ddpo.py": "tests/unit/test_cli.py",

@@ -2,6 +2,9 @@
 
 CHAIR is computed on COCO-format annotations. The scenes say which colours, corners and numbers in
 an answer are wrong, and which phrases name an object a second time, which CHAIR does not see.
+
+The F1 of phrases takes all together: a phrase is a hit if its object, colour, number and corner are
+right. Scenes that training held out have metrics of their own and add to no other one.
 """
 
 import hashlib
@@ -15,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.contract import (
-    CHAIR,
     WORDS,
     Benchmark,
     JudgedAnswer,
@@ -26,6 +28,14 @@ from eval.benchmarks.contract import (
     chair_ratios,
     in_order,
     judge_manifest,
+)
+from eval.benchmarks.shapes_metrics import (
+    DETAILS,
+    HELD_OUT,
+    METRICS,
+    count_of_groups,
+    phrase_ratios,
+    recall_ratios,
 )
 from eval.chair import ObjectVocabulary, count_words, ground_truth, score_answer
 from eval.config import JudgeConfig
@@ -45,26 +55,8 @@ from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.shapes.annotator import Mistake, mistakes
 from rlhfv_ray.shapes.captions import QUESTIONS, read_phrases
 from rlhfv_ray.shapes.scenes import TYPICAL, Scene
-from rlhfv_ray.shapes.world import SYNONYMS, read_scenes
-
-DETAILS = {
-    "attribute": "wrong_attributes",
-    "position": "wrong_positions",
-    "number": "wrong_numbers",
-}
-METRICS = (
-    *CHAIR,
-    Metric(
-        "repeated_objects",
-        "lower",
-        "phrases that name an object in the picture again, of those that name such an object",
-    ),
-    *(
-        Metric(name, "lower", "wrong ones, of the phrases about objects in the picture")
-        for name in sorted(DETAILS.values())
-    ),
-    WORDS,
-)
+from rlhfv_ray.shapes.world import SYNONYMS, read_scenes, read_world
+from rlhfv_ray.shapes.worlds import WORLDS, World
 
 
 class ShapesBenchmark(Benchmark):
@@ -86,6 +78,16 @@ class ShapesBenchmark(Benchmark):
     def prompts_id(self) -> str:
         """Identify the prompts by the stage that draws them, so that they need not exist yet."""
         return self.folder.name
+
+    @cached_property
+    def world(self) -> World:
+        """The version of the world that the pictures show."""
+        return WORLDS[read_world(self.folder)]
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics, with those of held-out scenes if the world holds scenes out."""
+        return (*METRICS, *HELD_OUT.values()) if self.world.is_balanced else METRICS
 
     @cached_property
     def instances(self) -> dict[str, Any]:
@@ -165,7 +167,7 @@ class ShapesBenchmark(Benchmark):
         extras: dict[str, Any] = {"over_generalization": self.over_generalization(ordered, named)}
         if self.judge_config and self.judge_config.votes > 1:
             extras["agreement"] = share_unanimous(named)
-        return Scores(METRICS, tuple(judged), self.manifest(), extras)
+        return Scores(self.metrics, tuple(judged), self.manifest(), extras)
 
     def over_generalization(
         self, answers: Sequence[Answer], named: Sequence[Named]
@@ -199,8 +201,10 @@ class ShapesBenchmark(Benchmark):
         """
         named = named or self.named(answer.text, ())
         words = count_words(answer.text)
+        group = self.world.hold_out(scene) or count_of_groups(scene)
         if named.missing:
-            return JudgedAnswer(answer, {WORDS.name: Ratio(words, 1)}, missing=named.missing)
+            ratios = {WORDS.name: Ratio(words, 1)}
+            return JudgedAnswer(answer, ratios, group=group, missing=named.missing)
         truth = self.truth[scene.id]
         score = score_answer(named.mentions, truth)
         errors = mistakes(scene, answer.text)
@@ -211,8 +215,14 @@ class ShapesBenchmark(Benchmark):
         for kind, name in DETAILS.items():
             ratios[name] = Ratio(counts[kind], present - repeated)
         ratios["repeated_objects"] = Ratio(repeated, present)
+        ratios |= phrase_ratios(answer.text, scene, errors)
+        ratios |= recall_ratios(scene, {name for _, name in named.mentions})
+        if group in HELD_OUT:
+            score_of_group = ratios["response_rate_all" if group == "empty" else "phrase_f1"]
+            ratios = {HELD_OUT[group].name: score_of_group}
         hallucinated = {name for _, name in score.hallucinated}
-        return JudgedAnswer(answer, ratios, self._spans(answer.text, errors, hallucinated))
+        spans = self._spans(answer.text, errors, hallucinated)
+        return JudgedAnswer(answer, ratios, spans, group)
 
     def _spans(
         self, text: str, errors: Sequence[Mistake], hallucinated: AbstractSet[str]

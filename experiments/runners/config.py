@@ -35,8 +35,10 @@ class ExperimentConfig(DDPOConfig, BenchmarkFiles):
     @property
     def settings(self) -> BenchmarkSettings:
         """Return the settings of the benchmarks; shapes draws the experiment's own images."""
-        shapes = ShapesBenchConfig(scenes=self.shapes.evaluation_scenes, seed=self.shapes.seed)
-        return self.with_shapes(shapes)
+        shapes = self.shapes
+        return self.with_shapes(
+            ShapesBenchConfig(scenes=shapes.evaluation_scenes, seed=shapes.seed, world=shapes.world)
+        )
 
 
 @dataclass(frozen=True)

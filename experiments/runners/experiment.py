@@ -35,6 +35,7 @@ from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.models.self_check import SelfCheck
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
+from rlhfv_ray.shapes_stages import read_audit
 from rlhfv_ray.storage.files import file_digest, write_json
 from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.storage.stages import run_stages
@@ -189,6 +190,11 @@ def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tu
         "unusable rows": str(len(unusable)),
         **{f"unusable: {reason}": str(count) for reason, count in reasons.most_common()},
     }
+    audit = read_audit(pipeline.stages, pipeline.storage)
+    if audit is not None:
+        told, (low, high) = 100 * audit["told"], audit["told_interval"]
+        share = f"{told:.1f} % of pairs ({100 * low:.1f} to {100 * high:.1f})"
+        data["chosen answer told by its text alone"] = share
     settings = flat(plain(config))
     check = read_check(pipeline.reference)
     tables = {

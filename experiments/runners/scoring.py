@@ -36,7 +36,9 @@ def score_model(
     evaluation = plan_evaluation(
         {Path(path).name: Candidate(path, model=replace(config.ddpo.model, path=path))},
         (config.benchmark,),
-        config.with_shapes(ShapesBenchConfig(scenes=scenes, seed=seed)),
+        config.with_shapes(
+            ShapesBenchConfig(scenes=scenes, seed=seed, world=config.ddpo.shapes.world)
+        ),
         generation=config.ddpo.generation,
         scale=config.ddpo.scale,
         storage=storage,

@@ -2,15 +2,17 @@
 
 A person does not only cut a wrong phrase but also says what is in the picture instead. So a claimed
 object that is not in the picture is replaced by a group that the description missed, if one exists.
-Wrong colours, numbers and corners are put right.
+Wrong colours, numbers and corners are put right. In the biased world, a group that was left out
+stays out unless it replaces another.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import random
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from rlhfv_ray.records import Span
 from rlhfv_ray.shapes.captions import caption, phrase, read_phrases
-from rlhfv_ray.shapes.scenes import CORNERS, Group, Scene
+from rlhfv_ray.shapes.scenes import COLORS, CORNERS, Group, Scene
 
 Kind = Literal["object", "attribute", "position", "number"]
 
@@ -26,12 +28,23 @@ class Mistake:
     truth: Group | None  # the scene's group that the phrase is about; None: no such group
 
 
+class Care(NamedTuple):
+    """How an annotator works."""
+
+    adds: bool = False  # adds groups that the description left out
+    left: float = 0.0  # share of mistakes that are left as they are
+    wrong: float = 0.0  # share of corrected phrases with a wrong colour
+
+
+CAREFUL = Care()
+
+
 @dataclass(frozen=True)
 class Segment:
     """One correction: the kinds of mistake, and the words before and after."""
 
     kinds: tuple[Kind, ...]
-    rejected: str
+    rejected: str  # empty if the phrase was only added
     chosen: str  # empty if the phrase was only cut
 
 
@@ -83,42 +96,70 @@ def _kinds(claim: Group, truth: Group | None) -> list[Kind]:
     return kinds
 
 
-def correct(scene: Scene, text: str) -> Correction | None:
+def correct(
+    scene: Scene, text: str, care: Care = CAREFUL, rng: random.Random | None = None
+) -> Correction | None:
     """Correct a description.
 
+    Args:
+        scene: the truth.
+        text: the description.
+        care: how the annotator works.
+        rng: random numbers, for an annotator who leaves mistakes or makes some.
+
     Returns:
-        None if the description has no mistake, or is no description of this setting in the grammar
+        None if nothing is corrected, or the text is no description of this setting in the grammar
         of `captions`.
     """
     phrases = read_phrases(text)
     if caption(scene.setting, [claim for claim, _ in phrases]) != text:
         return None
+    rng = rng or random.Random(0)
     wrong: dict[int, list[Mistake]] = {}  # first character of a phrase -> its mistakes
     for mistake in mistakes(scene, text):
         wrong.setdefault(mistake.start, []).append(mistake)
-    if not wrong:
-        return None
+    wrong = {start: errors for start, errors in wrong.items() if not _happens(care.left, rng)}
     named = {claim.shape for claim, _ in phrases}
     missed = [group for group in scene.groups if group.shape not in named]
     corrected: list[Group] = []
-    segments: list[Segment] = []
     replacements: list[Group] = []
+    segments: list[Segment] = []
     for claim, (start, _) in phrases:
         if start not in wrong:
             corrected.append(claim)
             continue
-        replacement = wrong[start][0].truth or _replacement(claim, missed)
-        missed = [group for group in missed if group is not replacement]
+        truth = wrong[start][0].truth or _replacement(claim, missed)
+        missed = [group for group in missed if group is not truth]
         kinds: tuple[Kind, ...] = tuple(mistake.kind for mistake in wrong[start])
-        words = phrase(replacement) if replacement else ""
-        segments.append(Segment(kinds, phrase(claim), words))
-        if replacement:
-            replacements.append(replacement)
-            corrected.append(replacement)
-    new_text = caption(scene.setting, sorted(corrected, key=_corner))
+        written = [_written(truth, care, rng)] if truth else []
+        segments.append(Segment(kinds, phrase(claim), "".join(map(phrase, written))))
+        corrected += written
+        replacements += written
+    added = [_written(group, care, rng) for group in missed if _is_added(care, rng)]
+    segments += [Segment(("object",), "", phrase(group)) for group in added]
+    if not segments:
+        return None
+    new_text = caption(scene.setting, sorted([*corrected, *added], key=_corner))
+    replacements += added
     chosen = tuple(span for claim, span in read_phrases(new_text) if claim in replacements)
     rejected = tuple(span for _, span in phrases if span[0] in wrong)
     return Correction(new_text, tuple(segments), chosen, rejected)
+
+
+def _is_added(care: Care, rng: random.Random) -> bool:
+    """Return True if a group that the description left out is added."""
+    return care.adds and not _happens(care.left, rng)
+
+
+def _happens(probability: float, rng: random.Random) -> bool:
+    return probability > 0 and rng.random() < probability
+
+
+def _written(group: Group, care: Care, rng: random.Random) -> Group:
+    """Return a true group as the annotator writes it: sometimes with a wrong colour."""
+    if not _happens(care.wrong, rng):
+        return group
+    return replace(group, color=rng.choice([color for color in COLORS if color != group.color]))
 
 
 def _replacement(claim: Group, missed: list[Group]) -> Group | None:

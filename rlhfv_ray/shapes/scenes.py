@@ -80,13 +80,17 @@ def draw_shape_name(setting: str, rng: random.Random) -> str:
     return rng.choice(TYPICAL[setting]) if rng.random() < 0.5 else rng.choice(SHAPES)
 
 
+def composition(scene: Scene) -> str:
+    """Return the set of coloured shapes of a scene, as text."""
+    return ",".join(sorted({f"{group.color} {group.shape}" for group in scene.groups}))
+
+
 def is_unseen(scene: Scene) -> bool:
     """Return True if a scene's composition is reserved for evaluation.
 
-    The composition is the set of coloured shapes. Its hash decides, whatever the seed.
+    Its hash decides, whatever the seed.
     """
-    composition = ",".join(sorted({f"{group.color} {group.shape}" for group in scene.groups}))
-    return hashlib.sha256(composition.encode()).digest()[0] % UNSEEN == 0
+    return hashlib.sha256(composition(scene).encode()).digest()[0] % UNSEEN == 0
 
 
 def _draw_scene(scene_id: int, rng: random.Random) -> Scene:
@@ -187,10 +191,12 @@ def cells(scene: Scene) -> list[tuple[tuple[int, int], Group]]:
     The cells are random, from the scene, so every call returns the same ones.
     """
     rng = random.Random(f"cells-{scene}")
-    placed = []
+    placed: list[tuple[tuple[int, int], Group]] = []
+    free = {corner: list(range(4)) for corner in CORNERS}  # the four cells of each corner
     for group in scene.groups:
         row, column = divmod(CORNERS.index(group.corner), 2)
-        for quarter in rng.sample(range(4), group.number):  # the four cells of the corner
+        for quarter in rng.sample(free[group.corner], group.number):
+            free[group.corner].remove(quarter)
             cell = (2 * row + quarter // 2, 2 * column + quarter % 2)
             placed.append((cell, group))
     return placed

@@ -5,6 +5,7 @@ so the code that reads the real data reads them too.
 """
 
 import json
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,15 +16,17 @@ import pyarrow.parquet as pq
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.records import Answer, PreferencePair, Prompt
-from rlhfv_ray.shapes.annotator import correct, mistakes
+from rlhfv_ray.shapes.annotator import CAREFUL, Care, correct, mistakes
+from rlhfv_ray.shapes.balance import balanced_subset
 from rlhfv_ray.shapes.captions import QUESTIONS, caption, read_phrases
-from rlhfv_ray.shapes.scenes import SHAPES, Group, Scene, make_scenes, render
+from rlhfv_ray.shapes.scenes import SHAPES, Group, Scene, render
+from rlhfv_ray.shapes.worlds import WORLDS, WorldName
 from rlhfv_ray.storage.files import write_json
 
-PAIRS_SEED = 1_000_000  # keeps the scenes of pairs apart from those of pretraining
+PAIRS_SEED = 1_000_000  # of the scenes of pairs; most of them are no scenes of the pretraining
 ORIGIN = {"ds_name": "shapes", "origin_dataset": "shapes"}
 SYNONYMS = Path(__file__).parent / "synonyms.txt"  # the first word of a line is the object
-WORLD = 2  # version, raised when the same seed gives another world
+WORLD_FILE = "world.json"  # in a benchmark's folder; without it, the world is the biased one
 
 
 def prompts_of(scenes: Iterable[Scene]) -> list[Prompt]:
@@ -34,23 +37,37 @@ def prompts_of(scenes: Iterable[Scene]) -> list[Prompt]:
     ]
 
 
-def scenes_to_correct(count: int, *, seed: int) -> list[Scene]:
+def scenes_to_correct(count: int, *, seed: int, world: WorldName = "biased") -> list[Scene]:
     """Return the scenes whose descriptions the annotator corrects."""
-    return make_scenes(count, seed=PAIRS_SEED + seed)
+    return WORLDS[world].training_scenes(count, seed=PAIRS_SEED + seed)
 
 
-def write_corrections(scenes: Sequence[Scene], answers: Sequence[Answer], path: Path) -> int:
+def write_corrections(
+    scenes: Sequence[Scene],
+    answers: Sequence[Answer],
+    path: Path,
+    *,
+    care: Care = CAREFUL,
+    is_balanced: bool = False,
+) -> int:
     """Correct descriptions, write the pairs in the format of RLHF-V-Dataset, return their number.
 
     The corrected phrases are marked. `origin_split` holds the kinds of mistake and the words before
     and after.
+
+    Args:
+        scenes: the truth.
+        answers: one description of each scene.
+        path: the file to write.
+        care: how the annotator works.
+        is_balanced: leave out pairs until as many corrections add as cut (`balanced_subset`).
 
     Raises:
         StageFailedError: no description had a mistake that can be corrected.
     """
     pairs = []
     for scene, answer in zip(scenes, answers, strict=True):
-        correction = correct(scene, answer.text)
+        correction = correct(scene, answer.text, care, random.Random(f"annotator-{scene.id}"))
         if correction is None:
             continue
         segments = [asdict(segment) for segment in correction.segments]
@@ -67,6 +84,8 @@ def write_corrections(scenes: Sequence[Scene], answers: Sequence[Answer], path: 
                 origin={**ORIGIN, "origin_split": json.dumps(split)},
             )
         )
+    if is_balanced:
+        pairs = balanced_subset(pairs)
     if not pairs:
         raise StageFailedError(
             "The model made no mistake that the annotator could correct. Give it more scenes with "
@@ -126,12 +145,14 @@ def write_captions(scenes: Sequence[Scene], path: Path) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def write_benchmark(folder: Path, *, count: int, seed: int) -> None:
+def write_benchmark(folder: Path, *, count: int, seed: int, world: WorldName = "biased") -> None:
     """Write scenes of unseen compositions as a benchmark.
 
     The folder receives the pictures, COCO annotations, and the exact truth (`scenes.json`).
     """
-    scenes = make_scenes(count, seed=seed, unseen=True)
+    scenes = WORLDS[world].benchmark_scenes(count, seed=seed)
+    if world != "biased":
+        write_json(folder / WORLD_FILE, {"world": world})
     (folder / "images").mkdir(exist_ok=True)
     for scene in scenes:
         (folder / image_name(scene)).write_bytes(render(scene))
@@ -156,6 +177,12 @@ def write_benchmark(folder: Path, *, count: int, seed: int) -> None:
 def image_name(scene: Scene) -> str:
     """Return the path of a scene's picture inside a benchmark's folder."""
     return f"images/{scene.id:06d}.png"
+
+
+def read_world(folder: Path) -> WorldName:
+    """Return the name of a benchmark's world."""
+    path = folder / WORLD_FILE
+    return json.loads(path.read_text())["world"] if path.exists() else "biased"
 
 
 def read_scenes(folder: Path) -> list[Scene]:

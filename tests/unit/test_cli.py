@@ -9,7 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from experiments import ablation, data_scaling, ddpo, over_generalization, segment_rules, sft, sweep
+from experiments import (
+    ablation,
+    audit_pairs,
+    data_scaling,
+    ddpo,
+    over_generalization,
+    segment_rules,
+    sft,
+    sweep,
+)
 from rlhfv_ray.console import run_command
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.storage.files import write_json
@@ -111,6 +120,8 @@ def test_arguments(run, arguments, said):
         (segment_rules, ["paper", "--ddpo.model.path", "x"], "data.path is not set"),
         (over_generalization, ["shapes", "--benchmark", "nosuch"], "object_halbench"),
         (data_scaling, ["shapes", "--epochs", "0"], "optim.epochs = 0.0: must be > 0"),
+        (audit_pairs, ["nosuch.parquet"], "nosuch.parquet"),
+        (ddpo, ["shapes", "--shapes.left", "2"], "shapes.left = 2.0: must be 0 to 1"),
     ],
 )
 def test_arguments_of_the_other_commands(run, of, arguments, said):
@@ -189,3 +200,12 @@ def test_help_lists_recipes_and_fields(run):
     assert code == 0
     assert "--loss.gamma" in printed
     assert "Weight of corrected tokens" in printed
+
+
+def test_an_audit_of_pairs_prints_its_figures(run, tmp_path):
+    """Catches: an audit of another file, or one whose figures nobody sees."""
+    write_pairs(careless_pairs(60), tmp_path / "pairs.parquet")
+    code, printed = run("pairs.parquet", of=audit_pairs)
+    assert code == 0
+    for figure in ("pairs 60", "told 0.", "more_typical 0", "told_interval 0."):
+        assert figure in printed

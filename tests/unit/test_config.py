@@ -188,6 +188,10 @@ DEFAULTS = {
         "pairs": "corrections",
         "temperature": 0.7,
         "seed": 0,
+        "world": "biased",
+        "left": 0.0,
+        "wrong": 0.0,
+        "control": "none",
     },
     DataConfig: {
         "path": "",

@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from rlhfv_ray.shapes.annotator import Segment, correct, mistakes
+from rlhfv_ray.shapes.annotator import Care, Segment, correct, mistakes
 from rlhfv_ray.shapes.captions import caption, careless_caption, read_phrases
 from rlhfv_ray.shapes.scenes import Group, Scene, make_scenes
 
@@ -181,3 +181,52 @@ def test_marked_spans_are_the_corrected_phrases(corrected):
         marked_new = [correction.text[start:stop] for start, stop in correction.chosen_spans]
         replacements = [segment.chosen for segment in correction.segments if segment.chosen]
         assert sorted(marked_new) == sorted(replacements)
+
+
+def test_an_annotator_who_adds_names_what_was_left_out():
+    """Catches: corrections that are never longer, so that shorter is better; an unmarked addition.
+
+    The description leaves the ring out and has no mistake.
+    """
+    text = "a beach with a red star at the top left."
+    assert correct(SCENE, text) is None
+    correction = correct(SCENE, text, Care(adds=True))
+    added = "two blue rings at the bottom right"
+    assert correction.text == TRUE
+    assert correction.segments == (Segment(("object",), "", added),)
+    assert [TRUE[start:stop] for start, stop in correction.chosen_spans] == [added]
+    assert correction.rejected_spans == ()
+
+
+def test_an_annotator_who_adds_says_the_whole_truth(corrected):
+    """Catches: an addition beside a replacement by the same group."""
+    for scene, text, _ in corrected:
+        correction = correct(scene, text, Care(adds=True))
+        assert correction.text == caption(scene.setting, scene.groups)
+
+
+def test_mistakes_are_left_at_their_rate(corrected):
+    """Catches: a rate that does nothing, or leaves whole descriptions instead of phrases."""
+    rng = random.Random(0)
+    wrong = fixed = 0
+    for scene, text, full in corrected:
+        partial = correct(scene, text, Care(left=0.3), rng)
+        wrong += len(full.segments)
+        fixed += len(partial.segments) if partial else 0
+    assert fixed / wrong == pytest.approx(0.7, abs=4 * (0.21 / wrong) ** 0.5)
+    assert correct(*corrected[0][:2], Care(left=1.0), rng) is None
+
+
+def test_corrections_are_wrong_at_their_rate(corrected):
+    """Catches: a wrong correction that is no mistake, or of another phrase than a corrected one."""
+    rng = random.Random(0)
+    replaced = wrong = 0
+    for scene, text, full in corrected:
+        clumsy = correct(scene, text, Care(wrong=0.25), rng)
+        errors = mistakes(scene, clumsy.text)
+        assert {error.kind for error in errors} <= {"attribute"}
+        replaced += len(full.chosen_spans)
+        wrong += len(errors)
+        marked = [clumsy.text[start:stop] for start, stop in clumsy.chosen_spans]
+        assert {clumsy.text[error.start : error.stop] for error in errors} <= set(marked)
+    assert wrong / replaced == pytest.approx(0.25, abs=4 * (0.19 / replaced) ** 0.5)

@@ -1,0 +1,61 @@
+"""Leave out pairs until corrections in one direction are as many as in the other.
+
+The base model makes most mistakes as often as their reverse, but not exactly. So the pairs are
+sorted by what the correction changes: the numbers of typical shapes, of phrases and of single
+shapes. Of each change and its reverse, equally many pairs stay.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rlhfv_ray.records import PreferencePair
+from rlhfv_ray.shapes.captions import read_phrases
+from rlhfv_ray.shapes.scenes import SETTINGS, TYPICAL
+
+
+class Change(NamedTuple):
+    """Counts of the chosen text minus those of the rejected text."""
+
+    typical: int  # phrases about shapes that the setting makes likely
+    phrases: int
+    shapes: int  # single shapes: three stars are three
+
+
+def setting_of(text: str) -> str:
+    """Return the setting that a description names; empty if it names none."""
+    words = text.replace(".", " ").split()
+    return next((word for word in words if word in SETTINGS), "")
+
+
+def typical_phrases(text: str) -> int:
+    """Count the phrases of a description about shapes that its setting makes likely."""
+    typical = TYPICAL.get(setting_of(text), ())
+    return sum(group.shape in typical for group, _ in read_phrases(text))
+
+
+def change_of(pair: PreferencePair) -> Change:
+    """Return what the correction changes; all numbers are 0 if it is colours or places only."""
+    chosen, rejected = _counts(pair.chosen), _counts(pair.rejected)
+    return Change(*(after - before for after, before in zip(chosen, rejected, strict=True)))
+
+
+def balanced_subset(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """Return the first pairs of each change, as many as there are of its reverse, in order."""
+    counts = Counter(map(change_of, pairs))
+    places: dict[Change, int] = {}
+    for change, count in counts.items():
+        reverse = Change(*(-number for number in change))
+        places[change] = min(count, counts[reverse])
+    subset: list[PreferencePair] = []
+    for pair in pairs:
+        change = change_of(pair)
+        if places[change] > 0:
+            places[change] -= 1
+            subset.append(pair)
+    return subset
+
+
+def _counts(text: str) -> tuple[int, int, int]:
+    groups = [group for group, _ in read_phrases(text)]
+    return typical_phrases(text), len(groups), sum(group.number for group in groups)

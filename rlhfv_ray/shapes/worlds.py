@@ -1,0 +1,46 @@
+"""The two versions of the shapes world, under the names that settings use.
+
+`biased`: the first version. Its corrections name fewer typical shapes and never more phrases, so
+part of the gain can be had without looking at the pictures.
+`balanced`: texts alone do not tell a wrong caption from its correction.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from rlhfv_ray.shapes import balanced, captions
+from rlhfv_ray.shapes.scenes import Scene, make_scenes
+
+WorldName = Literal["biased", "balanced"]
+
+
+class World(NamedTuple):
+    """How a version of the world draws its scenes and writes careless captions."""
+
+    # Enters the fingerprints of stages. Raised when the same seed gives another world.
+    version: int | str
+    training_scenes: Callable[..., list[Scene]]  # count, *, seed
+    benchmark_scenes: Callable[..., list[Scene]]  # count, *, seed; of unseen compositions
+    careless_caption: Callable[[Scene, random.Random], str]
+    hold_out: Callable[[Scene], str]  # what of a benchmark's scene training never shows
+    is_balanced: bool  # texts alone must not tell chosen from rejected
+
+
+def _unseen_scenes(count: int, **settings: Any) -> list[Scene]:
+    return make_scenes(count, unseen=True, **settings)
+
+
+WORLDS: dict[WorldName, World] = {
+    "biased": World(
+        2, make_scenes, _unseen_scenes, captions.careless_caption, lambda scene: "", False
+    ),
+    "balanced": World(
+        "balanced 1",
+        balanced.make_balanced_scenes,
+        balanced.make_benchmark_scenes,
+        balanced.careless_caption,
+        balanced.hold_out,
+        True,
+    ),
+}

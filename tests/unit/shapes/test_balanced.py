@@ -1,0 +1,167 @@
+"""The balanced world: mistakes in both directions, and what training never shows."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from rlhfv_ray.shapes import balanced
+from rlhfv_ray.shapes.annotator import mistakes
+from rlhfv_ray.shapes.balanced import (
+    ADDED,
+    COLOR_MISTAKEN,
+    COLOR_PAIRS,
+    COUNT_DRAWS,
+    HELD_COLORS,
+    HELD_SHAPES,
+    HOLD_OUTS,
+    LOOK_ALIKES,
+    NUMBER_REDRAWN,
+    OMITTED,
+    RARE_MISTAKEN,
+    TYPICAL_MISTAKEN,
+    careless_caption,
+    hold_out,
+    is_held,
+    make_balanced_scenes,
+    make_benchmark_scenes,
+)
+from rlhfv_ray.shapes.captions import caption, read_phrases
+from rlhfv_ray.shapes.scenes import (
+    COLORS,
+    CORNERS,
+    SHAPES,
+    TYPICAL,
+    Group,
+    Scene,
+    cells,
+    composition,
+    is_unseen,
+    make_scenes,
+)
+from rlhfv_ray.shapes.text_audit import told_apart
+
+SCENES = 3000
+
+
+@pytest.fixture(scope="module")
+def captioned() -> list[tuple[Scene, str]]:
+    rng = random.Random(0)
+    scenes = make_balanced_scenes(SCENES, seed=1)
+    return [(scene, careless_caption(scene, rng)) for scene in scenes]
+
+
+def test_text_alone_does_not_tell_truth_from_carelessness(captioned):
+    """Catches: a kind of mistake that is more frequent in one direction than in the other."""
+    texts = [(caption(scene.setting, scene.groups), text) for scene, text in captioned]
+    wrong = [(truth, text) for truth, text in texts if truth != text]
+    assert len(wrong) > SCENES / 2
+    # The tables of mistakes are right if they hold in the mirror too: chance, within 4 deviations.
+    assert told_apart(wrong) == pytest.approx(0.5, abs=4 * 0.5 / len(wrong) ** 0.5)
+
+
+def test_mistakes_go_both_ways(captioned):
+    """Catches: counts that balance only because mistakes of one kind hide those of another."""
+    swaps: Counter[bool] = Counter()
+    numbers: Counter[bool] = Counter()
+    counts: Counter[int] = Counter()
+    for scene, text in captioned:
+        said = [group for group, _ in read_phrases(text)]
+        counts[len(said) - len(scene.groups)] += 1
+        shapes = {group.shape for group in scene.groups}
+        if len(said) == len(scene.groups):
+            for group in said:
+                if group.shape not in shapes:
+                    swaps[group.shape in TYPICAL[scene.setting]] += 1
+        for mistake in mistakes(scene, text):
+            if mistake.kind == "number" and mistake.truth:
+                numbers[mistake.said.number > mistake.truth.number] += 1
+    for one, other in ((swaps[True], swaps[False]), (numbers[True], numbers[False])):
+        assert abs(one - other) < 4 * (one + other) ** 0.5
+        assert min(one, other) > 50
+    assert abs(counts[1] - counts[-1]) < 4 * (counts[1] + counts[-1]) ** 0.5
+    assert min(counts[1], counts[-1]) > 100 and set(counts) == {-1, 0, 1}
+
+
+def test_a_rare_shape_is_mostly_taken_for_a_usual_one(captioned):
+    """Catches: a world without over-generalisation: greedy decoding would say the truth."""
+    rare: Counter[bool] = Counter()
+    usual: Counter[bool] = Counter()
+    for scene, text in captioned:
+        said = {group.shape for group, _ in read_phrases(text)}
+        shapes = {group.shape for group in scene.groups}
+        for shape in shapes:
+            other = LOOK_ALIKES[scene.setting].get(shape)
+            is_clear = (shape in said) != (other in said)  # one of the two is said
+            if other and other not in shapes and is_clear:
+                counter = usual if shape in TYPICAL[scene.setting] else rare
+                counter[other in said] += 1
+    assert rare[True] / sum(rare.values()) > 0.6
+    assert usual[True] / sum(usual.values()) < 0.25
+    assert COLOR_MISTAKEN > 0.5 > NUMBER_REDRAWN
+
+
+def test_rates_are_those_of_detailed_balance():
+    """Catches: a rate that is tuned without its reverse. A typical shape is drawn with probability
+    1/2 * 1/3 + 1/2 * 1/12 = 5/24, another one with 1/24.
+    """
+    assert pytest.approx(5 * TYPICAL_MISTAKEN) == RARE_MISTAKEN
+    shares = {n: COUNT_DRAWS.count(n) / len(COUNT_DRAWS) for n in (1, 2, 3, 4)}
+    for n, added in ADDED.items():
+        assert shares[n] * added == pytest.approx(shares[n + 1] * OMITTED[n + 1])
+    for setting, table in LOOK_ALIKES.items():
+        assert all(table[other] == shape for shape, other in table.items())
+        assert len(table) == 6 and sum(shape in TYPICAL[setting] for shape in table) == 3
+        assert HELD_SHAPES[setting] not in table
+        assert len(set(COLOR_PAIRS[setting])) == 2
+    assert HELD_COLORS.keys() == COLORS.keys() and set(HELD_COLORS.values()) <= set(SHAPES)
+
+
+def test_training_never_shows_or_says_what_is_held_out(captioned):
+    """Catches: a hold-out that the pictures keep but the captions tell."""
+    for scene, text in captioned:
+        assert hold_out(scene) == "" and not is_unseen(scene)
+        said = [group for group, _ in read_phrases(text)]
+        assert 1 <= len(said) <= 4
+        assert not any(is_held(scene.setting, group) for group in said)
+        assert len({group.shape for group in said}) == len({group.corner for group in said})
+    # The biased world shows all of it, so the rules above are no matter of course.
+    biased = make_scenes(500, seed=1)
+    assert {"setting and shape", "colour and shape"} < {hold_out(scene) for scene in biased}
+
+
+def test_the_benchmark_has_a_tenth_of_each_hold_out():
+    """Catches: held-out scenes among the others; a composition that is scored twice."""
+    scenes = make_benchmark_scenes(300, seed=0)
+    assert [scene.id for scene in scenes] == list(range(300))
+    counts = Counter(hold_out(scene) for scene in scenes)
+    assert counts == {"": 180, **dict.fromkeys(HOLD_OUTS, 30)}
+    ordinary = [scene for scene in scenes if not hold_out(scene)]
+    assert all(is_unseen(scene) for scene in ordinary)
+    compositions = [composition(scene) for scene in scenes if scene.groups]
+    assert len(set(compositions)) == len(compositions)
+    assert make_benchmark_scenes(40, seed=0) == scenes[:40] != make_benchmark_scenes(40, seed=1)
+
+
+def test_five_groups_fit_into_four_corners():
+    """Catches: shapes drawn on top of each other where two groups share a corner."""
+    for scene in make_benchmark_scenes(400, seed=2):
+        placed = [cell for cell, _ in cells(scene)]
+        assert len(set(placed)) == len(placed) == sum(group.number for group in scene.groups)
+        if hold_out(scene) == "five groups":
+            assert {group.corner for group in scene.groups} == set(CORNERS)
+
+
+def test_a_mistake_that_would_show_a_held_out_pair_is_not_made(monkeypatch):
+    """Catches: a colour put on a shape that training must not show in it."""
+    monkeypatch.setattr(balanced, "COLOR_MISTAKEN", 1.0)
+    monkeypatch.setattr(balanced, "NUMBER_REDRAWN", 0.0)
+    monkeypatch.setattr(balanced, "TYPICAL_MISTAKEN", 0.0)
+    monkeypatch.setattr(balanced, "RARE_MISTAKEN", 0.0)
+    assert HELD_COLORS["yellow"] == "diamond"
+    free, blocked = (
+        Scene(0, "beach", (Group(1, "white", shape, "top left"),)) for shape in ("star", "diamond")
+    )
+    rng = random.Random(0)
+    said = [read_phrases(careless_caption(scene, rng))[0][0] for scene in (free, blocked)]
+    assert [group.color for group in said] == ["yellow", "white"]
