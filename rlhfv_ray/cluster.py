@@ -5,8 +5,9 @@ import os
 import re
 import secrets
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -15,10 +16,20 @@ import ray.data
 
 # Ray has no public functions for the record of `ray start`, and for jobs without a dashboard.
 from ray._private.services import find_bootstrap_address
-from ray._private.state import jobs
+from ray._private.state import available_resources_per_node, jobs
 from ray.exceptions import RayError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from rlhfv_ray.autoscaling import (
+    Resources,
+    autoscaling_state,
+    bundle_text,
+    count_placed,
+    is_infeasible,
+    launches_text,
+    living_nodes,
+    possible_room,
+)
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.errors import MENDED_BY_USERS, ConfigError, RlhfvError, StageFailedError
 
@@ -127,14 +138,21 @@ def answers(address: str, timeout: float) -> bool:
     return True
 
 
-def wait_for_resources(purpose: str, bundles: Sequence[Mapping[str, float]]) -> None:
-    """Wait until the cluster can place these bundles at once; say whose jobs it waits for.
+def wait_for_resources(purpose: str, bundles: Sequence[Resources], *, timeout: float) -> None:
+    """Wait until the cluster can place these bundles at once; say what is waited for.
 
-    The wait itself asks for the resources, so that an autoscaler starts nodes for it.
+    The wait itself asks for the resources, so that an autoscaler starts nodes for it: a placement
+    group is withdrawn with this process, while `request_resources` would outlive it and keep nodes
+    that nobody uses.
 
     Args:
         purpose: what needs them, for the message.
         bundles: resources by name, for each process.
+        timeout: seconds to wait for nodes that are not there. What other jobs hold is waited for
+            without an end.
+
+    Raises:
+        ConfigError: nodes do not come in time, or no node type can give what is needed.
     """
     # A group outlives an actor that is killed in here (a trial), and would keep what it holds from
     # the actor's successor until the job ends. So none is made where there is room.
@@ -142,39 +160,66 @@ def wait_for_resources(purpose: str, bundles: Sequence[Mapping[str, float]]) -> 
         return
     group = placement_group([dict(bundle) for bundle in bundles])
     try:
-        if group.wait(QUIET_S):
-            return
-        counts = Counter(map(_bundle_text, bundles))
-        needs = " and ".join(f"{count} x ({text})" for text, count in counts.items())
-        logger.warning("%s waits until %s are free. %s", purpose, needs, _other_jobs())
-        while not group.wait(POLL_S):
-            pass
+        if not group.wait(QUIET_S):
+            _wait_for_group(group, purpose, bundles, timeout)
     finally:
         remove_placement_group(group)
 
 
-def _has_room(bundles: Sequence[Mapping[str, float]]) -> bool:
-    """Return True if the cluster has as much of every resource free as the bundles ask for."""
-    free = ray.available_resources()
-    needs: Counter[str] = Counter()
-    for bundle in bundles:
-        needs.update(bundle)
-    return all(free.get(name, 0.0) >= amount for name, amount in needs.items())
+def _has_room(bundles: Sequence[Resources]) -> bool:
+    """Return True if the nodes have as much of every resource free as the bundles ask for."""
+    return count_placed(bundles, list(available_resources_per_node().values())) == len(bundles)
 
 
-def _bundle_text(bundle: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+def _wait_for_group(
+    group: PlacementGroup, purpose: str, bundles: Sequence[Resources], timeout: float
+) -> None:
+    """Wait for a placement group, and log every change of what it waits for."""
+    counts = Counter(map(bundle_text, bundles))
+    needs = " and ".join(f"{count} x ({text})" for text, count in counts.items())
+    deadline = time.monotonic() + timeout
+    logged = ""
+    while not group.wait(POLL_S):
+        placed = count_placed(bundles, living_nodes())
+        if placed == len(bundles):  # all nodes are there, and others use them
+            deadline = time.monotonic() + timeout
+            message = f"{purpose} waits until {needs} are free. {_other_jobs()}"
+        else:
+            state = autoscaling_state()
+            report = launches_text(state)
+            lacking = f"{purpose} needs {needs}, and the nodes have room for {placed}."
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{lacking} No other nodes came within {timeout:g} s (scale.start_timeout). "
+                    f"{report} Look at `ray status` and at the quota and capacity of the zone, use "
+                    "fewer workers or actors, or raise --scale.start-timeout; then run the same "
+                    "command again."
+                )
+            if is_infeasible(group, state) and not _running_beside():
+                raise ConfigError(
+                    f"{lacking} The autoscaler has no node type for the rest. Use fewer workers or "
+                    "actors, fewer --scale.cpus each, or allow more nodes in the cluster's file."
+                )
+            message = f"{lacking} It waits up to {timeout:g} s for more nodes. {report}"
+        if message != logged:
+            logger.warning(message.strip())
+            logged = message
 
 
-def _other_jobs() -> str:
-    """Return a sentence with the drivers that run on the cluster beside this one."""
+def _running_beside() -> list[str]:
+    """Return the drivers that run on the cluster beside this one."""
     own = ray.get_runtime_context().get_job_id()
-    running = [
+    return [
         f"{job.get('Entrypoint') or 'a driver'} (process {job['DriverPid']} on "
         f"{job['DriverIPAddress']})"
         for job in jobs()
         if not job["IsDead"] and job["JobID"] != own
     ]
+
+
+def _other_jobs() -> str:
+    """Return a sentence with the drivers that run on the cluster beside this one."""
+    running = _running_beside()
     return f"Running beside it: {'; '.join(running)}." if running else "No other job is running."
 
 
@@ -183,26 +228,29 @@ def check_fits(
 ) -> None:
     """Check that the cluster, when empty, can hold the training workers and the actors.
 
+    Nodes that an autoscaler may start count as if they were there.
+
     Args:
         scale: the number of workers and actors, and their CPUs and GPUs.
         who: "workers", "actors" or both: those that the job needs.
         setting: name of the setting that holds `scale`, for the message.
 
     Raises:
-        ConfigError: it cannot; the message has what is needed and what the cluster has.
+        ConfigError: it cannot; the message has what is needed and what the cluster may have.
     """
-    capacity = ray.cluster_resources()
-    needs = {"workers": (scale.workers, 0.0), "actors": (scale.actors, prepare_cpus(scale))}
+    actor_bundles = [scale.resources] * scale.actors
+    if scale.gpu:
+        actor_bundles.append({"CPU": prepare_cpus(scale)})
+    needs = {"workers": [scale.resources] * scale.workers, "actors": actor_bundles}
     for name in who:
-        count, extra_cpus = needs[name]
-        required = {"CPU": count * scale.cpus + extra_cpus, "GPU": float(count if scale.gpu else 0)}
-        for resource, amount in required.items():
-            if amount > capacity.get(resource, 0.0):
-                raise ConfigError(
-                    f"{setting}.{name} = {count} needs {amount:g} {resource}s but the Ray cluster "
-                    f"has {capacity.get(resource, 0.0):g}. Use fewer {name} (--{setting}.{name}), "
-                    f"fewer --{setting}.cpus each, or a larger cluster."
-                )
+        room, source = possible_room(needs[name])
+        count = getattr(scale, name)
+        if room is not None and room < len(needs[name]):
+            raise ConfigError(
+                f"{setting}.{name} = {count} needs {count} x ({bundle_text(scale.resources)}), and "
+                f"there is room for {min(room, count - 1)}: {source}. Use fewer {name} "
+                f"(--{setting}.{name}), fewer --{setting}.cpus each, or a larger cluster."
+            )
 
 
 def prepare_cpus(scale: ScaleConfig) -> float:

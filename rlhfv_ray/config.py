@@ -288,13 +288,19 @@ class ScaleConfig:
     """Number of newest checkpoints that are kept, >= 1."""
     max_failures: int = 3
     """Number of times that training workers may be lost and replaced before the job fails, >= 0."""
+    start_timeout: float = 1200.0
+    """Seconds to wait for nodes that an autoscaler starts, and for workers on them, > 0. Raise it
+    where a node takes longer to start and to load its image."""
+    start_attempts: int = 3
+    """Number of times to try to start the training workers, each up to start_timeout, >= 1."""
     log_every: int = 5
     """Updates between reports to the driver, >= 1. Every update is reported."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, "scale.", 1, "workers", "micro_batch", "actors", "rows", "keep")
         _check_at_least(self, "scale.", 1, "inference_batch", "checkpoint_every", "log_every")
-        _check_above_zero(self, "scale.", "cpus")
+        _check_at_least(self, "scale.", 1, "start_attempts")
+        _check_above_zero(self, "scale.", "cpus", "start_timeout")
         _check_at_least(self, "scale.", -1, recompute="-1: auto, 0: all kept")
         _check_at_least(self, "scale.", 0, "max_failures", memory_gib="0: measured")
         _check_at_least(self, "scale.", 0, row_tokens="0: one pair a row")

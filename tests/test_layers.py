@@ -28,7 +28,8 @@ ROWS = [
     ["rlhfv_ray.segments rlhfv_ray.logps rlhfv_ray.stats", "rlhfv_ray.loss"],
     ["rlhfv_ray.storage", "rlhfv_ray.console rlhfv_ray.data", "rlhfv_ray.command_line"],
     [
-        "rlhfv_ray.shapes rlhfv_ray.cluster",
+        "rlhfv_ray.shapes rlhfv_ray.autoscaling",
+        "rlhfv_ray.cluster",
         "rlhfv_ray.models rlhfv_ray.tracking rlhfv_ray.endpoint",
     ],
     ["rlhfv_ray.inference", "rlhfv_ray.training rlhfv_ray.sweep rlhfv_ray.shapes_stages"],
@@ -48,7 +49,16 @@ ROWS = [
 EMPTY = {"rlhfv_ray", "eval", "experiments"}  # packages whose __init__ imports nothing
 RAY = {
     f"rlhfv_ray.{name}"
-    for name in ["cluster", "inference", "training", "sweep", "endpoint", "pipeline", "doctor"]
+    for name in [
+        "autoscaling",
+        "cluster",
+        "inference",
+        "training",
+        "sweep",
+        "endpoint",
+        "pipeline",
+        "doctor",
+    ]
 }
 NO_TORCH = (
     "data",

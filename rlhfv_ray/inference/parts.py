@@ -117,7 +117,8 @@ def map_parts(
     if not missing:
         return
     preparing = [] if prepare is None or not scale.gpu else [{"CPU": prepare_cpus(scale)}]
-    wait_for_resources(title, [scale.resources, *preparing])  # of one actor
+    bundles = [scale.resources, *preparing]  # of one actor
+    wait_for_resources(title, bundles, timeout=scale.start_timeout)
     configure_data()
     rows = ({"part": number, "rows": pickle.dumps(shards[number])} for number in missing)
     parts = ray.data.from_items(list(rows), override_num_blocks=len(missing))

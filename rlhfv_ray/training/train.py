@@ -20,6 +20,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from rlhfv_ray.cluster import wait_for_resources
+from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -56,10 +57,11 @@ def train_ddpo(
     """
     # Ray checks every 2 s by default, and every end of training would come that late.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Ray gives up after 60 s by default, which another job's last seconds can exceed.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     scale = job.config.scale
-    wait_for_resources("Training", [scale.resources] * scale.workers)
+    # 60 s by default, which a node that replaces a lost one exceeds.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{scale.start_timeout:g}"
+    bundles = [scale.resources] * scale.workers
+    wait_for_resources("Training", bundles, timeout=scale.start_timeout)
     trainer = ray_trainer(job)
     interrupt = signal.getsignal(signal.SIGINT)
     cut_damaged(job.folder)
@@ -70,11 +72,9 @@ def train_ddpo(
             raise KeyboardInterrupt from stopped
         except ray.train.TrainingFailedError as error:
             raise_failure(job)
-            losses = job.config.scale.max_failures + 1
             raise StageFailedError(
-                f"Training workers were lost {losses} times (scale.max_failures); run the same "
-                "command again to continue from the last checkpoint. The last loss: "
-                f"{str(error).strip().splitlines()[-1]}"
+                f"{_failure_text(error, scale)}; run the same command again to continue from the "
+                f"last checkpoint. The last error: {str(error).strip().splitlines()[-1]}"
             ) from error
         finally:
             if threading.current_thread() is threading.main_thread():
@@ -105,6 +105,16 @@ class LeanTrainer(TorchTrainer):
         return [*kept, GroupCallback()]
 
 
+def _failure_text(error: ray.train.TrainingFailedError, scale: ScaleConfig) -> str:
+    """Return how often Ray Train tried before it gave up."""
+    if isinstance(error, ray.train.ControllerError):
+        return (
+            f"Training workers could not be started {scale.start_attempts} times "
+            f"(scale.start_attempts, of {scale.start_timeout:g} s each: scale.start_timeout)"
+        )
+    return f"Training workers were lost {scale.max_failures + 1} times (scale.max_failures)"
+
+
 def ray_trainer(job: TrainJob) -> TorchTrainer:
     """Return Ray Train's trainer that runs `run_worker` on every worker."""
     scale = job.config.scale
@@ -125,7 +135,7 @@ def ray_trainer(job: TrainJob) -> TorchTrainer:
             name=f"attempt-{job.token}",
             **open_folder(job.folder / "ray").ray_storage(),
             failure_config=ray.train.FailureConfig(
-                max_failures=scale.max_failures, controller_failure_limit=2
+                max_failures=scale.max_failures, controller_failure_limit=scale.start_attempts - 1
             ),
             callbacks=[RecordWriter(job.folder, job.token)],
             logging_config=ray.train.LoggingConfig("WARNING"),

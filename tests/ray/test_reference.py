@@ -283,7 +283,9 @@ def test_a_job_waits_for_another_ones_cpus_and_goes_on(cluster, monkeypatch, cap
     monkeypatch.setattr(ray_cluster, "QUIET_S", 0.5)
     address = ray.get_runtime_context().gcs_address
     waiting = threading.Thread(
-        target=ray_cluster.wait_for_resources, args=("Training", [{"CPU": 1.0}]), daemon=True
+        target=functools.partial(ray_cluster.wait_for_resources, timeout=60),
+        args=("Training", [{"CPU": 1.0}]),
+        daemon=True,
     )
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, address],

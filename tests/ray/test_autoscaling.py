@@ -1,0 +1,83 @@
+"""Jobs that ask an autoscaler for nodes, on a cluster that begins with a head without CPUs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ray.autoscaling_cluster import rehearsal
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+DRIVER = """
+import json, logging, sys, time
+import ray
+from rlhfv_ray import cluster
+from rlhfv_ray.autoscaling import living_nodes
+from rlhfv_ray.config import ScaleConfig
+from rlhfv_ray.errors import ConfigError
+
+logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+cluster.QUIET_S = 0.5
+cluster.connect()
+said = {}
+
+def run(name, function, *arguments, **settings):
+    started = time.monotonic()
+    try:
+        function(*arguments, **settings)
+        error = ""
+    except ConfigError as refused:
+        error = str(refused)
+    said[name] = {"error": error, "s": time.monotonic() - started, "nodes": len(living_nodes())}
+
+run("fits", cluster.check_fits, ScaleConfig(workers=2))
+run("too many", cluster.check_fits, ScaleConfig(workers=6))
+run("too large", cluster.check_fits, ScaleConfig(workers=2, cpus=3, actors=1))
+run("no GPU", cluster.check_fits, ScaleConfig(gpu=True))
+run("late", cluster.wait_for_resources, "Training", [{"CPU": 1.0}] * 2, timeout=0.1)
+run("comes", cluster.wait_for_resources, "Training", [{"CPU": 1.0}] * 2, timeout=60)
+run("never", cluster.wait_for_resources, "Training", [{"CPU": 5.0}], timeout=60)
+deadline = time.monotonic() + 60
+while len(living_nodes()) > 1 and time.monotonic() < deadline:
+    time.sleep(0.5)
+run("idle", lambda: None)
+print(json.dumps(said))
+"""
+
+
+def test_a_job_brings_nodes_or_is_refused_with_the_numbers(tmp_path: Path):
+    """Catches: a job refused because no node is up yet; one that waits for nodes that no type can
+    give; nodes that stay up when nobody needs them.
+    """
+    with rehearsal(tmp_path, {"small": ({"CPU": 1}, 2), "large": ({"CPU": 3}, 1)}) as cluster:
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER],
+            env={**cluster.environment, "RAY_ADDRESS": cluster.address},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=True,
+        )
+    said = json.loads(done.stdout)
+    assert said["fits"] == {"error": "", "s": pytest.approx(0, abs=5), "nodes": 1}  # the head
+    types = "at most 3 nodes of 2 x small (1 CPU), 1 x large (3 CPU)"
+    for name, text in {
+        "too many": f"scale.workers = 6 needs 6 x (1 CPU), and there is room for 5: .*{types}",
+        "too large": f"scale.workers = 2 needs 2 x (3 CPU), and there is room for 1: .*{types}",
+        "no GPU": "needs 1 x (1 CPU, 1 GPU), and there is room for 0",
+        "late": "have room for 0. No other nodes came within 0.1 s (scale.start_timeout)",
+        "never": "needs 1 x (5 CPU).*The autoscaler has no node type for the rest. Use fewer",
+    }.items():
+        pattern = re.escape(text).replace(r"\.\*", ".*")
+        assert re.search(pattern, said[name]["error"]), said[name]
+    assert said["comes"]["error"] == "" and said["comes"]["nodes"] == 3
+    assert "Training needs 2 x (1 CPU), and the nodes have room for 0. It waits" in done.stderr
+    assert "small starting" in done.stderr
+    assert said["never"]["s"] < 30  # long before the time-out
+    assert said["idle"]["nodes"] == 1
