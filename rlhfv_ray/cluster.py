@@ -43,6 +43,7 @@ OWN_RAY = {  # environment of a Ray started here, which this command alone uses
     # Processes wait for the next stage's tasks, with what they imported. Ray would end them when
     # they had been idle for a second, and there were more of them than CPUs.
     "RAY_idle_worker_killing_time_threshold_ms": str(24 * 3600 * 1000),
+    "RAY_prestart_worker_first_driver": "0",  # a process for each CPU before any task asks for it
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # of cloud nodes
 }
 ANSWER_S = 10.0  # a Ray that does not answer within this time is gone

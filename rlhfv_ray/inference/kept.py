@@ -51,3 +51,4 @@ class Kept:
     def _drop(self) -> None:
         self._key, self._value = None, None
         gc.collect()  # models have cycles
+        gc.freeze()  # what is left are modules: the next collection need not look through them

@@ -90,7 +90,10 @@ class GroupCallback(PlacementGroupCleanerCallback):
         """Start the watch where it outlives the controller."""
         self._controller_actor_id = ray.get_runtime_context().get_actor_id()
         watch: Any = ray.remote(GroupWatch).options(
-            num_cpus=0, lifetime="detached", resources={HEAD_NODE_RESOURCE_NAME: 0.001}
+            num_cpus=0,
+            lifetime="detached",
+            resources={HEAD_NODE_RESOURCE_NAME: 0.001},
+            scheduling_strategy="DEFAULT",  # outside of a trial's own group
         )
         self._cleaner = watch.remote(self._controller_actor_id)
 

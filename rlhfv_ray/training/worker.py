@@ -1,6 +1,8 @@
 """The training loop of one worker, top to bottom, with a DeepSpeed engine."""
 
+import contextlib
 import functools
+import gc
 import logging
 import math
 import os
@@ -58,6 +60,9 @@ from rlhfv_ray.training.step_checks import (
 )
 
 logger = logging.getLogger(__name__)
+
+# An optimizer that DeepSpeed looks for at every start; it imports torch's compiler, for a second.
+MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
 
 
 def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> None:
@@ -212,19 +217,26 @@ def weight_groups(policy: Any, optim: OptimConfig) -> list[dict[str, Any]]:
     return [{"weight_decay": optim.weight_decay, **group} for group in groups if group["params"]]
 
 
+@contextlib.contextmanager
+def hidden(module: str) -> Iterator[None]:
+    """Let imports of a module fail in the body, unless it is imported already."""
+    is_hidden = module not in sys.modules
+    if is_hidden:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if is_hidden:
+            del sys.modules[module]
+
+
 def import_deepspeed() -> Any:
     """Import DeepSpeed without MLflow, which its autotuner would import if it could.
 
     Workers need neither, and MLflow takes as long to import as torch and DeepSpeed together.
     """
-    hidden = "mlflow" not in sys.modules
-    if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # importing it then fails
-    try:
+    with hidden("mlflow"):
         import deepspeed
-    finally:
-        if hidden:
-            del sys.modules["mlflow"]
     return deepspeed
 
 
@@ -257,7 +269,9 @@ def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConf
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+    gc.freeze()  # ZeRO 3 collects garbage, and need not look through the modules
+    with hidden(MUON):
+        engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
     engine.eval()  # no dropout: policy and reference are the same function
     recompute_activations(policy.model, max(0, scale.recompute))
     return engine
