@@ -104,8 +104,8 @@ def main() -> None:
     """Run the command line."""
     config = study_config(AblationConfig, __doc__)
     # These imports are heavy, and --help needs none of them.
+    from experiments.runners.contrasts import Claim
     from experiments.runners.study import Arm, Study, run_study
-    from experiments.runners.study_report import Claim
 
     arms = (
         Arm("base"),

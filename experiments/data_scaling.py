@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from eval.benchmarks.contract import Metric
-    from experiments.runners.study_report import StudyResults
+    from experiments.runners.study_results import StudyResults
     from rlhfv_ray.pipeline import Pipeline  # heavy
 
 TITLE = "More corrections, fewer hallucinations."
@@ -120,8 +120,8 @@ def main() -> None:
         ),
     )
     # These imports are heavy, and --help needs none of them.
+    from experiments.runners.contrasts import Claim
     from experiments.runners.study import Arm, Study, run_study
-    from experiments.runners.study_report import Claim
 
     ranked = config.ranked if config.rankings or config.ddpo.data.path == SHAPES else ()
     sizes = {"corrections": sorted(config.pairs), "rankings": sorted(ranked)}

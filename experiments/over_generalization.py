@@ -28,7 +28,7 @@ from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
     from eval.benchmarks.contract import Scores
-    from experiments.runners.study_report import StudyResults
+    from experiments.runners.study_results import StudyResults
 
 TITLE = "DDPO over-generalises less than the base model."
 RISE = "over_generalization"
@@ -77,8 +77,8 @@ def main() -> None:
     """Run the command line."""
     config = study_config(OverGeneralizationConfig, __doc__)
     # These imports are heavy, and --help needs none of them.
+    from experiments.runners.contrasts import Claim
     from experiments.runners.study import Arm, Study, run_study
-    from experiments.runners.study_report import Claim
 
     arms = (
         Arm("base"),

@@ -9,7 +9,8 @@ import tyro
 
 from benchmarks import results
 from eval.benchmarks.contract import Metric
-from experiments.runners.study_report import StudyResults, row_texts
+from experiments.runners.study_report import row_texts
+from experiments.runners.study_results import StudyResults
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -106,7 +107,13 @@ def test_tables_of_studies_are_those_of_their_results(name):
         for arm, means in result["arms"].items()
         for metric, mean in means.items()
     }
-    study = StudyResults(tuple(result["arms"]), tuple(result["seeds"]), metrics, values)
+    errors = {
+        (arm, metric): mean["scene_error"]
+        for arm, means in result["arms"].items()
+        for metric, mean in means.items()
+    }
+    arms, seeds = tuple(result["arms"]), tuple(result["seeds"])
+    study = StudyResults(arms, seeds, metrics, values, errors=errors)
     page = text_of("docs/studies.md")
     for texts in row_texts(study):
         assert f"| {' | '.join(texts)} |" in page

@@ -132,6 +132,10 @@ class Scores:
             for metric in self.metrics
         }
 
+    def sample(self, name: str) -> RatioSample:
+        """Return every answer's contribution to a metric, in the order of the answers."""
+        return _sample([item.ratios.get(name, Ratio(0, 0)) for item in self.answers])
+
     @property
     def groups(self) -> tuple[str, ...]:
         """Return the groups of questions in the order of their first question."""

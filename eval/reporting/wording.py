@@ -182,7 +182,17 @@ def _resolved(interval: Interval | None) -> bool:
 def _test_result(p_value: float | None) -> list[str]:
     if p_value is None:
         return []
-    return [f"Exact McNemar test: p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"]
+    return [f"Exact McNemar test: p {format_p(p_value)}"]
+
+
+def format_p(p_value: float) -> str:
+    """Return a p-value with its relation sign.
+
+    Example:
+        >>> format_p(0.0123), format_p(1e-9)
+        ('= 0.012', '< 0.001')
+    """
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
 
 
 def _power(comparison: Comparison) -> list[str]:

@@ -18,19 +18,14 @@ from rich.console import Console
 from rich.text import Text
 
 from eval.benchmarks.contract import Scores
+from eval.reporting.score_files import load_scores
 from experiments.runners.config import StudyConfig
+from experiments.runners.contrasts import Claim, contrasts_of
 from experiments.runners.experiment import origin
 from experiments.runners.scoring import TrialMonitor, score_model
 from experiments.runners.stage_monitor import flat, without
-from experiments.runners.study_report import (
-    Claim,
-    StudyResults,
-    arms_figure,
-    markdown,
-    sentences,
-    study_results,
-    study_table,
-)
+from experiments.runners.study_report import arms_figure, markdown, sentences, study_table
+from experiments.runners.study_results import StudyResults, study_results
 from experiments.runners.sweep_report import TrialResult, read_trials
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import DDPOConfig, changed_settings, fingerprint, plain
@@ -226,6 +221,12 @@ def run_arm(pair: tuple[str, int], trial_folder: Path, *, planned: Planned) -> N
     end_trial(trial_folder, "finished", seconds=time.monotonic() - started)
 
 
+def trial_scores(folder: Path, trial: TrialResult) -> Scores:
+    """Return the scores that a finished trial left in its folder."""
+    (path,) = (folder / "trials" / trial.name / "scores").glob("*/*.json")
+    return load_scores(path)
+
+
 def conclude(study: Study, folder: Path, *, console: Console) -> dict[str, Any]:
     """Write table, figure and sentences to the folder, and print table and sentences.
 
@@ -240,9 +241,19 @@ def conclude(study: Study, folder: Path, *, console: Console) -> dict[str, Any]:
             f"{len(reasons)} trainings did not finish. {'; '.join(reasons)}. Run the same command "
             "again."
         )
-    results = study_results(trials, [arm.name for arm in study.arms])
-    verdicts = sentences(study.title, study.claim, results)
-    outcome = {"title": study.title, "sentences": verdicts, **results.as_json()}
+    scores = {
+        (trial.trial_params[ARM], trial.trial_params[SEED]): trial_scores(folder, trial)
+        for trial in trials
+    }
+    results = study_results(trials, [arm.name for arm in study.arms], scores)
+    contrasts = contrasts_of(study.claim, results)
+    verdicts = sentences(study.title, contrasts, results)
+    outcome = {
+        "title": study.title,
+        "sentences": verdicts,
+        "contrasts": [contrast.as_json() for contrast in contrasts],
+        **results.as_json(),
+    }
     write_json(folder / "study.json", outcome)
     (folder / "table.md").write_text(markdown(study.title, results, verdicts), encoding="utf-8")
     study.draw(results, folder / f"{folder.name.rpartition('-')[0]}.png")

@@ -1,146 +1,52 @@
-"""The results of a study: every arm's metrics over seeds, differences of arms, and sentences.
+"""The report of a study: sentences, a table and a figure of its results."""
 
-Values are fractions, as in scores. The intervals of arms and of differences between arms come from
-the seeds (Student's t): each seed has its own training and, in the shapes world, its own pairs and
-images.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
-from eval.benchmarks.contract import Metric
 from eval.reporting.figures import BLUE, GREY
-from eval.reporting.wording import format_cell, humanize, label
-from experiments.runners.sweep_report import TrialResult
-from rlhfv_ray.stats import Interval, mean_interval
+from eval.reporting.wording import format_cell, format_p, humanize, label
+from experiments.runners.contrasts import Contrast
+from experiments.runners.study_results import StudyResults
 
 
-class Claim(NamedTuple):
-    """The claim that one arm is better than another in the first metric, and further contrasts."""
-
-    arm: str
-    than: str
-    extras: tuple[str, ...] = ()  # more metrics of these two arms; unknown names are skipped
-    others: tuple[tuple[str, str], ...] = ()  # more pairs of arms, in the first metric
-
-
-class Mean(NamedTuple):
-    """The mean of a metric over seeds."""
-
-    mean: float
-    interval: Interval | None  # 95 %
-    values: tuple[float, ...]  # one per seed
-
-
-@dataclass(frozen=True)
-class StudyResults:
-    """All values of a study."""
-
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    metrics: tuple[Metric, ...]  # those that every arm has under every seed
-    values: Mapping[tuple[str, str], tuple[float, ...]]  # by arm and metric; one per seed
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the metrics."""
-        return [metric.name for metric in self.metrics]
-
-    def mean(self, arm: str, metric: str) -> Mean:
-        """Return an arm's mean over seeds with its interval, which stays within 0 and 1 for a
-        proportion.
-        """
-        values = self.values[arm, metric]
-        mean, interval = mean_interval(values)
-        is_proportion = {known.name: known.is_proportion for known in self.metrics}
-        if interval is not None and is_proportion[metric]:
-            interval = Interval(max(0.0, interval.low), min(1.0, interval.high))
-        return Mean(mean, interval, values)
-
-    def difference(self, arm: str, than: str, metric: str) -> Mean:
-        """Return the difference of two arms, paired by seed: `arm` minus `than`."""
-        pairs = zip(self.values[arm, metric], self.values[than, metric], strict=True)
-        values = tuple(value - than_value for value, than_value in pairs)
-        return Mean(*mean_interval(values), values)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all means with their values, for `study.json`."""
-        arms: dict[str, dict[str, Any]] = {}
-        for arm in self.arms:
-            arms[arm] = {name: self.mean(arm, name)._asdict() for name in self.names}
-        metrics = [metric._asdict() for metric in self.metrics]
-        return {"seeds": list(self.seeds), "metrics": metrics, "arms": arms}
-
-
-def study_results(trials: Sequence[TrialResult], arms: Sequence[str]) -> StudyResults:
-    """Collect the trials' values, with arms in the study's order and seeds in ascending order."""
-    rates: dict[tuple[str, int], Mapping[str, float | None]] = {}
-    known: dict[str, Metric] = {}
-    metric_names: dict[str, None] = {}  # in the order in which they first appear
-    for trial in trials:
-        rates[trial.trial_params["arm"], trial.trial_params["seed"]] = trial.rates
-        metric_names |= dict.fromkeys(trial.rates)
-        known |= {row["name"]: Metric(**row) for row in trial.last["metrics"]}
-    seeds = tuple(sorted({seed for _, seed in rates}))
-    metrics: list[Metric] = []
-    values: dict[tuple[str, str], tuple[float, ...]] = {}
-    for name in metric_names:
-        by_trial = {trial: trial_rates.get(name) for trial, trial_rates in rates.items()}
-        if name in ("n", "missing") or None in by_trial.values():
-            continue
-        metrics.append(known.get(name, Metric(name, "lower", is_proportion=False)))
-        for arm in arms:
-            values[arm, name] = tuple(float(by_trial[arm, seed] or 0.0) for seed in seeds)
-    return StudyResults(tuple(arms), seeds, tuple(metrics), values)
-
-
-def verdict(metric: Metric, difference: Mean) -> Literal["better", "worse", "not resolved"]:
-    """Return the direction of a difference, which is resolved if its interval excludes 0."""
-    interval = difference.interval
-    if interval is None or interval.low <= 0 <= interval.high:
-        return "not resolved"
-    lower = interval.high < 0
-    return "better" if lower == (metric.better == "lower") else "worse"
-
-
-def sentences(title: str, claim: Claim, results: StudyResults) -> list[str]:
+def sentences(title: str, contrasts: Sequence[Contrast], results: StudyResults) -> list[str]:
     """Say what the data support: the claim first, then its other contrasts."""
-    metrics = {metric.name: metric for metric in results.metrics}
-    main = results.metrics[0]
     answers = {
         "better": "The data support it",
         "worse": "The data say the opposite",
         "not resolved": f"Not resolved with {len(results.seeds)} seeds",
     }
-    answer = answers[verdict(main, results.difference(claim.arm, claim.than, main.name))]
-    texts = [f"{title} {answer}: {contrast(main, results, claim.arm, claim.than)}."]
-    contrasts = [(metrics[name], claim.arm, claim.than) for name in claim.extras if name in metrics]
-    contrasts += [(main, arm, than) for arm, than in claim.others]
-    for metric, arm, than in contrasts:
-        text = contrast(metric, results, arm, than)
-        if metric.better:
-            text += f": {verdict(metric, results.difference(arm, than, metric.name))}"
+    claim = contrasts[0]
+    texts = [f"{title} {answers[claim.verdict]}: {describe(claim, results)}."]
+    for contrast in contrasts[1:]:
+        text = describe(contrast, results)
+        if contrast.metric.better:
+            text += f": {contrast.verdict}"
         texts.append(f"{text}.")
     return [text[0].upper() + text[1:] for text in texts]
 
 
-def contrast(metric: Metric, results: StudyResults, arm: str, than: str) -> str:
+def describe(contrast: Contrast, results: StudyResults) -> str:
     """Return two arms' means of one metric and their difference, in words."""
-    arm_mean = format_cell(metric, results.mean(arm, metric.name).mean).number
-    than_mean = format_cell(metric, results.mean(than, metric.name).mean).number
-    difference = results.difference(arm, than, metric.name)
+    metric, difference = contrast.metric, contrast.difference
+    means = [
+        format_cell(metric, results.mean(arm, metric.name).mean).number
+        for arm in (contrast.arm, contrast.than)
+    ]
     bounds = [f"{metric.scale * bound:+.1f}" for bound in difference.interval or ()]
     unit = " %" if metric.scale == 100 else ""
-    return (
-        f"{humanize(metric.name)} {arm_mean}{unit} with {arm}, {than_mean}{unit} with {than}, "
-        f"difference {metric.scale * difference.mean:+.1f} (95 % interval {' to '.join(bounds)})"
+    text = (
+        f"{humanize(metric.name)} {means[0]}{unit} with {contrast.arm}, {means[1]}{unit} with "
+        f"{contrast.than}, difference {metric.scale * difference.mean:+.1f} "
+        f"(95 % interval {' to '.join(bounds)}"
     )
+    if contrast.adjusted_p is not None:
+        text += f", p {format_p(contrast.adjusted_p)} after correction"
+    return f"{text})"
 
 
 def row_texts(results: StudyResults) -> list[list[str]]:

@@ -15,9 +15,9 @@ from rich.console import Console
 from experiments.over_generalization import RISE, draw, rises
 from experiments.recipes import half_cpus, shapes
 from experiments.runners.config import StudyConfig, SweepConfig
+from experiments.runners.contrasts import Claim
 from experiments.runners.scoring import score_model
 from experiments.runners.study import Arm, Study, run_study
-from experiments.runners.study_report import Claim
 from experiments.runners.sweep import sweep
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError
