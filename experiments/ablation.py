@@ -105,7 +105,8 @@ def main() -> None:
     config = study_config(AblationConfig, __doc__)
     # These imports are heavy, and --help needs none of them.
     from experiments.runners.contrasts import Claim
-    from experiments.runners.study import Arm, Study, run_study
+    from experiments.runners.study import run_study
+    from experiments.runners.study_arms import Arm, Study
 
     arms = (
         Arm("base"),
@@ -114,7 +115,14 @@ def main() -> None:
         Arm("SFT on chosen", functools.partial(fine_tuned, rate=config.sft_learning_rate)),
         Arm("DDPO, cropped", cropped),
     )
-    further = ("object_recall", "mention_rate", "wrong_positions", "wrong_numbers", "words")
+    further = (
+        "phrase_f1",
+        "object_recall",
+        "mention_rate",
+        "wrong_positions",
+        "wrong_numbers",
+        "words",
+    )
     contrasts = (
         ("DDPO", "base"),
         ("DPO", "base"),

@@ -121,7 +121,8 @@ def main() -> None:
     )
     # These imports are heavy, and --help needs none of them.
     from experiments.runners.contrasts import Claim
-    from experiments.runners.study import Arm, Study, run_study
+    from experiments.runners.study import run_study
+    from experiments.runners.study_arms import Arm, Study
 
     ranked = config.ranked if config.rankings or config.ddpo.data.path == SHAPES else ()
     sizes = {"corrections": sorted(config.pairs), "rankings": sorted(ranked)}
@@ -136,7 +137,9 @@ def main() -> None:
     contrasts += [
         (arm_name("corrections", count), arm_name("rankings", count)) for count in shared_sizes
     ]
-    claim = Claim(corrections[-1], corrections[1], ("object_recall", "words"), tuple(contrasts))
+    claim = Claim(
+        corrections[-1], corrections[1], ("phrase_f1", "object_recall", "words"), tuple(contrasts)
+    )
     study = Study(TITLE, tuple(arms), claim, draw=draw)
     run_study(config, study, resolve_storage(config.ddpo.storage), console=new_console())
 

@@ -78,7 +78,8 @@ def main() -> None:
     config = study_config(OverGeneralizationConfig, __doc__)
     # These imports are heavy, and --help needs none of them.
     from experiments.runners.contrasts import Claim
-    from experiments.runners.study import Arm, Study, run_study
+    from experiments.runners.study import run_study
+    from experiments.runners.study_arms import Arm, Study
 
     arms = (
         Arm("base"),
@@ -88,7 +89,7 @@ def main() -> None:
     claim = Claim(
         "DDPO",
         "base",
-        ("rate_in_scene", "response_rate", "object_recall"),
+        ("rate_in_scene", "response_rate", "phrase_f1", "object_recall"),
         (("DPO", "base"), ("DDPO", "DPO")),
     )
     study = Study(TITLE, arms, claim, rises, draw)

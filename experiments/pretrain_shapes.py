@@ -29,7 +29,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.shapes.captions import QUESTIONS, caption
-from rlhfv_ray.shapes.model import SHIPPED, build_model, build_processor
+from rlhfv_ray.shapes.model import BALANCED, SHIPPED, build_model, build_processor
 from rlhfv_ray.shapes.scenes import CELL, COLORS, SHAPES, SIDE, Scene, cells, render
 from rlhfv_ray.shapes.worlds import WORLDS, WorldName
 
@@ -38,8 +38,9 @@ from rlhfv_ray.shapes.worlds import WORLDS, WorldName
 class Pretraining:
     """Length and speed of the pretraining."""
 
-    out: Path = SHIPPED
-    """Folder to write the model and its processor to."""
+    out: Path | None = None
+    """Folder to write the model and its processor to. Without it, the folder of the world's base
+    model inside the package."""
     world: WorldName = "biased"
     """Version of the world."""
     start: str = ""
@@ -228,8 +229,9 @@ def main(config: Pretraining) -> None:
         labels = torch.tensor([patch_labels(scene) for scene in scenes])  # (scenes, PATCHES, 3)
         pretrain_vision(model, pixels, labels, config)
     pretrain_captions(model, processor, scenes, pixels, config)
-    model.save_pretrained(config.out)
-    processor.save_pretrained(config.out)
+    out = config.out or (BALANCED if world.is_balanced else SHIPPED)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
 
 
 if __name__ == "__main__":

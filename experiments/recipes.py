@@ -10,6 +10,7 @@ from experiments.runners.config import ExperimentConfig, StudyConfig, SweepConfi
 from rlhfv_ray.command_line import choose
 from rlhfv_ray.config import (
     SHAPES,
+    SHAPES_BALANCED,
     DataConfig,
     DDPOConfig,
     GenerationConfig,
@@ -20,6 +21,7 @@ from rlhfv_ray.config import (
     ShapesConfig,
 )
 from rlhfv_ray.console import new_console
+from rlhfv_ray.shapes.controls import Control
 from rlhfv_ray.storage.folder import resolve_storage
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
 
@@ -41,6 +43,7 @@ EXPERIMENT_FLAGS = (
     "judge.model",
     "tracking.uri",
 )
+CONTROLS: tuple[Control, ...] = ("permuted", "blank", "blind")  # of studies on the balanced world
 STUDY_FLAGS = (
     "ddpo.model.path",
     "ddpo.data.path",
@@ -87,6 +90,19 @@ def shapes() -> DDPOConfig:
             workers=2, micro_batch=8, cpus=1, inference_batch=64, rows=100, checkpoint_every=50
         ),
         generation=GenerationConfig(max_new_tokens=80),
+    )
+
+
+def shapes_balanced() -> DDPOConfig:
+    """The balanced shapes world, in which only looking helps; minutes on two CPU cores."""
+    recipe = shapes()
+    return replace(
+        recipe,
+        name="shapes-balanced",
+        model=replace(recipe.model, path=SHAPES_BALANCED),
+        # Sampled as the base model learnt them, mistakes and their reverse are equally frequent.
+        shapes=ShapesConfig(world="balanced", temperature=1.0),
+        optim=replace(recipe.optim, learning_rate=5e-5),
     )
 
 
@@ -166,7 +182,10 @@ def shapes_sft() -> DDPOConfig:
     )
 
 
-RECIPES = {recipe.__name__: recipe for recipe in (shapes, paper, released, released_2023, dpo)}
+RECIPES = {
+    recipe.__name__: recipe
+    for recipe in (shapes, shapes_balanced, paper, released, released_2023, dpo)
+}
 
 SFT = {"shapes": shapes_sft, "llava15": llava15}
 
@@ -230,18 +249,22 @@ def study_config(kind: type[C], description: str | None) -> C:
     given), and options that change its settings.
     """
     studies = {
-        "shapes": _as_study(shapes, kind, "shapes"),
-        "paper": _as_study(paper, kind, "object_halbench"),
+        "shapes": _as_study(shapes, kind, "shapes", ()),
+        "shapes_balanced": _as_study(shapes_balanced, kind, "shapes", CONTROLS),
+        "paper": _as_study(paper, kind, "object_halbench", ()),
     }
     return choose(studies, description=description, main_flags=STUDY_FLAGS, default="shapes")
 
 
 def _as_study(
-    recipe: Callable[[], DDPOConfig], kind: type[C], benchmark: BenchmarkName
+    recipe: Callable[[], DDPOConfig],
+    kind: type[C],
+    benchmark: BenchmarkName,
+    controls: tuple[Control, ...],
 ) -> Callable[[], C]:
     @functools.wraps(recipe)
     def study() -> C:
-        return kind(ddpo=half_cpus(recipe()), benchmark=benchmark)
+        return kind(ddpo=half_cpus(recipe()), benchmark=benchmark, controls=controls)
 
     return study
 

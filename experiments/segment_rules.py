@@ -47,7 +47,8 @@ def main() -> None:
     config = study_config(RulesConfig, __doc__)
     # These imports are heavy, and --help needs none of them.
     from experiments.runners.contrasts import Claim
-    from experiments.runners.study import Arm, Study, run_study
+    from experiments.runners.study import run_study
+    from experiments.runners.study_arms import Arm, Study
 
     arms = (
         Arm("base"),
@@ -56,7 +57,14 @@ def main() -> None:
         Arm("both sides", functools.partial(compared, rule="both_sides")),
         Arm("human spans", lambda ddpo, line: replace(ddpo, data=replace(ddpo.data, spans=True))),
     )
-    further = ("object_recall", "mention_rate", "wrong_positions", "wrong_numbers", "words")
+    further = (
+        "phrase_f1",
+        "object_recall",
+        "mention_rate",
+        "wrong_positions",
+        "wrong_numbers",
+        "words",
+    )
     contrasts = (
         ("muffin", "no weighting"),
         ("both sides", "no weighting"),

@@ -16,6 +16,7 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.redaction import redact
 
 SHAPES = "shapes"  # stands for the shapes world, as a model path and as a data path
+SHAPES_BALANCED = "shapes-balanced"  # as a model path, the base model of the balanced world
 Part = Literal["vision", "projector", "language"]  # of a model
 
 

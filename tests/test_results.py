@@ -14,7 +14,7 @@ from experiments.runners.study_results import StudyResults
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-STUDIES = [file.stem for file in sorted(RESULTS.glob("*.json")) if file.stem != "demo"]
+STUDIES = [file.stem for file in sorted(RESULTS.glob("*.json")) if not file.stem.startswith("demo")]
 TABLE = (
     "response_rate",
     "mention_rate",
@@ -48,10 +48,13 @@ def cell(scores: dict[str, Any], name: str) -> str:
 def test_without_arguments_the_demo_is_measured(tmp_path, monkeypatch):
     """Catches: the command of the README that ends at its own default."""
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(results, "demo", lambda storage: {"storage": str(storage)})
+    monkeypatch.setattr(results, "demo", lambda storage, recipe: [str(storage), recipe])
     tyro.cli(results.main, args=[])
-    written = json.loads((tmp_path / "results" / "demo.json").read_text())
-    assert written["storage"].endswith("runs/results")
+    storage, recipe = json.loads((tmp_path / "results" / "demo.json").read_text())
+    assert storage.endswith("runs/results") and recipe == "shapes"
+    tyro.cli(results.main, args=["demo", "--recipe", "shapes_balanced"])
+    storage, recipe = json.loads((tmp_path / "results" / "demo-balanced.json").read_text())
+    assert storage.endswith("runs/results/balanced") and recipe == "shapes_balanced"
     with pytest.raises(SystemExit):
         tyro.cli(results.main, args=["no_study"])
 

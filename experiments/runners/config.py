@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 
 from eval.config import BenchmarkFiles, BenchmarkName, BenchmarkSettings, ShapesBenchConfig
 from rlhfv_ray.config import SHAPES, DDPOConfig, check_setting
+from rlhfv_ray.shapes.controls import Control
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
 
 
@@ -74,6 +75,9 @@ class StudyConfig(ScoredConfig):
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds for the order of the pairs and the scenes of the shapes world, at least two.
     Intervals come from the differences between seeds."""
+    controls: tuple[Control, ...] = ()
+    """Control pairs that the claimed arm is trained on as well, in the shapes world
+    (--ddpo.shapes.control). The report says how much of the gain each of them keeps."""
     concurrent: int = 0
     """Trainings at a time, >= 0; 0 runs as many as fit into the cluster."""
     keep_models: bool = True
@@ -86,6 +90,12 @@ class StudyConfig(ScoredConfig):
             "seeds",
             self.seeds,
             "two different ones at least",
+        )
+        check_setting(
+            "none" not in self.controls and (not self.controls or self.ddpo.data.path == SHAPES),
+            "controls",
+            self.controls,
+            "empty with data of your own, and without `none`",
         )
         check_setting(
             self.concurrent >= 0, "concurrent", self.concurrent, ">= 0 (0: as many as fit)"

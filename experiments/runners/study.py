@@ -9,7 +9,7 @@ trainings with every other study and experiment in the same storage.
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,23 @@ from rich.console import Console
 from rich.text import Text
 
 from eval.benchmarks.contract import Scores
-from eval.reporting.score_files import load_scores
+from eval.reporting.score_files import holds_scores, load_scores
 from experiments.runners.config import StudyConfig
-from experiments.runners.contrasts import Claim, contrasts_of
+from experiments.runners.contrasts import contrasts_of
+from experiments.runners.controls import kept_gains, with_controls
 from experiments.runners.experiment import origin
 from experiments.runners.scoring import TrialMonitor, score_model
 from experiments.runners.stage_monitor import flat, without
-from experiments.runners.study_report import arms_figure, markdown, sentences, study_table
-from experiments.runners.study_results import StudyResults, study_results
+from experiments.runners.study_arms import Study
+from experiments.runners.study_report import markdown, sentences, study_table
+from experiments.runners.study_results import study_results
 from experiments.runners.sweep_report import TrialResult, read_trials
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import DDPOConfig, changed_settings, fingerprint, plain
 from rlhfv_ray.console import ProgressBar, poll, progress_bar
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline
+from rlhfv_ray.shapes.controls import Control
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import is_there
 from rlhfv_ray.storage.stages import is_done, run_stages
@@ -43,28 +46,6 @@ from rlhfv_ray.tracking.run_folder import HEADLINE, open_run_folder
 
 POLL_S = 2.0
 ARM, SEED = "arm", "seed"
-
-# Takes the study's configuration and its pipeline, whose pairs exist; returns the arm's.
-Change = Callable[[DDPOConfig, Pipeline], DDPOConfig]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train; the base model itself if there is no change."""
-
-    name: str
-    change: Change | None = None
-
-
-@dataclass(frozen=True)
-class Study:
-    """The arms of a study, its claim, and its figure."""
-
-    title: str
-    arms: tuple[Arm, ...]
-    claim: Claim
-    read: Callable[[Scores], Mapping[str, float | None]] = Scores.rates  # an arm's numbers
-    draw: Callable[[StudyResults, Path], None] = arms_figure
 
 
 @dataclass(frozen=True)
@@ -85,6 +66,7 @@ def run_study(
     Raises:
         RlhfvError: something the user can mend.
     """
+    study = with_controls(study, config.controls)
     storage.mkdir(parents=True, exist_ok=True)
     plan_pipeline(config.ddpo, storage, seen=lambda records: None)  # checks model and data
     connect()
@@ -118,7 +100,7 @@ def run_study(
                 failed = train_all(open_places, folder, concurrent=concurrent)
                 for trial_folder, reason in failed.items():
                     end_trial(Path(trial_folder), "failed", error=reason)
-        outcome = conclude(study, folder, console=console)
+        outcome = conclude(study, folder, config.controls, console=console)
         for name in ("study.json", "table.md"):
             run.log_file(folder / name)
         run.set_tags({HEADLINE: " ".join(outcome["sentences"][:1])})
@@ -223,11 +205,14 @@ def run_arm(pair: tuple[str, int], trial_folder: Path, *, planned: Planned) -> N
 
 def trial_scores(folder: Path, trial: TrialResult) -> Scores:
     """Return the scores that a finished trial left in its folder."""
-    (path,) = (folder / "trials" / trial.name / "scores").glob("*/*.json")
+    files = (folder / "trials" / trial.name / "scores").glob("*/*.json")  # a ledger is beside them
+    (path,) = [file for file in files if holds_scores(file)]
     return load_scores(path)
 
 
-def conclude(study: Study, folder: Path, *, console: Console) -> dict[str, Any]:
+def conclude(
+    study: Study, folder: Path, controls: Sequence[Control], *, console: Console
+) -> dict[str, Any]:
     """Write table, figure and sentences to the folder, and print table and sentences.
 
     Raises:
@@ -248,6 +233,8 @@ def conclude(study: Study, folder: Path, *, console: Console) -> dict[str, Any]:
     results = study_results(trials, [arm.name for arm in study.arms], scores)
     contrasts = contrasts_of(study.claim, results)
     verdicts = sentences(study.title, contrasts, results)
+    base = next((arm.name for arm in study.arms if arm.change is None), "")
+    verdicts += kept_gains(study.claim, results, base, controls) if base else []
     outcome = {
         "title": study.title,
         "sentences": verdicts,

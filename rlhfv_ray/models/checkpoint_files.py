@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
-from rlhfv_ray.config import SHAPES
+from rlhfv_ray.config import SHAPES, SHAPES_BALANCED
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.storage.folder import fetch, local_path
 from rlhfv_ray.storage.stages import check_stage, is_done
@@ -24,7 +24,8 @@ ABSENT = {
 def resolve_model(path: str) -> str:
     """Return the folder or hub name behind `model.path`.
 
-    `shapes` is the model shipped with this package. A model at an address is fetched first.
+    `shapes` and `shapes-balanced` are the models of the shapes world. A model at an address is
+    fetched first.
 
     Raises:
         ConfigError: no path was given, or it is neither a model folder nor a hub name.
@@ -33,10 +34,15 @@ def resolve_model(path: str) -> str:
         raise ConfigError(
             "model.path is not set: give --model.path a Hugging Face model folder or a hub name."
         )
-    if path == SHAPES:
-        from rlhfv_ray.shapes.model import SHIPPED
+    if path in (SHAPES, SHAPES_BALANCED):
+        from rlhfv_ray.shapes.model import BALANCED, SHIPPED
 
-        path = str(SHIPPED)
+        path = str(SHIPPED if path == SHAPES else BALANCED)
+        if not Path(path).is_dir():
+            raise ConfigError(
+                f"model.path = {SHAPES_BALANCED!r}: this model is not made yet. Make it with "
+                "`python experiments/pretrain_shapes.py --world balanced`."
+            )
     folder = local_path(path)
     fetch(folder)
     if folder.is_dir():

@@ -21,11 +21,11 @@ from rlhfv_ray.shapes.scenes import (
     COLORS,
     CORNERS,
     SETTINGS,
+    SHAPES,
     TYPICAL,
     Group,
     Scene,
     composition,
-    draw_shape_name,
     is_unseen,
 )
 
@@ -59,9 +59,10 @@ HELD_COLORS = {
 NUMBER_DRAWS = (1, 1, 1, 2, 2, 3)
 COUNT_DRAWS = (1, 2, 2, 3, 3, 4)  # groups of a scene
 
+# How often a shape of a setting is drawn, relative to the others.
+TYPICAL_WEIGHT, LOOK_ALIKE_WEIGHT, OTHER_WEIGHT = 5, 2, 1
 RARE_MISTAKEN = 0.75  # a rare shape is taken for its typical look-alike
-# The reverse. A typical shape is drawn five times as often: 1/2 * 1/3 + 1/24 against 1/24.
-TYPICAL_MISTAKEN = RARE_MISTAKEN / 5
+TYPICAL_MISTAKEN = RARE_MISTAKEN * LOOK_ALIKE_WEIGHT / TYPICAL_WEIGHT  # the reverse
 COLOR_MISTAKEN = 0.65
 NUMBER_REDRAWN = 0.15
 MOVED = 0.2  # one group is said to be above or below its place
@@ -166,10 +167,21 @@ def _fill(scene_id: int, setting: str, corners: Sequence[str], rng: random.Rando
 
 
 def _draw_group(setting: str, corner: str, taken: set[str], rng: random.Random) -> Group:
-    shape = draw_shape_name(setting, rng)
+    shape = _draw_shape(setting, rng)
     while shape in taken:
-        shape = draw_shape_name(setting, rng)
+        shape = _draw_shape(setting, rng)
     return Group(rng.choice(NUMBER_DRAWS), rng.choice(tuple(COLORS)), shape, corner)
+
+
+def _draw_shape(setting: str, rng: random.Random) -> str:
+    (shape,) = rng.choices(SHAPES, weights=[_weight(setting, shape) for shape in SHAPES])
+    return shape
+
+
+def _weight(setting: str, shape: str) -> int:
+    if shape in TYPICAL[setting]:
+        return TYPICAL_WEIGHT
+    return LOOK_ALIKE_WEIGHT if shape in LOOK_ALIKES[setting] else OTHER_WEIGHT
 
 
 def _mistake_shape(setting: str, groups: list[Group], index: int, rng: random.Random) -> None:

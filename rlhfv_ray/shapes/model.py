@@ -17,6 +17,7 @@ from transformers import (
 from rlhfv_ray.shapes.scenes import CELL, SIDE
 
 SHIPPED = Path(__file__).parent / "checkpoint"
+BALANCED = Path(__file__).parent / "checkpoint_balanced"  # made by experiments/pretrain_shapes.py
 VOCABULARY = 512  # tokens, special ones included
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -17,7 +17,8 @@ from experiments.recipes import half_cpus, shapes
 from experiments.runners.config import StudyConfig, SweepConfig
 from experiments.runners.contrasts import Claim
 from experiments.runners.scoring import score_model
-from experiments.runners.study import Arm, Study, run_study
+from experiments.runners.study import run_study
+from experiments.runners.study_arms import Arm, Study
 from experiments.runners.sweep import sweep
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError

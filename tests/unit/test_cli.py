@@ -77,7 +77,7 @@ def assert_explained(result: tuple[int, str], *said: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nosuch"], "shapes, paper, released, released_2023, dpo"),
+        (["nosuch"], "shapes, shapes_balanced, paper, released, released_2023, dpo"),
         (["shapes", "--loss.gama", "3"], "--loss.gamma"),
         (["shapes", "--loss.gamma", "0.5"], "loss.gamma = 0.5: must be >= 1"),
         (["shapes", "--loss.gamma", "many"], "--loss.gamma"),
@@ -120,6 +120,12 @@ def test_arguments(run, arguments, said):
         (segment_rules, ["paper", "--ddpo.model.path", "x"], "data.path is not set"),
         (over_generalization, ["shapes", "--benchmark", "nosuch"], "object_halbench"),
         (data_scaling, ["shapes", "--epochs", "0"], "optim.epochs = 0.0: must be > 0"),
+        (
+            ablation,
+            ["paper", "--controls", "blank"],
+            "must be empty with data of your own",
+        ),
+        (ablation, ["shapes", "--controls", "none"], "without `none`"),
         (audit_pairs, ["nosuch.parquet"], "nosuch.parquet"),
         (ddpo, ["shapes", "--shapes.left", "2"], "shapes.left = 2.0: must be 0 to 1"),
     ],
