@@ -24,6 +24,7 @@ from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.doctor.findings import Finding, examine
 from rlhfv_ray.doctor.node_facts import PACKAGES, Checkup, facts
+from rlhfv_ray.doctor.node_types import start_missing, type_findings
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.storage.folder import discard, names_in, resolve_storage, storage_path
 
@@ -88,7 +89,9 @@ def doctor(checkup: Checkup) -> int:
     # A trial write here would end the command: every node tries it, and says so in its finding.
     is_address = "://" in checkup.storage
     storage = resolve_storage(checkup.storage) if is_address else storage_path(checkup.storage)
-    findings = ask_nodes(checkup, storage)
+    if checkup.start_nodes:
+        start_missing(timeout=checkup.start_timeout)
+    findings = [*ask_nodes(checkup, storage), *type_findings()]
     bad = sum(finding.status == "bad" for finding in findings)
     if checkup.json:
         rows = [asdict(finding) for finding in findings]

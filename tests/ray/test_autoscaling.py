@@ -19,6 +19,7 @@ import ray
 from rlhfv_ray import cluster
 from rlhfv_ray.autoscaling import living_nodes
 from rlhfv_ray.config import ScaleConfig
+from rlhfv_ray.doctor.node_types import start_missing, type_findings
 from rlhfv_ray.errors import ConfigError
 
 logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
@@ -41,18 +42,22 @@ run("too large", cluster.check_fits, ScaleConfig(workers=2, cpus=3, actors=1))
 run("no GPU", cluster.check_fits, ScaleConfig(gpu=True))
 run("late", cluster.wait_for_resources, "Training", [{"CPU": 1.0}] * 2, timeout=0.1)
 run("comes", cluster.wait_for_resources, "Training", [{"CPU": 1.0}] * 2, timeout=60)
+types = [[finding.node for finding in type_findings()]]
+run("doctor", start_missing, timeout=60)
+types.append([finding.node for finding in type_findings()])
 run("never", cluster.wait_for_resources, "Training", [{"CPU": 5.0}], timeout=60)
 deadline = time.monotonic() + 60
 while len(living_nodes()) > 1 and time.monotonic() < deadline:
     time.sleep(0.5)
 run("idle", lambda: None)
-print(json.dumps(said))
+print(json.dumps({**said, "types": types}))
 """
 
 
 def test_a_job_brings_nodes_or_is_refused_with_the_numbers(tmp_path: Path):
     """Catches: a job refused because no node is up yet; one that waits for nodes that no type can
-    give; nodes that stay up when nobody needs them.
+    give; a doctor that says nothing of nodes that are not up; nodes that stay when nobody needs
+    them.
     """
     with rehearsal(tmp_path, {"small": ({"CPU": 1}, 2), "large": ({"CPU": 3}, 1)}) as cluster:
         done = subprocess.run(
@@ -76,6 +81,8 @@ def test_a_job_brings_nodes_or_is_refused_with_the_numbers(tmp_path: Path):
     }.items():
         pattern = re.escape(text).replace(r"\.\*", ".*")
         assert re.search(pattern, said[name]["error"]), said[name]
+    assert said["types"] == [["large"], []]
+    assert said["doctor"]["error"] == "" and said["doctor"]["nodes"] == 4
     assert said["comes"]["error"] == "" and said["comes"]["nodes"] == 3
     assert "Training needs 2 x (1 CPU), and the nodes have room for 0. It waits" in done.stderr
     assert "small starting" in done.stderr

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,33 @@ def test_the_storage_belongs_to_the_user_of_the_image(cluster):
     assert "--uid 1000" in DOCKERFILE.read_text()
     assert cluster["auth"]["ssh_user"] == "ubuntu"  # number 1000 in Ubuntu's images
     assert "chown" in cluster["initialization_commands"][-1]
+
+
+def test_the_page_lists_what_the_files_need(cluster, rayjob):
+    """Catches: a profile, place to fill in, quota or idle time in the files that the page, which
+    readers have before the first command, does not name or names wrongly."""
+    page = (ROOT / "docs/cluster.md").read_text()
+    before = page[: page.index("## AWS, from nothing to results")]
+    kinds = cluster["available_node_types"]
+    a100, head = kinds["a100"], kinds["head"]
+    needed = [
+        f"({cluster['provider']['region']}, {cluster['provider']['availability_zone']})",
+        *re.findall(r"\S*CHANGE-ME(?:/[\w:.-]+)?", CLUSTER.read_text()),
+        head["node_config"]["InstanceType"],
+        f"disks of {head['node_config']['BlockDeviceMappings'][0]['Ebs']['VolumeSize']} GB",
+        f"and {a100['node_config']['BlockDeviceMappings'][0]['Ebs']['VolumeSize']} GB",
+        f"{cluster['idle_timeout_minutes'] / 60:g} h idle",
+        f"({a100['node_config']['InstanceType']}, {a100['resources']['CPU']} each)",
+        f"{a100['max_workers'] * a100['resources']['CPU']} for {a100['max_workers']} spot nodes",
+    ]
+    needed += [kind["node_config"]["IamInstanceProfile"]["Name"] for kind in kinds.values()]
+    missing = [text for text in needed if text.removeprefix('"').rstrip(".:/") not in before]
+    assert missing == []
+    assert "Not rehearsed" in page[:1000]
+    assert rayjob["spec"]["backoffLimit"] == 3 and "at most three times" in page
+    extras = set(re.findall(r"\.\[(\w+)\]", page + DOCKERFILE.read_text()))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"aws", "s3"} <= extras <= set(project["optional-dependencies"])
 
 
 def test_the_slurm_script_is_a_script():
