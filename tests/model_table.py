@@ -30,6 +30,7 @@ from tests.families_a import FAMILIES_A
 from tests.families_b import FAMILIES_B
 from tests.families_c import FAMILIES_C
 from tests.families_d import FAMILIES_D, REFUSED_D
+from tests.families_muffin import muffin
 from tests.invariants.test_families import ANSWERS, picture
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -61,7 +62,7 @@ answers are up to 6e-3 nats off. Shared rows are right. Answer with `--inference
 def main() -> None:
     """Try all checkpoints and write the page."""
     rows, tried = [], set()
-    right = (*FAMILIES, *FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D)
+    right = (*FAMILIES, *FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D, muffin)
     for make in (*right, *REFUSED_D):
         kind, row = tried_row(make)
         rows.append(row)

@@ -16,6 +16,14 @@ def prompt_text(processor: Any, question: str) -> str:
     return render(processor, [user_message(question)], add_generation_prompt=True)
 
 
+def question_text(processor: Any, question: str) -> str:
+    """Return the text of one image and one question with which a model is asked for its answer.
+
+    It is the prompt of training, except for Muffin, whose template has another one for it.
+    """
+    return render(processor, [user_message(question)], add_generation_prompt=True, answering=True)
+
+
 def process(processor: Any, images: Sequence[Image], texts: Sequence[str], **settings: Any) -> Any:
     """Call a processor on one image and one rendered text per row.
 
@@ -110,6 +118,28 @@ def end_tokens(processor: Any) -> tuple[str, ...]:
     return tuple(token for token in tokens if token)
 
 
+def answer_ends(processor: Any) -> tuple[str, ...]:
+    """Return the texts, no tokens of their own, that end an answer of the processor's family."""
+    return getattr(processor, "answer_ends", ())
+
+
+def before_end(processor: Any, text: str, *, stop: Sequence[str] = ()) -> str:
+    """Return a generated text up to the first end of an answer, without outer blanks."""
+    for end in (*stop, *answer_ends(processor)):
+        text = text.split(end, 1)[0]
+    return text.strip()
+
+
+def answer_of(processor: Any, text: str, *, stop: Sequence[str] = ()) -> str:
+    """Return the answer in a generated text.
+
+    A family may write the role of the answer before it (`answer_role`), which is cut off.
+    """
+    text = before_end(processor, text, stop=stop)
+    role = getattr(processor, "answer_role", "")
+    return text.split(role, 1)[1].strip() if role and role in text else text
+
+
 def ends_answers(processor: Any) -> bool:
     """Return True if the chat template itself ends an answer's generation."""
     prompt = prompt_text(processor, "?")
@@ -118,7 +148,11 @@ def ends_answers(processor: Any) -> bool:
 
 
 def render(
-    processor: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = False
+    processor: Any,
+    messages: Sequence[dict[str, Any]],
+    *,
+    add_generation_prompt: bool = False,
+    answering: bool = False,
 ) -> str:
     """Return the text of a conversation, without a thought where the template can leave it out.
 
@@ -126,6 +160,8 @@ def render(
     """
     thinking = "enable_thinking" in processor.chat_template
     settings = {"enable_thinking": False} if thinking else {}
+    if answering and answer_ends(processor):  # only such a family has a prompt of its own for it
+        settings["answering"] = True
     return processor.apply_chat_template(
         list(messages), add_generation_prompt=add_generation_prompt, tokenize=False, **settings
     )

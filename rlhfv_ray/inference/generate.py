@@ -22,7 +22,7 @@ from transformers import (
 
 from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig, changed_settings
 from rlhfv_ray.data import decode_image
-from rlhfv_ray.data.templates import process, prompt_text
+from rlhfv_ray.data.templates import answer_ends, answer_of, process, question_text
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.inference.parts import begun_scale, map_parts, read_parts, write_part
 from rlhfv_ray.models import generator, load_model
@@ -112,7 +112,7 @@ def answer_prompts(
     inputs: Any = process(
         processor,
         [decode_image(prompt.image) for prompt in prompts],
-        [prompt_text(processor, prompt.question) for prompt in prompts],
+        [question_text(processor, prompt.question) for prompt in prompts],
         padding=True,
         padding_side="left",
         return_tensors="pt",
@@ -120,15 +120,17 @@ def answer_prompts(
     # (P, prompt + answer) token ids, the prompts padded on the left
     tokens = generator(model)(
         **inputs,
-        **_decoding(processor.tokenizer, generation),
+        **_decoding(processor, generation),
         logits_processor=_sampling(prompts, generation),
     )
     answers = tokens[:, inputs["input_ids"].shape[1] :]
     texts = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
-    return [_cut(text, generation.stop).strip() for text in texts]
+    return [answer_of(processor, text, stop=generation.stop) for text in texts]
 
 
-def _decoding(tokenizer: Any, generation: GenerationConfig) -> dict[str, Any]:
+def _decoding(processor: Any, generation: GenerationConfig) -> dict[str, Any]:
+    tokenizer = processor.tokenizer
+    stop = [*generation.stop, *answer_ends(processor)]
     settings: dict[str, Any] = {
         "max_new_tokens": generation.max_new_tokens,
         "num_beams": generation.beams,
@@ -136,8 +138,8 @@ def _decoding(tokenizer: Any, generation: GenerationConfig) -> dict[str, Any]:
         "repetition_penalty": generation.repetition_penalty,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if generation.stop:
-        settings |= {"stop_strings": list(generation.stop), "tokenizer": tokenizer}
+    if stop:
+        settings |= {"stop_strings": stop, "tokenizer": tokenizer}
     return settings
 
 
@@ -178,13 +180,6 @@ class SampledToken(LogitsProcessor):
         tokens = torch.searchsorted(bounds, draws * bounds[:, -1:], right=True)  # (P, 1)
         tokens = tokens.clamp(max=scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    """Return the text before the first stop string."""
-    for word in stop:
-        text = text.split(word, 1)[0]
-    return text
 
 
 def decoding_inputs(generation: GenerationConfig) -> dict[str, Any]:

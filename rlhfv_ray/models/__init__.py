@@ -16,12 +16,16 @@ from rlhfv_ray.models.loading import (
     weights_digest,
 )
 from rlhfv_ray.models.memory import Memory, StepSize, fit_memory, predict_memory, step_size
+from rlhfv_ray.models.muffin import MuffinForConditionalGeneration
+from rlhfv_ray.models.muffin_processor import MuffinProcessor
 from rlhfv_ray.models.policy import AnswerPolicy, generator, recompute_activations
 from rlhfv_ray.models.processors import keep_video_settings, load_processor, processor_digest
 
 __all__ = [
     "AnswerPolicy",
     "Memory",
+    "MuffinForConditionalGeneration",
+    "MuffinProcessor",
     "StepSize",
     "architecture_of",
     "check_image_tokens",

@@ -4,17 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
+from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, FULL_TOKENIZER_FILE
 from transformers.utils.hub import cached_file
 
 from rlhfv_ray.config import SHAPES, SHAPES_BALANCED
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.models.muffin_config import completed
 from rlhfv_ray.storage.folder import fetch, local_path
 from rlhfv_ray.storage.stages import check_stage, is_done
 
+# What transformers raises on files that are absent, damaged or not valid.
+BROKEN_FILES = (OSError, ValueError, ImportError, KeyError, StrictDataclassError)
 # Models of the field that transformers does not have.
 ABSENT = {
-    "beit3_llava": "Muffin and RLHF-V's own models (beit3_llava) are not part of transformers.",
     "omnilmm": "OmniLMM is not part of transformers; its successor MiniCPM-V 4.6 is.",
     "minicpmv": "MiniCPM-V up to 4.5 is code of its checkpoint and not part of transformers; "
     "MiniCPM-V 4.6 and 4.7 are.",
@@ -75,8 +79,9 @@ def architecture_of(path: str | Path, *, trust_remote_code: bool = False) -> Any
     """
     source = resolve_model(str(path))
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return completed(config, lambda: added_tokens(source))
+    except BROKEN_FILES as error:
         raise ConfigError(
             f"model.path = {source!r}: its architecture cannot be loaded: "
             f"{first_line(error)}{code_hint(error)}{absent_hint(source)}"
@@ -121,6 +126,17 @@ def cached_file_of(source: str, name: str) -> str | None:
     )
 
 
+def added_tokens(source: str) -> dict[str, int]:
+    """Return the ids of the tokens that a checkpoint's tokenizer adds to its vocabulary."""
+    added: dict[str, int] = {}
+    full = cached_file_of(source, FULL_TOKENIZER_FILE)
+    if full:
+        listed = json.loads(Path(full).read_text(encoding="utf-8")).get("added_tokens", [])
+        added |= {token["content"]: token["id"] for token in listed}
+    older = cached_file_of(source, ADDED_TOKENS_FILE)
+    return added | (json.loads(Path(older).read_text(encoding="utf-8")) if older else {})
+
+
 def code_hint(error: Exception) -> str:
     """Return advice for a checkpoint whose own code was not allowed to run, else nothing."""
     if "trust_remote_code" not in str(error):
@@ -139,5 +155,7 @@ def absent_hint(source: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its class if it has none."""
+    if isinstance(error, StrictDataclassError):  # names the check there, and not the reason
+        error = error.__cause__ or error
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -25,6 +25,7 @@ from rlhfv_ray.models.checkpoint_files import (
     first_line,
     resolve_model,
 )
+from rlhfv_ray.models.muffin import MuffinConfig, take_token_ids
 from rlhfv_ray.models.processors import load_processor, processor_digest
 from rlhfv_ray.storage.files import file_digest
 
@@ -88,13 +89,29 @@ def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel
     check_unquantized(source, trust_remote_code=trust)
     processor = load_processor(source, trust_remote_code=trust)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    model = load_weights(source, config, dtype)
+    if isinstance(model.config, MuffinConfig):
+        take_token_ids(model, processor.tokenizer)
+    nn.Module.to(model, target)
+    return model.eval(), processor
+
+
+def load_weights(source: str, config: ModelConfig, dtype: str = "auto") -> Any:
+    """Return the model of a resolved path, on the CPU, with exactly the weights of its checkpoint.
+
+    Raises:
+        ConfigError: it cannot be loaded, or weights are missing, unexpected or of another shape.
+    """
+    trust = config.trust_remote_code
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source,
+            config=architecture_of(source, trust_remote_code=trust),
             dtype=DTYPES.get(dtype, dtype),
             # None: pickles too, but safetensors if both exist.
             use_safetensors=None if config.allow_pickle else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             trust_remote_code=trust,
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -116,8 +133,7 @@ def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel
                 f"(first: {', '.join(keys[:3])}), so it is not the model that its config.json "
                 f"describes ({type(model).__name__}). Save it again from the code that trained it."
             )
-    nn.Module.to(model, target)
-    return model.eval(), processor
+    return model
 
 
 def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> None:

@@ -22,9 +22,10 @@ from transformers.utils import (
     VIDEO_PROCESSOR_NAME,
 )
 
-from rlhfv_ray.data.templates import END_TOKENS
+from rlhfv_ray.data.templates import END_TOKENS, answer_ends
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.checkpoint_files import (
+    BROKEN_FILES,
     absent_hint,
     cached_file_of,
     code_hint,
@@ -43,7 +44,7 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     source = resolve_model(str(path))
     try:
         processor = _processor(source, trust_remote_code)
-    except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
+    except (*BROKEN_FILES, TypeError, AttributeError) as error:
         raise ConfigError(
             f"The processor of {source!r} cannot be loaded: {first_line(error)}"
             f"{code_hint(error)}{absent_hint(source)}{_vision_hint(error)}"
@@ -61,7 +62,8 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         )
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    setattr(processor.tokenizer, END_TOKENS, _end_tokens(processor.tokenizer, source))
+    ends = answer_ends(processor) or _end_tokens(processor.tokenizer, source)
+    setattr(processor.tokenizer, END_TOKENS, ends)
     return processor
 
 

@@ -28,7 +28,9 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.logps import IGNORED, segment_weights, token_logps, weighted_logps
 from rlhfv_ray.loss import dpo_loss
 from rlhfv_ray.segments import changed_tokens
+from tests.golden.muffin_values import text_values, tiny_values
 
+GOLDEN = Path(__file__).parent
 SHOWN = 20  # differences that are printed
 LLAVA_DROPPED = [-1, -1]  # the release's mark of a review without two scores
 
@@ -56,6 +58,12 @@ class Comparison:
                 self.compare(f"{name}[{index}]", *pair)
         else:
             self._record(name, ours, expected)
+
+    def include(self, other: "Comparison") -> None:
+        """Add what was compared within another tolerance."""
+        self.count += other.count
+        self.worst = max(self.worst, other.worst)
+        self.failures += other.failures
 
     def _record(self, name: str, ours: Any, expected: Any) -> None:
         distance = difference(ours, expected)
@@ -262,6 +270,41 @@ def compare_llava(golden: Mapping[str, Any], comparison: Comparison) -> None:
     comparison.compare("llava_bench", ours, expected)
 
 
+MUFFIN_INPUTS = {  # fields that are read but not recomputed, by section
+    "labels": ("turns", "max_length"),
+    "generation_prompts": ("question",),
+    "answers": ("raw",),
+    "positions": ("old_side", "new_side", "weight"),
+    "images": ("width", "height", "size", "formula", "at_cyx"),
+    "unimm_chat": ("text_base64", "image_base64"),
+    "vqa_single_turn": ("question", "answer"),
+}
+
+
+def check_muffin_text(path: Path, comparison: Comparison) -> None:
+    """Check Muffin's texts, labels, prompts, answers, positions, pictures and rows.
+
+    The tokenizer is in the folder `muffin_text` beside the file, or else in the one beside this
+    module.
+    """
+    golden = read_json(path, *MUFFIN_INPUTS)
+    folders = [parent / "muffin_text" for parent in (path.parent, GOLDEN)]
+    ours = text_values(golden, next(folder for folder in folders if folder.is_dir()))
+    comparison.compare("system", ours["system"], section(golden, "system"))
+    for name, inputs in MUFFIN_INPUTS.items():
+        comparison.compare(name, ours[name], [without(row, *inputs) for row in golden[name]])
+
+
+def check_muffin_tiny(path: Path, comparison: Comparison) -> None:
+    """Check the outputs of a small Muffin: vision tower, image embeddings, logits."""
+    if not (path / "golden.safetensors").is_file():
+        raise DataError("there is no golden.safetensors")
+    for name, ours, expected, tolerance in tiny_values(path):
+        part = Comparison(tolerance)
+        part.compare(name, ours.tolist(), expected.tolist())
+        comparison.include(part)
+
+
 class Kind(NamedTuple):
     """A layout of golden files: the function that recomputes one, and the tolerance."""
 
@@ -273,6 +316,8 @@ KINDS = {
     "muffin_ddpo": Kind(check_muffin_ddpo, 1e-9),  # float64 on both sides
     "chair": Kind(check_chair, 1e-12),  # ratios of counts
     "judge": Kind(check_judge, 1e-9),
+    "muffin_text": Kind(check_muffin_text, 1e-6),  # pixels and positions are fp32
+    "muffin_tiny": Kind(check_muffin_tiny, 1e-5),  # of the logits; 1e-6 of what is before them
 }
 
 

@@ -38,6 +38,7 @@ from tests.families import FAMILIES, save
 from tests.families_a import FAMILIES_A
 from tests.families_b import FAMILIES_B
 from tests.families_c import FAMILIES_C
+from tests.families_muffin import muffin
 from tests.invariants.test_families import ANSWERS, picture
 from tests.ray.test_worker import run_jobs
 
@@ -56,6 +57,7 @@ MORE = {
 LINE = [
     *FAMILIES,
     *(make for make in (*FAMILIES_A, *FAMILIES_B, *FAMILIES_C) if make.__name__ in MORE),
+    muffin,
 ]
 NAMES = [make.__name__ for make in LINE]
 

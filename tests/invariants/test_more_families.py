@@ -17,6 +17,7 @@ from tests.families_a import FAMILIES_A
 from tests.families_b import FAMILIES_B
 from tests.families_c import FAMILIES_C
 from tests.families_d import FAMILIES_D, REFUSED_D
+from tests.families_muffin import muffin
 from tests.invariants.test_families import ANSWERS, picture
 
 TOKENS = 2e-5  # nats, largest distance of a token
@@ -29,7 +30,7 @@ WHOLE = {"gemma4", "gemma4_experts", "paligemma2", "granite4_vision", "chameleon
 ROWS_DEPEND = {"hunyuan_vl"}
 
 
-MORE = [*FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D]
+MORE = [*FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D, muffin]
 
 
 @pytest.fixture(scope="module", params=MORE, ids=lambda make: make.__name__)

@@ -373,7 +373,7 @@ def test_quantised_weights_are_refused_by_name(copy, method):
         load_policy(copy, dtype="fp32", device="cpu")
 
 
-@pytest.mark.parametrize("kind", ["beit3_llava", "omnilmm", "minicpmv"])
+@pytest.mark.parametrize("kind", ["omnilmm", "minicpmv"])
 def test_models_that_transformers_lacks_are_named(copy, kind):
     """Catches: "unrecognized model" said of a model that the field knows."""
     change_json(copy / "config.json", model_type=kind)
