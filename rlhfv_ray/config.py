@@ -105,6 +105,9 @@ class DataConfig:
     spans: bool = True
     """Take the corrected tokens from human-marked spans where the data has them. Otherwise they are
     found by comparing the two answers."""
+    release_labels: bool = False
+    """Score the tokens that the RLHF-V release scores, which Muffin alone has: beside the answers
+    their own role, and two tokens of each question's turn. In differences of sums they cancel."""
     limit: int = 0
     """Number of pairs to train on, 0 for all. They are a random subset fixed by --seed; with the
     same seed, a smaller subset is part of every larger one."""

@@ -62,8 +62,8 @@ class EncodedPair:
     chosen_ids: list[int]  # of an example: everything after the first question
     rejected_ids: list[int]  # of an example: empty
     changed: Mapping[str, ChangedTokens]  # masks by rule, see `segments.changed_tokens`
-    # One flag per token of `chosen_ids`: True for answers, False for an example's later questions.
-    # None: all of them are answer tokens.
+    # Flags of the first tokens of both answers: False for an example's later questions, and what
+    # the release's labels leave out. All tokens behind them are scored; None: all are.
     scored: list[bool] | None = None
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 from PIL.Image import Image
 
 from rlhfv_ray.data.images import decode_image
+from rlhfv_ray.data.release_labels import release_labels as labelled
 from rlhfv_ray.data.templates import (
     adds_special_tokens,
     answered,
@@ -75,6 +76,32 @@ def answer_ids(processor: Any, question: str, answer: str) -> AnswerTokens:
     return AnswerTokens(ids, [(begin - lead, end - lead) for begin, end in offsets], tail)
 
 
+class EncodedAnswer(NamedTuple):
+    """A prompt, an answer behind it, and which of the answer's tokens are scored."""
+
+    prompt: list[int]
+    answer: AnswerTokens
+    scored: list[bool]  # flags of the first tokens; all behind them are scored
+
+
+def _release_answer(processor: Any, question: str, answer: str) -> EncodedAnswer:
+    """Return an answer as the release's labels cover it.
+
+    The first token that they cover stands in the question's turn, before the picture. Everything
+    from there on is in the place of an answer, and what they leave out is not scored.
+    """
+    user = [user_message(question)]
+    start, stop, _ = answered(processor, user, prompt_text(processor, question), answer)
+    tokens = labelled(processor, [*user, assistant_message(answer)])
+    first = tokens.covered.index(True)
+    scored = tokens.covered[first:]
+    left_out = max((place for place, flag in enumerate(scored) if not flag), default=-1)
+    offsets = [(begin - start, end - start) for begin, end in tokens.offsets[first:]]
+    tail = sum(begin >= stop for begin, _ in tokens.offsets[first:])
+    behind = AnswerTokens(tokens.ids[first:], offsets, tail)
+    return EncodedAnswer(tokens.ids[:first], behind, scored[: left_out + 1])
+
+
 def conversation_ids(
     processor: Any, turns: Sequence[tuple[str, str]]
 ) -> tuple[list[int], list[bool]]:
@@ -131,7 +158,13 @@ def _continued(processor: Any, prompt: str, text: str) -> tuple[list[int], list[
 
 
 def encode_pair(
-    pair: PreferencePair, processor: Any, *, min_match: int, max_length: int, spans: bool = True
+    pair: PreferencePair,
+    processor: Any,
+    *,
+    min_match: int,
+    max_length: int,
+    spans: bool = True,
+    release_labels: bool = False,
 ) -> EncodedPair:
     """Encode a pair for a model.
 
@@ -141,14 +174,21 @@ def encode_pair(
         min_match: see `changed_tokens`.
         max_length: longest prompt + answer, in tokens.
         spans: use the spans that a human marked, where the pair has them.
+        release_labels: score what the RLHF-V release scores; for Muffin.
 
     Raises:
         DataError: the image cannot be read, an answer does not fit, or both answers give the same
             tokens.
     """
-    prompt = prompt_ids(processor, decode_image(pair.image), pair.question)
-    chosen = answer_ids(processor, pair.question, pair.chosen)
-    rejected = answer_ids(processor, pair.question, pair.rejected)
+    image = decode_image(pair.image)
+    scored: list[bool] | None = None
+    if release_labels:
+        prompt, chosen, scored = _release_answer(processor, pair.question, pair.chosen)
+        rejected = _release_answer(processor, pair.question, pair.rejected).answer
+    else:
+        prompt = prompt_ids(processor, image, pair.question)
+        chosen = answer_ids(processor, pair.question, pair.chosen)
+        rejected = answer_ids(processor, pair.question, pair.rejected)
     _check_length(prompt, chosen.ids, rejected.ids, max_length=max_length)
     if chosen.ids == rejected.ids:
         raise DataError(
@@ -166,10 +206,12 @@ def encode_pair(
             _within(rejected.offsets, pair.rejected_spans or ()),
         )
         changed = dict.fromkeys(changed, marked)
-    return EncodedPair(pair.id, pair.image, prompt, chosen.ids, rejected.ids, changed)
+    return EncodedPair(pair.id, pair.image, prompt, chosen.ids, rejected.ids, changed, scored)
 
 
-def encode_example(example: Example, processor: Any, *, max_length: int) -> EncodedPair:
+def encode_example(
+    example: Example, processor: Any, *, max_length: int, release_labels: bool = False
+) -> EncodedPair:
     """Encode a conversation for supervised fine-tuning.
 
     The loss covers the tokens of every answer and no token of a question.
@@ -178,16 +220,30 @@ def encode_example(example: Example, processor: Any, *, max_length: int) -> Enco
         example: image, questions and answers.
         processor: see `encode_pair`.
         max_length: largest number of tokens in a conversation.
+        release_labels: as in `encode_pair`.
 
     Raises:
         DataError: the image cannot be read, or the conversation does not fit.
     """
-    prompt = prompt_ids(processor, decode_image(example.image), example.turns[0][0])
-    ids, scored = conversation_ids(processor, example.turns)
+    image = decode_image(example.image)
+    if release_labels:
+        tokens = labelled(processor, _messages(example.turns))
+        first = tokens.covered.index(True)
+        prompt, ids, scored = tokens.ids[:first], tokens.ids[first:], tokens.covered[first:]
+    else:
+        prompt = prompt_ids(processor, image, example.turns[0][0])
+        ids, scored = conversation_ids(processor, example.turns)
     _check_length(prompt, ids, max_length=max_length)
     changed = {rule: ChangedTokens([False] * len(ids), []) for rule in get_args(Rule)}
     stored_mask = None if all(scored) else scored  # one turn, the usual case, needs no mask
     return EncodedPair(example.id, example.image, prompt, ids, [], changed, stored_mask)
+
+
+def _messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for number, (question, answer) in enumerate(turns):
+        messages += [user_message(question, image=number == 0), assistant_message(answer)]
+    return messages
 
 
 def _check_length(prompt: list[int], *answers: list[int], max_length: int) -> None:

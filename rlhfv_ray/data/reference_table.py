@@ -50,6 +50,9 @@ EXAMPLES = pa.schema(
     [*(column for column in SCHEMA if "logps" not in column.name), pa.field("scored", FLAGS)]
 )
 
+# Of pairs that the release's labels score, which leave out tokens of both answers.
+MASKED = SCHEMA.append(pa.field("scored", FLAGS))
+
 
 def to_row(pair: EncodedPair) -> dict[str, Any]:
     """Return a pair as a row of `SCHEMA`, or an example as a row of `EXAMPLES`."""
@@ -80,6 +83,7 @@ def from_row(row: Mapping[str, Any], *, chosen_only: bool = False) -> EncodedPai
     return ReferencePair(
         **fields,
         changed=changed,
+        scored=row.get("scored"),
         chosen_logps=row["chosen_logps"],
         rejected_logps=row["rejected_logps"],
     )
@@ -159,7 +163,7 @@ def pair_sizes(folder: Path) -> PairSizes:
     if "scored" in columns:  # None: all tokens of the answer are scored
         masks = table["scored"].to_pylist()
         scored = [
-            length if mask is None else sum(mask)
+            length if mask is None else length - mask.count(False)
             for length, mask in zip(scored, masks, strict=True)
         ]
     return PairSizes(tokens, scored)

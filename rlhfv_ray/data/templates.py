@@ -109,12 +109,12 @@ def end_width(processor: Any, tail: str) -> int:
 
 
 def end_tokens(processor: Any) -> tuple[str, ...]:
-    """Return the tokens that end a generation: the tokenizer's, and those of the model's settings.
-
-    `load_processor` reads the model's.
+    """Return what ends a generation: the tokenizer's token, those of the model's settings, which
+    `load_processor` reads, and the family's texts.
     """
     of_model = getattr(processor.tokenizer, END_TOKENS, ())
-    tokens = dict.fromkeys((processor.tokenizer.eos_token, *of_model))
+    ends = (processor.tokenizer.eos_token, *of_model, *answer_ends(processor))
+    tokens = dict.fromkeys(ends)
     return tuple(token for token in tokens if token)
 
 

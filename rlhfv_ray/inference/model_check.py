@@ -8,7 +8,7 @@ one that came to its own outcome meanwhile, so that the file stays as it is once
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,18 @@ def read_check(folder: Path) -> SelfCheck:
 
 def encode(row: PreferencePair | Example, processor: Any, data: DataConfig) -> EncodedPair:
     """Encode a pair or an example."""
+    limits = {"max_length": data.max_length, "release_labels": data.release_labels}
     if isinstance(row, Example):
-        return encode_example(row, processor, max_length=data.max_length)
-    return encode_pair(
-        row, processor, min_match=data.min_match, max_length=data.max_length, spans=data.spans
-    )
+        return encode_example(row, processor, **limits)
+    return encode_pair(row, processor, min_match=data.min_match, spans=data.spans, **limits)
 
 
 def _samples(processor: Any, data: DataConfig, shards: Sequence[Slice]) -> Iterator[Sample]:
-    """Yield the usable rows of the data, with their first questions."""
+    """Yield the usable rows of the data, with their first questions.
+
+    Prompts are those that the model answers, whatever labels score.
+    """
+    data = replace(data, release_labels=False)
     for _, row in itertools.chain.from_iterable(map(read_slice, shards)):
         if isinstance(row, DataError):
             continue

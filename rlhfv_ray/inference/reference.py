@@ -20,7 +20,7 @@ import torch
 from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import Slice, data_digest, list_slices, read_slice
 from rlhfv_ray.data.encoding import VERSION
-from rlhfv_ray.data.reference_table import SCHEMA, UNUSABLE, to_row
+from rlhfv_ray.data.reference_table import MASKED, SCHEMA, UNUSABLE, to_row
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.model_check import check_model, encode
 from rlhfv_ray.inference.parts import begun_scale, map_parts
@@ -55,6 +55,7 @@ def reference_inputs(
         "layout": model.layout,  # of rows: bf16 rounds each layout differently
         "attention": model.attention,
         **({} if data.spans else {"spans": False}),
+        **({"release_labels": True} if data.release_labels else {}),
         "version": VERSION,
     }
 
@@ -75,7 +76,11 @@ def compute_reference_logps(
         folder,
         prepare=functools.partial(encode_slice, model=model, data=data),
         actor=functools.partial(
-            ReferenceActor, model=model, batch=scale.inference_batch, check=check
+            ReferenceActor,
+            model=model,
+            batch=scale.inference_batch,
+            check=check,
+            schema=MASKED if data.release_labels else SCHEMA,
         ),
         scale=scale,
         title="Reference log-probs",
@@ -106,18 +111,24 @@ class ReferenceActor:
         model: the reference.
         batch: pairs of a forward pass.
         check: returns the self-check of a model and its processor.
+        schema: of the tables.
     """
 
     def __init__(
-        self, model: ModelConfig, batch: int, check: Callable[[Any, Any], SelfCheck]
+        self,
+        model: ModelConfig,
+        batch: int,
+        check: Callable[[Any, Any], SelfCheck],
+        schema: pa.Schema = SCHEMA,
     ) -> None:
+        self.schema = schema
         loaded, self.processor = load_model(model)
         outcome = check(loaded, self.processor)
         self.policy = AnswerPolicy(loaded, checked_layout(loaded, outcome))
         self.batch = batch
 
     def __call__(self, rows: Sequence[EncodedPair | tuple[str, str]]) -> pa.Table:
-        """Return one part's table, in `SCHEMA`."""
+        """Return one part's table."""
         pairs = [row for row in rows if isinstance(row, EncodedPair)]
         by_length = sorted(pairs, key=self.policy.layout.tokens_of)
         scored: dict[str, ReferencePair] = {}
@@ -125,7 +136,7 @@ class ReferenceActor:
             batch = by_length[start : start + self.batch]
             scored |= {pair.id: pair for pair in score_pairs(self.policy, self.processor, batch)}
         return part_table(
-            [scored[row.id] if isinstance(row, EncodedPair) else row for row in rows], SCHEMA
+            [scored[row.id] if isinstance(row, EncodedPair) else row for row in rows], self.schema
         )
 
 

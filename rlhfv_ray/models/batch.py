@@ -176,8 +176,8 @@ def collate_pairs(
     # Answers are ordered as in `PairBatch`: P chosen ones, then P rejected ones.
     changed = [pair.changed[rule].chosen for pair in pairs]
     changed += [pair.changed[rule].rejected for pair in pairs]
-    scored = [pair.scored or [True] * len(pair.chosen_ids) for pair in pairs]
-    scored += [[True] * len(pair.rejected_ids) for pair in pairs]
+    scored = [_scored(pair, len(pair.chosen_ids)) for pair in pairs]
+    scored += [_scored(pair, len(pair.rejected_ids)) for pair in pairs]
     answers, predictors, targets = _index_predictions(predictions, scored)
     return PairBatch(
         ids=tuple(pair.id for pair in pairs),
@@ -188,6 +188,12 @@ def collate_pairs(
         changed=_padded(changed, False, torch.bool),  # (B, A)
         reference_token_logps=_reference_logps(pairs),  # (B, A) or None
     )
+
+
+def _scored(pair: EncodedPair, tokens: int) -> list[bool]:
+    """Return one flag for each of the tokens of one of a pair's answers."""
+    flags = (pair.scored or [])[:tokens]
+    return flags + [True] * (tokens - len(flags))
 
 
 def _index_predictions(

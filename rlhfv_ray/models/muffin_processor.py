@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AddedToken,
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessorPil,

@@ -62,7 +62,8 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         )
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    ends = answer_ends(processor) or _end_tokens(processor.tokenizer, source)
+    # Muffin's settings name another token than its tokenizer's, and its answers end in a text.
+    ends = () if answer_ends(processor) else _end_tokens(processor.tokenizer, source)
     setattr(processor.tokenizer, END_TOKENS, ends)
     return processor
 

@@ -199,6 +199,7 @@ DEFAULTS = {
         "rule": "muffin",
         "min_match": 3,
         "spans": True,
+        "release_labels": False,
         "limit": 0,
         "max_length": 2048,
     },
