@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -40,6 +41,15 @@ def _check_above_zero(config: object, section: str, *names: str) -> None:
     for name in names:
         given = getattr(config, name)
         check_setting(given > 0, f"{section}{name}", given, "> 0")
+
+
+def _is_pattern(text: str) -> bool:
+    """Return True if a text is a regular expression."""
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -230,6 +240,10 @@ class OptimConfig:
     incomplete batch counts as an update."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, >= 0. Biases and norms have none."""
+    zero_rate: tuple[str, ...] = ()
+    """Patterns (regular expressions) of the names of trained weights that keep the learning rate 0:
+    they count in the gradient norm, and never move. Muffin's: `beit3.*[.]A[.]` and
+    `beit3.vision_embed`. To leave weights out altogether, see --model.trainable."""
     clip: float = 1.0
     """Largest gradient norm, >= 0; larger gradients are scaled down. 0 switches clipping off."""
     max_skipped: int = 3
@@ -241,6 +255,8 @@ class OptimConfig:
         _check_at_least(self, "optim.", 1, "batch", "max_skipped")
         _check_at_least(self, "optim.", 0, "weight_decay", steps="0: from epochs")
         _check_at_least(self, "optim.", 0, clip="0: no clipping")
+        for pattern in self.zero_rate:
+            check_setting(_is_pattern(pattern), "optim.zero_rate", pattern, "a regular expression")
         check_setting(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "between 0 and 1")
 
     def total_steps(self, pairs: int) -> int:

@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from rlhfv_ray.data.reference_table import (
     pair_sizes,
     reference_digest,
 )
-from rlhfv_ray.errors import RlhfvError, StageFailedError
+from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError
 from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import StepLoss, batch_loss
@@ -63,6 +64,7 @@ logger = logging.getLogger(__name__)
 
 # An optimizer that DeepSpeed looks for at every start; it imports torch's compiler, for a second.
 MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
+RESTING = "resting"  # key of a group of AdamW whose learning rate stays 0
 
 
 def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> None:
@@ -203,18 +205,36 @@ def load_engine(config: DDPOConfig, check: SelfCheck) -> tuple[Any, Any]:
 
 
 def weight_groups(policy: Any, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Return the trained weights as AdamW's groups: those that decay, and those that do not.
+    """Return the trained weights as AdamW's groups: those that decay, those that do not, and those
+    whose learning rate stays 0.
 
     As in transformers' Trainer, biases and norms (vectors) do not decay.
+
+    Raises:
+        ConfigError: a pattern of `zero_rate` is in no name of a trained weight.
     """
-    trained = [weight for weight in policy.parameters() if weight.requires_grad]
+    moving: list[Any] = []
+    resting: list[Any] = []
+    unseen = set(optim.zero_rate)
+    for name, weight in policy.named_parameters():
+        if weight.requires_grad:
+            matches = {pattern for pattern in optim.zero_rate if re.search(pattern, name)}
+            unseen -= matches
+            (resting if matches else moving).append(weight)
+    if unseen:
+        raise ConfigError(
+            f"optim.zero_rate = {min(unseen)!r}: no trained weight has such a name. Correct the "
+            "pattern, or train the part that has them (--model.trainable)."
+        )
     if not optim.weight_decay:
-        return [{"params": trained, "weight_decay": 0.0}]
-    groups = (
-        {"params": [weight for weight in trained if weight.ndim > 1]},
-        {"params": [weight for weight in trained if weight.ndim <= 1], "weight_decay": 0.0},
-    )
-    return [{"weight_decay": optim.weight_decay, **group} for group in groups if group["params"]]
+        groups = [{"params": moving, "weight_decay": 0.0}]
+    else:
+        groups = [
+            {"params": [one for one in moving if one.ndim > 1], "weight_decay": optim.weight_decay},
+            {"params": [one for one in moving if one.ndim <= 1], "weight_decay": 0.0},
+        ]
+    groups.append({"params": resting, "weight_decay": 0.0, RESTING: True})
+    return [group for group in groups if group["params"]]
 
 
 @contextlib.contextmanager
@@ -290,7 +310,7 @@ def update(
         StaleReferenceError: a loss of the first update is not ln 2; on every rank.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = 0.0 if group.get(RESTING) else rate
     losses: list[tuple[PairBatch, StepLoss]] = []
     skipped_before = engine.skipped_steps
     dtype = next(engine.module.parameters()).dtype

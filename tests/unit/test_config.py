@@ -171,6 +171,7 @@ DEFAULTS = {
         "warmup": 0.1,
         "schedule": "cosine",
         "weight_decay": 0.0,
+        "zero_rate": [],
         "clip": 1.0,
     },
     GenerationConfig: {

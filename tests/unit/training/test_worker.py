@@ -12,11 +12,11 @@ from transformers import get_cosine_schedule_with_warmup
 from rlhfv_ray.config import DDPOConfig, LossConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.data.reference_table import PairSizes, to_row
-from rlhfv_ray.errors import CheckpointError, StaleReferenceError
+from rlhfv_ray.errors import CheckpointError, ConfigError, StaleReferenceError
 from rlhfv_ray.inference.reference import score_pairs
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import batch_loss
-from rlhfv_ray.models import load_processor
+from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, load_processor
 from rlhfv_ray.models.batch import collate_pairs
 from rlhfv_ray.records import ReferencePair
 from rlhfv_ray.training.checkpoint import weights_of
@@ -24,9 +24,16 @@ from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import append_records
 from rlhfv_ray.training.sampler import micro_batches
 from rlhfv_ray.training.step_checks import check_repeated_loss, loss_to_repeat
-from rlhfv_ray.training.worker import fit_worker, learning_rate, update, weight_groups
+from rlhfv_ray.training.worker import (
+    fit_worker,
+    learning_rate,
+    start_engine,
+    update,
+    weight_groups,
+)
 from tests.families import save
 from tests.families_a import FAMILIES_A
+from tests.unit.training.conftest import RANK_0_OF_1
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +208,30 @@ def test_biases_and_norms_do_not_decay(policy):
     assert {name for name in names.values() if name.endswith((".bias", "norm.weight"))} <= kept
     both = [*decaying["params"], *others["params"]]
     assert sorted(map(id, both)) == sorted(map(id, everything["params"]))
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_weights_at_rate_0_stay_and_the_others_move(group, small_model, batches, job, zero_stage):
+    """Catches: a group whose rate is set with the others'; a pattern that no name has."""
+    model, _ = load_policy(small_model, dtype="fp32", device="cpu")
+    policy = AnswerPolicy(model, layout_of(model))
+    optim = OptimConfig(batch=2, zero_rate=("vision_tower", "norm[.]weight"))
+    with pytest.raises(ConfigError, match=r"zero_rate = 'beit4': no trained weight"):
+        weight_groups(policy, replace(optim, zero_rate=("norm", "beit4")))
+    config = DDPOConfig(optim=optim, scale=ScaleConfig(zero_stage=zero_stage))
+    config = replace(config, model=replace(config.model, dtype="fp32"))
+    optimizer = torch.optim.AdamW(weight_groups(policy, optim), lr=1e-3, fused=True)
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in RANK_0_OF_1.items():
+            environment.setenv(name, value)
+        engine = start_engine(policy, optimizer, config)
+        before = weights_of(engine)
+        update(engine, iter(batches), job, step=0, rate=1e-3)
+        after = weights_of(engine)
+    moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    resting = {name for name in before if "vision_tower" in name or name.endswith("norm.weight")}
+    assert not moved & resting
+    assert moved >= {name for name in before if "language_model.layers" in name} - resting
 
 
 def test_fine_tuning_weighs_tokens_alike(new_engine, small_model, encoded, processor):
