@@ -74,6 +74,8 @@ IMITATION = LossConfig(
 )  # chosen answers, nothing else
 # The release gives the vision tower the learning rate 0; LLaMA-Factory and ms-swift freeze it.
 FROZEN_VISION = ModelConfig(trainable=("projector", "language"))
+# Muffin gives BEiT-3's weights for pictures the learning rate 0; queries and B weights are trained.
+MUFFIN_RESTING = ("beit3.*[.]A[.]", "beit3.vision_embed")
 EIGHT_A100 = ScaleConfig(workers=8, gpu=True, cpus=4, micro_batch=1, actors=8, checkpoint_every=100)
 
 
@@ -172,6 +174,20 @@ def llava15() -> DDPOConfig:
     )
 
 
+def muffin_unimm() -> DDPOConfig:
+    """Muffin's fine-tuning on UniMM-Chat: 2e-5, batch 512, 1600 updates, saved every 400."""
+    return DDPOConfig(
+        name="muffin_unimm",
+        loss=replace(IMITATION, sft_mean="tokens"),
+        data=DataConfig(release_labels=True),
+        optim=OptimConfig(
+            learning_rate=2e-5, batch=512, steps=1600, warmup=0.03, zero_rate=MUFFIN_RESTING
+        ),
+        scale=replace(EIGHT_A100, micro_batch=4, zero_stage=3, checkpoint_every=400, keep=4),
+        generation=RELEASED_DECODING,
+    )
+
+
 def shapes_sft() -> DDPOConfig:
     """The shapes world on two CPU cores: the careless base model learns from careful captions."""
     return replace(
@@ -187,7 +203,7 @@ RECIPES = {
     for recipe in (shapes, shapes_balanced, paper, released, released_2023, dpo)
 }
 
-SFT = {"shapes": shapes_sft, "llava15": llava15}
+SFT = {"shapes": shapes_sft, "llava15": llava15, "muffin_unimm": muffin_unimm}
 
 
 def shapes_small() -> SweepConfig:

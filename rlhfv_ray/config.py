@@ -104,7 +104,7 @@ class DataConfig:
     """File or folder of preference pairs. `shapes` makes pairs in the shapes world."""
     format: Literal[
         "auto", "rlhfv", "rlaifv", "muffin_tsv", "trl", "llamafactory", "swift",
-        "conversations", "messages", "completion", "vqa", "caption",
+        "conversations", "unimm_chat", "messages", "completion", "vqa", "caption",
     ] = "auto"  # fmt: skip
     """Format of the data; `auto` detects it. From `conversations` on: for fine-tuning only."""
     rule: Literal["muffin", "both_sides"] = "muffin"

@@ -6,6 +6,7 @@ An example is an image with questions and answers.
 |-----------------|---------------------------------------------|----------------------------------|
 | `conversations` | LLaVA, LLaMA-Factory ShareGPT; JSON,        | `conversations`, `image`         |
 |                 | JSON Lines, Parquet                         |                                  |
+| `unimm_chat`    | UniMM-Chat's Parquet on the hub             | `conversation`, `image`          |
 | `messages`      | TRL, ms-swift, OpenAI's chat form           | `messages`, `images`             |
 | `completion`    | TRL prompt-completion                       | `prompt`, `completion`, `images` |
 | `vqa`           | question, its answer or VQAv2's ten answers | `image`, `question`, `answer`    |
@@ -89,8 +90,13 @@ def _cleaned(turn: tuple[object, object]) -> tuple[str, str]:
     return question.replace(PLACEHOLDER, "").strip(), answer.strip()
 
 
-def turns_of(messages: object) -> list[tuple[str, str]]:
+def turns_of(messages: object, *, later_marks: bool = False) -> list[tuple[str, str]]:
     """Return the questions and answers of a conversation, as pairs in order.
+
+    Args:
+        messages: user's and assistant's in turn.
+        later_marks: the image's mark may stand again in later questions, where it means nothing, as
+            Muffin reads its data.
 
     Raises:
         DataError: `bad_row`, `bad_roles` or `multi_image`, then the reason.
@@ -108,7 +114,7 @@ def turns_of(messages: object) -> list[tuple[str, str]]:
         reason = f"expected user and assistant in turn, found {', '.join(roles) or 'none'}"
         raise unusable("bad_roles", reason)
     texts = [_message_text(turn) for turn in messages]
-    if sum(text.count(PLACEHOLDER) for text in texts) > 1:
+    if sum(text.count(PLACEHOLDER) for text in (texts[:1] if later_marks else texts)) > 1:
         raise unusable("multi_image", "the conversation shows more than one image")
     return list(zip(texts[::2], texts[1::2], strict=True))
 
@@ -122,6 +128,12 @@ def _conversations(row: Row) -> Row:
     if row.get("system"):
         raise unusable("system_prompt", "a system prompt is not supported")
     return {**row, TURNS: turns_of(row.get("conversations"))}
+
+
+def _unimm_chat(row: Row) -> Row:
+    turns = row.get("conversation")
+    turns = parse_json(turns) if isinstance(turns, str) else turns
+    return {**row, TURNS: turns_of(turns, later_marks=True)}
 
 
 def _messages(row: Row) -> Row:
@@ -174,7 +186,7 @@ def _muffin_tsv(row: Row) -> Row:
             return {**row, **content}
         return _vqa({**row, **content, "image": row["image"]})
     if isinstance(content, list) and content and all(isinstance(turn, dict) for turn in content):
-        return {**row, TURNS: turns_of(content)}
+        return {**row, TURNS: turns_of(content, later_marks=True)}
     if isinstance(content, list) and len(content) in (3, 4):  # a preference pair
         return {**row, TURNS: [(content[0], content[1])]}
     reason = "text must hold a conversation, a question with its answer, or a preference pair"
@@ -184,6 +196,7 @@ def _muffin_tsv(row: Row) -> Row:
 EXAMPLE_FORMATS: Mapping[str, Format] = {
     **FORMATS,
     "conversations": Format(("conversations", "image|images"), _conversations),
+    "unimm_chat": Format(("conversation", "image|images"), _unimm_chat),
     "messages": Format(("messages", "image|images"), _messages),
     "completion": Format(("prompt", "completion", "image|images"), _completion),
     "vqa": Format(("image|images", "question", "answer|answers|multiple_choice_answer"), _vqa),

@@ -12,7 +12,7 @@ import pytest
 from rlhfv_ray.data import list_slices, read_slice
 from rlhfv_ray.data.encoding import conversation_ids, encode_example
 from rlhfv_ray.data.reference_table import EXAMPLES, SCHEMA, from_row, to_row
-from rlhfv_ray.data.sft_formats import CAPTION_QUESTION
+from rlhfv_ray.data.sft_formats import CAPTION_QUESTION, turns_of
 from rlhfv_ray.data.templates import prompt_text
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.models.batch import Layout, collate_pairs
@@ -207,3 +207,18 @@ def test_batch_of_examples_has_their_answers_alone(processor, encoded, shared):
         assert batch.targets[batch.answers[answer][batch.answers[answer] >= 0]].tolist() == tokens
     assert (batch.answers[2:] == -1).all()
     assert len(batch.targets) == len(scored) + len(alone.chosen_ids)
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_unimm_chat_of_the_hub_and_its_later_marks(tmp_path, as_text):
+    """Catches: Muffin's data refused for a column of another name, or for a mark of the image in a
+    later question; two images in the first question taken for one."""
+    turns = sharegpt()
+    turns[2]["value"] = "<image>\n" + turns[2]["value"]
+    row = {"image": PICTURE, "conversation": json.dumps(turns) if as_text else turns, "idx": 3}
+    path = in_file(tmp_path, row)
+    ((_, example),) = read_slice(*list_slices(str(path), format="auto", rows=8, examples=True))
+    assert example.turns == TURNS
+    turns[0]["value"] = "<image>" + turns[0]["value"]
+    with pytest.raises(DataError, match="multi_image"):
+        turns_of(turns, later_marks=True)
