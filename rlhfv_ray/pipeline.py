@@ -22,7 +22,7 @@ from rlhfv_ray.data.reference_table import check_reference
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.inference.sft_examples import encode_examples
-from rlhfv_ray.models import check_image_tokens
+from rlhfv_ray.models import check_image_tokens, check_pickles
 from rlhfv_ray.shapes_stages import PAIRS, pairs_stage, shapes_stages
 from rlhfv_ray.storage.folder import display_path, fetch, fetch_local
 from rlhfv_ray.storage.lease import hold_lease
@@ -68,6 +68,7 @@ def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipe
         raise ConfigError(
             "data.path is not set: give --data.path a file or folder of preference pairs."
         )
+    check_pickles(config.model.path, allow_pickle=config.model.allow_pickle)
     check_image_tokens(config.model.path, trust_remote_code=config.model.trust_remote_code)
     has_examples = config.loss.is_sft and not config.data.reference
     stages: list[Stage] = []

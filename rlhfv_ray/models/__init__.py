@@ -6,7 +6,7 @@ from rlhfv_ray.models.adapters import (
     planned_counts,
     prepare_training,
 )
-from rlhfv_ray.models.checkpoint_files import architecture_of, resolve_model
+from rlhfv_ray.models.checkpoint_files import architecture_of, check_pickles, resolve_model
 from rlhfv_ray.models.layouts import layout_of
 from rlhfv_ray.models.loading import (
     check_image_tokens,
@@ -29,6 +29,7 @@ __all__ = [
     "StepSize",
     "architecture_of",
     "check_image_tokens",
+    "check_pickles",
     "fit_memory",
     "generator",
     "keep_video_settings",

@@ -104,6 +104,21 @@ def check_unquantized(source: str, *, trust_remote_code: bool = False) -> None:
         )
 
 
+def check_pickles(path: str, *, allow_pickle: bool) -> None:
+    """Refuse a local model whose weights are pickles alone, unless they are allowed.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    source = resolve_model(path)
+    folder = Path(source)
+    if not allow_pickle and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"model.path = {source!r} cannot be loaded: its weights are pickles, which can run "
+            "code, and not safetensors. If you trust them, --model.allow-pickle."
+        )
+
+
 def check_exported(path: str) -> None:
     """Check the files of a model that a training exported; of other models nothing is known.
 

@@ -20,6 +20,7 @@ from rlhfv_ray.errors import ConfigError, RlhfvError
 from rlhfv_ray.models.checkpoint_files import (
     architecture_of,
     check_exported,
+    check_pickles,
     check_unquantized,
     code_hint,
     first_line,
@@ -102,6 +103,7 @@ def load_weights(source: str, config: ModelConfig, dtype: str = "auto") -> Any:
     Raises:
         ConfigError: it cannot be loaded, or weights are missing, unexpected or of another shape.
     """
+    check_pickles(source, allow_pickle=config.allow_pickle)
     trust = config.trust_remote_code
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -115,14 +117,8 @@ def load_weights(source: str, config: ModelConfig, dtype: str = "auto") -> Any:
             trust_remote_code=trust,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        hint = code_hint(error)
-        if not config.allow_pickle and any(Path(source).glob("*.bin")):
-            hint = (
-                " Its weights are pickles, which can run code: if you trust them, "
-                f"--model.allow-pickle.{hint}"
-            )
         raise ConfigError(
-            f"model.path = {source!r} cannot be loaded: {first_line(error)}{hint}"
+            f"model.path = {source!r} cannot be loaded: {first_line(error)}{code_hint(error)}"
         ) from error
     model, info = loaded
     for problem in ("missing", "unexpected", "mismatched"):
