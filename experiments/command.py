@@ -19,6 +19,7 @@ USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
   study    ablation, data_scaling, over_generalization or segment_rules
   eval     evaluate models on benchmarks              (eval/run.py)
   report   compare finished evaluations               (eval/report.py)
+  audit    look at preference data before a job       (experiments/audit.py)
   runs     list the runs of a storage folder, free disk  (experiments/runs.py)
   sync     send MLflow what it missed                 (experiments/sync_tracking.py)
   doctor   check every node of the Ray cluster        (rlhfv_ray/doctor/)
@@ -90,6 +91,16 @@ def report() -> int:
     return run_command(report.main)
 
 
+def audit() -> int:
+    """Look at preference data before a job."""
+    import tyro
+
+    from experiments import audit
+    from rlhfv_ray.console import run_command
+
+    return run_command(lambda: tyro.cli(audit.main, description=audit.__doc__))
+
+
 def runs() -> int:
     """List the runs of a storage folder, or free disk space."""
     from experiments import runs
@@ -125,6 +136,7 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "study": study,
     "eval": evaluate,
     "report": report,
+    "audit": audit,
     "runs": runs,
     "sync": sync,
     "doctor": doctor,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.redaction import redact
 
+LARGEST_IMAGE = 178_000_000  # pixels: Pillow refuses more
 SHAPES = "shapes"  # stands for the shapes world, as a model path and as a data path
 SHAPES_BALANCED = "shapes-balanced"  # as a model path, the base model of the balanced world
 Part = Literal["vision", "projector", "language"]  # of a model
@@ -101,12 +102,21 @@ class DataConfig:
     """Preference pairs to learn from."""
 
     path: str = ""
-    """File or folder of preference pairs. `shapes` makes pairs in the shapes world."""
+    """File, folder, glob or hub name (`owner/name`) of preference pairs, as docs/data.md lists
+    them. `shapes` makes pairs in the shapes world."""
     format: Literal[
-        "auto", "rlhfv", "rlaifv", "muffin_tsv", "trl", "llamafactory", "swift",
+        "auto", "rlhfv", "rlaifv", "muffin_tsv", "trl", "llamafactory", "povid", "swift",
         "conversations", "unimm_chat", "messages", "completion", "vqa", "caption",
     ] = "auto"  # fmt: skip
     """Format of the data; `auto` detects it. From `conversations` on: for fine-tuning only."""
+    columns: tuple[str, ...] = ()
+    """Columns of other names, as ours=theirs: question=prompt chosen=answer_good ..."""
+    image_root: str = ""
+    """Folder that images named by the data may stand in, beside the data's own folder. It allows
+    absolute paths, and links that lead into it."""
+    ids: Literal["own", "position"] = "own"
+    """Ids of rows. `own` takes those of the data, `position` file and number of the row, which are
+    unique where the data's own repeat."""
     rule: Literal["muffin", "both_sides"] = "muffin"
     """Rule that marks corrected tokens where no human did. `muffin`, the RLHF-V release's, marks
     replacements only; `both_sides` marks insertions and deletions too."""
@@ -123,6 +133,8 @@ class DataConfig:
     same seed, a smaller subset is part of every larger one."""
     max_length: int = 2048
     """Longest prompt + answer in tokens with image tokens, >= 2. Longer pairs are unusable."""
+    max_pixels: int = 50_000_000
+    """Largest width x height of an image, 16 to 178,000,000. Rows with larger ones are unusable."""
     max_unusable: float = 0.01
     """Largest share of unusable rows, 0 to 1. With more, the job stops."""
     reference: str = ""
@@ -133,6 +145,12 @@ class DataConfig:
         _check_at_least(self, "data.", 1, "min_match")
         _check_at_least(self, "data.", 2, "max_length")
         _check_at_least(self, "data.", 0, limit="0: all")
+        within = 16 <= self.max_pixels <= LARGEST_IMAGE
+        check_setting(within, "data.max_pixels", self.max_pixels, f"16 to {LARGEST_IMAGE}")
+        for entry in self.columns:
+            ours, _, theirs = entry.partition("=")
+            is_pair = bool(ours.strip() and theirs.strip())
+            check_setting(is_pair, "data.columns", entry, "OURS=THEIRS, as question=prompt")
         share = self.max_unusable
         check_setting(0 <= share <= 1, "data.max_unusable", share, "between 0 and 1")
 

@@ -20,7 +20,11 @@ from rlhfv_ray.config import SHAPES, DataConfig, DDPOConfig, ModelConfig, change
 from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_table import check_reference
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
+from rlhfv_ray.inference.reference import (
+    compute_reference_logps,
+    reading_settings,
+    reference_inputs,
+)
 from rlhfv_ray.inference.sft_examples import encode_examples
 from rlhfv_ray.models import check_image_tokens, check_pickles
 from rlhfv_ray.shapes_stages import PAIRS, pairs_stage, shapes_stages
@@ -80,7 +84,7 @@ def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipe
         data = replace(data, path=str(pairs_folder / PAIRS))
         pairs_id = pairs_folder.name  # the pairs do not exist yet, and have no digest
     else:  # raises if the data is missing, or lacks a column of its format
-        list_slices(data.path, format=data.format, examples=has_examples)
+        list_slices(data.path, **reading_settings(data, examples=has_examples))
 
     inputs = reference_inputs(config.model, data, rows=pairs_id, examples=has_examples)
     if data.reference:

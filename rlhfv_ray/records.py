@@ -30,6 +30,9 @@ class PreferencePair:
     rejected_spans: tuple[Span, ...] | None = None
     # Source of the row: ds_name, origin_dataset, image_path, ...
     origin: Mapping[str, str] = field(default_factory=dict)
+    system: str = ""  # the conversation's system prompt
+    history: tuple[tuple[str, str], ...] = ()  # (question, answer) of earlier turns, not scored
+    position: str = field(default="", compare=False)  # file and line, for messages
 
 
 class ChangedTokens(NamedTuple):
@@ -47,6 +50,9 @@ class Example:
     image: bytes
     turns: tuple[tuple[str, str], ...]  # (question, answer), in order
     origin: Mapping[str, str] = field(default_factory=dict)
+    system: str = ""
+    learned: tuple[bool, ...] = ()  # one flag per answer; empty: all of them are learnt
+    position: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class EncodedPair:
     # Flags of the first tokens of both answers: False for an example's later questions, and what
     # the release's labels leave out. All tokens behind them are scored; None: all are.
     scored: list[bool] | None = None
+    position: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

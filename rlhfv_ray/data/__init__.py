@@ -3,7 +3,14 @@
 from rlhfv_ray.data.audit import AnswerLengths, Audit, audit_pairs
 from rlhfv_ray.data.images import decode_image
 from rlhfv_ray.data.pair_formats import FORMATS
-from rlhfv_ray.data.reading import Slice, data_digest, list_slices, load_pairs, read_slice
+from rlhfv_ray.data.reading import (
+    ReadOptions,
+    Slice,
+    data_digest,
+    list_slices,
+    load_pairs,
+    read_slice,
+)
 from rlhfv_ray.data.sft_formats import EXAMPLE_FORMATS
 from rlhfv_ray.data.writing import write_pairs
 
@@ -12,6 +19,7 @@ __all__ = [
     "FORMATS",
     "AnswerLengths",
     "Audit",
+    "ReadOptions",
     "Slice",
     "audit_pairs",
     "data_digest",

@@ -9,40 +9,45 @@ tokenizer got, then from the prompt's end, then from the answer's first characte
 spans are.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
 
 from PIL.Image import Image
 
-from rlhfv_ray.data.images import decode_image
+from rlhfv_ray.data.images import MAX_PIXELS, decode_image
 from rlhfv_ray.data.release_labels import release_labels as labelled
 from rlhfv_ray.data.templates import (
+    Messages,
     adds_special_tokens,
     answered,
+    asked,
     assistant_message,
+    check_special_tokens,
+    context_messages,
     end_width,
     ended,
     process,
     prompt_text,
     render,
-    user_message,
 )
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import ChangedTokens, EncodedPair, Example, PreferencePair, Span
 from rlhfv_ray.segments import Rule, changed_tokens
 
 # Of what follows here. It is in the names of all stages whose results depend on prompts or answers.
-VERSION = 2
+VERSION = 3
 CHANGED_TURN = (
     "template: this chat template renders an earlier turn differently once a later one follows; "
     "use another template, or conversations of one turn."
 )
 
 
-def prompt_ids(processor: Any, image: Image, question: str) -> list[int]:
+def prompt_ids(processor: Any, image: Image, question: str, before: Messages = ()) -> list[int]:
     """Return the token ids of the prompt, image tokens expanded."""
     # Ovis2 counts its image tokens in tensors only.
-    inputs = process(processor, [image], [prompt_text(processor, question)], return_tensors="pt")
+    text = prompt_text(processor, question, before)
+    inputs = process(processor, [image], [text], return_tensors="pt")
     return inputs["input_ids"][0].tolist()
 
 
@@ -54,7 +59,7 @@ class AnswerTokens(NamedTuple):
     tail: int  # number of tokens after the answer's last character
 
 
-def answer_ids(processor: Any, question: str, answer: str) -> AnswerTokens:
+def answer_ids(processor: Any, question: str, answer: str, before: Messages = ()) -> AnswerTokens:
     """Return the tokens of an answer after its prompt.
 
     Prompt and answer are tokenized together if the prompt's ids are a prefix of the result. Tokens
@@ -67,9 +72,8 @@ def answer_ids(processor: Any, question: str, answer: str) -> AnswerTokens:
     Raises:
         DataError: the template changes the answer.
     """
-    user = [user_message(question)]
-    prompt = prompt_text(processor, question)
-    start, stop, text = answered(processor, user, prompt, answer)
+    prompt = prompt_text(processor, question, before)
+    start, stop, text = answered(processor, asked(question, before), prompt, answer)
     ids, offsets = _continued(processor, prompt, ended(processor, text, stop))
     lead = start - len(prompt)
     tail = sum(begin >= stop - len(prompt) for begin, _ in offsets)
@@ -103,34 +107,44 @@ def _release_answer(processor: Any, question: str, answer: str) -> EncodedAnswer
 
 
 def conversation_ids(
-    processor: Any, turns: Sequence[tuple[str, str]]
+    processor: Any,
+    turns: Sequence[tuple[str, str]],
+    *,
+    before: Messages = (),
+    learned: Sequence[bool] = (),
 ) -> tuple[list[int], list[bool]]:
     """Return the token ids after a conversation's first question, and a mask of its answers.
 
     The mask is True on answers and on the token that ends each of them, False on later questions
     and on what the template writes between the turns.
 
+    Args:
+        processor: the model's.
+        turns: (question, answer), in order.
+        before: messages before them.
+        learned: flags of the answers; one that is False stays out of the mask. Empty: all are True.
+
     Raises:
         DataError: the template changes an answer, or an earlier turn once a later one follows.
     """
-    messages: list[dict[str, Any]] = []
+    messages = list(before)
     answers: list[Span] = []  # characters of each answer with its end, in the conversation's text
     text = ""  # of the conversation so far, with the ends that the template leaves out
     rendered = ""  # of the conversation so far, by the template
-    first_prompt = prompt_text(processor, turns[0][0])
+    first_prompt = prompt_text(processor, turns[0][0], before)
     for number, (question, answer) in enumerate(turns):
-        messages.append(
-            user_message(question, image=number == 0)
-        )  # the image stands in the first turn
-        before = render(processor, messages, add_generation_prompt=True)
-        start, stop, after = answered(processor, messages, before, answer)
+        messages = asked(question, messages)
+        prompt = render(processor, messages, add_generation_prompt=True)
+        start, stop, after = answered(processor, messages, prompt, answer)
         messages.append(assistant_message(answer))
         if not after.startswith(rendered):
             raise DataError(CHANGED_TURN)
         added = len(text) - len(rendered)  # characters of ends that were added so far
         text += ended(processor, after, stop)[len(rendered) :]
         rendered = after
-        answers.append((start + added, stop + added + end_width(processor, text[stop + added :])))
+        if not learned or learned[number]:
+            end = end_width(processor, text[stop + added :])
+            answers.append((start + added, stop + added + end))
     ids, offsets = _continued(processor, first_prompt, text)
     width = len(first_prompt)
     spans = [(start - width, stop - width) for start, stop in answers]
@@ -165,6 +179,7 @@ def encode_pair(
     max_length: int,
     spans: bool = True,
     release_labels: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> EncodedPair:
     """Encode a pair for a model.
 
@@ -175,20 +190,27 @@ def encode_pair(
         max_length: longest prompt + answer, in tokens.
         spans: use the spans that a human marked, where the pair has them.
         release_labels: score what the RLHF-V release scores; for Muffin.
+        max_pixels: see `decode_image`.
 
     Raises:
-        DataError: the image cannot be read, an answer does not fit, or both answers give the same
-            tokens.
+        DataError: the image cannot be read, an answer does not fit, both answers give the same
+            tokens, a text holds one of the model's special tokens, or its template has no place for
+            the system prompt.
     """
-    image = decode_image(pair.image)
+    turns = [text for turn in pair.history for text in turn]
+    texts = [pair.system, *turns, pair.question, pair.chosen, pair.rejected]
+    check_special_tokens(processor, texts)
+    before = context_messages(processor, pair.system, pair.history)
+    image = decode_image(pair.image, max_pixels=max_pixels)
     scored: list[bool] | None = None
     if release_labels:
+        _check_no_context(before)
         prompt, chosen, scored = _release_answer(processor, pair.question, pair.chosen)
         rejected = _release_answer(processor, pair.question, pair.rejected).answer
     else:
-        prompt = prompt_ids(processor, image, pair.question)
-        chosen = answer_ids(processor, pair.question, pair.chosen)
-        rejected = answer_ids(processor, pair.question, pair.rejected)
+        prompt = prompt_ids(processor, image, pair.question, before)
+        chosen = answer_ids(processor, pair.question, pair.chosen, before)
+        rejected = answer_ids(processor, pair.question, pair.rejected, before)
     _check_length(prompt, chosen.ids, rejected.ids, max_length=max_length)
     if chosen.ids == rejected.ids:
         raise DataError(
@@ -206,11 +228,19 @@ def encode_pair(
             _within(rejected.offsets, pair.rejected_spans or ()),
         )
         changed = dict.fromkeys(changed, marked)
-    return EncodedPair(pair.id, pair.image, prompt, chosen.ids, rejected.ids, changed, scored)
+    return EncodedPair(
+        *(pair.id, pair.image, prompt, chosen.ids, rejected.ids, changed, scored),
+        position=pair.position,
+    )
 
 
 def encode_example(
-    example: Example, processor: Any, *, max_length: int, release_labels: bool = False
+    example: Example,
+    processor: Any,
+    *,
+    max_length: int,
+    release_labels: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> EncodedPair:
     """Encode a conversation for supervised fine-tuning.
 
@@ -221,22 +251,40 @@ def encode_example(
         processor: see `encode_pair`.
         max_length: largest number of tokens in a conversation.
         release_labels: as in `encode_pair`.
+        max_pixels: see `decode_image`.
 
     Raises:
-        DataError: the image cannot be read, or the conversation does not fit.
+        DataError: the image cannot be read, the conversation does not fit, or as `encode_pair`.
     """
-    image = decode_image(example.image)
+    check_special_tokens(processor, [example.system, *itertools.chain(*example.turns)])
+    before = context_messages(processor, example.system)
+    image = decode_image(example.image, max_pixels=max_pixels)
     if release_labels:
+        _check_no_context(before)
         tokens = labelled(processor, _messages(example.turns))
         first = tokens.covered.index(True)
         prompt, ids, scored = tokens.ids[:first], tokens.ids[first:], tokens.covered[first:]
     else:
-        prompt = prompt_ids(processor, image, example.turns[0][0])
-        ids, scored = conversation_ids(processor, example.turns)
+        prompt = prompt_ids(processor, image, example.turns[0][0], before)
+        ids, scored = conversation_ids(
+            processor, example.turns, before=before, learned=example.learned
+        )
     _check_length(prompt, ids, max_length=max_length)
     changed = {rule: ChangedTokens([False] * len(ids), []) for rule in get_args(Rule)}
     stored_mask = None if all(scored) else scored  # one turn, the usual case, needs no mask
-    return EncodedPair(example.id, example.image, prompt, ids, [], changed, stored_mask)
+    return EncodedPair(
+        *(example.id, example.image, prompt, ids, [], changed, stored_mask),
+        position=example.position,
+    )
+
+
+def _check_no_context(before: Messages) -> None:
+    """Refuse what the release's texts have no place for."""
+    if before:
+        raise DataError(
+            "release_labels: the row has a system prompt or earlier turns, for which the release "
+            "has no labels."
+        )
 
 
 def _messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

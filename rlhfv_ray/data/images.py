@@ -14,11 +14,12 @@ from rlhfv_ray.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_BYTES = 64 * 2**20  # of the encoded file
+MAX_PIXELS = 50_000_000  # by default
 MIN_SIDE = 4  # image processors mistake a height of 1 or 3 for a channel axis
 MAX_ASPECT = 100  # Qwen-VL processors refuse 200
 
 
-def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the first frame of an image file, upright, as RGB on white.
 
     Args:

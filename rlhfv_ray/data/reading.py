@@ -5,42 +5,75 @@ use the same code. A bad row is returned as an error with its file and position.
 cannot be read raises.
 """
 
-import codecs
 import hashlib
-import os
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, islice
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhfv_ray.data.pair_formats import (
-    FORMATS,
-    OPTIONAL_COLUMNS,
-    TSV_COLUMNS,
-    Format,
-    Row,
+from rlhfv_ray.config import DataConfig
+from rlhfv_ray.data.detection import (
+    STORED_LOGPS,
+    TSV_FORMAT,
     check_columns,
+    columns_to_read,
     detect_format,
+    unused_columns,
+)
+from rlhfv_ray.data.files.parquet import embeds_images, parquet_cuts, parquet_rows
+from rlhfv_ray.data.files.sources import DataFile, data_files
+from rlhfv_ray.data.files.text import (
+    TSV,
+    by_lines,
+    is_seekable,
+    rows_with_offsets,
+    suffix_of,
+    text_rows,
+)
+from rlhfv_ray.data.image_sources import (
+    IMAGE_COLUMNS,
+    ImageRoots,
     image_bytes,
     image_value,
-    parse_json,
-    read_row,
-    unusable,
+    resolved_root,
 )
+from rlhfv_ray.data.pair_formats import FORMATS, TSV_COLUMNS, Format, read_row
+from rlhfv_ray.data.row_fields import Row, attempt, column_map, renamed, row_error, say_once
 from rlhfv_ray.data.sft_formats import EXAMPLE_FORMATS, read_example
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Example, PreferencePair
 from rlhfv_ray.storage.files import file_digest
-from rlhfv_ray.storage.folder import fetch, fetch_local
+from rlhfv_ray.storage.folder import fetch
 
-SUFFIXES = (".parquet", ".json", ".jsonl", ".tsv")
-_MAX_CUTS = 16  # most slices of one row group or JSON array, each of which decodes all of it
-_PEEK = 16  # first rows of a text file, whose keys are taken as its columns
+PARQUET = ".parquet"
+_MAX_CUTS = 16  # most slices of a file that is read from its beginning each time
+_PEEK = 16  # first rows of a file, which show its columns and its format
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Settings of reading that hold for all files of the data."""
+
+    image_root: str = ""
+    ids: Literal["own", "position"] = "own"
+    columns: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "ReadOptions":
+        """Return the options of a job's data."""
+        return cls(data.image_root, data.ids, data.columns)
+
+    def columns_read(self, format: Format) -> set[str]:
+        """Return the columns that a file may store of those that a format reads."""
+        return columns_to_read(format) | set(column_map(self.columns).values())
 
 
 @dataclass(frozen=True)
@@ -52,26 +85,48 @@ class Slice:
     format: str
     start: int
     stop: int
-    offset: int = 0  # byte where row `start` begins; line-based files only
+    offset: int = 0  # byte where row `start` begins; text files only
     examples: bool = False  # read the rows as examples to imitate, not as pairs
+    name: str = ""  # of the file in the data; empty: its last part
+    options: ReadOptions = ReadOptions()
 
     @property
     def formats(self) -> Mapping[str, Format]:
         """The formats that its rows may have."""
         return EXAMPLE_FORMATS if self.examples else FORMATS
 
+    @cached_property
+    def title(self) -> str:
+        """The file's name in the data, for ids and messages."""
+        return self.name or Path(self.file).name
+
+    @property
+    def roots(self) -> ImageRoots:
+        """The folders that its images may stand in."""
+        file = Path(self.file)
+        base = file.parents[self.title.count("/")]
+        folders = dict.fromkeys((file.parent.resolve(), base.resolve()))
+        extra = self.options.image_root
+        return ImageRoots(tuple(folders), resolved_root(extra) if extra else None)
+
 
 def list_slices(
-    path: str | Path, *, format: str = "auto", rows: int = 64, examples: bool = False
+    path: str | Path,
+    *,
+    format: str = "auto",
+    rows: int = 64,
+    examples: bool = False,
+    options: ReadOptions = ReadOptions(),
 ) -> list[Slice]:
     """Cut a file, or a folder of shards, into slices of about `rows` rows.
 
     Args:
-        path: a file or a folder of files of one format.
+        path: see `data_files`; all files are of one format.
         format: a key of `FORMATS` (of `EXAMPLE_FORMATS`, for examples), or "auto".
         rows: target size of a slice. Slices are larger where the file's layout makes small ones
             slow.
         examples: read the rows as examples to imitate, not as pairs.
+        options: how rows are read.
 
     Raises:
         ConfigError: the format is unknown.
@@ -85,11 +140,17 @@ def list_slices(
             f"format {format!r} cannot be read here{hint}; formats: auto, {', '.join(known)}"
         )
     slices: list[Slice] = []
+    unused: dict[str, None] = {}
     for file in data_files(path):
-        with _naming(file):
-            name = _format(file, format, examples=examples)
+        with _naming(file.path):
+            settings = (0, examples, file.name, options)
+            head = Slice(0, str(file.path), format, 0, _PEEK, *settings)
+            head = replace(head, format=_format(head, unused))
             for start, stop, offset in _cuts(file, rows):
-                slices.append(Slice(len(slices), str(file), name, start, stop, offset, examples))
+                place = {"start": start, "stop": stop, "offset": offset}
+                slices.append(replace(head, index=len(slices), **place))
+    if unused:
+        say_once(f"Columns of {path} that are not read: {', '.join(unused)}.")
     names = sorted({part.format for part in slices})
     if len(names) > 1:
         raise DataError(
@@ -106,30 +167,49 @@ def read_slice(part: Slice) -> Iterator[tuple[str, PreferencePair | Example | Da
     """
     file = Path(part.file)
     fetch(file)  # if it is in a mirror, this node may not hold it yet
-    root = file.parent.resolve()
+    roots = part.roots
+    read = read_example if part.examples else read_row
     with _naming(file):
-        by_line = file.suffix != ".parquet" and not _is_array(file)
-        for row, stored in _stored_rows(part):
-            row_id = f"{file.name}:{row}"
+        for row, position, stored in positioned_rows(part):
+            row_id = f"{part.title}:{row}"
             if isinstance(stored, DataError):
-                pair = stored
+                yield row_id, row_error(stored, position)
+                continue
+            own_id, record = read(
+                stored, format=part.format, roots=roots, fallback_id=row_id, position=position
+            )
+            if part.options.ids == "own":
+                yield own_id, record
             else:
-                read = read_example if part.examples else read_row
-                row_id, pair = read(stored, format=part.format, root=root, fallback_id=row_id)
-            if isinstance(pair, DataError):
-                # Editors count lines from 1.
-                position = f"{file.name}:{row + 1}" if by_line else f"{file.name} row {row}"
-                pair = DataError(f"{pair} ({position})")
-            yield row_id, pair
+                yield (
+                    row_id,
+                    record if isinstance(record, DataError) else replace(record, id=row_id),
+                )
+
+
+def positioned_rows(
+    part: Slice, columns: set[str] | None = None
+) -> Iterator[tuple[int, str, Row | DataError]]:
+    """Yield number, position for people, and content of each row of a slice.
+
+    Args:
+        part: rows of a file.
+        columns: to read, where a file stores columns; None: all that the format uses.
+    """
+    file = Path(part.file)
+    # Editors count lines from 1.
+    has_lines = suffix_of(file) != PARQUET and by_lines(file)
+    for row, stored in _stored_rows(part, columns):
+        yield row, f"{part.title}:{row + 1}" if has_lines else f"{part.title} row {row}", stored
 
 
 def load_pairs(path: str | Path, *, format: str = "auto") -> Iterator[PreferencePair]:
     """Read preference pairs, one by one, from a file or a folder of shards.
 
     Args:
-        path: Parquet, JSON, JSON Lines or TSV.
-        format: a key of `rlhfv_ray.data.FORMATS`, or "auto" to detect it from file type and
-            columns.
+        path: Parquet, JSON, JSON Lines or TSV; see docs/data.md.
+        format: a key of `rlhfv_ray.data.FORMATS`, or "auto" to detect it from file type, columns
+            and first rows.
 
     Raises:
         DataError: the data cannot be read, or a row is unusable. The message names file, row and
@@ -143,42 +223,29 @@ def load_pairs(path: str | Path, *, format: str = "auto") -> Iterator[Preference
             yield pair
 
 
-def data_files(path: str | Path) -> list[Path]:
-    """List the data files of a folder in name order. If `path` is a file, list that file alone.
-
-    Names that begin with a dot or an underscore are not data.
-
-    Raises:
-        DataError: there is no data file. Its message is `no_data` with the path.
-    """
-    # Not resolve(): a shard may be a link into a download cache, whose names say nothing.
-    source = Path(os.path.abspath(fetch_local(path)))
-    candidates = [source]
-    if source.is_dir():
-        candidates = sorted(file for file in source.iterdir() if not file.is_dir())
-    files = [file for file in candidates if file.suffix in SUFFIXES and file.name[0] not in "._"]
-    if not files:
-        raise DataError(
-            f"no_data: {source} is neither a {', '.join(SUFFIXES)} file nor a folder with one"
-        )
-    return files
-
-
-def data_digest(path: str | Path, *, format: str = "auto", examples: bool = False) -> str:
+def data_digest(
+    path: str | Path,
+    *,
+    format: str = "auto",
+    examples: bool = False,
+    options: ReadOptions = ReadOptions(),
+) -> str:
     """Return the sha256 over names and bytes of the data files, and of the images they point to.
 
     Args:
         path: as for `list_slices`.
         format: as for `list_slices`.
         examples: as for `list_slices`.
+        options: as for `list_slices`.
 
     Raises:
         DataError: the data cannot be read.
     """
     digest = hashlib.sha256()
     for file in data_files(path):
-        digest.update(f"{file.name}\0{file_digest(file)}\n".encode())
-    for part in list_slices(path, format=format, rows=sys.maxsize, examples=examples):
+        digest.update(f"{file.name}\0{file_digest(file.path)}\n".encode())
+    slices = list_slices(path, format=format, rows=sys.maxsize, examples=examples, options=options)
+    for part in slices:
         with _naming(Path(part.file)):
             for name, image_digest in _named_images(part).items():
                 digest.update(f"{part.index}\0{name}\0{image_digest}\n".encode())
@@ -191,53 +258,32 @@ def _named_images(part: Slice) -> dict[str, str]:
     An image that cannot be used has its reason in place of the digest.
     """
     digests: dict[str, str] = {}
-    if _embeds_images(Path(part.file)):
+    if _embeds_images(part):
         return digests
-    root = Path(part.file).parent.resolve()
+    roots = part.roots
     for _, stored in _stored_rows(part):
         if isinstance(stored, DataError):
             continue
-        try:
-            name = image_value(part.formats[part.format].fields(stored))
-        except DataError:
-            continue  # the file's own digest stands for the row
+        # The file's own digest stands for a row that cannot be read.
+        name = attempt(partial(_image_of, part, stored))
         if isinstance(name, str) and name not in digests:
             try:
-                digests[name] = hashlib.sha256(image_bytes({"image": name}, root)).hexdigest()
+                digests[name] = hashlib.sha256(image_bytes({"image": name}, roots)).hexdigest()
             except DataError as error:
                 digests[name] = str(error)
     return digests
 
 
-def _embeds_images(file: Path) -> bool:
-    """Return True if a file's images are certainly in the file; reading its rows would be slow."""
-    if file.suffix != ".parquet":
-        return file.suffix == ".tsv"
-    metadata = pq.read_metadata(file)
-    schema = metadata.schema.to_arrow_schema()
-    columns = {"image", "images"} & set(schema.names)
-    return bool(columns) and all(
-        _is_bytes(schema.field(name).type) or _has_all_bytes(metadata, name) for name in columns
-    )
+def _image_of(part: Slice, row: Row) -> object:
+    return image_value(part.formats[part.format].fields(row))
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _has_all_bytes(metadata: pq.FileMetaData, name: str) -> bool:
-    """Return True if the statistics of a column, or list, of images show bytes in each of them."""
-    paths = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
-    leaves = [
-        leaf
-        for leaf, path in enumerate(paths)
-        if path.split(".")[0] == name and path.endswith(".bytes")
-    ]
-    if len(leaves) != 1:
-        return False
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    statistics = [group.column(leaves[0]).statistics for group in groups]
-    return all(known is not None and known.null_count == 0 for known in statistics)
+def _embeds_images(part: Slice) -> bool:
+    suffix = suffix_of(Path(part.file))
+    if suffix != PARQUET:
+        return suffix == TSV
+    stored_names = column_map(part.options.columns)
+    return embeds_images(Path(part.file), [stored_names.get(name, name) for name in IMAGE_COLUMNS])
 
 
 @contextmanager
@@ -245,151 +291,93 @@ def _naming(file: Path) -> Iterator[None]:
     """Add the file's name to every error about its content."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    # zlib and EOFError: a torn gzip file. UnicodeError: a torn UTF-16 one.
+    except (OSError, EOFError, zlib.error, UnicodeError, pa.ArrowException) as error:
         raise DataError(f"file_unreadable: {file}: {error}") from error
     except DataError as error:
         raise DataError(f"{error} ({file})") from error
 
 
-def _is_array(file: Path) -> bool:
-    if file.suffix != ".json":
-        return False
-    with file.open("rb") as content:
-        return content.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+def _format(head: Slice, unused: dict[str, None]) -> str:
+    """Return the format of a file; "auto" detects it, any other is checked against the columns.
 
-
-def _format(file: Path, format: str, *, examples: bool) -> str:
-    """Return the format of a file; "auto" detects it, any other is checked against the columns."""
-    formats = EXAMPLE_FORMATS if examples else FORMATS
-    columns: list[str] = []
-    if file.suffix == ".parquet":
-        columns = pq.read_schema(file).names
+    Args:
+        head: the file's first rows.
+        unused: receives the columns that the format does not read.
+    """
+    file = Path(head.file)
+    suffix = suffix_of(file)
+    stored_names = column_map(head.options.columns)
+    if suffix == PARQUET:
+        stored_columns = pq.read_schema(file).names
+        no_images = set(stored_columns) - set(IMAGE_COLUMNS)
+        columns = list(renamed(dict.fromkeys(stored_columns), stored_names))
+        rows = _usable_rows(head, no_images)  # read only if several formats fit
     else:
-        head = Slice(0, str(file), format, 0, _PEEK, examples=examples)
-        for _, row in _stored_rows(head):
-            if not isinstance(row, DataError):
-                columns.extend(name for name in row if name not in columns)
-    if format == "auto":
-        return detect_format(columns, formats, is_tsv=file.suffix == ".tsv")
-    if (format == "muffin_tsv") != (file.suffix == ".tsv"):
-        raise DataError(f"bad_columns: a {file.suffix} file cannot be of format {format!r}")
-    check_columns(format, columns, formats)
+        rows = list(_usable_rows(head))
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+    if missing := [name for name in stored_names if name not in columns]:
+        absent = ", ".join(stored_names[name] for name in missing)
+        raise DataError(
+            f"bad_columns: --data.columns names {absent}, which the file does not have; columns: "
+            f"{', '.join(columns) or 'none'}"
+        )
+    if head.format == "auto":
+        format = detect_format(columns, rows, head.formats, is_tsv=suffix == TSV)
+    else:
+        format = head.format
+        if (format == TSV_FORMAT) != (suffix == TSV):
+            raise DataError(f"bad_columns: a {suffix} file cannot be of format {format!r}")
+        check_columns(format, columns, head.formats)
+    _warn_of_logps(file, columns)
+    unused.update(dict.fromkeys(unused_columns(head.formats[format], columns)))
     return format
 
 
-def _cuts(file: Path, rows: int) -> Iterator[tuple[int, int, int]]:
+def _usable_rows(part: Slice, columns: set[str] | None = None) -> Iterator[Row]:
+    for _, row in _stored_rows(part, columns):
+        if not isinstance(row, DataError):
+            yield row
+
+
+def _warn_of_logps(file: Path, columns: Sequence[str]) -> None:
+    if STORED_LOGPS in columns or file.stem.endswith("_with_logp"):
+        say_once(
+            f"{file.name} holds log-probs of an earlier reference. They are not used, because they "
+            "were made on randomly cropped and flipped pixels: they are computed anew."
+        )
+
+
+def _cuts(file: DataFile, rows: int) -> Iterator[tuple[int, int, int]]:
     """Yield start, stop and byte offset of each slice."""
-    if file.suffix == ".parquet":
-        metadata = pq.read_metadata(file)
-        groups = range(metadata.num_row_groups)
-        return _unit_cuts([metadata.row_group(group).num_rows for group in groups], rows)
-    if _is_array(file):
-        return _unit_cuts([len(_array(file))], rows)
-    return _line_cuts(file, rows)
-
-
-def _line_cuts(file: Path, rows: int) -> Iterator[tuple[int, int, int]]:
-    """Cut a file of lines every `rows` lines."""
+    if suffix_of(file.path) == PARQUET:
+        for start, stop in parquet_cuts(file.path, rows):
+            yield start, stop, 0
+        return
+    starts: list[int] = []  # byte where every `step`-th row begins
+    step = rows
     count = 0
-    offset = 0
-    starts: list[tuple[int, int]] = []  # line number and byte offset of each slice
-    with file.open("rb") as lines:
-        for line in lines:
-            if count % rows == 0:
-                starts.append((count, offset))
-            count += 1
-            offset += len(line)
-    return ((start, min(start + rows, count), offset) for start, offset in starts)
+    bounded = not is_seekable(file.path)
+    for count, offset in enumerate(rows_with_offsets(file.path), start=1):
+        if (count - 1) % step == 0:
+            starts.append(offset)
+        if bounded and len(starts) > 2 * _MAX_CUTS:
+            starts, step = starts[::2], 2 * step
+    for number, offset in enumerate(starts):
+        yield number * step, min((number + 1) * step, count), offset
 
 
-def _unit_cuts(sizes: Sequence[int], rows: int) -> Iterator[tuple[int, int, int]]:
-    """Cut a file of units, each decoded as a whole, of the given numbers of rows."""
-    start = 0
-    stop = 0
-    for position, size in enumerate(sizes, start=1):
-        stop += size
-        if stop - start < rows and position < len(sizes):
-            continue  # small row groups share a slice
-        step = max(rows, -(-(stop - start) // _MAX_CUTS))  # rounded up
-        for first in range(start, stop, step):
-            yield first, min(first + step, stop), 0
-        start = stop
-
-
-def _stored_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
+def _stored_rows(
+    part: Slice, columns: set[str] | None = None
+) -> Iterator[tuple[int, Row | DataError]]:
+    """Yield number and content of each row, under the names that formats use."""
     file = Path(part.file)
-    if file.suffix == ".parquet":
-        return _parquet_rows(part)
-    if _is_array(file):
-        items = _array(file)[part.start : part.stop]
-        return ((row, _object(item)) for row, item in enumerate(items, part.start))
-    return _line_rows(part)
-
-
-def _parquet_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
-    """Read the rows of a slice, from the row groups it touches and the columns its format has."""
-    names: set[str] = set(OPTIONAL_COLUMNS)
-    for need in part.formats[part.format].columns:
-        names.update(need.split("|"))
-    with pq.ParquetFile(part.file, buffer_size=2**20) as table:
-        sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
-        ends = list(accumulate(sizes))  # row after the last of each group
-        groups = [
-            group
-            for group, end in enumerate(ends)
-            if end - sizes[group] < part.stop and end > part.start
-        ]
-        columns = [name for name in table.schema_arrow.names if name in names]
-        row = ends[groups[0]] - sizes[groups[0]] if groups else part.stop  # first row of the batch
-        for batch in table.iter_batches(batch_size=32, row_groups=groups, columns=columns):
-            first = max(part.start - row, 0)
-            last = min(part.stop - row, batch.num_rows)
-            for position in range(first, last):
-                yield row + position, _arrow_row(batch.slice(position, 1))
-            row += batch.num_rows
-            if row >= part.stop:
-                return
-
-
-def _arrow_row(batch: pa.RecordBatch) -> Row | DataError:
-    """Convert a batch of one row; row by row, so that a bad one does not spoil its neighbours."""
-    try:
-        return batch.to_pylist()[0]
-    except UnicodeDecodeError as error:
-        return unusable("bad_encoding", str(error))
-
-
-def _line_rows(part: Slice) -> Iterator[tuple[int, Row | DataError]]:
-    with open(part.file, "rb") as lines:
-        lines.seek(part.offset)
-        for row, line in enumerate(islice(lines, part.stop - part.start), part.start):
-            if row == 0:  # editors on Windows begin a file with a byte order mark
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.strip():
-                yield row, _line_row(line, part.file)
-
-
-def _line_row(line: bytes, file: str) -> Row | DataError:
-    try:
-        text = line.decode().rstrip("\r\n")
-        if not file.endswith(".tsv"):
-            return _object(parse_json(text))
-        values = text.split("\t")
-    except UnicodeDecodeError as error:
-        return unusable("bad_encoding", str(error))
-    except DataError as error:
-        return error
-    if len(values) != len(TSV_COLUMNS):
-        reason = f"{len(values)} tab-separated values, expected {len(TSV_COLUMNS)}"
-        return unusable("bad_row", reason)
-    return dict(zip(TSV_COLUMNS, values, strict=True))
-
-
-def _object(item: object) -> Row | DataError:
-    if isinstance(item, dict):
-        return item
-    return unusable("bad_row", f"expected an object, found {type(item).__name__}")
-
-
-def _array(file: Path) -> list[object]:
-    return parse_json(file.read_bytes())
+    stored_names = column_map(part.options.columns)
+    if suffix_of(file) == PARQUET:
+        if columns is None:
+            columns = part.options.columns_read(part.formats[part.format])
+        rows = parquet_rows(file, part.start, part.stop, columns)
+    else:
+        rows = text_rows(file, part.start, part.stop, part.offset, TSV_COLUMNS)
+    for row, stored in islice(rows, part.stop - part.start):
+        yield row, stored if isinstance(stored, DataError) else renamed(stored, stored_names)

@@ -57,7 +57,7 @@ MASKED = SCHEMA.append(pa.field("scored", FLAGS))
 def to_row(pair: EncodedPair) -> dict[str, Any]:
     """Return a pair as a row of `SCHEMA`, or an example as a row of `EXAMPLES`."""
     row = asdict(pair)
-    del row["changed"]
+    del row["changed"], row["position"]
     for rule, masks in pair.changed.items():
         row |= {f"changed/{rule}/chosen": masks.chosen, f"changed/{rule}/rejected": masks.rejected}
     return row

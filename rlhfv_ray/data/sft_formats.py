@@ -18,60 +18,91 @@ Preference pairs are examples too: their chosen answers are imitated.
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
+from rlhfv_ray.data.image_sources import ImageRoots, image_bytes
+from rlhfv_ray.data.messages import (
+    PLACEHOLDER,
+    Message,
+    check_image_tokens,
+    messages_of,
+    question_text,
+    split_system,
+    system_text,
+    turns_of,
+)
 from rlhfv_ray.data.pair_formats import (
     FORMATS,
-    PLACEHOLDER,
-    ROLES,
+    HISTORY,
+    IMAGE,
+    SYSTEM,
     TSV_COLUMNS,
     Format,
-    Row,
     check_texts,
     from_base64,
-    image_bytes,
     origin_of,
     own_id,
-    parse_json,
-    part_text,
-    unusable,
 )
+from rlhfv_ray.data.row_fields import Row, attempt, check_usage, parse_json, unusable
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Example
 
 CAPTION_QUESTION = "Describe this image."
 TURNS = "turns"  # common field: a list of (question, answer)
+LEARNED = "learned_turns"  # common field: a flag per answer
 
 
 def read_example(
-    row: Row, *, format: str, root: Path, fallback_id: str
+    row: Row, *, format: str, roots: ImageRoots, fallback_id: str, position: str = ""
 ) -> tuple[str, Example | DataError]:
     """Return the row's id with its example, or with the error that makes the row unusable.
 
     Args:
         row: columns as stored.
         format: a key of `EXAMPLE_FORMATS`.
-        root: resolved folder that image paths are relative to and may not leave.
+        roots: see `image_bytes`.
         fallback_id: id for a row without its own.
+        position: file and line, for messages.
     """
     row_id = own_id(row) or fallback_id
-    try:
-        fields = EXAMPLE_FORMATS[format].fields(row)
-        row_id = own_id(fields) or row_id
-        pair_turn = (fields.get("question"), fields.get("chosen"))  # of a preference pair
-        turns = tuple(map(_cleaned, fields.get(TURNS, [pair_turn])))
-        example = Example(row_id, image_bytes(fields, root), turns, origin_of(fields))
-        check_example(example)
-    except DataError as error:
-        return row_id, error
+    fields = attempt(lambda: EXAMPLE_FORMATS[format].fields(row), position)
+    if isinstance(fields, DataError):
+        return row_id, fields
+    row_id = own_id(fields) or row_id
+    example = attempt(
+        lambda: _example(fields, row_id, image_bytes(fields, roots), position), position
+    )
     return row_id, example
+
+
+def _example(fields: Row, row_id: str, image: bytes, position: str) -> Example:
+    check_usage(fields)
+    pair_turn = (fields.get("question"), fields.get("chosen"))  # of a preference pair
+    turns = fields.get(TURNS, [*(fields.get(HISTORY) or ()), pair_turn])
+    questions = question_text(*(_text(question).strip() for question, _ in turns))
+    answers = [_text(answer).strip() for _, answer in turns]
+    learned = tuple(fields.get(LEARNED, ()))
+    if learned and not any(learned):
+        raise unusable("not_learnt", "every answer is taken out of the loss")
+    message = fields.get(SYSTEM)
+    example = Example(
+        row_id,
+        image,
+        tuple(zip(questions, answers, strict=True)),
+        origin_of(fields),
+        system=system_text(fields, message if isinstance(message, str) else ""),
+        learned=() if all(learned) else learned,
+        position=position,
+    )
+    check_example(example)
+    return example
 
 
 def check_example(example: Example) -> None:
     """Refuse an example that cannot be trained on.
 
     Raises:
-        DataError: `image_missing`, `empty_question`, `empty_answer` or `bad_text`, then the reason.
+        DataError: `image_missing`, `empty_question`, `empty_answer`, `image_token` or `bad_text`,
+            then the reason.
     """
     if not example.image:
         raise unusable("image_missing", "the image has no bytes")
@@ -80,74 +111,64 @@ def check_example(example: Example) -> None:
             raise unusable("empty_question", f"question {number} is missing or blank")
         if not answer:
             raise unusable("empty_answer", f"answer {number} is missing or blank")
+        check_image_tokens(f"answer {number}", answer)
         check_texts(question, answer)
-    check_texts(example.id, *example.origin, *example.origin.values())
+    check_texts(example.id, example.system, *example.origin, *example.origin.values())
 
 
-def _cleaned(turn: tuple[object, object]) -> tuple[str, str]:
-    """Return question and answer without placeholder and outer blanks; what is no text is empty."""
-    question, answer = (text if isinstance(text, str) else "" for text in turn)
-    return question.replace(PLACEHOLDER, "").strip(), answer.strip()
-
-
-def turns_of(messages: object, *, later_marks: bool = False) -> list[tuple[str, str]]:
-    """Return the questions and answers of a conversation, as pairs in order.
-
-    Args:
-        messages: user's and assistant's in turn.
-        later_marks: the image's mark may stand again in later questions, where it means nothing, as
-            Muffin reads its data.
+def _text(value: object) -> str:
+    """Return a text; a missing one is empty.
 
     Raises:
-        DataError: `bad_row`, `bad_roles` or `multi_image`, then the reason.
-
-    Example:
-        >>> question = {"from": "human", "value": "<image>What?"}
-        >>> turns_of([question, {"from": "gpt", "value": "A cat."}])
-        [('<image>What?', 'A cat.')]
+        DataError: `bad_row`, if the value is something else.
     """
-    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
-        raise unusable("bad_row", f"expected messages, found {type(messages).__name__}")
-    names = [str(turn.get("role") or turn.get("from")) for turn in messages]
-    roles = [ROLES.get(name, name) for name in names]
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        reason = f"expected user and assistant in turn, found {', '.join(roles) or 'none'}"
-        raise unusable("bad_roles", reason)
-    texts = [_message_text(turn) for turn in messages]
-    if sum(text.count(PLACEHOLDER) for text in (texts[:1] if later_marks else texts)) > 1:
-        raise unusable("multi_image", "the conversation shows more than one image")
-    return list(zip(texts[::2], texts[1::2], strict=True))
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise unusable("bad_row", f"a question or answer must be text, not {type(value).__name__}")
 
 
-def _message_text(turn: Mapping[str, object]) -> str:
-    content = turn.get("content") or turn.get("value") or ""
-    return "".join(map(part_text, content)) if isinstance(content, list) else str(content)
+def _dialogue(row: Row, messages: list[Message]) -> Row:
+    """Return a row with the turns of its conversation."""
+    system, turns = split_system(messages)
+    pairs = turns_of(turns)
+    learned = [message.learned for message in turns if message.role == "assistant"]
+    return {**row, SYSTEM: system, TURNS: pairs, LEARNED: learned}
+
+
+def _list_of_messages(value: object) -> list[Message]:
+    if not isinstance(value, list):
+        raise unusable("bad_row", f"expected messages, found {type(value).__name__}")
+    return messages_of(value, "user")
 
 
 def _conversations(row: Row) -> Row:
-    if row.get("system"):
-        raise unusable("system_prompt", "a system prompt is not supported")
-    return {**row, TURNS: turns_of(row.get("conversations"))}
+    return _dialogue(row, _list_of_messages(row.get("conversations")))
 
 
 def _unimm_chat(row: Row) -> Row:
     turns = row.get("conversation")
     turns = parse_json(turns) if isinstance(turns, str) else turns
-    return {**row, TURNS: turns_of(turns, later_marks=True)}
+    return _dialogue(row, _without_later_marks(_list_of_messages(turns)))
+
+
+def _without_later_marks(messages: list[Message]) -> list[Message]:
+    """Take the mark of the picture out of later questions, where it means nothing to Muffin."""
+    first = next((place for place, turn in enumerate(messages) if turn.role == "user"), 0)
+    later = [
+        turn._replace(text=turn.text.replace(PLACEHOLDER, "").strip()) if turn.role == "user" else turn
+        for turn in messages[first + 1 :]
+    ]
+    return [*messages[: first + 1], *later]
 
 
 def _messages(row: Row) -> Row:
-    return {**row, TURNS: turns_of(row.get("messages"))}
+    return _dialogue(row, _list_of_messages(row.get("messages")))
 
 
 def _completion(row: Row) -> Row:
-    prompt = row.get("prompt")
-    if not isinstance(prompt, list):
-        prompt = [{"role": "user", "content": prompt}]
-    completion = row.get("completion")
-    if not isinstance(completion, list):
-        completion = [{"role": "assistant", "content": completion}]
-    return {**row, TURNS: turns_of([*prompt, *completion])}
+    prompt = messages_of(row.get("prompt"), "user")
+    completion = messages_of(row.get("completion"), "assistant")
+    return _dialogue(row, [*prompt, *completion])
 
 
 def _vqa(row: Row) -> Row:
@@ -186,7 +207,7 @@ def _muffin_tsv(row: Row) -> Row:
             return {**row, **content}
         return _vqa({**row, **content, "image": row["image"]})
     if isinstance(content, list) and content and all(isinstance(turn, dict) for turn in content):
-        return {**row, TURNS: turns_of(content, later_marks=True)}
+        return _dialogue(row, _without_later_marks(messages_of(content, "user")))
     if isinstance(content, list) and len(content) in (3, 4):  # a preference pair
         return {**row, TURNS: [(content[0], content[1])]}
     reason = "text must hold a conversation, a question with its answer, or a preference pair"
@@ -195,11 +216,11 @@ def _muffin_tsv(row: Row) -> Row:
 
 EXAMPLE_FORMATS: Mapping[str, Format] = {
     **FORMATS,
-    "conversations": Format(("conversations", "image|images"), _conversations),
-    "unimm_chat": Format(("conversation", "image|images"), _unimm_chat),
-    "messages": Format(("messages", "image|images"), _messages),
-    "completion": Format(("prompt", "completion", "image|images"), _completion),
-    "vqa": Format(("image|images", "question", "answer|answers|multiple_choice_answer"), _vqa),
-    "caption": Format(("image|images", "caption"), _caption),
+    "conversations": Format(("conversations", IMAGE), _conversations),
+    "unimm_chat": Format(("conversation", IMAGE), _unimm_chat),
+    "messages": Format(("messages", IMAGE), _messages),
+    "completion": Format(("prompt", "completion", IMAGE), _completion),
+    "vqa": Format((IMAGE, "question", "answer|answers|multiple_choice_answer"), _vqa),
+    "caption": Format((IMAGE, "caption"), _caption),
     "muffin_tsv": Format(TSV_COLUMNS, _muffin_tsv),
 }

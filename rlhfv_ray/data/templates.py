@@ -3,20 +3,68 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from PIL.Image import Image
 
 from rlhfv_ray.errors import DataError
 
 MARK = "\ue000"  # of Unicode's private use: stands in no text of people
+Messages = Sequence[dict[str, Any]]
 END_TOKENS = "rlhfv_end_tokens"  # attribute of a tokenizer: further tokens that end a generation
 
 
-def prompt_text(processor: Any, question: str) -> str:
-    """Return the chat template of one image and one question, up to the assistant's turn."""
-    return render(processor, [user_message(question)], add_generation_prompt=True)
+def prompt_text(processor: Any, question: str, before: Messages = ()) -> str:
+    """Return the chat template of one image and one question, up to the assistant's turn.
+
+    Args:
+        processor: the model's.
+        question: the last one.
+        before: messages before it, from `context_messages`.
+    """
+    return render(processor, asked(question, before), add_generation_prompt=True)
 
 
-def question_text(processor: Any, question: str) -> str:
+def asked(question: str, before: Messages = ()) -> list[dict[str, Any]]:
+    """Return the messages up to a question; the first question has the image."""
+    is_first = all(message["role"] != "user" for message in before)
+    return [*before, user_message(question, image=is_first)]
+
+
+def context_messages(
+    processor: Any, system: str = "", history: Sequence[tuple[str, str]] = ()
+) -> list[dict[str, Any]]:
+    """Return the messages before a question: the system prompt and the earlier turns.
+
+    Raises:
+        DataError: there is a system prompt, but the template has no place for one.
+    """
+    messages: list[dict[str, Any]] = []
+    if system:
+        _check_system(processor, system)
+        messages.append(_text_message("system", system))
+    for question, answer in history:
+        messages = [*asked(question, messages), assistant_message(answer)]
+    return messages
+
+
+def _check_system(processor: Any, system: str) -> None:
+    """Refuse a system prompt that the template drops, refuses, or writes as another's turn."""
+    texts = []
+    for role in ("system", "assistant", "user"):
+        messages = [_text_message(role, MARK), user_message("?")]
+        try:
+            texts.append(render(processor, messages, add_generation_prompt=True))
+        except TemplateError:  # by `raise_exception` in a template
+            texts.append("")
+    as_system, *as_others = texts
+    if as_system.count(MARK) != 1 or as_system in as_others:
+        raise DataError(
+            f"system_prompt: the row has one ({system[:40]!r}), but the model's chat template has "
+            "no system role; use another template, or data without system prompts."
+        )
+
+
+def answering_prompt(processor: Any, question: str) -> str:
     """Return the text of one image and one question with which a model is asked for its answer.
 
     It is the prompt of training, except for Muffin, whose template has another one for it.
@@ -46,9 +94,7 @@ def process(processor: Any, images: Sequence[Image], texts: Sequence[str], **set
         return processor(images=list(images), text=list(texts), **settings)
 
 
-def answered(
-    processor: Any, messages: Sequence[dict[str, Any]], prompt: str, answer: str
-) -> tuple[int, int, str]:
+def answered(processor: Any, messages: Messages, prompt: str, answer: str) -> tuple[int, int, str]:
     """Render an answer behind the messages before it.
 
     The answer's place is where the template puts a mark in its stead. Its text could stand
@@ -149,7 +195,7 @@ def ends_answers(processor: Any) -> bool:
 
 def render(
     processor: Any,
-    messages: Sequence[dict[str, Any]],
+    messages: Messages,
     *,
     add_generation_prompt: bool = False,
     answering: bool = False,
@@ -173,6 +219,10 @@ def adds_special_tokens(processor: Any, text: str) -> bool:
     return beginning is None or not text.startswith(beginning)
 
 
+def _text_message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
 def user_message(question: str, *, image: bool = True) -> dict[str, Any]:
     """Return a message of the user, with the image before its text."""
     images = [{"type": "image"}] if image else []
@@ -181,4 +231,27 @@ def user_message(question: str, *, image: bool = True) -> dict[str, Any]:
 
 def assistant_message(answer: str) -> dict[str, Any]:
     """Return a message of the assistant."""
-    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    return _text_message("assistant", answer)
+
+
+def check_special_tokens(processor: Any, texts: Sequence[str]) -> None:
+    """Refuse texts with a special token of the model: it would end a turn, or stand for a picture.
+
+    Raises:
+        DataError: `special_token`, then the token.
+    """
+    tokens = set(processor.tokenizer.all_special_tokens)
+    tokens |= {
+        value
+        for name, value in vars(processor).items()
+        if name.endswith("_token") and isinstance(value, str)
+    }
+    # A plain word or sign may be a special token, too: as padding, it does no harm.
+    marked = [token for token in tokens if len(token) > 2 and not token[0].isalnum()]
+    for text in texts:
+        for token in marked:
+            if token in text:
+                raise DataError(
+                    f"special_token: a text holds {token!r}, which has a meaning of its own to "
+                    "this model; take it out of the row."
+                )

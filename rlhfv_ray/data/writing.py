@@ -9,7 +9,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhfv_ray.data.pair_formats import ORIGIN_COLUMNS, check_pair
+from rlhfv_ray.data.pair_formats import HISTORY, ORIGIN_COLUMNS, SYSTEM, check_pair
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import PreferencePair
 
@@ -61,6 +61,8 @@ def _stored(pair: PreferencePair, row: int) -> dict[str, object]:
         raise DataError(f"{error} (pair {pair.id!r})") from error
     names = ("id", "question", "chosen", "rejected", "chosen_spans", "rejected_spans")
     text = {name: value for name in names if (value := getattr(pair, name)) is not None}
+    text |= {SYSTEM: pair.system} if pair.system else {}
+    text |= {HISTORY: pair.history} if pair.history else {}
     origin = {name: value for name, value in pair.origin.items() if name not in ORIGIN_COLUMNS}
     if origin:
         text["origin"] = origin

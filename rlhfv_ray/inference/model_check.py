@@ -15,6 +15,8 @@ from typing import Any
 from rlhfv_ray.config import DataConfig, ModelConfig
 from rlhfv_ray.data import Slice, read_slice
 from rlhfv_ray.data.encoding import encode_example, encode_pair
+from rlhfv_ray.data.row_fields import attempt
+from rlhfv_ray.data.templates import context_messages
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.models.self_check import Sample, SelfCheck, choose_samples, self_check
 from rlhfv_ray.records import EncodedPair, Example, PreferencePair
@@ -92,10 +94,27 @@ def read_check(folder: Path) -> SelfCheck:
 
 def encode(row: PreferencePair | Example, processor: Any, data: DataConfig) -> EncodedPair:
     """Encode a pair or an example."""
-    limits = {"max_length": data.max_length, "release_labels": data.release_labels}
+    limits = {
+        "max_length": data.max_length,
+        "max_pixels": data.max_pixels,
+        "release_labels": data.release_labels,
+    }
     if isinstance(row, Example):
         return encode_example(row, processor, **limits)
     return encode_pair(row, processor, min_match=data.min_match, spans=data.spans, **limits)
+
+
+def encoded_row(
+    row: PreferencePair | Example | DataError, processor: Any, data: DataConfig
+) -> EncodedPair | DataError:
+    """Return a row encoded, or the error that sets it aside, with its position.
+
+    Any error of a row is the row's alone. Settings and storage are not a row's: their errors are
+    raised.
+    """
+    if isinstance(row, DataError):
+        return row
+    return attempt(lambda: encode(row, processor, data), row.position)
 
 
 def _samples(processor: Any, data: DataConfig, shards: Sequence[Slice]) -> Iterator[Sample]:
@@ -105,10 +124,10 @@ def _samples(processor: Any, data: DataConfig, shards: Sequence[Slice]) -> Itera
     """
     data = replace(data, release_labels=False)
     for _, row in itertools.chain.from_iterable(map(read_slice, shards)):
-        if isinstance(row, DataError):
+        encoded = encoded_row(row, processor, data)
+        if isinstance(row, DataError) or isinstance(encoded, DataError):
             continue
         question = row.turns[0][0] if isinstance(row, Example) else row.question
-        try:
-            yield Sample(question, encode(row, processor, data))
-        except DataError:
-            continue
+        history = () if isinstance(row, Example) else row.history
+        before = context_messages(processor, row.system, history)
+        yield Sample(question, encoded, before)

@@ -8,6 +8,7 @@ be used) and `config.json`.
 
 import functools
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
-from rlhfv_ray.data import Slice, data_digest, list_slices, read_slice
+from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig, changed_settings
+from rlhfv_ray.data import ReadOptions, Slice, data_digest, list_slices, read_slice
 from rlhfv_ray.data.encoding import VERSION
 from rlhfv_ray.data.reference_table import MASKED, SCHEMA, UNUSABLE, to_row
+from rlhfv_ray.data.repeats import check_ids, repeated_pairs
+from rlhfv_ray.data.row_fields import attempt, row_error, unusable
 from rlhfv_ray.errors import DataError
-from rlhfv_ray.inference.model_check import check_model, encode
+from rlhfv_ray.inference.model_check import check_model, encoded_row
 from rlhfv_ray.inference.parts import begun_scale, map_parts
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import AnswerPolicy, load_model, load_processor, model_digests
@@ -48,16 +51,29 @@ def reference_inputs(
     return {
         **model_digests(model),
         "dtype": model.dtype,
-        "rows": rows or data_digest(data.path, format=data.format, examples=examples),
+        "rows": rows or data_digest(data.path, **reading_settings(data, examples=examples)),
         "format": data.format,
         "min_match": data.min_match,
         "max_length": data.max_length,
         "layout": model.layout,  # of rows: bf16 rounds each layout differently
         "attention": model.attention,
         **({} if data.spans else {"spans": False}),
+        **reading_changes(data),
         **({"release_labels": True} if data.release_labels else {}),
         "version": VERSION,
     }
+
+
+def reading_settings(data: DataConfig, *, examples: bool = False) -> dict[str, Any]:
+    """Return the arguments of `list_slices` and `data_digest` that a job's settings stand for."""
+    return {"format": data.format, "examples": examples, "options": ReadOptions.of(data)}
+
+
+def reading_changes(data: DataConfig) -> dict[str, Any]:
+    """Return the settings of reading that are not the default: they change which rows there are."""
+    names = ("columns", "ids", "max_pixels")
+    changed = changed_settings(data)
+    return {name: changed[name] for name in names if name in changed}
 
 
 def compute_reference_logps(
@@ -69,7 +85,8 @@ def compute_reference_logps(
         DataError: more than `data.max_unusable` of the rows are unusable, or none is left.
     """
     scale = begun_scale(folder, scale)
-    shards = list_slices(data.path, format=data.format, rows=scale.rows)
+    shards = list_slices(data.path, rows=scale.rows, **reading_settings(data))
+    check_ids(shards)
     check = functools.partial(check_model, config=model, data=data, shards=shards, folder=folder)
     map_parts(
         shards,
@@ -94,13 +111,9 @@ def encode_slice(
     """Read and encode a shard's pairs or examples; an unusable row becomes (id, reason)."""
     processor = _cached_processor(model)
     rows: list[EncodedPair | tuple[str, str]] = []
-    for row_id, pair in read_slice(shard):
-        try:
-            if isinstance(pair, DataError):
-                raise pair
-            rows.append(encode(pair, processor, data))
-        except DataError as error:
-            rows.append((row_id, str(error)))
+    for row_id, row in read_slice(shard):
+        encoded = encoded_row(row, processor, data)
+        rows.append((row_id, str(encoded)) if isinstance(encoded, DataError) else encoded)
     return rows
 
 
@@ -131,13 +144,35 @@ class ReferenceActor:
         """Return one part's table."""
         pairs = [row for row in rows if isinstance(row, EncodedPair)]
         by_length = sorted(pairs, key=self.policy.layout.tokens_of)
-        scored: dict[str, ReferencePair] = {}
+        scored: dict[str, ReferencePair | tuple[str, str]] = {}
         for start in range(0, len(pairs), self.batch):
-            batch = by_length[start : start + self.batch]
-            scored |= {pair.id: pair for pair in score_pairs(self.policy, self.processor, batch)}
+            scored |= self.scored(by_length[start : start + self.batch])
         return part_table(
             [scored[row.id] if isinstance(row, EncodedPair) else row for row in rows], self.schema
         )
+
+    def scored(self, batch: Sequence[EncodedPair]) -> dict[str, ReferencePair | tuple[str, str]]:
+        """Return the pairs of a batch with their log-probs, by id.
+
+        A batch that fails is scored pair by pair: the pair at fault becomes its id and reason.
+        """
+        pairs = attempt(lambda: score_pairs(self.policy, self.processor, batch), batch[0].position)
+        if not isinstance(pairs, DataError):
+            return {pair.id: _finite(pair) for pair in pairs}
+        if len(batch) == 1:
+            return {batch[0].id: (batch[0].id, str(pairs))}
+        scored: dict[str, ReferencePair | tuple[str, str]] = {}
+        for pair in batch:
+            scored |= self.scored([pair])
+        return scored
+
+
+def _finite(pair: ReferencePair) -> ReferencePair | tuple[str, str]:
+    """Return the pair, or its id and reason if one of its log-probs is no number."""
+    if all(map(math.isfinite, [*pair.chosen_logps, *pair.rejected_logps])):
+        return pair
+    error = unusable("not_finite", "the reference gives an answer no finite log-probability")
+    return pair.id, str(row_error(error, pair.position))
 
 
 def part_table(rows: Sequence[EncodedPair | tuple[str, str]], schema: pa.Schema) -> pa.Table:
@@ -182,24 +217,38 @@ def collect_unusable(folder: Path, data: DataConfig) -> None:
     if repeated:
         raise DataError(
             f"{len(repeated)} row ids of {data.path} are not unique "
-            f"(first: {', '.join(repeated[:5])}). Give every row its own id."
+            f"(first: {', '.join(repeated[:5])}). Give every row its own id, or --data.ids "
+            "position."
         )
-    unusable = table.filter(table["reason"].is_valid())
-    pq.write_table(unusable, folder / UNUSABLE)
-    if not unusable.num_rows:
+    listed = table.filter(table["reason"].is_valid())
+    pq.write_table(listed, folder / UNUSABLE)
+    _report_repeats(folder, data)
+    if not listed.num_rows:
         return
-    first_rows = unusable.slice(0, 3).to_pylist()
+    first_rows = listed.slice(0, 3).to_pylist()
     reasons = "; ".join(f"{row['id']}: {row['reason']}" for row in first_rows)
     summary = (
-        f"{unusable.num_rows} of {table.num_rows} rows of {data.path} cannot be used ({reasons})"
+        f"{listed.num_rows} of {table.num_rows} rows of {data.path} cannot be used ({reasons})"
     )
     logger.warning("%s; all are listed in %s", summary, display_path(folder / UNUSABLE))
-    if unusable.num_rows == table.num_rows:
+    if listed.num_rows == table.num_rows:
         raise DataError(
             f"{summary}; no pair is left. All are listed in {display_path(folder / UNUSABLE)}."
         )
-    if unusable.num_rows > data.max_unusable * table.num_rows:
+    if listed.num_rows > data.max_unusable * table.num_rows:
         raise DataError(
             f"{summary}; more than --data.max-unusable {data.max_unusable:g} allows. "
             f"All are listed in {display_path(folder / UNUSABLE)}."
+        )
+
+
+def _report_repeats(folder: Path, data: DataConfig) -> None:
+    """Warn about pairs that the data holds several times, which then count several times."""
+    repeats = repeated_pairs(folder)
+    if repeats:
+        shown = "; ".join(f"{later} repeats {earlier}" for earlier, later in repeats[:3])
+        logger.warning(
+            "%d rows of %s repeat another one (same image, question and answers), and count as "
+            "often: %s",
+            *(len(repeats), data.path, shown),
         )

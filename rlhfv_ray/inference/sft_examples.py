@@ -13,9 +13,15 @@ import pyarrow as pa
 from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_table import EXAMPLES
+from rlhfv_ray.data.repeats import check_ids
 from rlhfv_ray.inference.model_check import check_model
 from rlhfv_ray.inference.parts import begun_scale, map_parts
-from rlhfv_ray.inference.reference import collect_unusable, encode_slice, part_table
+from rlhfv_ray.inference.reference import (
+    collect_unusable,
+    encode_slice,
+    part_table,
+    reading_settings,
+)
 from rlhfv_ray.models import load_model
 from rlhfv_ray.models.self_check import SelfCheck
 from rlhfv_ray.records import EncodedPair
@@ -28,7 +34,8 @@ def encode_examples(model: ModelConfig, data: DataConfig, scale: ScaleConfig, fo
         DataError: more than `data.max_unusable` of the rows are unusable, or none is left.
     """
     scale = begun_scale(folder, scale)
-    shards = list_slices(data.path, format=data.format, rows=scale.rows, examples=True)
+    shards = list_slices(data.path, rows=scale.rows, **reading_settings(data, examples=True))
+    check_ids(shards)
     check = functools.partial(check_model, config=model, data=data, shards=shards, folder=folder)
     map_parts(
         shards,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlhfv_ray.config import LARGEST_IMAGE
 from rlhfv_ray.data.images import decode_image
 from rlhfv_ray.data.templates import process, prompt_text
 from rlhfv_ray.records import EncodedPair, PairBatch, ReferencePair
@@ -77,7 +78,8 @@ class Layout:
         The image processor alone would not know the settings that the whole one adds. The text is a
         prompt of one image; its tokens are left out. Nothing is random here: no crop, no flip.
         """
-        pictures = [decode_image(image) for image in images]
+        # Their size was checked when their rows were encoded.
+        pictures = [decode_image(image, max_pixels=LARGEST_IMAGE) for image in images]
         texts = [prompt_text(processor, "?")] * len(pictures)
         tensors = process(processor, pictures, texts, padding=True, return_tensors="pt")
         return {

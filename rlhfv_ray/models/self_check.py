@@ -22,6 +22,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from rlhfv_ray.config import LARGEST_IMAGE
 from rlhfv_ray.data.images import decode_image
 from rlhfv_ray.data.templates import process, prompt_text
 from rlhfv_ray.errors import ConfigError
@@ -48,6 +49,7 @@ class Sample(NamedTuple):
 
     question: str
     pair: EncodedPair
+    before: Sequence[dict[str, Any]] = ()  # messages before the question
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,8 @@ def own_logps(
     Returns:
         One tensor per answer that the sample has, on the CPU, of up to `TOKENS` tokens.
     """
-    picture = picture or decode_image(sample.pair.image)
-    text = prompt_text(processor, sample.question)
+    picture = picture or decode_image(sample.pair.image, max_pixels=LARGEST_IMAGE)
+    text = prompt_text(processor, sample.question, sample.before)
     inputs = process(processor, [picture], [text], return_tensors="pt")
     inputs = inputs.to(model.device, model.dtype)
     if inputs["input_ids"][0].tolist() != sample.pair.prompt_ids:
@@ -214,7 +216,7 @@ def check_pictures(model: Any, processor: Any, sample: Sample, truth: Sequence[T
     Raises:
         ConfigError: it changes nothing.
     """
-    negative = ImageOps.invert(decode_image(sample.pair.image))
+    negative = ImageOps.invert(decode_image(sample.pair.image, max_pixels=LARGEST_IMAGE))
     changed = own_logps(model, processor, sample, picture=negative)
     if max((a - b).abs().max().item() for a, b in zip(truth, changed, strict=True)) <= SEEN:
         raise ConfigError(

@@ -197,6 +197,10 @@ DEFAULTS = {
     DataConfig: {
         "path": "",
         "format": "auto",
+        "columns": [],
+        "image_root": "",
+        "ids": "own",
+        "max_pixels": 50_000_000,
         "rule": "muffin",
         "min_match": 3,
         "spans": True,

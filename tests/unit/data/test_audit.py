@@ -1,11 +1,23 @@
 """The audit counts usable and unusable rows before a job starts."""
 
+import json
+import re
+import sys
+from collections import Counter
+from dataclasses import replace
+from difflib import SequenceMatcher
+from io import BytesIO
 from pathlib import Path
 
-from rlhfv_ray.data import (
-    audit_pairs,
-    list_slices,
-)
+import pytest
+from PIL import Image
+
+from experiments import command
+from rlhfv_ray.data import audit_pairs, list_slices, write_pairs
+from rlhfv_ray.data.audit import marked_answers
+from rlhfv_ray.data.audit_page import audit_page
+from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.shapes.model import SHIPPED
 from tests.unit.data.rows import (
     jsonl,
     plain_row,
@@ -36,3 +48,106 @@ def test_audit_counts_what_is_there(tmp_path: Path) -> None:
         3,
     )  # 3 and 1 words
     assert audit_pairs([]).chosen is None
+
+
+def runs(operation: str, pairs: list, units) -> int:
+    """Runs of one kind from each rejected to its chosen answer."""
+    count = 0
+    for pair in pairs:
+        chosen, rejected = units(pair)
+        codes = SequenceMatcher(None, rejected, chosen, autojunk=False).get_opcodes()
+        count += sum(code[0] == operation for code in codes)
+    return count
+
+
+def expected_figures(usable: list, units) -> dict:
+    """The figures of usable pairs, counted in another way than the audit's."""
+    words = [(len(pair.chosen.split()), len(pair.rejected.split())) for pair in usable]
+    images = Counter(Counter(pair.image for pair in usable).values())
+    opened = [Image.open(BytesIO(pair.image)) for pair in usable]
+    return {
+        "usable": len(usable),
+        "unusable": {"image_unreadable": 1},
+        "chosen_longer": sum(a > b for a, b in words),
+        "chosen_shorter": sum(a < b for a, b in words),
+        "sources": {"not said": len(usable) - 6, "coco": 6},
+        "kinds": {"not said": len(usable) - 6, "detailed_description": 6},
+        "changes": {name: runs(name, usable, units) for name in ("insert", "delete", "replace")},
+        "duplicates": 1,
+        "pairs_per_image": {str(pairs): count for pairs, count in images.items()},
+        "image_modes": Counter(f"{image.format} {image.mode}" for image in opened),
+        "image_sizes": {"0 to 256 pixels": len(usable)},
+    }
+
+
+def audited(rows: list, folder: Path, monkeypatch, *options: str) -> tuple[dict, str]:
+    """Figures and page of the command on some rows."""
+    write_pairs(rows, folder / "pairs.parquet")
+    arguments = ["audit", str(folder / "pairs.parquet"), "--out", str(folder / "out"), *options]
+    monkeypatch.setattr(sys, "argv", ["rlhfv-ray", *arguments])
+    assert command.main() == 0
+    out = folder / "out"
+    return json.loads((out / "audit.json").read_text()), (out / "audit.html").read_text()
+
+
+def rows_to_audit(pairs: list) -> list:
+    """Pairs, one of them twice and one without a picture."""
+    split = '{"type": "detailed_description"}'
+    origin = {"origin_dataset": "coco", "origin_split": split, "image_path": "a/val_0007.png"}
+    named = [replace(pair, origin=origin) for pair in pairs[:6]]
+    torn = replace(pairs[1], id="torn", image=b"torn")
+    return [*named, *pairs[6:], replace(pairs[0], id="again"), torn]
+
+
+def test_every_number_of_the_page_is_recomputed(pairs, tmp_path: Path, monkeypatch) -> None:
+    """Catches: a figure of the page that is of other rows, of the other answer, or of no rule."""
+    rows = rows_to_audit(pairs)
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text('{"image_id": 7}\n{"image_id": "9"}\n')
+    figures, page = audited(rows, tmp_path, monkeypatch, "--evaluation", str(bench))
+    expected = expected_figures(
+        rows[:-1], lambda pair: (pair.chosen.split(), pair.rejected.split())
+    )
+    expected |= {"rows": len(rows), "unit": "words", "evaluated_images": {str(bench): 6}}
+    assert {name: figures[name] for name in expected} == expected
+    assert min(expected["changes"].values()) >= 0 and sum(expected["changes"].values()) > 0
+    lengths = [len(pair.chosen.split()) for pair in rows[:-1]]
+    assert figures["chosen"]["mean"] == pytest.approx(sum(lengths) / len(lengths))
+    shown = dict(re.findall(r'scope="row">([^<]*)</th><td class="n">([^<]*?)\s*</td>', page))
+    assert shown["delete"] == str(expected["changes"]["delete"])
+    assert shown["chosen, mean"] == f"{sum(lengths) / len(lengths):.1f}"
+    assert shown["pairs that repeat an earlier one"] == "1"
+    assert page.count("<article>") == 24 and "<mark>" in page
+    assert not re.search(r'(?:src|href)="(?!data:)', page)  # one page, without links to elsewhere
+
+
+def test_a_models_tokens_are_counted_in_place_of_words(
+    pairs, processor, tmp_path: Path, monkeypatch
+) -> None:
+    """Catches: shares of words under the name of tokens; a rule's masks counted for the other."""
+    rows = rows_to_audit(pairs)
+    figures, _ = audited(rows, tmp_path, monkeypatch, "--model", str(SHIPPED))
+    encoded = [encode_pair(pair, processor, min_match=3, max_length=2048) for pair in rows[:-1]]
+    tokens = {row.id: (row.chosen_ids, row.rejected_ids) for row in encoded}
+    expected = expected_figures(rows[:-1], lambda pair: tokens[pair.id])
+    assert {name: figures[name] for name in expected} == expected
+    assert figures["unit"] == "tokens"
+    for rule, counts in figures["rules"].items():
+        for side, name in enumerate(("chosen_share", "rejected_share")):
+            flags = [flag for row in encoded for flag in row.changed[rule][side]]
+            assert counts[name] == pytest.approx(sum(flags) / len(flags))
+        empty = [row for row in encoded if not any(map(any, row.changed[rule]))]
+        assert counts["without_segment"] == len(empty)
+
+
+def test_marked_words_are_those_that_differ(pairs) -> None:
+    """Catches: marks on the wrong side; an answer that lost a blank; text that becomes markup."""
+    chosen, rejected = marked_answers("a red  star on top", "a blue star")
+    assert [run.text for run in chosen if run.is_changed] == ["red  ", "on top"]
+    assert [run.text for run in rejected if run.is_changed] == ["blue "]
+    assert "".join(run.text for run in chosen) == "a red  star on top"
+    audit = replace(audit_pairs([]), sample=(replace(pairs[0], question="<script>x</script>"),))
+    page = audit_page(audit, "<b>")
+    assert (
+        "<script>" not in page and "&lt;script&gt;" in page and "<b>" not in page.split("<h2>")[0]
+    )

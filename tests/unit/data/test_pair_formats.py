@@ -177,11 +177,11 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"prompt": [USER, *says("A cup."), USER]}, "multi_turn"),
-        ({"prompt": [SYSTEM, USER]}, "multi_turn"),
-        ({"system": "Be brief."}, "multi_turn"),
+        ({"prompt": [USER, *says("A cup."), USER]}, "multi_image"),
+        ({"prompt": [USER, USER]}, "bad_roles"),
+        ({"prompt": [SYSTEM, USER], "system": "Be long."}, "bad_row"),
         ({"chosen": [USER, *says(CHOSEN)]}, "multi_turn"),
-        ({"chosen": []}, "multi_turn"),
+        ({"chosen": []}, "empty_answer"),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]},
             "multi_image",

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhfv_ray.data import (
+    ReadOptions,
     Slice,
     data_digest,
     list_slices,
@@ -20,6 +22,7 @@ from rlhfv_ray.data import (
     read_slice,
     reading,
 )
+from rlhfv_ray.data.row_fields import say_once
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import PreferencePair
 from tests.unit.data.rows import (
@@ -242,7 +245,7 @@ def test_a_row_range_across_row_groups_is_read_exactly(tmp_path: Path) -> None:
 def test_big_units_are_not_cut_into_crumbs(tmp_path: Path) -> None:
     """Bug: 1-row slices of one row group each decode the whole group: quadratic reading."""
     assert len(list_slices(make_rows(tmp_path, "one_group", 64), rows=1)) == 16
-    assert len(list_slices(make_rows(tmp_path, "array", 64), rows=1)) == 16
+    assert len(list_slices(make_rows(tmp_path, "array", 64), rows=1)) == 64  # read from its offset
 
 
 def test_slices_travel_to_a_worker_elsewhere(
@@ -256,3 +259,99 @@ def test_slices_travel_to_a_worker_elsewhere(
     (_, pair), (_, error) = pickle.loads(pickle.dumps(list(read_slice(part))))
     assert isinstance(pair, PreferencePair)
     assert "empty_answer" in str(error)
+
+
+# Options
+
+
+def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
+    """Catches: a map that is ignored for one kind of file, or that names an absent column."""
+    row = {"q": "What?", "good": "a star", "bad": "a ring", "picture": "a.png", "more": 1}
+    options = ReadOptions(columns=("question=q", "chosen=good", "rejected=bad", "image=picture"))
+    lines = jsonl(tmp_path / "x.jsonl", [row])
+    table = parquet(tmp_path / "x.parquet", [{**row, "picture": {"bytes": RED}}])
+    for path in (lines, table):
+        (part,) = list_slices(path, options=options)
+        ((_, pair),) = read_slice(part)
+        assert isinstance(pair, PreferencePair), pair
+        assert (pair.question, pair.chosen, pair.rejected) == ("What?", "a star", "a ring")
+        with pytest.raises(DataError, match="--data.columns .*=NAME"):
+            list_slices(path)
+        with pytest.raises(DataError, match="names absent, which the file does not have"):
+            list_slices(path, options=replace(options, columns=("question=absent",)))
+
+
+def test_ids_by_position_win_over_every_other(tmp_path: Path) -> None:
+    """Catches: an id inside of a column, which repeats, in place of the position."""
+    path = parquet(tmp_path / "x.parquet", [rlhfv_row(1, id="q"), rlhfv_row(2, id="q", chosen="")])
+    rows = read_all(path, options=ReadOptions(ids="position"))
+    assert [row_id for row_id, _ in rows] == ["x.parquet:0", "x.parquet:1"]
+    assert getattr(rows[0][1], "id", None) == "x.parquet:0"
+
+
+def test_columns_that_nobody_reads_are_listed_once(tmp_path: Path, caplog) -> None:
+    """Catches: a column that is dropped without a word, or named for every shard."""
+    say_once.cache_clear()
+    for name in ("x.jsonl", "y.jsonl"):
+        jsonl(tmp_path / name, [plain_row(stars=5, id=name)])
+    list_slices(tmp_path)
+    list_slices(tmp_path)
+    assert caplog.text.count("are not read: stars.") == 1
+
+
+def test_stored_log_probs_are_said_not_to_be_used(tmp_path: Path, caplog) -> None:
+    """Catches: the hope that a release's cache saves the reference pass."""
+    say_once.cache_clear()
+    list_slices(write_format(tmp_path, "muffin_cache"))
+    assert "They are not used, because they were made on randomly cropped" in caplog.text
+
+
+def test_two_formats_that_fit_alike_are_named(tmp_path: Path) -> None:
+    """Catches: one of two possible readings, chosen in silence."""
+    row = {"conversations": [{"from": "human", "value": "What?"}], "messages": [], "image": "a.png"}
+    row["conversations"].append({"from": "gpt", "value": "A star."})
+    row["messages"] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = jsonl(tmp_path / "x.jsonl", [row])
+    with pytest.raises(DataError, match=r"conversations \(1 of 1\), messages \(1 of 1\)"):
+        list_slices(path, examples=True)
+    assert list_slices(path, examples=True, format="messages")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "code"),
+    [
+        ("rejected_images", ["b.png"], "unsupported_field"),
+        ("tools", '[{"name": "search"}]', "unsupported_field"),
+        ("videos", ["a.mp4"], "unsupported_field"),
+        ("weight", 0.5, "unsupported_field"),
+        ("loss", False, "not_learnt"),
+        ("images", ["a.png", "b.png"], "multi_image"),
+    ],
+)
+def test_a_field_of_use_costs_its_row(column: str, value: object, code: str, tmp_path) -> None:
+    """Catches: a field that says how a row is to be used, and is ignored."""
+    harmless = {"tools": "[]", "videos": [], "weight": 1.0, "rejected_images": None, "loss": True}
+    rows = [plain_row(**{column: value}), plain_row(**harmless)]
+    for path in (jsonl(tmp_path / "x.jsonl", rows),):
+        (_, error), (_, pair) = read_all(path)
+        assert isinstance(pair, PreferencePair), pair
+        assert str(error).startswith(f"{code}: "), error
+
+
+def test_a_linked_image_folder_is_read_below_the_image_root(tmp_path: Path) -> None:
+    """Catches: pictures on another disk, which the data's folder links to, refused for good."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "b.png").write_bytes(RED)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images").symlink_to(tmp_path / "disk")
+    path = jsonl(tmp_path / "data" / "x.jsonl", [plain_row(image="images/b.png")])
+    ((_, error),) = read_all(path)
+    assert str(error).startswith("image_path: ")
+    options = ReadOptions(image_root=str(tmp_path / "disk"))
+    for image in ("images/b.png", "b.png", str(tmp_path / "disk" / "b.png")):
+        jsonl(path, [plain_row(image=image)])
+        ((_, pair),) = read_all(path, options=options)
+        assert isinstance(pair, PreferencePair) and pair.image == RED
+    digest = data_digest(path, options=options)
+    (tmp_path / "disk" / "b.png").write_bytes(b"another")
+    assert data_digest(path, options=options) != digest

@@ -12,7 +12,7 @@ import pytest
 from rlhfv_ray.data import list_slices, read_slice
 from rlhfv_ray.data.encoding import conversation_ids, encode_example
 from rlhfv_ray.data.reference_table import EXAMPLES, SCHEMA, from_row, to_row
-from rlhfv_ray.data.sft_formats import CAPTION_QUESTION, turns_of
+from rlhfv_ray.data.sft_formats import CAPTION_QUESTION
 from rlhfv_ray.data.templates import prompt_text
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.models.batch import Layout, collate_pairs
@@ -132,7 +132,7 @@ BAD = {
     "multi_image": {"messages": [*chat()[:2], *chat()[:2]], "images": ["a.png"]},
     "image_missing": {"image": "b.png", "caption": "a street"},
     "image_path": {"image": "../b.png", "caption": "a street"},
-    "system_prompt": {"image": "a.png", "conversations": sharegpt(), "system": "Be brief."},
+    "not_learnt": {"messages": [chat()[0], {**chat()[1], "loss": False}], "image": "a.png"},
     "bad_row": {"image": "a.png", "caption": ["a street", "a beach"]},
     "bad_text": {"image": "a.png", "caption": "a\0street"},
 }
@@ -220,5 +220,6 @@ def test_unimm_chat_of_the_hub_and_its_later_marks(tmp_path, as_text):
     ((_, example),) = read_slice(*list_slices(str(path), format="auto", rows=8, examples=True))
     assert example.turns == TURNS
     turns[0]["value"] = "<image>" + turns[0]["value"]
-    with pytest.raises(DataError, match="multi_image"):
-        turns_of(turns, later_marks=True)
+    path = in_file(tmp_path, {**row, "conversation": turns})
+    ((_, error),) = read_slice(*list_slices(str(path), format="auto", rows=8, examples=True))
+    assert isinstance(error, DataError) and "multi_image" in str(error)

@@ -1,13 +1,25 @@
 """Reference parts: log-probs beside their pairs, and rows that cannot be used."""
 
+import json
+from dataclasses import replace
+
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rlhfv_ray.config import DataConfig, ModelConfig
-from rlhfv_ray.data.reference_table import SCHEMA, unusable_rows
+from rlhfv_ray.data import list_slices
+from rlhfv_ray.data.reference_table import SCHEMA, load_reference, unusable_rows
+from rlhfv_ray.data.repeats import check_ids
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.parts import write_part
-from rlhfv_ray.inference.reference import ReferenceActor, collect_unusable, part_table, score_pairs
+from rlhfv_ray.inference.reference import (
+    ReferenceActor,
+    collect_unusable,
+    encode_slice,
+    part_table,
+    score_pairs,
+)
 from rlhfv_ray.models.self_check import SelfCheck
 
 
@@ -66,3 +78,68 @@ def test_parts_have_the_schema_of_the_folder(encoded, tmp_path):
     """Catches: a part of unusable rows alone whose columns have other types."""
     write_rows(tmp_path, [], [("bad", "reason")])
     assert pq.read_schema(tmp_path / "part-00000.parquet").names == SCHEMA.names
+
+
+def test_a_pair_that_the_model_cannot_take_costs_itself(small_model, encoded):
+    """Catches: a forward pass that fails on one pair and ends the job, or takes its batch along."""
+    outcome = SelfCheck("shared", True, "float32", 0, 0.0, None, {})
+    actor = ReferenceActor(
+        ModelConfig(path=str(small_model), dtype="fp32"), batch=4, check=lambda *_: outcome
+    )
+    outside = replace(
+        encoded[1], chosen_ids=[*encoded[1].chosen_ids, 10**6], position="pairs.jsonl:2"
+    )
+    torn = replace(encoded[2], image=b"torn", position="pairs.jsonl:3")
+    table = actor([encoded[0], outside, torn, encoded[3]])
+    reasons = dict(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    assert reasons[encoded[0].id] is reasons[encoded[3].id] is None
+    assert reasons[outside.id].startswith("unexpected: ")
+    assert reasons[outside.id].endswith("(pairs.jsonl:2)")
+    assert reasons[torn.id].startswith("image_unreadable: ")
+    with torch.no_grad():
+        for weight in actor.policy.model.parameters():
+            weight.fill_(torch.nan)
+    (reason,) = actor([encoded[0]])["reason"].to_pylist()
+    assert reason.startswith("not_finite: ")
+
+
+BAD = {  # code of the reason -> what is wrong with the row
+    "image_token": {"rejected": "a ring . <image>"},
+    "system_prompt": {"system": "Answer in French."},  # the model's template has no such role
+    "bad_row": {"chosen": {"text": "a star"}},
+    "image_unreadable": {"image": "torn.png"},
+    "image_path": {"image": "/etc/a.png"},
+    "too_long": {"chosen": "a star and " * 600},
+    "unsupported_field": {"rejected_images": ["b.png"]},
+    "special_token": {"question": "what </s> ?"},
+}
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.soak)])
+def test_bad_rows_of_eight_kinds_cost_themselves(count, small_model, pairs, tmp_path):
+    """Catches: one bad row of any kind that ends the job, or that takes good rows along."""
+    (tmp_path / "torn.png").write_bytes(pairs[0].image[:90])
+    kinds = iter(BAD.values())
+    lines = []
+    for number in range(count):
+        pair = pairs[number % len(pairs)]
+        (tmp_path / f"{number % len(pairs)}.png").write_bytes(pair.image)
+        row = {"question": pair.question, "chosen": pair.chosen, "rejected": pair.rejected}
+        row |= {"id": f"row {number}", "image": f"{number % len(pairs)}.png"}
+        is_bad = number % (count // 8) == count // 16
+        lines.append(json.dumps(row | next(kinds, {}) if is_bad else row))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    model = ModelConfig(path=str(small_model), dtype="fp32")
+    data = DataConfig(path=str(tmp_path / "rows.jsonl"), max_length=400, max_unusable=8 / count)
+    outcome = SelfCheck("shared", True, "float32", 0, 0.0, None, {})
+    actor = ReferenceActor(model, batch=16, check=lambda *_: outcome)
+    shards = list_slices(data.path)
+    check_ids(shards)
+    for shard in shards:
+        table = actor(encode_slice(shard, model=model, data=data))
+        write_part(table, tmp_path / "parts", shard.index)
+    collect_unusable(tmp_path / "parts", data)
+    reasons = {row["reason"].partition(":")[0] for row in unusable_rows(tmp_path / "parts")}
+    assert reasons == BAD.keys()
+    assert all("(rows.jsonl:" in row["reason"] for row in unusable_rows(tmp_path / "parts"))
+    assert len(load_reference(tmp_path / "parts")) == count - 8

@@ -14,7 +14,7 @@ from PIL import Image
 
 from eval.reporting.mlflow_log import experiment_of
 from rlhfv_ray.data import list_slices, read_slice
-from rlhfv_ray.data.pair_formats import image_bytes
+from rlhfv_ray.data.image_sources import ImageRoots, image_bytes
 from rlhfv_ray.errors import ConfigError, StorageError
 from rlhfv_ray.storage import bucket
 from rlhfv_ray.storage.files import write_json
@@ -211,7 +211,7 @@ def test_a_server_that_is_gone_is_named(node, monkeypatch):
         fetch(storage / "stage")
     (storage / "data").mkdir()
     with pytest.raises(StorageError):  # the row is not set aside for it
-        image_bytes({"image": "x.png"}, (storage / "data").resolve())
+        image_bytes({"image": "x.png"}, ImageRoots(((storage / "data").resolve(),)))
 
 
 def impatient_file_system(address: str):

@@ -1,0 +1,125 @@
+"""An audit as one self-contained HTML page, and as JSON."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict
+from io import BytesIO
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from rlhfv_ray.data.audit import Audit, marked_answers
+from rlhfv_ray.data.images import decode_image
+from rlhfv_ray.records import PreferencePair
+
+THUMBNAIL = 360  # pixels of the longer side
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Audit of {{ title }}</title>
+<style>
+:root { color-scheme: light dark; --line: #8888; --mark: #ffe08a; --ink: #1b1b1b; }
+@media (prefers-color-scheme: dark) { :root { --mark: #6a5300; --ink: #f2f2f2; } }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
+table { border-collapse: collapse; } caption { text-align: left; font-weight: 600; }
+td, th { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line);
+  overflow-wrap: anywhere; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
+.tables { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 2rem; }
+article { display: grid; grid-template-columns: minmax(0, 1fr) 2fr; gap: 1rem; padding: 1rem 0;
+  border-top: 1px solid var(--line); } article img { max-width: 100%; }
+@media (max-width: 45rem) { article { grid-template-columns: 1fr; } }
+mark { background: var(--mark); color: var(--ink); text-decoration: underline; font-weight: 600; }
+</style>
+<h1>Audit of {{ title }}</h1>
+<p>{{ audit.usable }} of {{ audit.rows }} rows can be used.</p>
+<div class="tables">
+{% for name, rows in tables.items() %}<table><caption>{{ name }}</caption>
+{% for label, value in rows.items() %}<tr><th scope="row">{{ label }}</th><td class="n">{{ value }}
+</td></tr>
+{% else %}<tr><td>none</td></tr>
+{% endfor %}</table>
+{% endfor %}</div>
+{% if audit.examples %}<h2>First unusable row of each reason</h2>
+<ul>{% for message in audit.examples.values() %}<li>{{ message }}</li>{% endfor %}</ul>{% endif %}
+<h2>Sample</h2>
+<p>Words that differ between the answers are marked and underlined.</p>
+{% for pair in sample %}<article><img src="{{ pair.image }}" alt="picture of {{ pair.id }}"><div>
+<p><b>{{ pair.id }}</b> {{ pair.question }}</p>
+{% for side, runs in (("Chosen", pair.chosen), ("Rejected", pair.rejected)) %}<p><b>{{ side }}:</b>
+{% for run in runs %}{% if run.is_changed %}<mark>{{ run.text }}</mark>{% else %}{{ run.text }}
+{%- endif %}{% endfor %}</p>
+{% endfor %}</div></article>
+{% endfor %}</html>
+"""
+
+
+def audit_page(audit: Audit, title: str) -> str:
+    """Return the page of an audit. All text of the data is escaped."""
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
+    sample = [_shown(pair) for pair in audit.sample]
+    return page.render(audit=audit, title=title, tables=audit_tables(audit), sample=sample)
+
+
+def audit_json(audit: Audit) -> dict[str, Any]:
+    """Return an audit's figures, JSON-ready, without the sample."""
+    figures = asdict(audit)
+    del figures["sample"]
+    return figures
+
+
+def audit_tables(audit: Audit) -> dict[str, Mapping[Any, Any]]:
+    """Return the page's tables, by their captions."""
+    tables: dict[str, Mapping[Any, Any]] = {"Unusable rows by reason": audit.unusable}
+    if audit.chosen and audit.rejected:
+        tables["Words per answer"] = {
+            "chosen, mean": f"{audit.chosen.mean:.1f}",
+            "rejected, mean": f"{audit.rejected.mean:.1f}",
+            "chosen, median": f"{audit.chosen.median:g}",
+            "rejected, median": f"{audit.rejected.median:g}",
+            "longest": max(audit.chosen.longest, audit.rejected.longest),
+            "chosen longer": _share(audit.chosen_longer, audit.usable),
+            "chosen shorter": _share(audit.chosen_shorter, audit.usable),
+        }
+    for rule, counts in audit.rules.items():
+        tables[f"Corrected {audit.unit}, rule {rule}"] = {
+            "share of the chosen answers": f"{100 * counts.chosen_share:.1f} %",
+            "share of the rejected answers": f"{100 * counts.rejected_share:.1f} %",
+            "pairs without extra weight": _share(counts.without_segment, audit.usable),
+        }
+    return {
+        **tables,
+        f"Changes, runs of {audit.unit}": audit.changes,
+        "Sources": audit.sources,
+        "Kinds of question": audit.kinds,
+        "Repeats": {
+            "pairs that repeat an earlier one": audit.duplicates,
+            "ids of several rows": len(audit.duplicated_ids),
+        },
+        "Images by their number of pairs": audit.pairs_per_image,
+        "Images by size": audit.image_sizes,
+        "Images by type and mode": audit.image_modes,
+        "Pairs with an image of an evaluation set": audit.evaluated_images,
+    }
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} ({100 * part / max(whole, 1):.1f} %)"
+
+
+def _shown(pair: PreferencePair) -> dict[str, Any]:
+    chosen, rejected = marked_answers(pair.chosen, pair.rejected)
+    return {
+        "id": pair.id,
+        "question": pair.question,
+        "image": _thumbnail(pair.image),
+        "chosen": chosen,
+        "rejected": rejected,
+    }
+
+
+def _thumbnail(image: bytes) -> str:
+    """Return a small copy of an image as a data URL."""
+    picture = decode_image(image)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
