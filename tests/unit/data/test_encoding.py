@@ -297,3 +297,25 @@ def test_a_change_of_the_last_word_leaves_the_end_alone(pairs, processor):
     assert marked(processor, row.chosen_ids, row.changed["both_sides"].chosen) == "star"
     muffin = marked(processor, row.chosen_ids, row.changed["muffin"].chosen)
     assert muffin == "star</s>"  # as the release has it
+
+
+def test_earlier_turns_stand_in_the_prompt_and_are_not_scored(pairs, processor):
+    """Catches: earlier turns that are dropped, an image in a later one, another answer's tokens."""
+    talk = replace(pairs[0], history=(("what is there ?", "a star ."),))
+    row = encode_pair(talk, processor, min_match=3, max_length=512)
+    alone = encode_pair(pairs[0], processor, min_match=3, max_length=512)
+    assert (row.chosen_ids, row.rejected_ids) == (alone.chosen_ids, alone.rejected_ids)
+    text = processor.tokenizer.decode(row.prompt_ids).replace("<image>" * 16, "<image>")
+    assert text == (
+        "USER:<image>\nwhat is there ?ASSISTANT:\na star .</s>"
+        f"USER:{pairs[0].question}ASSISTANT:\n"
+    )
+
+
+def test_the_largest_image_is_a_setting(pairs, processor):
+    """Catches: `--data.max-pixels` that does nothing."""
+    side = decode_image(pairs[0].image).size[0]
+    settings = {"min_match": 3, "max_length": 512}
+    assert encode_pair(pairs[0], processor, **settings, max_pixels=side * side)
+    with pytest.raises(DataError, match="image_too_large"):
+        encode_pair(pairs[0], processor, **settings, max_pixels=side * side - 1)

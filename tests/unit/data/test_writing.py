@@ -35,6 +35,7 @@ def example_pairs() -> list[PreferencePair]:
             ((0, 1), (1, 2)),
         ),
         PreferencePair("scene", RED, "q", "a", "مرحبا", (), None, {"seed": "3", "image_path": ""}),
+        PreferencePair("talk", RED, "q", "a", "b", system="Be brief.", history=(("c", "d"),)),
     ]
 
 
@@ -58,7 +59,7 @@ def test_written_layout_is_the_released_one(tmp_path: Path) -> None:
         "idx",
         "image_path",
     ]
-    assert table["idx"].to_pylist() == [7, 3, 2]
+    assert table["idx"].to_pylist() == [7, 3, 2, 3]  # the last two are row numbers
     text = json.loads(table["text"][0].as_py())
     assert {name: text[name] for name in TEXTS} == TEXTS
     datasets = pytest.importorskip("datasets")

@@ -17,7 +17,8 @@ def test_a_folder_is_checked_once(small_model, tmp_path):
     """Catches: a check on other rows than the job's; one that is made again on every resume, and
     could then decide otherwise."""
     path = tmp_path / "pairs.parquet"
-    write_pairs(careless_pairs(10), path)
+    talks = [replace(pair, history=(("Where?", "a beach ."),)) for pair in careless_pairs(10)]
+    write_pairs(talks, path)  # earlier turns are in the truth's prompt, too
     config = ModelConfig(path=str(small_model), dtype="fp32")
     data = DataConfig(path=str(path))
     folder = tmp_path / "reference"
