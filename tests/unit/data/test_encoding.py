@@ -307,8 +307,7 @@ def test_earlier_turns_stand_in_the_prompt_and_are_not_scored(pairs, processor):
     assert (row.chosen_ids, row.rejected_ids) == (alone.chosen_ids, alone.rejected_ids)
     text = processor.tokenizer.decode(row.prompt_ids).replace("<image>" * 16, "<image>")
     assert text == (
-        "USER:<image>\nwhat is there ?ASSISTANT:\na star .</s>"
-        f"USER:{pairs[0].question}ASSISTANT:\n"
+        f"USER:<image>\nwhat is there ?ASSISTANT:\na star .</s>USER:{pairs[0].question}ASSISTANT:\n"
     )
 
 
