@@ -16,7 +16,6 @@ from rlhfv_ray.config import DataConfig
 from rlhfv_ray.data import ReadOptions, audit_pairs, list_slices
 from rlhfv_ray.data.audit import image_id
 from rlhfv_ray.data.audit_page import audit_json, audit_page
-from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.errors import ConfigError
 
 
@@ -40,16 +39,10 @@ def main(
     """
     encode = None
     if model:
+        from rlhfv_ray.inference.model_check import encode as encode_row
         from rlhfv_ray.models import load_processor
 
-        encode = functools.partial(
-            encode_pair,
-            processor=load_processor(model),
-            min_match=data.min_match,
-            max_length=data.max_length,
-            spans=data.spans,
-            max_pixels=data.max_pixels,
-        )
+        encode = functools.partial(encode_row, processor=load_processor(model), data=data)
     slices = list_slices(path, format=data.format, options=ReadOptions.of(data))
     sets = {file: _image_ids(Path(file)) for file in evaluation}
     audit = audit_pairs(slices, decode=True, encode=encode, evaluations=sets)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, get_args
 
 from PIL.Image import Image
 
-from rlhfv_ray.data.images import MAX_PIXELS, decode_image
+from rlhfv_ray.config import LARGEST_IMAGE
+from rlhfv_ray.data.images import decode_image
 from rlhfv_ray.data.release_labels import release_labels as labelled
 from rlhfv_ray.data.templates import (
     Messages,
@@ -30,6 +31,7 @@ from rlhfv_ray.data.templates import (
     process,
     prompt_text,
     render,
+    user_message,
 )
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import ChangedTokens, EncodedPair, Example, PreferencePair, Span
@@ -179,7 +181,6 @@ def encode_pair(
     max_length: int,
     spans: bool = True,
     release_labels: bool = False,
-    max_pixels: int = MAX_PIXELS,
 ) -> EncodedPair:
     """Encode a pair for a model.
 
@@ -190,7 +191,6 @@ def encode_pair(
         max_length: longest prompt + answer, in tokens.
         spans: use the spans that a human marked, where the pair has them.
         release_labels: score what the RLHF-V release scores; for Muffin.
-        max_pixels: see `decode_image`.
 
     Raises:
         DataError: the image cannot be read, an answer does not fit, both answers give the same
@@ -201,7 +201,7 @@ def encode_pair(
     texts = [pair.system, *turns, pair.question, pair.chosen, pair.rejected]
     check_special_tokens(processor, texts)
     before = context_messages(processor, pair.system, pair.history)
-    image = decode_image(pair.image, max_pixels=max_pixels)
+    image = decode_image(pair.image, max_pixels=LARGEST_IMAGE)
     scored: list[bool] | None = None
     if release_labels:
         _check_no_context(before)
@@ -240,7 +240,6 @@ def encode_example(
     *,
     max_length: int,
     release_labels: bool = False,
-    max_pixels: int = MAX_PIXELS,
 ) -> EncodedPair:
     """Encode a conversation for supervised fine-tuning.
 
@@ -251,14 +250,13 @@ def encode_example(
         processor: see `encode_pair`.
         max_length: largest number of tokens in a conversation.
         release_labels: as in `encode_pair`.
-        max_pixels: see `decode_image`.
 
     Raises:
         DataError: the image cannot be read, the conversation does not fit, or as `encode_pair`.
     """
     check_special_tokens(processor, [example.system, *itertools.chain(*example.turns)])
     before = context_messages(processor, example.system)
-    image = decode_image(example.image, max_pixels=max_pixels)
+    image = decode_image(example.image, max_pixels=LARGEST_IMAGE)
     if release_labels:
         _check_no_context(before)
         tokens = labelled(processor, _messages(example.turns))

@@ -6,6 +6,8 @@ decode with this function, so that the same bytes are the same pixels everywhere
 the size is checked on the header, before memory for the pixels is allocated.
 """
 
+import contextlib
+from collections.abc import Iterator
 from io import BytesIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -29,6 +31,23 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         DataError: `image_unreadable`, `image_too_large` or `image_shape`, then the reason.
     """
+    with _opened(data, max_pixels) as image:
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def check_pixels(data: bytes, max_pixels: int) -> None:
+    """Refuse an image by its header alone, as `decode_image` does.
+
+    Raises:
+        DataError: `image_unreadable`, `image_too_large` or `image_shape`, then the reason.
+    """
+    with _opened(data, max_pixels):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an image whose size is allowed; what fails meanwhile becomes a DataError."""
     if len(data) > MAX_BYTES:
         raise DataError(
             f"image_too_large: the file has {len(data)} bytes, at most {MAX_BYTES} are allowed"
@@ -36,7 +55,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels=max_pixels)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            yield image
     except DataError:
         raise
     except UnidentifiedImageError as error:

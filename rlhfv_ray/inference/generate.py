@@ -22,7 +22,7 @@ from transformers import (
 
 from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig, changed_settings
 from rlhfv_ray.data import decode_image
-from rlhfv_ray.data.templates import answer_ends, answer_of, process, answering_prompt
+from rlhfv_ray.data.templates import answer_ends, answer_of, answering_prompt, process
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.inference.parts import begun_scale, map_parts, read_parts, write_part
 from rlhfv_ray.models import generator, load_model

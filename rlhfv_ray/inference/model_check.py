@@ -15,6 +15,7 @@ from typing import Any
 from rlhfv_ray.config import DataConfig, ModelConfig
 from rlhfv_ray.data import Slice, read_slice
 from rlhfv_ray.data.encoding import encode_example, encode_pair
+from rlhfv_ray.data.images import check_pixels
 from rlhfv_ray.data.row_fields import attempt
 from rlhfv_ray.data.templates import context_messages
 from rlhfv_ray.errors import ConfigError, DataError
@@ -94,11 +95,8 @@ def read_check(folder: Path) -> SelfCheck:
 
 def encode(row: PreferencePair | Example, processor: Any, data: DataConfig) -> EncodedPair:
     """Encode a pair or an example."""
-    limits = {
-        "max_length": data.max_length,
-        "max_pixels": data.max_pixels,
-        "release_labels": data.release_labels,
-    }
+    check_pixels(row.image, data.max_pixels)
+    limits = {"max_length": data.max_length, "release_labels": data.release_labels}
     if isinstance(row, Example):
         return encode_example(row, processor, **limits)
     return encode_pair(row, processor, min_match=data.min_match, spans=data.spans, **limits)

@@ -18,9 +18,9 @@ from rlhfv_ray.data.release_labels import piece_lengths, release_labels
 from rlhfv_ray.data.sft_formats import read_example
 from rlhfv_ray.data.templates import (
     answer_of,
+    answering_prompt,
     assistant_message,
     before_end,
-    question_text,
     render,
     user_message,
 )
@@ -50,7 +50,7 @@ def text_values(golden: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "system": SYSTEM,
         "labels": [label_values(processor, case) for case in golden["labels"]],
         "generation_prompts": [
-            {"prompt": question_text(processor, case["question"])}
+            {"prompt": answering_prompt(processor, case["question"])}
             for case in golden["generation_prompts"]
         ],
         "answers": [

@@ -309,12 +309,3 @@ def test_earlier_turns_stand_in_the_prompt_and_are_not_scored(pairs, processor):
     assert text == (
         f"USER:<image>\nwhat is there ?ASSISTANT:\na star .</s>USER:{pairs[0].question}ASSISTANT:\n"
     )
-
-
-def test_the_largest_image_is_a_setting(pairs, processor):
-    """Catches: `--data.max-pixels` that does nothing."""
-    side = decode_image(pairs[0].image).size[0]
-    settings = {"min_match": 3, "max_length": 512}
-    assert encode_pair(pairs[0], processor, **settings, max_pixels=side * side)
-    with pytest.raises(DataError, match="image_too_large"):
-        encode_pair(pairs[0], processor, **settings, max_pixels=side * side - 1)

@@ -57,6 +57,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "images": [{"path": "a.png"}],
     },
     "conversations": {"conversations": SHARE, "image": f"data:image/png;base64,{CODE}"},
+    "unimm_chat": {"conversation": SHARE, "image": f"data:image/png;base64,{CODE}"},
     "messages": {
         "messages": [USER, ASSISTANT, {"role": "user", "content": "and ?"}, ASSISTANT],
         "images": ["a.png"],

@@ -6,9 +6,10 @@ import pytest
 
 from rlhfv_ray.config import DataConfig, ModelConfig
 from rlhfv_ray.data import list_slices, write_pairs
-from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.inference.model_check import CHECK, check_model, read_check
-from rlhfv_ray.models import load_model
+from rlhfv_ray.data.images import decode_image
+from rlhfv_ray.errors import ConfigError, DataError
+from rlhfv_ray.inference.model_check import CHECK, check_model, encode, read_check
+from rlhfv_ray.models import load_model, load_processor
 from rlhfv_ray.storage.files import sealed, write_json
 from tests.conftest import careless_pairs
 
@@ -60,3 +61,14 @@ def test_without_a_usable_row_nothing_is_written(small_model, tmp_path):
     outcome = check_model(*loaded, config, data, list_slices(path, rows=2), tmp_path / "reference")
     assert outcome.tokens == 0
     assert not (tmp_path / "reference" / CHECK).exists()
+
+
+def test_the_largest_image_is_a_setting(small_model):
+    """Catches: `--data.max-pixels` that does nothing."""
+    (pair,) = careless_pairs(1)
+    processor = load_processor(str(small_model))
+    width, height = decode_image(pair.image).size
+    data = DataConfig(max_pixels=width * height)
+    assert encode(pair, processor, data).id == pair.id
+    with pytest.raises(DataError, match="image_too_large"):
+        encode(pair, processor, replace(data, max_pixels=width * height - 1))
