@@ -103,7 +103,7 @@ class LLaVABenchConfig:
     """The file caps_boxes_coco2014_val_80.jsonl: captions and boxes, which show the judge the
     image as text."""
     images: str = ""
-    """Folder of COCO val2014 images."""
+    """Folder of COCO val2014 images. Files of answers are scored without it."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class POPEConfig:
     """Folder with coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json, or
     some of them, or one such file."""
     images: str = ""
-    """Folder of COCO val2014 images."""
+    """Folder of COCO val2014 images. Files of answers are scored without it."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class AMBERConfig:
     """AMBER's data folder, with annotations.json, relation.json, safe_words.txt and
     query/query_all.json."""
     images: str = ""
-    """Folder of its images."""
+    """Folder of its images. Files of answers are scored without it."""
     part: Literal["all", "generative", "discriminative"] = "all"
     """`generative`: descriptions. `discriminative`: yes/no questions. `all`: both."""
 

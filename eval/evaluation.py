@@ -11,7 +11,7 @@ own and verdicts are in the judge's cache, so neither is made twice.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from rich.console import Console
 from eval.benchmarks import make_benchmark
 from eval.benchmarks.contract import Benchmark, Scores
 from eval.config import BenchmarkSettings, EvalConfig
-from eval.inputs.answers import check_decoding, endpoint_answers, read_answer_file
+from eval.inputs.answer_files import read_answer_file
+from eval.inputs.endpoint_answers import check_decoding, endpoint_answers
 from eval.judge.records import verdict_rows
 from eval.judge.run import judge_answers
 from eval.reporting.html import Section, write_page
@@ -42,6 +43,7 @@ from rlhfv_ray.console import new_console
 from rlhfv_ray.endpoint.budget import Ledger
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.endpoint.run import check_endpoint
+from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.inference.generate import answers_stage, read_answers, write_answers
 from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.records import Answer
@@ -171,6 +173,7 @@ def plan_evaluation(
     )
     answers: dict[tuple[str, str], Stage] = {}
     for benchmark in chosen:
+        _check_images(benchmark, candidates.values())
         for name, candidate in candidates.items():
             title = f"answers, {name}, {benchmark.name}"
             if candidate.endpoint is not None:
@@ -192,6 +195,16 @@ def plan_evaluation(
                 continue
             answers[benchmark.name, name] = stage
     return Evaluation(candidates, chosen, settings, storage, (shapes,) if shapes else (), answers)
+
+
+def _check_images(benchmark: Benchmark, candidates: Iterable[Candidate]) -> None:
+    """Raise a ConfigError if a model is to answer questions about pictures that were not given."""
+    answering = [item for item in candidates if item.model is not None or item.endpoint is not None]
+    if answering and benchmark.name != "shapes" and not benchmark.has_images:
+        raise ConfigError(
+            f"{benchmark.name}.images is not set: a model needs the pictures. Only files of answers "
+            "(--answers) are scored without them."
+        )
 
 
 def candidates_of(config: EvalConfig) -> dict[str, Candidate]:

@@ -45,6 +45,7 @@ from eval.benchmarks.contract import (
     Scores,
     Span,
     in_order,
+    without_images,
 )
 from eval.chair import count_words
 from eval.config import AMBERConfig
@@ -288,6 +289,7 @@ class AMBER(Benchmark):
             "files": {name: _digest(self._path(name).read_bytes()) for name in FILES},
             "n": len(self.items),
             "decoding": self.decoding,
+            **without_images(self.prompts),
             "reading": "first yes or no",
             **{name: getattr(self.reader, name) for name in ("tagger", "vectors", "lemmatizer")},
         }

@@ -153,6 +153,14 @@ class Scores:
         return [item.ratios[name] for item in self._answers_in(group) if name in item.ratios]
 
 
+def without_images(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Return the manifest's entry on pictures that were not given; none if they were.
+
+    So scores without pictures are compared with each other only.
+    """
+    return {} if all(prompt.image for prompt in prompts) else {"images": "not given"}
+
+
 class Benchmark(ABC):
     """Questions with a way to judge the answers."""
 
@@ -167,6 +175,11 @@ class Benchmark(ABC):
     def prompts_id(self) -> str:
         """Identify the prompts: a digest of questions and images."""
         return str(self.manifest()["prompts"])
+
+    @property
+    def has_images(self) -> bool:
+        """Return False if the pictures were not given: then only files of answers are scored."""
+        return all(prompt.image for prompt in self.prompts)
 
     @property
     def judged(self) -> bool:

@@ -24,6 +24,7 @@ from eval.benchmarks.contract import (
     judge_manifest,
     missing_reason,
     read_votes,
+    without_images,
 )
 from eval.chair import count_words
 from eval.config import JudgeConfig, LLaVABenchConfig
@@ -248,6 +249,7 @@ class LLaVABench(Benchmark):
             "prompts": digest.hexdigest(),
             "n": len(self.rows),
             "decoding": self.decoding,
+            **without_images(self.prompts),
             **judge,
         }
 

@@ -27,6 +27,7 @@ from eval.benchmarks.contract import (
     judge_manifest,
     missing_reason,
     read_votes,
+    without_images,
 )
 from eval.chair import count_words
 from eval.config import JudgeConfig, MMHalBenchConfig
@@ -252,6 +253,7 @@ class MMHalBench(Benchmark):
             "prompts": digest.hexdigest(),
             "n": len(self.rows),
             "decoding": self.decoding,
+            **without_images(self.prompts),
             **judge_manifest(self.judge, self.prompt),
         }
 

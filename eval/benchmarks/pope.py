@@ -24,7 +24,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.benchmarks.contract import WORDS, Benchmark, JudgedAnswer, Metric, Ratio, Scores, in_order
+from eval.benchmarks.contract import (
+    WORDS,
+    Benchmark,
+    JudgedAnswer,
+    Metric,
+    Ratio,
+    Scores,
+    in_order,
+    without_images,
+)
 from eval.chair import count_words
 from eval.config import POPEConfig
 from eval.inputs.images import image_bytes
@@ -147,6 +156,7 @@ class POPE(Benchmark):
             "files": files,
             "n": len(self.questions),
             "decoding": self.decoding,
+            **without_images(self.prompts),
             "reading": "first sentence, no or not",
         }
 

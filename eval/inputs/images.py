@@ -23,16 +23,19 @@ def image_bytes(
     """Read every image once, after all have been found.
 
     Args:
-        folder: of the benchmark's images.
+        folder: of the benchmark's images; empty if answers that are there are scored without.
         names: as the question file has them, repeats allowed.
         aliases: other names that an image may be stored under.
 
     Returns:
-        The encoded files by the given names; questions about one image share its bytes.
+        The encoded files by the given names; questions about one image share its bytes. Without a
+        folder, all are empty.
 
     Raises:
         DataError: as `find_images`, or a file cannot be read.
     """
+    if not str(folder):
+        return dict.fromkeys(names, b"")
     paths = find_images(folder, names, aliases=aliases)
     try:
         return {name: path.read_bytes() for name, path in paths.items()}

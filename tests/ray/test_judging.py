@@ -20,7 +20,7 @@ from rich.console import Console
 
 from eval.benchmarks.mmhal_bench import read_rating
 from eval.config import JudgeConfig
-from eval.inputs.answers import endpoint_answers
+from eval.inputs.endpoint_answers import endpoint_answers
 from eval.judge.records import verdict_rows
 from eval.judge.run import judge_answers
 from rlhfv_ray.config import EndpointConfig, GenerationConfig
@@ -256,7 +256,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from eval.inputs.answers import endpoint_answers
+from eval.inputs.endpoint_answers import endpoint_answers
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.run import ask
 import ray
