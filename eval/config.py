@@ -35,7 +35,7 @@ class JudgeConfig(EndpointConfig):
     """Number of verdicts on every answer; more than 1 needs a temperature above 0."""
     verdicts: str = ""
     """File with the verdicts that --judge.kind replay uses: verdicts.jsonl of an earlier
-    evaluation."""
+    evaluation, or the judge's replies to one model's answers as the RLHF-V release writes them."""
     cache: str = ""
     """Folder with the cached replies of judges, shared between runs. Empty: `judge-cache` in the
     storage folder."""

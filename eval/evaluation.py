@@ -43,7 +43,7 @@ from rlhfv_ray.console import new_console
 from rlhfv_ray.endpoint.budget import Ledger
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.endpoint.run import check_endpoint
-from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.inference.generate import answers_stage, read_answers, write_answers
 from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.records import Answer
@@ -202,8 +202,8 @@ def _check_images(benchmark: Benchmark, candidates: Iterable[Candidate]) -> None
     answering = [item for item in candidates if item.model is not None or item.endpoint is not None]
     if answering and benchmark.name != "shapes" and not benchmark.has_images:
         raise ConfigError(
-            f"{benchmark.name}.images is not set: a model needs the pictures. Only files of answers "
-            "(--answers) are scored without them."
+            f"{benchmark.name}.images is not set: a model needs the pictures. Only files of "
+            "answers (--answers) are scored without them."
         )
 
 
@@ -373,7 +373,10 @@ def answers_of(evaluation: Evaluation, benchmark: Benchmark, name: str) -> list[
     """Read a candidate's answers to a benchmark from its finished stage or its file."""
     stage = evaluation.answers.get((benchmark.name, name))
     if stage is None:
-        return read_answer_file(evaluation.candidates[name].path, benchmark.prompts)
+        try:
+            return read_answer_file(evaluation.candidates[name].path, benchmark.prompts)
+        except DataError as error:
+            raise DataError(f"{error} {benchmark.answers_hint}".strip()) from error
     return read_answers(stage.folder(evaluation.storage))
 
 

@@ -189,6 +189,14 @@ class AMBER(Benchmark):
         self.config = config
         self.decoding = decoding  # recorded in the manifest
 
+    @property
+    def answers_hint(self) -> str:
+        """Advice where a file of answers does not fit: most publish descriptions alone."""
+        descriptions = sum(item.group == GENERATIVE for item in self.items)
+        if self.config.part != "all" or not descriptions:
+            return ""
+        return f"For answers to the {descriptions} descriptions alone add --amber.part generative."
+
     @cached_property
     def related(self) -> dict[str, list[str]]:
         """The words that go with each object."""
@@ -296,6 +304,8 @@ class AMBER(Benchmark):
 
     def _path(self, name: str) -> Path:
         folder = Path(self.config.data).expanduser()
+        if not (folder / QUERIES).exists() and (folder / "data" / QUERIES).exists():
+            folder /= "data"  # of AMBER's repository
         if not self.config.data or not folder.is_dir():
             raise DataError(
                 f"amber.data = {self.config.data!r}: no such folder; "

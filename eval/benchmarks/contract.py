@@ -177,6 +177,11 @@ class Benchmark(ABC):
         return str(self.manifest()["prompts"])
 
     @property
+    def answers_hint(self) -> str:
+        """Advice for people whose file of answers does not fit the questions; mostly empty."""
+        return ""
+
+    @property
     def has_images(self) -> bool:
         """Return False if the pictures were not given: then only files of answers are scored."""
         return all(prompt.image for prompt in self.prompts)

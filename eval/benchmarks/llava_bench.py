@@ -160,7 +160,7 @@ class LLaVABench(Benchmark):
     def judge_prompts(self) -> dict[str, JudgePrompt]:
         """The judge's prompt by category: from the release's rule file, or one prompt for all."""
         path = find_prompt(self.judge.prompt, "llava.txt", "llava.json")
-        if path.suffix == ".json":
+        if path.suffix in (".json", ".jsonfile"):
             return _rule_prompts(path)
         prompt = JudgePrompt.load(self.judge.prompt, default="llava.txt", fields=FIELDS)
         return dict.fromkeys(CATEGORIES, prompt)

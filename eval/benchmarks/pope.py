@@ -82,7 +82,7 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         DataError: a question cannot be used; the message names it and the file.
     """
-    group = next((name for name in GROUPS if path.stem.endswith(name)), path.stem)
+    group = path.stem.removeprefix("coco_pope_") if _order(path) else path.stem
     source = f"pope.questions, {path.name}"
     rows = read_json_rows(path, ("question_id", "image", "text", "label"), what=source)
     by_id = index_by(rows, "question_id", what=source)
@@ -102,15 +102,17 @@ class POPE(Benchmark):
     def files(self) -> list[Path]:
         """The question files, in the order of `GROUPS`."""
         source = Path(self.config.questions).expanduser()
-        names = [f"coco_pope_{group}.json" for group in GROUPS]
-        paths = [source] if source.is_file() else [source / name for name in names]
-        existing = [path for path in paths if path.is_file()] if self.config.questions else []
-        if not existing:
+        found = [source] if source.is_file() else []
+        for folder in (source, source / "output" / "coco", source / "coco"):
+            found = found or [path for path in folder.glob("*_pope_*.json*") if _order(path)]
+        if not found or not self.config.questions:
+            names = ", ".join(f"coco_pope_{group}.json" for group in GROUPS)
             raise DataError(
                 f"pope.questions = {self.config.questions!r}: expected one of POPE's question "
-                f"files, or a folder with at least one of {', '.join(names)}"
+                f"files, or a folder with at least one of {names}, or with those of another "
+                "dataset (aokvqa_pope_random.json)."
             )
-        return existing
+        return sorted(found, key=_order)
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -180,6 +182,13 @@ def judge(answer: Answer, question: Question) -> JudgedAnswer:
         WORDS.name: Ratio(count_words(answer.text), 1),
     }
     return JudgedAnswer(answer, ratios, group=question.group)
+
+
+def _order(path: Path) -> tuple[str | int, ...]:
+    """Return the place of a question file among those of a folder; empty for other files."""
+    dataset, _, rest = path.stem.partition("_pope_")
+    group = rest.rpartition("_")[2]  # SEEM's files are called gqa_pope_seem_random
+    return (dataset, GROUPS.index(group)) if group in GROUPS else ()
 
 
 def _first_sentence(answer: str) -> str:

@@ -11,19 +11,46 @@ from rlhfv_ray.errors import DataError, JudgeError
 
 
 class ReplayJudge:
-    """Verdicts recorded earlier, by the wording of their request, which includes the answer."""
+    """Verdicts recorded earlier, by the wording of their request, which includes the answer.
+
+    A file of the RLHF-V release has the judge's replies alone, in the order of the answers: whole
+    responses of OpenAI's (MMHal-Bench), or rows with a `content` (LLaVA Bench). Each is the verdict
+    on the request at its place.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.verdicts: dict[str, list[Reply]] = {}
+        self.replies: list[Reply] = []  # of a release's file
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
+            rows = _read_rows(path)
             for row in rows:
-                self.verdicts[row["asked"]] = [Reply(**verdict) for verdict in row["verdicts"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                if "asked" in row:
+                    self.verdicts[row["asked"]] = [Reply(**verdict) for verdict in row["verdicts"]]
+                else:
+                    self.replies.append(_release_reply(row))
+        except (DataError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(
-                f"judge.verdicts = {str(path)!r} is no verdicts.jsonl of an evaluation: {error!r}"
+                f"judge.verdicts = {str(path)!r} is no verdicts.jsonl of an evaluation and no file "
+                f"of a judge's replies: {error!r}"
             ) from error
+
+    def match(self, requests: Sequence[Request]) -> None:
+        """Give the replies of a release's file to the requests, by place.
+
+        Raises:
+            DataError: there are more or fewer replies than requests.
+        """
+        if not self.replies:
+            return
+        if len(self.replies) != len(requests):
+            raise DataError(
+                f"judge.verdicts = {str(self.path)!r} has {len(self.replies)} replies, and there "
+                f"are {len(requests)} answers to judge. Replies without their requests are matched "
+                "by place: give the answers of one model that they are about."
+            )
+        for request, reply in zip(requests, self.replies, strict=True):
+            self.verdicts[digest(request)] = [reply]
 
     def votes(self, request: Request) -> int:
         """Return the number of verdicts recorded for a request.
@@ -49,6 +76,23 @@ class ReplayJudge:
                 f"There is no recorded verdict on this answer {request.id!r}: the answer or the "
                 "judge's prompt has changed since. Judge it again with --judge.kind openai."
             ) from None
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of JSON lines, or of one JSON list."""
+    text = path.read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def _release_reply(row: Mapping[str, Any]) -> Reply:
+    """Return the reply in a row: an OpenAI response, or a row with the reply's text."""
+    message = row["choices"][0]["message"] if "choices" in row else row
+    text = message["content"]
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is no text")
+    return Reply("ok", text, str(row.get("model", "")))
 
 
 class OracleJudge:

@@ -39,6 +39,8 @@ def judge_answers(
         ConfigError: `judge.kind` is oracle, and this benchmark has none.
     """
     replay = _replay(judge, oracle)
+    if isinstance(replay, ReplayJudge):
+        replay.match(requests)
     ballots: list[Request] = []
     for request in requests:
         votes = judge.votes if replay is None else replay.votes(request)

@@ -367,3 +367,12 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     queries = [{"id": 1, "image": "a", "query": "?"}]
     with pytest.raises(DataError, match=r"amber\.part = 'discriminative': no such questions"):
         _ = amber(write(tmp_path, query_all=queries), "discriminative").prompts
+
+
+def test_a_repository_is_as_good_as_its_data_folder(tmp_path: Path) -> None:
+    """Catches: a copy of AMBER's repository that is refused; advice that does not fit the file."""
+    write(tmp_path / "data")
+    benchmark = AMBER(AMBERConfig(str(tmp_path)), decoding={})
+    assert [item.id for item in benchmark.items] == [*"12345678"]
+    assert "2 descriptions alone add --amber.part generative" in benchmark.answers_hint
+    assert AMBER(AMBERConfig(str(tmp_path), part="generative"), decoding={}).answers_hint == ""

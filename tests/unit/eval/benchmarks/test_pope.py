@@ -270,3 +270,45 @@ def test_impossible_names_are_missing(tmp_path: Path, name: str) -> None:
     """Catches: an OSError or ValueError instead of the list of missing images."""
     with pytest.raises(DataError, match="1 of 1 images are missing"):
         find_images(tmp_path, [name])
+
+
+@pytest.mark.parametrize(
+    ("files", "groups"),
+    [
+        (
+            ["gqa_pope_popular.json", "gqa_pope_random.json"],
+            ["gqa_pope_random", "gqa_pope_popular"],
+        ),
+        (["output/coco/coco_pope_random.json", "output/coco/x_log.json"], ["random"]),
+        (["aokvqa_pope_seem_adversarial.jsonl"], ["aokvqa_pope_seem_adversarial"]),
+        (
+            ["gqa_pope_random.json", "coco_pope_random.json", "coco_pope_adversarial.json"],
+            ["random", "adversarial", "gqa_pope_random"],
+        ),
+    ],
+)
+def test_question_files_of_other_datasets(tmp_path: Path, files: list[str], groups: list[str]):
+    """Catches: a repository's folder that is not found; the same number in two datasets taken for
+    one question.
+    """
+    for name in files:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(lines(RANDOM))
+    benchmark = POPE(POPEConfig(str(tmp_path)), decoding={})
+    found = list(dict.fromkeys(question.group for question in benchmark.questions))
+    assert found == groups
+    assert len({question.id for question in benchmark.questions}) == len(benchmark.questions)
+
+
+def test_answers_are_scored_without_pictures(folder: Path) -> None:
+    """Catches: pictures demanded where only text is scored; such scores compared with others."""
+    config = POPEConfig(str(folder))
+    without = POPE(config, decoding={"temperature": 0.0})
+    answers = [Answer(prompt.id, prompt.question, "yes") for prompt in without.prompts]
+    assert not without.has_images and pope(folder).has_images
+    blind, seen = without.score(answers, {}), pope(folder).score(answers, {})
+    assert blind.rates() == seen.rates()
+    assert blind.manifest["images"] == "not given" and "images" not in seen.manifest
+    with pytest.raises(DataError, match="they differ in images, prompts"):
+        compare(blind, seen)

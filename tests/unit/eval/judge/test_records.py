@@ -33,7 +33,7 @@ def test_replay_gives_what_was_recorded_for_the_same_text(tmp_path: Path) -> Non
         with pytest.raises(JudgeError, match="no recorded verdict"):
             judge.votes(changed)
     path.write_text('{"id": "1"}')
-    with pytest.raises(DataError, match=r"no verdicts\.jsonl"):
+    with pytest.raises(DataError, match=r"is no verdicts\.jsonl"):
         ReplayJudge(path)
 
 
@@ -55,3 +55,26 @@ def test_an_oracle_gives_one_verdict() -> None:
     judge = OracleJudge(lambda request: f"truth about {request.text}")
     assert judge.votes(Request("1", "a")) == 1
     assert judge(Request("1", "a")) == Reply("ok", "truth about a", "oracle")
+
+
+def test_replies_of_the_release_are_matched_by_place(tmp_path: Path) -> None:
+    """Catches: reviews that were paid for and cannot be used; replies given to other answers."""
+    mmhal = [
+        {"id": "x", "model": "gpt-4", "choices": [{"message": {"content": f"Rating: {number}"}}]}
+        for number in (4, 1)
+    ]
+    llava = [{"question_id": place, "content": f"8 {place}", "tuple": [8, 1]} for place in (1, 2)]
+    requests = [Request("model/a", "first"), Request("model/b", "second")]
+    for rows, texts in ((mmhal, ["Rating: 4", "Rating: 1"]), (llava, ["8 1", "8 2"])):
+        path = tmp_path / "reviews"
+        for text in (json.dumps(rows), "\n".join(map(json.dumps, rows))):
+            path.write_text(text)
+            judge = ReplayJudge(path)
+            judge.match(requests)
+            assert [judge(request).text for request in requests] == texts
+            with pytest.raises(DataError, match="has 2 replies, and there are 1 answers"):
+                ReplayJudge(path).match(requests[:1])
+    for content in (None, ["Rating: 4"]):
+        path.write_text(json.dumps([{"choices": [{"message": {"content": content}}]}]))
+        with pytest.raises(DataError, match="no file of a judge's replies"):
+            ReplayJudge(path)
