@@ -371,6 +371,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 def test_a_repository_is_as_good_as_its_data_folder(tmp_path: Path) -> None:
     """Catches: a copy of AMBER's repository that is refused; advice that does not fit the file."""
+    (tmp_path / "data").mkdir()
     write(tmp_path / "data")
     benchmark = AMBER(AMBERConfig(str(tmp_path)), decoding={})
     assert [item.id for item in benchmark.items] == [*"12345678"]
