@@ -138,6 +138,9 @@ class ShapesBenchConfig:
     """Number of pictures; their compositions are not in the training pairs."""
     seed: int = 0
     """Random seed of the pictures."""
+    part: Literal["", "rungs", "choice", "fresh"] = ""
+    """Part of the compositions to draw from. The parts of a sweep share no composition. Empty:
+    all."""
     mode: Literal["rule", "judge"] = "rule"
     """`rule`: the answer's own words are read. `judge`: a judge lists an answer's objects; with
     --judge.kind oracle, the shapes world is the judge."""

@@ -269,12 +269,14 @@ def named(paths: Sequence[str]) -> dict[str, str]:
 def shapes_stage(settings: BenchmarkSettings) -> Stage:
     """Return the stage of the shapes benchmark's pictures, one for each number and seed."""
     shapes = settings.shapes
+    part = {"part": shapes.part} if shapes.part else {}
 
     def run(folder: Path, _: str) -> None:
-        write_benchmark(folder, count=shapes.scenes, seed=shapes.seed, world=shapes.world)
+        settings = {"count": shapes.scenes, "seed": shapes.seed, **part}
+        write_benchmark(folder, world=shapes.world, **settings)
 
     version = WORLDS[shapes.world].version
-    inputs = {"world": version, "scenes": shapes.scenes, "seed": shapes.seed}
+    inputs = {"world": version, "scenes": shapes.scenes, "seed": shapes.seed, **part}
     return Stage("benchmark", inputs, run, title="benchmark")
 
 

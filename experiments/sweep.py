@@ -11,8 +11,7 @@ again: it keeps the trials that ended and continues the others.
 """
 
 from experiments.recipes import RECIPES, SWEEP_FLAGS, SWEEPS
-from rlhfv_ray.command_line import choose
-from rlhfv_ray.config import DDPOConfig
+from rlhfv_ray.command_line import choose, recipe_named
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
@@ -22,11 +21,8 @@ def main() -> None:
     config = choose(SWEEPS, description=__doc__, main_flags=SWEEP_FLAGS)
     from experiments.runners.sweep import sweep
 
-    recipe = (
-        RECIPES[config.ddpo.name]()
-        if config.ddpo.name in RECIPES
-        else DDPOConfig(name=config.ddpo.name)
-    )
+    # A name of --ddpo.name is no recipe: the command that trains again starts from the preset's.
+    recipe = RECIPES[SWEEPS[recipe_named(SWEEPS)]().ddpo.name]()
     sweep(config, resolve_storage(config.ddpo.storage), recipe=recipe, console=new_console())
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,11 +43,19 @@ def read_arguments(recipes: Sequence[str] = ()) -> list[str]:
     Raises:
         ConfigError: the file cannot be read, or has a secret that was left out when it was written.
     """
+    arguments = _arguments(recipes)
+    return current_flags(["--help" if word == "--help-all" else word for word in arguments])
+
+
+def _arguments(recipes: Sequence[str]) -> list[str]:
     arguments = sys.argv[1:]
     files = [place for place, word in enumerate(arguments) if word.partition("=")[0] == "--config"]
-    if files:
-        arguments = _with_file(arguments, files, recipes)
-    return current_flags(["--help" if word == "--help-all" else word for word in arguments])
+    return _with_file(arguments, files, recipes) if files else arguments
+
+
+def recipe_named(recipes: Collection[str]) -> str:
+    """Return the recipe that the command line or its file names."""
+    return _arguments(list(recipes))[0]
 
 
 def wants_short_help() -> bool:

@@ -49,6 +49,7 @@ COVERED_ELSEWHERE = {
     "experiments/runners/scoring.py": "tests/ray/test_sweep_line.py",
     "experiments/runners/study_arms.py": "tests/unit/experiments/runners/test_controls.py",
     "experiments/runners/sweep.py": "tests/ray/test_sweep_line.py",
+    "experiments/runners/sweep_outcome.py": "tests/ray/test_sweep_line.py",
 }
 
 

@@ -244,6 +244,13 @@ class AMBER(Benchmark):
             )
         return items
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The numbers of the kinds of questions that it has."""
+        are_descriptions = {item.group == GENERATIVE for item in self.items}
+        descriptions = DESCRIPTIONS if True in are_descriptions else ()
+        return (*descriptions, *(QUESTIONS if False in are_descriptions else ()))
+
     @cached_property
     def prompts(self) -> list[Prompt]:
         """Every question as it stands in its file; questions about one image share its bytes."""
@@ -258,11 +265,8 @@ class AMBER(Benchmark):
             for answer, item in zip(judged, self.items, strict=True)
             if item.group != GENERATIVE
         ]
-        metrics = DESCRIPTIONS if len(questions) < len(judged) else ()
-        if not questions:
-            return Scores(metrics, judged, self.manifest())
-        extras = _question_extras(judged, questions)
-        return Scores((*metrics, *QUESTIONS), judged, self.manifest(), extras)
+        extras = _question_extras(judged, questions) if questions else {}
+        return Scores(self.metrics, judged, self.manifest(), extras)
 
     def judge(self, answer: Answer, item: Item) -> JudgedAnswer:
         """Judge one answer."""

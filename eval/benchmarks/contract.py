@@ -172,6 +172,11 @@ class Benchmark(ABC):
         """The questions with their images."""
 
     @property
+    @abstractmethod
+    def metrics(self) -> tuple[Metric, ...]:
+        """The numbers that its scores have; the first one is tested for a difference."""
+
+    @property
     def prompts_id(self) -> str:
         """Identify the prompts: a digest of questions and images."""
         return str(self.manifest()["prompts"])

@@ -165,6 +165,11 @@ class LLaVABench(Benchmark):
         prompt = JudgePrompt.load(self.judge.prompt, default="llava.txt", fields=FIELDS)
         return dict.fromkeys(CATEGORIES, prompt)
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The numbers that its scores have."""
+        return METRICS
+
     @cached_property
     def prompts(self) -> list[Prompt]:
         """The questions with their images."""
@@ -209,7 +214,7 @@ class LLaVABench(Benchmark):
             reviews.append((category, replies[0].text if replies else ""))
         release = {name: round(score.score, 1) for name, score in relative_scores(reviews).items()}
         extras = {"release_compatible": release, "agreement": agreement}
-        return Scores(METRICS, tuple(judged), self.manifest(), extras)
+        return Scores(self.metrics, tuple(judged), self.manifest(), extras)
 
     def _judge(
         self, answer: Answer, pairs: Sequence[tuple[float, float]], verdicts: Sequence[Reply]

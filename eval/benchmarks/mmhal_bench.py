@@ -169,6 +169,11 @@ class MMHalBench(Benchmark):
         )
         self.groups = _question_types(self.rows)
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The numbers that its scores have."""
+        return METRICS
+
     @cached_property
     def prompts(self) -> list[Prompt]:
         """The questions with their images."""
@@ -222,7 +227,7 @@ class MMHalBench(Benchmark):
             "release_compatible": {name: release[name] for name in names},
             "agreement": agreement,
         }
-        return Scores(METRICS, tuple(judged), self.manifest(), extras)
+        return Scores(self.metrics, tuple(judged), self.manifest(), extras)
 
     def _judge(
         self, answer: Answer, ratings: Sequence[int], verdicts: Sequence[Reply]

@@ -30,6 +30,7 @@ from eval.benchmarks.contract import (
     WORDS,
     Benchmark,
     JudgedAnswer,
+    Metric,
     Ratio,
     Scores,
     Span,
@@ -105,6 +106,11 @@ class ObjectHalBench(Benchmark):
             self.pipeline = find_tagger(config.tagger)
             self.prompt = JudgePrompt.load(judge.prompt, default=PROMPT, fields=FIELDS)
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The numbers that its scores have."""
+        return METRICS
+
     @cached_property
     def prompts(self) -> list[Prompt]:
         """One question about each image, under its COCO id."""
@@ -176,7 +182,7 @@ class ObjectHalBench(Benchmark):
             extras["judge_models"] = sorted({reply.model for reply in replies if reply.model})
         if self.by_judge and self.judge.votes > 1:
             extras["agreement"] = share_unanimous(named)
-        return Scores(METRICS, tuple(judged), self.manifest(), extras)
+        return Scores(self.metrics, tuple(judged), self.manifest(), extras)
 
     def named(self, answer: str, verdicts: Sequence[Reply]) -> Named:
         """Return the objects that an answer names, by its verdicts or by its own words."""

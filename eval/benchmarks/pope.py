@@ -119,6 +119,11 @@ class POPE(Benchmark):
         """All questions, file after file."""
         return [question for path in self.files for question in read_questions(path)]
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The numbers that its scores have."""
+        return METRICS
+
     @cached_property
     def prompts(self) -> list[Prompt]:
         """Every question as it stands in its file; questions about one image share its bytes."""
@@ -140,7 +145,7 @@ class POPE(Benchmark):
             has_no = bool(re.search(r"\b(no|not)\b", sentence))
             yes_despite_no += has_no and reads_yes(answer.text)
         extras = {"neither_yes_nor_no": neither, "yes_despite_no": yes_despite_no}
-        return Scores(METRICS, judged, self.manifest(), extras)
+        return Scores(self.metrics, judged, self.manifest(), extras)
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that scores on this benchmark depend on, except the model."""

@@ -1,11 +1,22 @@
 """Settings of experiments, sweeps and studies; field docstrings are the command line's help."""
 
 from dataclasses import dataclass, field, fields
+from typing import Literal, NamedTuple
 
 from eval.config import BenchmarkFiles, BenchmarkName, BenchmarkSettings, ShapesBenchConfig
 from rlhfv_ray.config import SHAPES, DDPOConfig, check_setting
 from rlhfv_ray.shapes.controls import Control
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
+
+Part = Literal["", "rungs", "choice", "fresh"]
+
+
+class Pictures(NamedTuple):
+    """The pictures of a benchmark on which a model is scored."""
+
+    scenes: int  # number of pictures of the shapes benchmark; others have their own
+    seed: int  # of these pictures
+    part: Part = ""  # of the benchmark; no two parts share a picture; empty: all
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,19 @@ class SweepConfig(ScoredConfig):
     search: SearchConfig = field(default_factory=SearchConfig)
     rung_scenes: int = 200
     """Number of pictures of the shapes benchmark at the evaluations before a trial's end, >= 1.
-    Other benchmarks always use all their questions."""
+    Other benchmarks are split by image: a fifth for these evaluations, two fifths for the choice,
+    two fifths for the report."""
+    dry_run: bool = False
+    """Print the trials, hours, cost, disk, and the first and last configuration; run nothing."""
+
+    def __post_init__(self) -> None:
+        check_setting(self.rung_scenes >= 1, "rung_scenes", self.rung_scenes, ">= 1")
+
+    def pictures(self, part: Part) -> Pictures:
+        """Return the pictures of one part: those that prune, those that choose, fresh ones."""
+        shapes = self.ddpo.shapes
+        scenes = self.rung_scenes if part == "rungs" else shapes.evaluation_scenes
+        return Pictures(scenes, shapes.seed, part)
 
 
 @dataclass(frozen=True)

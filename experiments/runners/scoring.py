@@ -1,26 +1,58 @@
 """The scores of a model in a sweep or study, and monitors that follow the trials' folders."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
-from eval.benchmarks.contract import Scores
+from eval.benchmarks.contract import Benchmark, Scores
 from eval.config import ShapesBenchConfig
 from eval.evaluation import Candidate, check_services, evaluate_all, plan_evaluation
-from experiments.runners.config import ScoredConfig
+from experiments.runners.config import Part, Pictures, ScoredConfig, SweepConfig
 from experiments.runners.stage_monitor import flat
-from experiments.runners.sweep_report import TrialResult, ranked, read_trials
+from experiments.runners.sweep_report import TrialResult, ordered, read_trials, settings_of
+from rlhfv_ray.config import SHAPES
 from rlhfv_ray.console import ProgressBar
+from rlhfv_ray.records import Prompt
 from rlhfv_ray.storage.folder import discard, is_there
 from rlhfv_ray.storage.stages import run_stages
-from rlhfv_ray.sweep.search_space import SearchConfig
+from rlhfv_ray.sweep.setting_value import Objective, Rates
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.training.metrics_log import read_records
 
+# Part of an image by its hash: a fifth prunes, two fifths choose, two fifths are reported.
+FIFTHS: tuple[Part, ...] = ("rungs", "choice", "choice", "fresh", "fresh")
+
+
+class Measured(NamedTuple):
+    """Numbers by which the settings of a sweep are compared."""
+
+    bases: Sequence[Rates]  # the base model's rates on the pictures of each rung
+    objective: Objective
+
+
+def planned_benchmark(config: ScoredConfig, storage: Path) -> Benchmark:
+    """Return the benchmark of a sweep or study; its files are checked, and no picture is drawn.
+
+    Raises:
+        ConfigError, DataError: a setting or a file cannot be used.
+    """
+    plan = plan_evaluation(
+        {},
+        (config.benchmark,),
+        config.with_shapes(ShapesBenchConfig()),
+        generation=config.ddpo.generation,
+        scale=config.ddpo.scale,
+        storage=storage,
+    )
+    return plan.benchmarks[0]
+
 
 def score_model(
-    config: ScoredConfig, path: str, storage: Path, folder: Path, *, scenes: int, seed: int
+    config: ScoredConfig, path: str, storage: Path, folder: Path, *, pictures: Pictures
 ) -> Scores:
     """Score a model on the benchmark of a sweep or study, and leave the scores in a folder.
 
@@ -29,15 +61,16 @@ def score_model(
         path: of the model.
         storage: folder of all stages.
         folder: for the scores.
-        scenes: number of pictures, for the shapes benchmark.
-        seed: of these pictures.
+        pictures: the pictures to score on. Of another benchmark than shapes, all questions are
+            answered, and the scores are those of the part.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    scenes, seed, part = pictures
     evaluation = plan_evaluation(
         {Path(path).name: Candidate(path, model=replace(config.ddpo.model, path=path))},
         (config.benchmark,),
         config.with_shapes(
-            ShapesBenchConfig(scenes=scenes, seed=seed, world=config.ddpo.shapes.world)
+            ShapesBenchConfig(scenes=scenes, seed=seed, world=config.ddpo.shapes.world, part=part)
         ),
         generation=config.ddpo.generation,
         scale=config.ddpo.scale,
@@ -47,7 +80,33 @@ def score_model(
     run_stages(list(evaluation.stages), storage)
     (section,) = evaluate_all(evaluation, folder, console=Console(quiet=True))
     (scores,) = section.models.values()
-    return scores
+    if not part or config.benchmark == SHAPES:
+        return scores
+    return scores_of_part(scores, evaluation.benchmarks[0].prompts, part)
+
+
+def scores_of_part(scores: Scores, prompts: Sequence[Prompt], part: Part) -> Scores:
+    """Return the scores on the questions about the images of one part.
+
+    Args:
+        scores: on all questions.
+        prompts: all questions; those about one image are in one part.
+        part: the part.
+    """
+    members = {prompt.id for prompt in prompts if part_of_image(prompt.image) == part}
+    answers = tuple(item for item in scores.answers if item.answer.id in members)
+    return replace(scores, answers=answers, manifest={**scores.manifest, "part": part})
+
+
+def part_of_image(image: bytes) -> Part:
+    """Return the part of an image, by the hash of its bytes."""
+    return FIFTHS[hashlib.sha256(image).digest()[0] % len(FIFTHS)]
+
+
+def delete_training(folder: Path) -> None:
+    """Delete the folder of a training."""
+    discard(folder / "SUCCESS")  # first of all it stops being a stage
+    discard(folder)
 
 
 class TrialMonitor:
@@ -77,8 +136,8 @@ class TrialMonitor:
             self.children[trial.name] = self.run.stage(trial.title, flat(trial.trial_params))
         child = self.children[trial.name]
         for step, rung in trial.rungs.items():
-            numbers = {**rung["rates"], "objective": rung.get("objective")}
-            child.log_metrics({k: v for k, v in numbers.items() if v is not None}, step)
+            rates = {name: rate for name, rate in rung["rates"].items() if rate is not None}
+            child.log_metrics(rates, step)
         if trial.status:
             if trial.train:
                 child.log_records(read_records(self.storage / trial.train))
@@ -91,23 +150,43 @@ class TrialMonitor:
         """Delete a trial's training folder, if this run made it."""
         folder = self.storage / trial.train if trial.train else None
         if folder and trial.made and is_there(folder):
-            discard(folder / "SUCCESS")  # first of all it stops being a stage
-            discard(folder)
+            delete_training(folder)
 
 
 class SweepMonitor(TrialMonitor):
-    """Also names the best trial, and frees the disk of all but the best ones."""
+    """Also names the best setting, and frees the disk of all but the best ones."""
 
     def __init__(
-        self, folder: Path, run: TrackedRun, bar: ProgressBar, search: SearchConfig
+        self,
+        folder: Path,
+        run: TrackedRun,
+        bar: ProgressBar,
+        *,
+        measured: Measured,
+        config: SweepConfig,
     ) -> None:
         super().__init__(folder, run, bar)
-        self.search = search
+        self.measured = measured
+        self.keep = max(1, config.search.keep)  # the best one is scored on fresh pictures
+        self.seeds = max(1, len(config.space.seed))  # trials of a setting
 
     def note(self, trials: list[TrialResult]) -> str:
-        """Delete the training folders of worse trials; return a line about the best trial."""
-        ranking = ranked(trials, self.search.guard)
-        stopped = [trial for trial in trials if trial.status == "stopped"]
-        for trial in [*ranking[self.search.keep :], *stopped]:
-            self.delete_training(trial)
-        return f"best so far: {ranking[0].title}" if ranking else ""
+        """Delete the training folders of worse settings; return a line about the best one.
+
+        A setting is compared when all its seeds have ended, and loses all its models or none.
+        """
+        settings = settings_of(trials, *self.measured)
+        ended = {
+            name: setting
+            for name, setting in settings.items()
+            if len(setting.trials) == self.seeds and all(item.status for item in setting.trials)
+        }
+        order = [
+            item for item in ordered(ended, self.measured.objective) if item.outcome == "finished"
+        ]
+        best = order[: self.keep]
+        for setting in ended.values():  # what failed may go on from its checkpoint
+            if setting not in best and setting.outcome != "failed":
+                for trial in setting.trials:
+                    self.delete_training(trial)
+        return f"best so far: {best[0].title}" if best else ""

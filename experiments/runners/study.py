@@ -19,7 +19,7 @@ from rich.text import Text
 
 from eval.benchmarks.contract import Scores
 from eval.reporting.score_files import holds_scores, load_scores
-from experiments.runners.config import StudyConfig
+from experiments.runners.config import Pictures, StudyConfig
 from experiments.runners.contrasts import contrasts_of
 from experiments.runners.controls import kept_gains, with_controls
 from experiments.runners.experiment import origin
@@ -38,9 +38,10 @@ from rlhfv_ray.shapes.controls import Control
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import is_there
 from rlhfv_ray.storage.stages import is_done, run_stages
+from rlhfv_ray.sweep.record import ENDED, end_trial
 from rlhfv_ray.sweep.search_space import name_of
 from rlhfv_ray.sweep.trainings import train_all
-from rlhfv_ray.sweep.trials import ENDED, end_trial, trials_at_once
+from rlhfv_ray.sweep.trials import trials_at_once
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import HEADLINE, open_run_folder
 
@@ -194,8 +195,7 @@ def run_arm(pair: tuple[str, int], trial_folder: Path, *, planned: Planned) -> N
         path,
         planned.storage,
         trial_folder / "scores",
-        scenes=shapes.evaluation_scenes,
-        seed=shapes.seed + seed,
+        pictures=Pictures(shapes.evaluation_scenes, shapes.seed + seed),
     )
     metrics = [metric._asdict() for metric in scores.metrics]
     result = {"step": step, "rates": dict(planned.read(scores)), "metrics": metrics}

@@ -27,6 +27,7 @@ from rlhfv_ray.shapes.scenes import (
     Scene,
     composition,
     is_unseen,
+    part_of,
 )
 
 HoldOut = Literal["", "setting and shape", "colour and shape", "five groups", "empty"]
@@ -101,10 +102,11 @@ def make_balanced_scenes(count: int, *, seed: int) -> list[Scene]:
     return scenes
 
 
-def make_benchmark_scenes(count: int, *, seed: int) -> list[Scene]:
+def make_benchmark_scenes(count: int, *, seed: int, part: str = "") -> list[Scene]:
     """Draw scenes for evaluation: of unseen compositions, and one in ten of each hold-out.
 
-    A composition with groups is drawn once, so that the answers are independent.
+    A composition with groups is drawn once, so that the answers are independent. With a part, all
+    of them are of this one of `PARTS`, but for empty scenes, which all parts have.
     """
     rng = random.Random(f"balanced-benchmark-{seed}")
     scenes: list[Scene] = []
@@ -114,6 +116,8 @@ def make_benchmark_scenes(count: int, *, seed: int) -> list[Scene]:
         held: HoldOut = HOLD_OUTS[turn] if turn < len(HOLD_OUTS) else ""
         scene = _draw_held(len(scenes), rng, held)
         is_new = not scene.groups or composition(scene) not in drawn
+        if scene.groups and part not in ("", part_of(scene)):
+            continue
         if hold_out(scene) == held and is_new and (held or is_unseen(scene)):
             scenes.append(scene)
             drawn.add(composition(scene))

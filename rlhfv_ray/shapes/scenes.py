@@ -49,6 +49,7 @@ BACKGROUNDS = {  # colours of the upper and the lower half
 }
 CELL = 16  # pixels
 SIDE = 4 * CELL  # pixels
+PARTS = ("rungs", "choice", "fresh")  # what a sweep prunes by, chooses by, and reports
 UNSEEN = 8  # one composition in eight is reserved for evaluation
 
 
@@ -90,7 +91,16 @@ def is_unseen(scene: Scene) -> bool:
 
     Its hash decides, whatever the seed.
     """
-    return hashlib.sha256(composition(scene).encode()).digest()[0] % UNSEEN == 0
+    return _composition_hash(scene)[0] % UNSEEN == 0
+
+
+def part_of(scene: Scene) -> str:
+    """Return the part to which a scene's composition belongs: no two parts share a composition."""
+    return PARTS[_composition_hash(scene)[1] % len(PARTS)]
+
+
+def _composition_hash(scene: Scene) -> bytes:
+    return hashlib.sha256(composition(scene).encode()).digest()
 
 
 def _draw_scene(scene_id: int, rng: random.Random) -> Scene:
@@ -108,13 +118,14 @@ def _draw_scene(scene_id: int, rng: random.Random) -> Scene:
     return Scene(scene_id, setting, tuple(groups))
 
 
-def make_scenes(count: int, *, seed: int, unseen: bool = False) -> list[Scene]:
+def make_scenes(count: int, *, seed: int, unseen: bool = False, part: str = "") -> list[Scene]:
     """Draw scenes; the same seed gives the same scenes.
 
     Args:
         count: number of scenes.
         seed: random seed.
         unseen: draw only compositions that no training scene has (one in `UNSEEN`), for evaluation.
+        part: draw only compositions of this one of `PARTS`; empty: of all.
 
     Returns:
         Scenes numbered from 0. A smaller `count` returns the first scenes of a larger one.
@@ -123,7 +134,7 @@ def make_scenes(count: int, *, seed: int, unseen: bool = False) -> list[Scene]:
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = _draw_scene(len(scenes), rng)
-        if is_unseen(scene) == unseen:
+        if is_unseen(scene) == unseen and part in ("", part_of(scene)):
             scenes.append(scene)
     return scenes
 

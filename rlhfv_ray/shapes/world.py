@@ -145,12 +145,14 @@ def write_captions(scenes: Sequence[Scene], path: Path) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def write_benchmark(folder: Path, *, count: int, seed: int, world: WorldName = "biased") -> None:
+def write_benchmark(
+    folder: Path, *, count: int, seed: int, world: WorldName = "biased", part: str = ""
+) -> None:
     """Write scenes of unseen compositions as a benchmark.
 
     The folder receives the pictures, COCO annotations, and the exact truth (`scenes.json`).
     """
-    scenes = WORLDS[world].benchmark_scenes(count, seed=seed)
+    scenes = WORLDS[world].benchmark_scenes(count, seed=seed, part=part)
     if world != "biased":
         write_json(folder / WORLD_FILE, {"world": world})
     (folder / "images").mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ class World(NamedTuple):
     # Enters the fingerprints of stages. Raised when the same seed gives another world.
     version: int | str
     training_scenes: Callable[..., list[Scene]]  # count, *, seed
-    benchmark_scenes: Callable[..., list[Scene]]  # count, *, seed; of unseen compositions
+    benchmark_scenes: Callable[..., list[Scene]]  # count, *, seed, part; of unseen compositions
     careless_caption: Callable[[Scene, random.Random], str]
     hold_out: Callable[[Scene], str]  # what of a benchmark's scene training never shows
     is_balanced: bool  # texts alone must not tell chosen from rejected

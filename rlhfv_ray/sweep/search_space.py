@@ -8,7 +8,7 @@ import itertools
 import math
 import random
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -66,28 +66,30 @@ class SearchConfig:
     """`grid` tries every combination, `random` samples settings at random, and `bayes` samples
     settings that resemble the best ones so far (Optuna's TPE)."""
     trials: int = 16
-    """Number of settings that `random` and `bayes` try."""
+    """Number of settings that `random` and `bayes` try, each with every seed."""
     seed: int = 0
     """Random seed for the drawn settings."""
     rungs: int = 2
-    """Number of evaluations of each trial (the rungs of the ASHA algorithm), >= 1. The last one is
-    at the end of training. At each earlier one the worse trials are stopped. With 1, no trial is
-    stopped early."""
+    """Number of evaluations of each trial, >= 1. The last one is at the end of training. At each
+    earlier one the worse settings are stopped with all their seeds (successive halving). With 1, no
+    setting is stopped early."""
     reduction: int = 2
-    """Factor between rungs, at least 2: one in so many trials continues, and each rung has so many
-    times the updates of the one before."""
+    """Factor between rungs, at least 2: one in so many settings continues, and each rung has so
+    many times the updates of the one before."""
     metric: str = "response_rate"
-    """The score of the benchmark to minimise."""
+    """The score of the benchmark to improve. The benchmark says if less or more of it is better."""
     guard: str = "object_recall"
-    """Guard: a score that may not fall more than `within` points below the base model's. Empty:
-    none."""
+    """Guard: a score that may not get worse than the base model's by more than `within`, in the
+    mean over seeds. Empty: none."""
     within: float = 2.0
-    """Number of percentage points that the guard may fall below the base model's. A trial that
-    falls further ranks below every trial that does not."""
+    """How far the guard may get worse than the base model's, in the unit that tables show:
+    percentage points of a rate, points of a rating. Missing this by as much again costs a setting
+    as much as the whole way from the base model's score to a perfect one."""
     concurrent: int = 0
     """Number of trials that run at a time; 0: as many as fit into the cluster."""
     keep: int = 1
-    """Number of best trials whose models and checkpoints stay on disk; 0: none."""
+    """Number of best settings whose models and checkpoints stay on disk, one for each seed. 0: they
+    are deleted at the end."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -110,39 +112,7 @@ class SearchConfig:
             [25, 50, 100]
         """
         shares = [self.reduction**-rung for rung in range(self.rungs)]  # the last rung first
-        return sorted({max(1, round(steps * share)) for share in shares})
-
-    def objective(
-        self, value: float | None, guard: float | None, base_guard: float | None
-    ) -> float:
-        """Return the number that the search minimises (Deb 2000's rule for constraints).
-
-        It is the metric, a fraction from 0 to 1, if the guard score is high enough. Otherwise it is
-        1 plus what the guard score lacks, which is worse than any trial whose guard is high enough.
-        Without a metric it is 2.
-
-        Args:
-            value: the trial's metric; None: it could not be computed.
-            guard: the trial's guard; None: no guard, or none could be computed.
-            base_guard: the base model's guard.
-
-        Example:
-            The guard may fall to 0.83, and the second trial falls short of that by 0.03.
-
-            >>> search = SearchConfig(within=2)
-            >>> search.objective(0.2, 0.84, 0.85)
-            0.2
-            >>> round(search.objective(0.1, 0.80, 0.85), 3)
-            1.03
-            >>> search.objective(None, 0.0, 0.85)
-            2.0
-        """
-        if value is None:
-            return 2.0
-        if guard is None or base_guard is None:
-            return value
-        shortfall = base_guard - self.within / 100 - guard
-        return 1 + shortfall if shortfall > 0 else value
+        return [max(1, round(steps * share)) for share in reversed(shares)]
 
 
 def grid(space: SpaceConfig, base: DDPOConfig) -> list[TrialParams]:
@@ -163,11 +133,9 @@ def drawn(space: SpaceConfig, base: DDPOConfig, search: SearchConfig) -> list[Tr
     draw = random.Random(search.seed)
     settings: list[TrialParams] = []
     for _ in range(100 * search.trials):
-        sample = {
-            name: draw.choice(values) for name, values in varied(space).items() if name in CHOICES
-        }
-        sample |= {name: draw.random() for name in scales(space)}
-        trial_params = params_from_sample(space, base, sample)
+        trial_params = sample_setting(
+            space, base, lambda _, values: draw.choice(values), lambda *_: draw.random()
+        )
         if trial_params not in settings:
             settings.append(trial_params)
         if len(settings) == search.trials:
@@ -175,23 +143,32 @@ def drawn(space: SpaceConfig, base: DDPOConfig, search: SearchConfig) -> list[Tr
     return with_seeds(space, settings)
 
 
-def params_from_sample(
-    space: SpaceConfig, base: DDPOConfig, sample: Mapping[str, Any]
+def sample_setting(
+    space: SpaceConfig,
+    base: DDPOConfig,
+    choose: Callable[[str, Sequence[Any]], Any],
+    place: Callable[[str], float],
 ) -> TrialParams:
-    """Return the setting of a sample.
+    """Return a setting of the conditional space: its form of log-probs decides which beta it has.
 
-    A sample holds choices as they are, and numbers as positions from 0 to 1 in the logarithm of
-    their range.
+    Args:
+        space: values to try.
+        base: configuration that the space varies.
+        choose: takes the name of a category and its values, and returns one.
+        place: takes the name of a number (`beta_normalized` is one of its own) and returns a
+            position from 0 to 1 in the logarithm of its range.
     """
-    trial_params: TrialParams = {
-        FIELDS[name]: value for name, value in sample.items() if name in CHOICES
-    }
-    normalize = trial_params.get("loss.normalize", base.loss.normalize)
-    for name, position in sample.items():
-        if name not in CHOICES:
-            values = betas(space, normalize) if name == "beta" else getattr(space, name)
-            field = BETA if name == "beta" else FIELDS[name]
-            trial_params[field] = between(min(values), max(values), position)
+    trial_params: TrialParams = {}
+    for name in CHOICES:
+        if getattr(space, name):
+            trial_params[FIELDS[name]] = choose(name, getattr(space, name))
+    is_normalized = trial_params.get("loss.normalize", base.loss.normalize)
+    beta = "beta_normalized" if is_normalized else "beta"
+    numbers = {name: field for name, field in FIELDS.items() if name not in CHOICES}
+    for name, field in {**numbers, beta: BETA}.items():
+        values = getattr(space, name)
+        if values:
+            trial_params[field] = between(min(values), max(values), place(name))
     return trial_params
 
 
@@ -207,18 +184,9 @@ def between(low: float, high: float, position: float) -> float:
 
 
 def varied(space: SpaceConfig) -> Mapping[str, Sequence[Any]]:
-    """Return the fields that have values, both betas under one name."""
-    values: dict[str, Sequence[Any]] = {
-        name: getattr(space, name) for name in FIELDS if getattr(space, name)
-    }
-    if space.beta or space.beta_normalized:
-        values["beta"] = (*space.beta, *space.beta_normalized)
-    return values
-
-
-def scales(space: SpaceConfig) -> list[str]:
-    """Return the fields whose values are numbers to draw."""
-    return [name for name in varied(space) if name not in CHOICES]
+    """Return the fields that have values."""
+    names = ("beta", "beta_normalized", *FIELDS)
+    return {name: getattr(space, name) for name in names if getattr(space, name)}
 
 
 def betas(space: SpaceConfig, normalize: bool) -> tuple[float, ...]:
@@ -270,9 +238,10 @@ def check_space(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> N
     Raises:
         ConfigError: with the option to change.
     """
-    if not varied(space) and not space.seed:
+    if search.kind != "grid" and len(space.seed) > search.trials:
         raise ConfigError(
-            "space: nothing varies. Give at least one field values, e.g. --space.gamma 1 5 10."
+            f"space.seed: {len(space.seed)} seeds, but search.trials = {search.trials} settings. "
+            "Give more --search.trials or fewer --space.seed."
         )
     normalized = set(space.normalize or (base.loss.normalize,))
     for name, needs, form in (("beta", False, "summed"), ("beta_normalized", True, "normalised")):
@@ -290,10 +259,10 @@ def check_space(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> N
         raise ConfigError(
             f"space.epochs: --ddpo.optim.steps {base.optim.steps} overrides epochs; set it to 0."
         )
-    if search.kind == "bayes" and space.seed:
+    if all(len(values) < 2 for values in varied(space).values()):
         raise ConfigError(
-            "space.seed: a Bayesian search tries every setting once; "
-            "use grid or random to repeat them."
+            "space: nothing varies, so there is nothing to choose (seeds repeat a setting). "
+            "Give at least one field two values, e.g. --space.gamma 1 5 10."
         )
     _check_values(space, search)
 
@@ -326,8 +295,21 @@ def apply_params(base: DDPOConfig, trial_params: TrialParams) -> DDPOConfig:
     return config
 
 
+def setting_of(trial_params: TrialParams) -> TrialParams:
+    """Return a trial's values without its seed."""
+    return {name: value for name, value in trial_params.items() if name != SEED}
+
+
+def by_setting(trials: Iterable[TrialParams]) -> dict[str, list[TrialParams]]:
+    """Return the trials by the name of their setting, in the order of their first trials."""
+    groups: dict[str, list[TrialParams]] = {}
+    for trial_params in trials:
+        groups.setdefault(name_of(setting_of(trial_params)), []).append(trial_params)
+    return groups
+
+
 def name_of(trial_params: TrialParams) -> str:
-    """Return a trial's folder name."""
+    """Return the name of a trial's folder, or of a setting."""
     return fingerprint(trial_params)
 
 

@@ -1,19 +1,24 @@
-"""JOB: trials in parallel by Ray Tune, with the worse ones stopped early.
+"""JOB: successive halving over settings, whose trials run in parallel on Ray Tune.
 
-Tune decides which trial runs next and which stops, but `<folder>/trials/<name>/` is the record. A
-trial writes its results there before it reports them to Tune. The same command again gives Tune the
-same trials: those that ended report their recorded results at once, in the same order, and the
-others continue from their stages. Tune's own snapshot is never read.
+At each rung every remaining setting is trained and evaluated with all its seeds. Then one in
+`reduction` goes on (Jamieson and Talwalkar, AISTATS 2016), and the others stop with all their
+seeds. A Bayesian search draws its settings at the first rung, by the values of those before.
+
+`<folder>/trials/<name>/` is the record: `rung-<n>.json` has the rates of a trial at a rung, and
+`outcome.json` its end. Every decision is made from the record, so it does not depend on the order
+in which trials end. The same command again repeats nothing that is recorded. Tune's own snapshot is
+never read.
 """
 
 import errno
+import itertools
 import json
 import logging
 import os
 import pickle
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +26,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
 from rlhfv_ray.cluster import prepare_cpus
 from rlhfv_ray.config import DDPOConfig, ScaleConfig
@@ -35,28 +39,36 @@ from rlhfv_ray.errors import (
 )
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import discard, open_folder
+from rlhfv_ray.sweep.record import (
+    ENDED,
+    drawn_trials,
+    end_trial,
+    forget_unfinished,
+    read_rung,
+    trial_folder,
+)
 from rlhfv_ray.sweep.search_space import (
-    CHOICES,
     SearchConfig,
     SpaceConfig,
     TrialParams,
-    name_of,
-    params_from_sample,
-    scales,
-    varied,
+    by_setting,
+)
+from rlhfv_ray.sweep.setting_value import (
+    Objective,
+    Rates,
+    SettingValue,
+    setting_value,
+    survivors,
 )
 
 DRIVER_CPUS = 0.01  # for a trial's own process, which waits for its workers
 TRIES = 2  # further attempts for a trial whose process is lost
 POLL_S = 1.0
-ENDED = "outcome.json"
 STOP = "stop.pickle"  # an error that every trial would meet
-RUNGS, OBJECTIVE = "rungs", "objective"
+REPORTED = "rung"  # the metric that Tune asks for; it decides nothing
 
-# Reports a rung's number, from 0, and its objective; does not return if Tune stops the trial.
-Report = Callable[[int, float], None]
-# Runs one trial, which writes its results into the given folder.
-Trial = Callable[[TrialParams, Path, Report], None]
+# Runs one trial up to a rung, and writes its rates with `write_rung` into the given folder.
+Trial = Callable[[TrialParams, Path, int], None]
 
 
 @dataclass(frozen=True)
@@ -68,44 +80,102 @@ class SweepJob:
     space: SpaceConfig
     search: SearchConfig
     run: Trial
+    objective: Objective
+    base_rates: Sequence[Rates]  # the base model's, on the pictures of each rung
+
+    def trial_folder(self, trial_params: TrialParams) -> Path:
+        """Return the folder of a trial."""
+        return trial_folder(self.folder, trial_params)
+
+    def value(self, trials: Sequence[TrialParams], rung: int) -> SettingValue | None:
+        """Return the value of a setting at a rung, from the record of its trials."""
+        seeds = [read_rung(self.trial_folder(trial_params), rung) for trial_params in trials]
+        return setting_value(seeds, self.base_rates[rung], self.objective)
 
 
-def run_sweep(job: SweepJob, trials: Sequence[TrialParams], *, concurrent: int) -> None:
-    """Run all trials that have not ended.
+def run_sweep(
+    job: SweepJob,
+    trials: Sequence[TrialParams],
+    *,
+    concurrent: int,
+    searcher: Searcher | None = None,
+) -> list[TrialParams]:
+    """Run all trials that have not ended, rung by rung.
 
     Each trial ends as finished, stopped or failed, as its folder's `outcome.json` records.
 
     Args:
         job: the sweep.
-        trials: all of them; a Bayesian search draws its own.
+        trials: all of them.
         concurrent: number of trials that run at a time.
+        searcher: draws the trials instead, at the first rung.
+
+    Returns:
+        All trials.
 
     Raises:
         RlhfvError: an error that every trial would meet; the sweep stops at the first.
     """
     (job.folder / STOP).unlink(missing_ok=True)
-    for outcome in job.folder.glob(f"trials/*/{ENDED}"):  # failed trials run again
-        if json.loads(outcome.read_text())["status"] == "failed":
-            outcome.unlink()
-    os.environ |= {
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    }
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    search = job.search
-    is_bayes = search.kind == "bayes"
+    forget_unfinished(job.folder)
+    _quiet_tune()
+    if searcher is not None:
+        run_rung(job, [], 0, concurrent=concurrent, searcher=searcher)
+        trials = drawn_trials(job.folder)
+    settings = by_setting(trials)
+    for rung in range(job.search.rungs):
+        live = itertools.chain.from_iterable(settings.values())
+        waiting = [trial_params for trial_params in live if _waits(job, trial_params, rung)]
+        if waiting:
+            run_rung(job, waiting, rung, concurrent=concurrent)
+        if rung < job.search.rungs - 1:
+            settings = _halve(job, settings, rung)
+    return list(trials)
+
+
+def _waits(job: SweepJob, trial_params: TrialParams, rung: int) -> bool:
+    """Return True if a trial has not ended, and has no result at this rung."""
+    folder = job.trial_folder(trial_params)
+    return not (folder / ENDED).exists() and read_rung(folder, rung) is None
+
+
+def _halve(
+    job: SweepJob, settings: Mapping[str, list[TrialParams]], rung: int
+) -> dict[str, list[TrialParams]]:
+    """Return the settings that go on, and record the end of the other ones' trials."""
+    values = {name: job.value(group, rung) for name, group in settings.items()}
+    surviving = set(survivors(values, job.objective, reduction=job.search.reduction))
+    for name, group in settings.items():
+        if name not in surviving:
+            for trial_params in group:
+                end_trial(job.trial_folder(trial_params), "stopped")
+    return {name: group for name, group in settings.items() if name in surviving}
+
+
+def run_rung(
+    job: SweepJob,
+    trials: Sequence[TrialParams],
+    rung: int,
+    *,
+    concurrent: int,
+    searcher: Searcher | None = None,
+) -> None:
+    """Run trials up to a rung, or those that a searcher draws.
+
+    Raises:
+        RlhfvError: an error that every trial would meet.
+    """
+    settings = job.search.trials * max(1, len(job.space.seed))
     grid = {"params": tune.grid_search([json.dumps(trial_params) for trial_params in trials])}
+    run = tune.with_parameters(run_trial, job=job, rung=rung)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, job=job), trial_resources(job.folder)),
-        param_space={} if is_bayes else grid,
+        tune.with_resources(run, trial_resources(job.folder)),
+        param_space={} if searcher else grid,
         tune_config=tune.TuneConfig(
-            metric=OBJECTIVE,
-            mode="min",
-            scheduler=trial_scheduler(search),
-            search_alg=optuna_search(job) if is_bayes else None,
-            num_samples=search.trials if is_bayes else 1,
+            metric=REPORTED,
+            mode="max",
+            search_alg=searcher,
+            num_samples=settings if searcher else 1,
             max_concurrent_trials=concurrent,
             reuse_actors=True,  # a new process takes seconds to import
         ),
@@ -124,12 +194,14 @@ def run_sweep(job: SweepJob, trials: Sequence[TrialParams], *, concurrent: int) 
         raise pickle.loads((job.folder / STOP).read_bytes())
 
 
-def trial_scheduler(search: SearchConfig) -> TrialScheduler:
-    """Return ASHA over the rungs before the last, which decides nothing; FIFO for one rung."""
-    if search.rungs == 1:
-        return FIFOScheduler()
-    last_rung = search.reduction ** (search.rungs - 1)
-    return ASHAScheduler(time_attr=RUNGS, max_t=last_rung, reduction_factor=search.reduction)
+def _quiet_tune() -> None:
+    os.environ |= {
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    }
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
 
 def trial_resources(folder: Path) -> dict[str, float]:
@@ -165,44 +237,21 @@ def trials_at_once(scale: ScaleConfig, wanted: int) -> int:
     return wanted or fit
 
 
-def optuna_search(job: SweepJob) -> OptunaSearch:
-    """Return Optuna's TPE over the space.
-
-    It first repeats the samples of earlier runs of this sweep, whose trials answer from their
-    records.
-    """
-    space: dict[str, Any] = {
-        name: tune.choice(list(values))
-        for name, values in varied(job.space).items()
-        if name in CHOICES
-    }
-    space |= {name: tune.uniform(0, 1) for name in scales(job.space)}
-    samples = job.folder.glob("trials/*/sample.json")
-    oldest_first = sorted(samples, key=lambda path: path.stat().st_mtime_ns)
-    points = [json.loads(path.read_text()) for path in oldest_first]
-    return OptunaSearch(
-        space, metric=OBJECTIVE, mode="min", seed=job.search.seed, points_to_evaluate=points or None
-    )
-
-
-def run_trial(sample: dict[str, Any], job: SweepJob) -> None:
-    """Run one trial, in a process of its own.
+def run_trial(sample: dict[str, Any], job: SweepJob, rung: int) -> None:
+    """Run one trial up to a rung, in a process of its own.
 
     An error that every trial would meet stops the sweep; any other error ends this trial.
     """
-    trial_params = params_of(sample, job)
-    folder = job.folder / "trials" / name_of(trial_params)
+    trial_params: TrialParams = json.loads(sample["params"])
+    folder = job.trial_folder(trial_params)
     folder.mkdir(parents=True, exist_ok=True)
-    if "params" not in sample and not (folder / "sample.json").exists():
-        write_json(folder / "sample.json", sample)
     write_json(folder / "params.json", trial_params)
-
-    def report(rung: int, objective: float) -> None:
-        tune.report({RUNGS: job.search.reduction**rung, OBJECTIVE: objective})
-
     started = time.monotonic()
     try:
-        job.run(trial_params, folder, report)
+        if read_rung(folder, rung) is None:
+            job.run(trial_params, folder, rung)
+        if rung == job.search.rungs - 1:
+            end_trial(folder, "finished", seconds=time.monotonic() - started)
     except (ConfigError, StaleReferenceError, JudgeError) as error:
         stop_all(job.folder, error)
     except RlhfvError as error:
@@ -216,19 +265,7 @@ def run_trial(sample: dict[str, Any], job: SweepJob) -> None:
                 f"{job.folder}: the disk is full. Free some space, and run the same command again."
             ),
         )
-
-
-def params_of(sample: dict[str, Any], job: SweepJob) -> TrialParams:
-    """Return a trial's values from Tune's sample: a grid's are complete, Optuna's are positions."""
-    if "params" in sample:
-        return json.loads(sample["params"])
-    return params_from_sample(job.space, job.base, sample)
-
-
-def end_trial(folder: Path, status: str, *, error: str = "", seconds: float = 0.0) -> None:
-    """Record how a trial ended, unless that is recorded already."""
-    if not (folder / ENDED).exists():
-        write_json(folder / ENDED, {"status": status, "error": error, "seconds": round(seconds, 1)})
+    tune.report({REPORTED: rung})
 
 
 def stop_all(folder: Path, error: RlhfvError) -> None:
@@ -237,7 +274,7 @@ def stop_all(folder: Path, error: RlhfvError) -> None:
     temporary.write_bytes(pickle.dumps(error))
     temporary.replace(folder / STOP)
     while ray.is_initialized():
-        tune.report({RUNGS: 0, OBJECTIVE: float("inf")})  # Tune calls the stopper after a report
+        tune.report({REPORTED: -1})  # Tune calls the stopper after a report
         time.sleep(POLL_S)
 
 
@@ -257,7 +294,7 @@ class StopAll(tune.Stopper):
 
 
 class Outcomes(TrialProgressCallback):
-    """Records Tune's decision about a trial that did not record its own end.
+    """Records the end of a trial whose process was lost too often.
 
     It replaces Tune's progress callback, and prints nothing.
     """
@@ -271,21 +308,9 @@ class Outcomes(TrialProgressCallback):
     ) -> None:
         """Do nothing: the trial's folder has the result."""
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record that a rung stopped the trial. A trial that recorded its own end keeps it, and
-        nothing is recorded once the sweep is stopping.
-        """
-        if not (self.job.folder / STOP).exists():
-            self.record(trial, "stopped", "")
-
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that the trial's process was lost too often."""
         # The file, because Tune's get_error() may not have the error yet.
         lines = Path(trial.error_file).read_text().strip().splitlines()
-        self.record(trial, "failed", f"lost {TRIES + 1} times: {lines[-1]}")
-
-    def record(self, trial: Any, status: str, error: str) -> None:
-        """Write the outcome into the trial's folder."""
-        folder = self.job.folder / "trials" / name_of(params_of(trial.config, self.job))
-        folder.mkdir(parents=True, exist_ok=True)
-        end_trial(folder, status, error=error)
+        folder = self.job.trial_folder(json.loads(trial.config["params"]))
+        end_trial(folder, "failed", error=f"lost {TRIES + 1} times: {lines[-1]}")

@@ -109,10 +109,17 @@ def test_the_best_can_be_used_and_made_again(swept):
     """
     storage, best, _ = swept
     assert (Path(best["model"]) / "model.safetensors").exists()
+    config = swept_config()
     scored = score_model(
-        swept_config(), best["model"], storage, storage / "again", scenes=30, seed=0
+        config, best["model"], storage, storage / "again", pictures=config.pictures("choice")
     ).rates()
-    assert scored == best["rates"] != best["fresh"]["aligned"]
+    assert scored == best["rates"]
+    fresh, chosen_by = best["fresh"], best["base"]
+    assert fresh["pictures"] == 30 and fresh["metric"]["base"] != 100 * chosen_by["response_rate"]
+    low, high = fresh["metric"]["interval"]
+    assert low <= fresh["metric"]["mean"] <= high
+    assert best["setting"]["loss.gamma"] == 5.0 and best["value"]["seeds"] == 1
+    assert f"base {fresh['metric']['base']:.1f} %" in best["sentence"]
     words = best["retrain"].split()
     assert words[:3] == ["python", "experiments/ddpo.py", "shapes"]
     given = dict(zip(words[3::2], words[4::2], strict=True))
@@ -171,6 +178,12 @@ def test_a_metric_that_is_not_there_is_refused_before_any_trial(swept):
     before = set(storage.glob("train-*"))
     with pytest.raises(ConfigError, match=r"search\.metric = 'f1'.*response_rate"):
         run_sweep_in(storage, metric="f1")
+    with pytest.raises(ConfigError, match=r"search\.guard = 'recal'"):
+        run_sweep_in(storage, guard="recal")
+    console = Console(file=StringIO(), width=200)
+    tried = replace(swept_config(), dry_run=True)
+    assert sweep(tried, storage, recipe=shapes(), console=console) == {}
+    assert "2 settings x 1 seeds" in console.file.getvalue()
     assert set(storage.glob("train-*")) == before
 
 

@@ -12,6 +12,7 @@ from rlhfv_ray.sweep.search_space import (
     SpaceConfig,
     apply_params,
     arguments_of,
+    by_setting,
     name_of,
     plan_trials,
 )
@@ -73,7 +74,13 @@ def test_random_stays_within_the_range_of_its_form_and_can_be_repeated():
         (SpaceConfig(beta=(0.1,), normalize=(True,)), {}, "no trial has summed"),
         (SpaceConfig(beta=(0.1,), normalize=(True, False)), {}, "give both"),
         (SpaceConfig(epochs=(1.0, 2.0)), {}, "overrides epochs"),
-        (SpaceConfig(gamma=(1.0, 5.0), seed=(0, 1)), {"kind": "bayes"}, "tries every setting once"),
+        (SpaceConfig(seed=(0, 1, 2)), {}, "nothing varies"),
+        (SpaceConfig(gamma=(5.0,), beta=(0.1,)), {}, "two values"),
+        (
+            SpaceConfig(gamma=(1.0, 5.0), seed=(0, 1, 2)),
+            {"kind": "random", "trials": 2},
+            "3 seeds, but search.trials = 2",
+        ),
         (SpaceConfig(learning_rate=(0.0, 1e-5)), {"kind": "random"}, "above 0"),
     ],
 )
@@ -119,19 +126,18 @@ def test_a_trial_is_its_configuration():
     )
 
 
-def test_who_keeps_the_guard_is_better_than_who_does_not():
-    """Catches: a search won by saying nothing, or by a guard compared the wrong way round.
+def test_rungs_are_shares_of_the_updates():
+    """Catches: rungs that fall together for a short training, so that a later one has no number."""
+    search = SearchConfig(rungs=3, reduction=2)
+    assert (search.rung_steps(100), search.rung_steps(1)) == ([25, 50, 100], [1, 1, 1])
 
-    The base model's guard is 0.85 and may fall by 2 points, to 0.83.
-    """
-    search = SearchConfig(within=2)
-    keeps = search.objective(0.9, 0.831, 0.85)
-    falls = search.objective(0.0, 0.82, 0.85)
-    collapses = search.objective(0.0, 0.2, 0.85)
-    assert keeps == 0.9
-    assert falls == pytest.approx(1.01) and collapses == pytest.approx(1.63)
-    assert keeps < falls < collapses < search.objective(None, 0.0, 0.85) == 2.0
-    assert search.objective(0.4, None, 0.85) == search.objective(0.4, 0.2, None) == 0.4
+
+def test_settings_are_trials_without_their_seed():
+    """Catches: seeds counted as settings; an order that depends on the seeds."""
+    trials = plan_trials(replace(BOTH, seed=(0, 7)), SearchConfig(), BASE)
+    groups = by_setting(trials)
+    assert len(groups) == 6 and all(len(group) == 2 for group in groups.values())
+    assert [group[0] for group in groups.values()] == trials[:6]
 
 
 @pytest.mark.parametrize("name", SWEEPS)
