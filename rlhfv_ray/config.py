@@ -386,9 +386,11 @@ class TrackingConfig:
     """MLflow tracking."""
 
     uri: str = ""
-    """Address of an MLflow server or database. Empty: a SQLite database in the storage folder."""
-    experiment: str = "rlhfv-ray"
-    """Name of the MLflow experiment."""
+    """Address of an MLflow server or database. Empty: MLFLOW_TRACKING_URI if it is set, else a
+    SQLite database in the storage folder."""
+    experiment: str = ""
+    """Name of the MLflow experiment. Empty: MLFLOW_EXPERIMENT_NAME if it is set, else
+    rlhfv-ray."""
 
 
 @dataclass(frozen=True)

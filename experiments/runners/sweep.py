@@ -80,10 +80,10 @@ def sweep(
     """
     storage.mkdir(parents=True, exist_ok=True)
     trials = plan_trials(config.space, config.search, config.ddpo)
+    pipeline = plan_pipeline(config.ddpo, storage, seen=lambda records: None)
     benchmark = planned_benchmark(config, storage)
     objective = objective_of(config, benchmark)
     check_parts(benchmark)
-    pipeline = plan_pipeline(config.ddpo, storage, seen=lambda records: None)
     connect()
     check_fits(config.ddpo.scale, setting="ddpo.scale")
     concurrent = trials_at_once(config.ddpo.scale, config.search.concurrent)

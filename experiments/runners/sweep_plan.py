@@ -112,7 +112,7 @@ def with_shared_pace(config: SweepConfig, concurrent: int) -> SweepConfig:
 
 
 class Forecast(NamedTuple):
-    """What a sweep will do, if no trial fails."""
+    """Trials, updates and evaluations of a sweep, if no trial fails."""
 
     trials: tuple[int, ...]  # at each rung
     updates: int  # of all trials together

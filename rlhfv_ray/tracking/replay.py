@@ -12,21 +12,25 @@ import fcntl
 import itertools
 import json
 import logging
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhfv_ray.console import program
+from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
+from rlhfv_ray.tracking.target import database, with_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SPOOL, STATE = "tracking.jsonl", "tracking_state.json"
 REQUEST_S = 5  # timeout of one HTTP request
+MAX_NAME_LENGTH = 250  # characters of a metric's name that MLflow takes
 MAX_VALUE_LENGTH = 6000  # characters of a param that MLflow keeps; it cuts longer ones silently
 UID = "rlhfv_ray.uid"  # tag that identifies a run
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
@@ -54,16 +58,17 @@ def how_to_replay(folder: Path) -> str:
     return f"Nothing is lost: `{command}` replays what is missing."
 
 
-def database(uri: str) -> Path:
-    """Return the absolute path of a SQLite store's file."""
-    return Path(uri.removeprefix("sqlite:///")).resolve()
-
-
 class Replay:
     """Replays events in order. Only the holder of the experiment's tracking lease may use it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, uri: str = "") -> None:
+        """Read the state.
+
+        Args:
+            folder: of the experiment.
+            uri: of MLflow with its secrets; empty: the recorded one.
+        """
+        self.folder, self.uri = folder, uri
         self.unreached = False  # True after a failed replay, which has warned once
         self.state: dict[str, Any] = {}
         self._client: MlflowClient | None = None
@@ -113,7 +118,8 @@ class Replay:
 
     def _connect(self, target: Mapping[str, str]) -> "MlflowClient":
         if self._client is None or self.state.get("target") != target:
-            client, experiment_id = _open_store(target)
+            uri = self.uri or with_secrets(target["uri"])
+            client, experiment_id = _open_store({**target, "uri": uri})
             if self.state.get("target") != target or _is_lost(client, self.state["runs"]):
                 self.state = {"target": dict(target), "runs": {}, "position": 0, "refused": []}
             self.state["experiment_id"] = experiment_id
@@ -206,6 +212,8 @@ def _experiment_id(client: "MlflowClient", target: Mapping[str, str]) -> str:
 
     experiment = client.get_experiment_by_name(target["experiment"])
     if experiment:
+        if experiment.lifecycle_stage == "deleted":
+            _restore(client, target["experiment"], experiment.experiment_id)
         return experiment.experiment_id
     try:
         return client.create_experiment(
@@ -215,6 +223,21 @@ def _experiment_id(client: "MlflowClient", target: Mapping[str, str]) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was first
             raise
         return _experiment_id(client, target)
+
+
+def _restore(client: "MlflowClient", name: str, experiment_id: str) -> None:
+    """Restore a deleted experiment, which would take no run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.restore_experiment(experiment_id)
+    except MlflowException as error:
+        raise StageFailedError(
+            f"MLflow's experiment {name!r} is deleted and could not be restored. Run `mlflow "
+            f"experiments restore --experiment-id {experiment_id}`, or give another "
+            f"--tracking.experiment. ({error})"
+        ) from error
+    log.warning("MLflow's experiment %r was deleted. It is restored, to take this run.", name)
 
 
 def _is_lost(client: "MlflowClient", runs: Mapping[str, str]) -> bool:
@@ -229,6 +252,18 @@ def _is_lost(client: "MlflowClient", runs: Mapping[str, str]) -> bool:
             raise
         return True
     return False
+
+
+def clean_name(name: str) -> str:
+    """Return a metric's name as MLflow takes it.
+
+    Example:
+        >>> clean_name("recall@5"), clean_name("/loss//total/"), clean_name("train/loss")
+        ('recall_5', 'loss/total', 'train/loss')
+    """
+    parts = (re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/"))
+    cleaned = "/".join(part for part in parts if part.strip(". "))
+    return (cleaned or "unnamed")[:MAX_NAME_LENGTH]
 
 
 def _grouped(events: Sequence[Event]) -> list[list[Event]]:
@@ -247,13 +282,19 @@ def _send_metrics(
 ) -> None:
     from mlflow.entities import Metric
 
-    metrics = []
+    metrics, renamed = [], {}
     for event in events:
-        metrics += [
-            Metric(name, value, event["time"], step) for name, value, step in event["content"]
-        ]
+        for name, value, step in event["content"]:
+            cleaned = clean_name(name)
+            if cleaned != name:
+                renamed[name] = cleaned
+            metrics.append(Metric(cleaned, value, event["time"], step))
     for batch in _batches(metrics, 1000):
         client.log_batch(run_id, metrics=batch, synchronous=True)
+    if renamed:
+        notes = json.dumps(renamed)[:MAX_VALUE_LENGTH]
+        client.set_tag(run_id, "renamed_metrics", notes)
+        log.warning("MLflow does not take some names of metrics; they are renamed: %s", notes)
 
 
 def _send_params(

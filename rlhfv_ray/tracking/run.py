@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import shlex
 import signal
 import threading
 import time
@@ -26,9 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rlhfv_ray.config import TrackingConfig, fingerprint
-from rlhfv_ray.console import program
 from rlhfv_ray.errors import StageFailedError
-from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.folder import display_path, open_folder, publish
 from rlhfv_ray.storage.lease import hold_lease
@@ -37,10 +34,10 @@ from rlhfv_ray.tracking.replay import (
     Event,
     Replay,
     Status,
-    database,
     how_to_replay,
     read_events,
 )
+from rlhfv_ray.tracking.target import find_target
 
 LEASE_FOLDER = "tracking.lease"  # held by the process that replays; by a driver while it lives
 SYNC_S = 2.0  # between two replays
@@ -50,38 +47,13 @@ FLUSH_S = 60.0  # longest wait for the last replay at the end of a run
 log = logging.getLogger(__name__)
 
 
-def tracking_uri(config: TrackingConfig, store: Path) -> str:
-    """Return MLflow's tracking URI: the configured one, else a SQLite file in the storage folder.
-
-    The path of a SQLite file is always absolute.
-    """
-    uri = config.uri or f"sqlite:///{store / 'mlflow.db'}"
-    return f"sqlite:///{database(uri)}" if uri.startswith("sqlite:///") else uri
-
-
-def ui_command(uri: str) -> str:
-    """Return the command that shows the runs of a store; for a server, return its address.
-
-    A password in the address is not shown.
-
-    Example:
-        >>> ui_command("sqlite:////data/runs/mlflow.db").removeprefix(program("mlflow"))
-        ' ui --backend-store-uri sqlite:////data/runs/mlflow.db --host 127.0.0.1'
-    """
-    uri = redact(uri)
-    return (
-        uri
-        if uri.startswith("http")
-        else f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1"
-    )
-
-
 class Spool:
     """The events of one experiment, in memory and on disk. Only its driver appends."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, uri: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.uri = uri  # of MLflow, with the secrets that are not written
         self.events: list[Event] = []
         self.keys: set[str] = set()
         self.statuses: dict[str, list[Status]] = {}  # by run, in order
@@ -248,21 +220,19 @@ def tracked_run(
         params: may be nested; `loss: {beta: 1}` becomes `loss.beta`.
         tags: of the run.
     """
-    spool = Spool(folder)
-    uri = tracking_uri(config, store)
-    # A server chooses the folder of artifacts itself.
-    artifacts = "" if uri.startswith("http") else str(store.resolve() / "mlartifacts")
-    target = {"uri": uri, "experiment": config.experiment, "artifacts": artifacts}
+    destination = find_target(config, store)
+    spool = Spool(folder, uri=destination.uri)
+    target = destination.as_json()
     targets = [event["content"] for event in spool.events if event["kind"] == "target"]
     if targets[-1:] != [target]:
         spool.append("target", "", target, ident=str(len(targets)))
     limit = open_folder(store).database_limit()
-    if limit and not uri.startswith("http"):
+    if limit and destination.artifacts:
         log.warning(
             "%s: MLflow's store is %s, on this node alone. Runs are recorded at the address all "
             "the same (experiments/sync_tracking.py brings them to any MLflow); --tracking.uri "
             "names a server that others reach.",
-            *(limit, redact(uri)),
+            *(limit, target["uri"]),
         )
     with _syncing(spool), TrackedRun(spool, name, params=params) as run:
         run.set_tags(tags)
@@ -271,14 +241,19 @@ def tracked_run(
     publish(folder / SPOOL)
 
 
-def sync_tracking(folder: Path) -> bool:
+def sync_tracking(folder: Path, *, uri: str = "") -> bool:
     """Replay an experiment's spool into MLflow. Runs that a dead driver left open become KILLED.
+
+    Args:
+        folder: of the experiment.
+        uri: of MLflow with its secrets; empty: the recorded one, with those of
+            `MLFLOW_TRACKING_URI`.
 
     Returns:
         True if MLflow now has everything; otherwise a warning gives the reason.
     """
     try:
-        with _replaying(folder) as replay:
+        with _replaying(folder, uri=uri) as replay:
             if replay.state.get("refused"):
                 replay.state = {}  # start again; replaying an event twice does no harm
             return replay.sync(read_events(folder), abandoned=True)
@@ -311,7 +286,7 @@ def _follow(spool: Spool, stopped: threading.Event) -> None:
     while True:
         ending = stopped.is_set()
         try:
-            with _replaying(spool.folder) as replay:
+            with _replaying(spool.folder, uri=spool.uri) as replay:
                 _replay_until(stopped, spool, replay)
             return
         except StageFailedError:  # another process replays what an earlier driver left
@@ -334,9 +309,9 @@ def _replay_until(stopped: threading.Event, spool: Spool, replay: Replay) -> Non
 
 
 @contextlib.contextmanager
-def _replaying(folder: Path) -> Iterator[Replay]:
+def _replaying(folder: Path, *, uri: str = "") -> Iterator[Replay]:
     with hold_lease(folder / LEASE_FOLDER):
-        yield Replay(folder)
+        yield Replay(folder, uri=uri)
 
 
 def _status_after(error: BaseException | None) -> Status:

@@ -12,13 +12,8 @@ from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path, open_folder
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.tracking.run import (
-    TrackedRun,
-    sync_tracking,
-    tracked_run,
-    tracking_uri,
-    ui_command,
-)
+from rlhfv_ray.tracking.run import TrackedRun, sync_tracking, tracked_run
+from rlhfv_ray.tracking.target import describe_target, find_target
 
 CONFIG_FILE = "config.json"
 HEADLINE = "headline"  # tag of a run: its main result in one line
@@ -73,6 +68,7 @@ def open_run_folder(
     Raises:
         StageFailedError: another live driver holds the folder.
     """
+    target = find_target(tracking, store)  # refused before anything is held or written
     with (
         hold_lease(folder),
         tracked_run(
@@ -85,7 +81,7 @@ def open_run_folder(
         opened = RunFolder(folder, run)
         yield opened
     # Both leases are free again: `sync_tracking` takes the one on tracking itself.
-    if sync_tracking(folder):
-        opened.mlflow_location = ui_command(tracking_uri(tracking, store))
+    if sync_tracking(folder, uri=target.uri):
+        opened.mlflow_location = describe_target(target)
     else:
         opened.mlflow_location = "not reached; see the warning above"

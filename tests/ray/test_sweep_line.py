@@ -23,7 +23,7 @@ from experiments.runners.sweep import sweep
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
-from rlhfv_ray.tracking.run import tracking_uri
+from rlhfv_ray.tracking.target import tracking_uri
 from tests.conftest import wait_for
 from tests.ray.conftest import ray_processes
 

@@ -1,5 +1,6 @@
 """The MLflow run tree on real SQLite stores and a real server, which may be away."""
 
+import base64
 import json
 import logging
 import os
@@ -8,9 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from experiments.sync_tracking import main
-from rlhfv_ray.config import TrackingConfig
+from rlhfv_ray.config import TrackingConfig, plain
 from rlhfv_ray.console import program
 from rlhfv_ray.tracking import replay as tracking_replay
 from rlhfv_ray.tracking import run as tracking
 from rlhfv_ray.tracking.replay import SPOOL, STATE
-from rlhfv_ray.tracking.run import TrackedRun, sync_tracking, tracked_run, tracking_uri, ui_command
+from rlhfv_ray.tracking.run import TrackedRun, sync_tracking, tracked_run
+from rlhfv_ray.tracking.target import tracking_uri, ui_command
 
 REPOSITORY = Path(__file__).parents[3]
 CONFIG = TrackingConfig(experiment="hallucinations")
@@ -300,12 +304,56 @@ def test_one_refused_event_does_not_block_the_rest(
 ) -> None:
     """Bug: an event that MLflow will never take stops every later one for ever."""
     with track(store) as run:
-        run.log_metrics({"no\nname": 1})
+        run.set_tags({"no\nname": "1"})
         run.log_metrics({"pairs": 1})
     assert runs(client(store))["ddpo"].data.metrics == {"pairs": 1}
     (warning,) = caplog.records
-    assert "MLflow will lack metrics:ddpo" in warning.getMessage()
+    assert "MLflow will lack tags:ddpo" in warning.getMessage()
     assert not sync_tracking(store / "ddpo-1")
+
+
+def test_a_bad_name_costs_only_itself(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: one name that MLflow does not take loses all metrics of its batch."""
+    with track(store) as run:
+        run.log_metrics({"no\nname": 1, "recall@5": 2, "loss//total": 3, "pairs": 4})
+    logged = runs(client(store))["ddpo"].data
+    assert logged.metrics == {"no_name": 1, "recall_5": 2, "loss/total": 3, "pairs": 4}
+    assert json.loads(logged.tags["renamed_metrics"])["recall@5"] == "recall_5"
+    (warning,) = caplog.records
+    assert "recall_5" in warning.getMessage()
+
+
+def test_a_deleted_experiment_is_restored(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: every run is lost because somebody deleted the experiment in the UI."""
+    name = client(store).create_experiment("hallucinations")
+    client(store).delete_experiment(name)
+    with track(store) as run:
+        run.log_metrics({"pairs": 1})
+    assert runs(client(store))["ddpo"].data.metrics == {"pairs": 1}
+    (warning,) = caplog.records
+    assert "'hallucinations' was deleted. It is restored" in warning.getMessage()
+
+
+def test_the_environment_names_store_and_experiment_and_flags_win(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: MLflow's own variables are ignored without a word."""
+    elsewhere = f"sqlite:///{store / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "from the environment")
+    with track(store / "other", config=TrackingConfig()) as run:
+        run.log_metrics({"pairs": 1})
+    with track(store / "flag", config=TrackingConfig(experiment="from a flag")):
+        pass
+    assert not list(store.glob("*/mlflow.db"))
+    by_name = {
+        item.name: item.experiment_id
+        for item in client(store).search_experiments()
+        if item.name != "Default"
+    }
+    assert set(by_name) == {"from the environment", "from a flag"}
+    for experiment_id in by_name.values():
+        assert len(client(store).search_runs([experiment_id])) == 1
 
 
 def test_a_deleted_database_is_filled_again(store: Path, empty_database: Path) -> None:
@@ -409,6 +457,64 @@ def test_a_server_that_never_answers_costs_one_request(
             fill(run, 8)
         assert time.monotonic() - started < 4
     assert len(caplog.records) == 1
+
+
+class Gate(BaseHTTPRequestHandler):
+    """A proxy before MLflow that asks for a name and a password."""
+
+    server_port = 0  # MLflow's
+    expected = "Basic " + base64.b64encode(b"me:s3cret-word").decode()
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Authorization") != self.expected:
+            self.send_response(401)
+            self.end_headers()
+            return
+        kind = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+        reply = requests.request(
+            self.command,
+            f"http://127.0.0.1:{self.server_port}{self.path}",
+            data=body,
+            headers=kind,
+            timeout=10,
+        )
+        self.send_response(reply.status_code)
+        self.send_header("Content-Type", reply.headers.get("Content-Type", "application/json"))
+        self.send_header("Content-Length", str(len(reply.content)))
+        self.end_headers()
+        self.wfile.write(reply.content)
+
+    do_GET = do_POST = do_PATCH = do_PUT = answer
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Print nothing."""
+
+
+@pytest.mark.soak
+def test_a_password_in_the_address_is_used_and_written_nowhere(
+    store: Path, port: int, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: the password of a tracking server stands in the spool, a parameter or an artifact."""
+    served()
+    monkeypatch.setattr(Gate, "server_port", port)
+    gate = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
+    threading.Thread(target=gate.serve_forever, daemon=True).start()
+    address = f"127.0.0.1:{gate.server_port}"
+    config = TrackingConfig(uri=f"http://me:s3cret-word@{address}", experiment="hallucinations")
+    with track(store, config=config, params=plain(config)) as run:
+        run.log_metrics({"pairs": 1})
+    logged = runs(MlflowClient(f"http://127.0.0.1:{port}"))["ddpo"]
+    assert logged.data.metrics == {"pairs": 1}
+    assert logged.data.params["uri"] == f"http://***@{address}"
+    for path in (store / "ddpo-1").rglob("*"):
+        assert not path.is_file() or b"s3cret-word" not in path.read_bytes()
+    spool = store / "ddpo-1" / STATE
+    spool.unlink()
+    assert not sync_tracking(store / "ddpo-1")  # nobody knows the password any more
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", config.uri)
+    assert sync_tracking(store / "ddpo-1")
+    gate.shutdown()
 
 
 @pytest.mark.slow
