@@ -12,6 +12,7 @@ from transformers.utils.hub import cached_file
 from rlhfv_ray.config import SHAPES, SHAPES_BALANCED
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.muffin_config import completed
+from rlhfv_ray.models.hub import hub_commit
 from rlhfv_ray.storage.folder import fetch, local_path
 from rlhfv_ray.storage.stages import check_stage, is_done
 
@@ -32,7 +33,8 @@ def resolve_model(path: str) -> str:
     fetched first.
 
     Raises:
-        ConfigError: no path was given, or it is neither a model folder nor a hub name.
+        ConfigError: no path was given, or it is neither a model folder nor a hub name, or the hub's
+            model cannot be had.
     """
     if not path:
         raise ConfigError(
@@ -67,6 +69,7 @@ def resolve_model(path: str) -> str:
             f"model.path = {path!r}: no such folder. Give a Hugging Face model folder or a hub "
             "name."
         )
+    hub_commit(path)  # an error if it cannot be had
     return path
 
 

@@ -27,6 +27,7 @@ from rlhfv_ray.models.checkpoint_files import (
     resolve_model,
 )
 from rlhfv_ray.models.muffin import MuffinConfig, take_token_ids
+from rlhfv_ray.models.hub import hub_commit
 from rlhfv_ray.models.processors import load_processor, processor_digest
 from rlhfv_ray.storage.files import file_digest
 
@@ -191,15 +192,14 @@ def _image_features(config: Any, processor: Any, image: Any, trust: bool) -> int
         return None
 
 
-def weights_digest(path: str | Path, *, trust_remote_code: bool = False) -> str:
+def weights_digest(path: str | Path) -> str:
     """Return the sha256 of a local model's configuration, weights, decoding defaults and code.
 
     A hub name is identified by its resolved commit instead.
     """
     source = Path(resolve_model(str(path)))
     if not source.is_dir():
-        architecture = architecture_of(source, trust_remote_code=trust_remote_code)
-        return f"{source}@{architecture._commit_hash}"
+        return f"{source}@{hub_commit(str(source))}"
     files = [source / "config.json"]
     for pattern in CONTENTS:
         files += source.glob(pattern)
@@ -219,8 +219,7 @@ def model_digests(config: ModelConfig) -> dict[str, str]:
     check_exported(config.path)
     trust = config.trust_remote_code
     processor = load_processor(config.path, trust_remote_code=trust)
-    weights = weights_digest(config.path, trust_remote_code=trust)
-    return {"weights": weights, **processor_digest(processor)}
+    return {"weights": weights_digest(config.path), **processor_digest(processor)}
 
 
 def model_inputs(model: ModelConfig) -> dict[str, Any]:
