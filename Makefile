@@ -28,8 +28,14 @@ soak: .venv/dev-ready
 	$(BIN)/python -m tests.ray.stage_mutation
 
 # Tries small checkpoints of many architectures, and writes docs/models.md.
-models: .venv/dev-ready
-	$(BIN)/python -m tests.model_table
+# torchvision fits torch's build with CUDA ("===" leaves out the CPU build): an environment of its
+# own, of several GB, which needs no GPU.
+models:
+	test -x .venv-vision/bin/python || $(PYTHON) -m venv .venv-vision
+	.venv-vision/bin/python -m pip install -q --no-compile -c constraints.txt \
+	    torch===2.13.0 setuptools wheel
+	.venv-vision/bin/python -m pip install -q --no-compile -c constraints.txt -e ".[dev,vision]"
+	.venv-vision/bin/python -m tests.model_table
 
 # Types every command of the README, in a fresh clone.
 walk: .venv/dev-ready
@@ -59,4 +65,4 @@ check: .venv/dev-ready
 	touch $@
 
 clean:
-	rm -rf runs .venv
+	rm -rf runs .venv .venv-vision

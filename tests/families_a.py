@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import transformers as tf
-from transformers.utils import is_torchvision_available
 
 from tests.families import (
     QWEN_TOKENS,
@@ -264,7 +263,6 @@ FAMILIES_A: Sequence[Callable[[], tuple[Any, Any]]] = (
     glm4v_moe,
     gemma4,
     gemma4_experts,
-    *([gemma4_unified] if is_torchvision_available() else []),
     internvl_published,
     internvl_published_qwen3,
 )

@@ -9,6 +9,7 @@ checkpoint here are listed as not tried: the self-check decides about them when 
 
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.families_b import FAMILIES_B
 from tests.families_c import FAMILIES_C
 from tests.families_d import FAMILIES_D, REFUSED_D
 from tests.families_muffin import muffin
+from tests.families_vision import FAMILIES_VISION
 from tests.invariants.test_families import ANSWERS, picture
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -42,7 +44,8 @@ Every model is checked before a job uses it (`rlhfv_ray/models/self_check.py`): 
 in our rows against what the model's own `generate` gives them on its own processor's inputs, and
 gradients against those of plain rows. What is not the model's own is refused. So this table is no
 list of what is allowed. It says what small random checkpoints of these architectures gave, in fp32
-on a CPU, with transformers {transformers.__version__} and without torchvision.
+on a CPU, with transformers {transformers.__version__} and torchvision
+{version("torchvision").split("+")[0]}.
 
 `python -m tests.model_table` (`make models`) writes this page. `rlhfv-ray doctor --model PATH` does
 the same for a model of yours.
@@ -54,6 +57,12 @@ the same for a model of yours.
 * **LoRA**: adapters are made and give finite numbers. **batch**: answers of several prompts at once
   equal those of one at a time.
 
+Without torchvision all are as right but those whose image processors need it, which are refused by
+name before anything starts: Command A Vision, Gemma 4 12B, LFM2-VL, Llama 4, Mistral Small 3,
+Pixtral and others. The extra `vision` installs it (`pip install 'rlhfv-ray[vision]'`). Its build on
+the package index fits torch's build with CUDA, also where there is no GPU, and not the CPU build:
+beside that, transformers itself cannot be imported ("Could not import module 'PreTrainedModel'").
+
 HunYuan-VL: transformers 5.23 numbers images on through a batch, so that plain rows and batched
 answers are up to 6e-3 nats off. Shared rows are right. Answer with `--inference.batch 1`.
 """
@@ -62,7 +71,7 @@ answers are up to 6e-3 nats off. Shared rows are right. Answer with `--inference
 def main() -> None:
     """Try all checkpoints and write the page."""
     rows, tried = [], set()
-    right = (*FAMILIES, *FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D, muffin)
+    right = (*FAMILIES, *FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D, *FAMILIES_VISION, muffin)
     for make in (*right, *REFUSED_D):
         kind, row = tried_row(make)
         rows.append(row)
@@ -120,6 +129,7 @@ def adapts(folder: Path) -> bool:
     prepare_training(model, ModelConfig(path=str(folder), lora_rank=2))
     text = prompt_text(processor, "What is there?")
     inputs = process(processor, [decode_image(picture(0, 60, 30))], [text], return_tensors="pt")
+    inputs = inputs.to(model.dtype)  # Llama 4's pixels are in bf16
     with torch.no_grad():
         return bool(model(**inputs, use_cache=False).logits.isfinite().all())
 

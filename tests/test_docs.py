@@ -125,12 +125,13 @@ def test_every_architecture_is_in_the_table_of_models():
     from tests.families_c import FAMILIES_C
     from tests.families_d import FAMILIES_D, REFUSED_D
     from tests.families_muffin import muffin
+    from tests.families_vision import FAMILIES_VISION
 
     page = (ROOT / "docs" / "models.md").read_text()
     known = set(re.findall(r"`([\w.-]+)`", page))
     assert sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - known) == []
     rows = {line.split("|")[2].strip() for line in page.splitlines() if line.startswith("| `")}
-    right = (*FAMILIES, *FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D, muffin)
+    right = (*FAMILIES, *FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D, *FAMILIES_VISION, muffin)
     assert rows == {make.__name__ for make in (*right, *REFUSED_D)}
     kinds = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| `")}
     assert f"small models of {len(kinds)} architectures" in README.read_text()

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoConfig, AutoProcessor, ProcessorMixin
+from transformers.models.auto.auto_mappings import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import (
     PROCESSOR_MAPPING,
     processor_class_from_name,
@@ -21,6 +22,7 @@ from transformers.utils import (
     PROCESSOR_NAME,
     VIDEO_PROCESSOR_NAME,
 )
+from transformers.utils.import_utils import is_torchvision_available
 
 from rlhfv_ray.data.templates import END_TOKENS, answer_ends
 from rlhfv_ray.errors import ConfigError
@@ -31,6 +33,11 @@ from rlhfv_ray.models.checkpoint_files import (
     code_hint,
     first_line,
     resolve_model,
+)
+
+NEEDS_TORCHVISION = (
+    " This family needs torchvision: pip install 'rlhfv-ray[vision]' on every node (docs/models.md "
+    "says which build belongs to which torch), and use it for all of a model's log-probs."
 )
 
 
@@ -53,7 +60,7 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     if any(part is None for part in parts):
         raise ConfigError(
             f"{source!r} has no processor for images and text, so it is no image-text-to-text "
-            "model. Give a vision-language model."
+            f"model. Give a vision-language model.{_missing_hint(source, trust_remote_code)}"
         )
     processor.chat_template = _chat_template(processor, source)
     if not processor.tokenizer.is_fast:
@@ -204,11 +211,14 @@ def processor_digest(processor: Any) -> dict[str, str]:
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
 
 
+def _missing_hint(source: str, trust_remote_code: bool) -> str:
+    """Return advice where a family's image processor was left out for want of torchvision."""
+    architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    backends = IMAGE_PROCESSOR_MAPPING_NAMES.get(architecture.model_type, {})
+    needed = "torchvision" in backends and "pil" not in backends
+    return NEEDS_TORCHVISION if needed and not is_torchvision_available() else ""
+
+
 def _vision_hint(error: Exception) -> str:
     """Return advice where the error asks for torchvision, else nothing."""
-    if "torchvision" not in str(error).lower():
-        return ""
-    return (
-        " This family needs torchvision: install the build that belongs to your torch "
-        "(pip install torchvision), and use the same one for all of a model's log-probs."
-    )
+    return NEEDS_TORCHVISION if "torchvision" in str(error).lower() else ""

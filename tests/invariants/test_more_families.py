@@ -1,9 +1,10 @@
 """Families that nothing in the code names: the self-check finds their rows, or refuses them.
 
-Small random models in their published form, without torchvision.
+Small random models in their published form. Some need torchvision, and are skipped without it.
 """
 
 import pytest
+from transformers.utils import is_torchvision_available
 
 from rlhfv_ray.config import GenerationConfig
 from rlhfv_ray.data.encoding import encode_pair
@@ -18,19 +19,26 @@ from tests.families_b import FAMILIES_B
 from tests.families_c import FAMILIES_C
 from tests.families_d import FAMILIES_D, REFUSED_D
 from tests.families_muffin import muffin
+from tests.families_vision import FAMILIES_VISION
 from tests.invariants.test_families import ANSWERS, picture
 
 TOKENS = 2e-5  # nats, largest distance of a token
 GRADIENT = 1e-5
 # Layers that carry a state from token to token, or attention that is not sdpa.
 PLAIN = {"qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "llava_lfm2", "paligemma2"}
+PLAIN |= {"gemma4_unified", "lfm2_vl", "llama4"}
 # Cap, scale or mask their logits behind the head, or have no body apart from it.
 WHOLE = {"gemma4", "gemma4_experts", "paligemma2", "granite4_vision", "chameleon", "blip2"}
+WHOLE |= {"gemma4_unified", "llama4"}
 # transformers 5.23 numbers its images on through a batch, so that plain rows are wrong.
 ROWS_DEPEND = {"hunyuan_vl"}
 
 
+with_torchvision = pytest.mark.skipif(
+    not is_torchvision_available(), reason="needs torchvision: make models"
+)
 MORE = [*FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D, muffin]
+MORE += [pytest.param(make, marks=with_torchvision) for make in FAMILIES_VISION]
 
 
 @pytest.fixture(scope="module", params=MORE, ids=lambda make: make.__name__)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import is_torchvision_available
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.data import decode_image
@@ -428,3 +429,26 @@ def test_the_balanced_base_model_says_how_it_is_made(monkeypatch, tmp_path, smal
     monkeypatch.setattr(model, "BALANCED", small_model)
     assert resolve_model("shapes-balanced") == str(small_model.resolve())
     assert resolve_model("shapes") == str(model.SHIPPED)
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
+@pytest.mark.parametrize(
+    ("kind", "family", "images"),
+    [
+        ("mistral3", "Pixtral", "Pixtral"),
+        ("llava", "Pixtral", "Pixtral"),
+        ("cohere2_vision", "Cohere2Vision", "Cohere2Vision"),
+        ("lfm2_vl", "Lfm2Vl", "Lfm2Vl"),
+        ("llama4", "Llama4", "Llama4"),
+        ("molmo2", "Molmo2", "Molmo2"),
+        ("kimi_k25", "Kimi_K25", "Kimi_K25"),
+    ],
+)
+def test_families_that_need_torchvision_are_refused_by_name(copy, kind, family, images):
+    """Catches: a TypeError, or rows set aside one by one, where a package is missing."""
+    change_json(copy / "config.json", model_type=kind)
+    settings = {"processor_class": f"{family}Processor"}
+    settings["image_processor"] = {"image_processor_type": f"{images}ImageProcessor"}
+    change_json(copy / "processor_config.json", **settings)
+    with pytest.raises(ConfigError, match=r"needs torchvision: .*rlhfv-ray\[vision\]"):
+        load_processor(copy)
