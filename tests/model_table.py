@@ -71,7 +71,15 @@ answers are up to 6e-3 nats off. Shared rows are right. Answer with `--inference
 def main() -> None:
     """Try all checkpoints and write the page."""
     rows, tried = [], set()
-    right = (*FAMILIES, *FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D, *FAMILIES_VISION, muffin)
+    right = (
+        *FAMILIES,
+        *FAMILIES_A,
+        *FAMILIES_B,
+        *FAMILIES_C,
+        *FAMILIES_D,
+        *FAMILIES_VISION,
+        muffin,
+    )
     for make in (*right, *REFUSED_D):
         kind, row = tried_row(make)
         rows.append(row)

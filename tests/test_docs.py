@@ -131,7 +131,15 @@ def test_every_architecture_is_in_the_table_of_models():
     known = set(re.findall(r"`([\w.-]+)`", page))
     assert sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - known) == []
     rows = {line.split("|")[2].strip() for line in page.splitlines() if line.startswith("| `")}
-    right = (*FAMILIES, *FAMILIES_A, *FAMILIES_B, *FAMILIES_C, *FAMILIES_D, *FAMILIES_VISION, muffin)
+    right = (
+        *FAMILIES,
+        *FAMILIES_A,
+        *FAMILIES_B,
+        *FAMILIES_C,
+        *FAMILIES_D,
+        *FAMILIES_VISION,
+        muffin,
+    )
     assert rows == {make.__name__ for make in (*right, *REFUSED_D)}
     kinds = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| `")}
     assert f"small models of {len(kinds)} architectures" in README.read_text()

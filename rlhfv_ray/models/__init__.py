@@ -1,5 +1,6 @@
 """Loading image-text-to-text checkpoints, and scoring pairs with them."""
 
+from rlhfv_ray.models.activations import StepSize
 from rlhfv_ray.models.adapters import (
     merge_adapters,
     parameter_counts,
@@ -15,7 +16,7 @@ from rlhfv_ray.models.loading import (
     model_digests,
     weights_digest,
 )
-from rlhfv_ray.models.memory import Memory, StepSize, fit_memory, predict_memory, step_size
+from rlhfv_ray.models.memory import Memory, fit_memory, predict_memory, step_size
 from rlhfv_ray.models.muffin import MuffinForConditionalGeneration
 from rlhfv_ray.models.muffin_processor import MuffinProcessor
 from rlhfv_ray.models.policy import AnswerPolicy, generator, recompute_activations

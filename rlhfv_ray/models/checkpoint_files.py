@@ -11,8 +11,8 @@ from transformers.utils.hub import cached_file
 
 from rlhfv_ray.config import SHAPES, SHAPES_BALANCED
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.models.muffin_config import completed
 from rlhfv_ray.models.hub import hub_commit
+from rlhfv_ray.models.muffin_config import completed
 from rlhfv_ray.storage.folder import fetch, local_path
 from rlhfv_ray.storage.stages import check_stage, is_done
 

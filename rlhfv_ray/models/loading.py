@@ -26,8 +26,8 @@ from rlhfv_ray.models.checkpoint_files import (
     first_line,
     resolve_model,
 )
-from rlhfv_ray.models.muffin import MuffinConfig, take_token_ids
 from rlhfv_ray.models.hub import hub_commit
+from rlhfv_ray.models.muffin import MuffinConfig, take_token_ids
 from rlhfv_ray.models.processors import load_processor, processor_digest
 from rlhfv_ray.storage.files import file_digest
 

@@ -1,45 +1,29 @@
 """Predict the memory of a training step from its configuration, before any weight is loaded.
 
-Weights, gradients and optimizer state are counted. Activations are what autograd saves for
-backward. To add them up, the model is built on torch's meta device and run there on tensors of the
-true shapes, which costs neither memory nor time. So every architecture gives its own number.
+Weights, gradients and optimizer state are counted. Activations are what `models.activations` counts
+on torch's meta device, which costs neither memory nor time. So every architecture gives its own
+number.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import HEAD_BYTES
-from rlhfv_ray.models.adapters import meta_model, parameter_counts, parts_of
-from rlhfv_ray.models.batch import collate_pairs
+from rlhfv_ray.models.activations import StepSize, activation_bytes
+from rlhfv_ray.models.adapters import meta_model, parameter_counts
+from rlhfv_ray.models.batch import FORKS, collate_pairs
 from rlhfv_ray.models.layouts import layout_of
-from rlhfv_ray.models.policy import recompute_activations
 from rlhfv_ray.records import EncodedPair
 
 GIB = 2**30
 SPARE = 0.08  # fraction of the device for fragmentation, libraries and collectives' buffers
 BUCKET = 5e8  # elements of DeepSpeed's reduction bucket, its default
-# Memory that one layer's backward needs beside its activations, as a fraction of them; measured.
-WORKING = 0.5
 CHOICES = (0, 4, 2, 1)  # values of `scale.recompute`, from the fastest to the leanest
-COUNTED = "rlhfv_counted"  # attention implementation of models on the meta device
-
-
-@dataclass(frozen=True)
-class StepSize:
-    """Size of one forward pass of one worker."""
-
-    rows: int
-    tokens: int  # per row
-    images: Mapping[str, Tensor]  # the processor's image tensors, for all rows
-    scored: int  # answer tokens
 
 
 @dataclass(frozen=True)
@@ -83,7 +67,8 @@ def step_size(pairs: Sequence[EncodedPair], processor: Any, config: DDPOConfig) 
     rows, tokens = batch.inputs["input_ids"].shape
     image_names = layout.image_inputs(processor, [pairs[0].image]).keys()
     images = {name: tensor for name, tensor in batch.inputs.items() if name in image_names}
-    return StepSize(rows, tokens, images, len(batch.targets))
+    forks = batch.inputs[FORKS].tolist() if layout.shared and layout.forked else ()
+    return StepSize(rows, tokens, images, len(batch.targets), forks)
 
 
 def predict_memory(config: DDPOConfig, step_size: StepSize) -> Memory:
@@ -106,127 +91,30 @@ def predict_memory(config: DDPOConfig, step_size: StepSize) -> Memory:
     optimizer = 0 if scale.offload != "none" else trained * 12 // shards[1]
     bucket = int(min(trained, BUCKET)) * width if shards[2] > 1 else 0
     gradients = trained * width // shards[2] + bucket
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    copies = 1 if width == 4 else 2  # half-precision logits are widened to a second copy
-    head = copies * min(HEAD_BYTES, 4 * step_size.scored * vocabulary)
+    head = head_bytes(model.get_output_embeddings().weight, step_size.scored, gpu=scale.gpu)
     activations, working = activation_bytes(model, step_size, max(0, scale.recompute))
     # The head's backward ends before that of the layers begins, so only the larger counts.
     return Memory(weights, gradients, optimizer, activations, max(head, working))
 
 
-def activation_bytes(model: Any, step_size: StepSize, every: int) -> tuple[int, int]:
-    """Return the bytes that the model's body saves for backward, and those that backward adds.
+def head_bytes(weight: Tensor, scored: int, *, gpu: bool) -> int:
+    """Return the bytes that the output head's backward needs (`logps.head_logps`).
 
     Args:
-        model: a model on the meta device; it is changed.
-        step_size: rows, tokens and images of one forward pass.
-        every: every k-th layer is recomputed; 0 recomputes none.
+        weight: the head's, (V, D).
+        scored: answer tokens of a forward pass.
+        gpu: the step runs on a GPU.
     """
-    model.set_attn_implementation(COUNTED)
-    run_text = _text_pass(model, step_size)
-    run_vision = _vision_pass(model, step_size)
-    layers = model.config.get_text_config().num_hidden_layers
-    text = saved_bytes(run_text)
-    vision = saved_bytes(run_vision)
-    if not every:
-        return text + vision, int(WORKING * text / layers)
-    recompute_activations(model, every)
-    lean_text = saved_bytes(run_text)
-    vision = saved_bytes(run_vision)
-    recompute_activations(model, 0)
-    recomputed_layers = -(-layers // every)  # rounded up
-    layer = (text - lean_text) / recomputed_layers  # one layer saves this while its backward runs
-    # Backward begins at the last layer, where most is saved. It adds that layer's activations if
-    # the last layer itself is recomputed.
-    last_recomputed = (layers - 1) % every == 0
-    return lean_text + vision, int((last_recomputed + WORKING) * layer)
-
-
-def _text_pass(model: Any, step_size: StepSize) -> Callable[[], Any]:
-    """Return a function that runs the language model, on the meta device."""
-    body = model.base_model
-    language = body.get_decoder() if hasattr(body, "get_decoder") else body.language_model
-    width = model.config.get_text_config().hidden_size
-    rows = step_size.rows
-    tokens = step_size.tokens
-    with torch.device("meta"):
-        # R rows of T tokens, D features: (R, T, D), (R, 1, T, T) and (R, T).
-        embedded = torch.empty(rows, tokens, width, dtype=model.dtype, requires_grad=True)
-        mask = torch.empty(rows, 1, tokens, tokens, dtype=torch.bool)
-        positions = torch.empty(rows, tokens, dtype=torch.long)
-    return lambda: language(
-        inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False
-    )
-
-
-def _vision_pass(model: Any, step_size: StepSize) -> Callable[[], Any]:
-    """Return a function that runs vision tower and projector, on the meta device if that works."""
-    body = model.base_model
-    part_of = parts_of(model)
-    trained = any(
-        weight.requires_grad
-        for name, weight in model.named_parameters()
-        if part_of(name) != "language"
-    )
-
-    def run(images: Mapping[str, Tensor]) -> Any:
-        with nullcontext() if trained else torch.no_grad():
-            return body.get_image_features(**images)
-
-    on_meta: dict[str, Tensor] = {}
-    on_cpu: dict[str, Tensor] = {}
-    for name, tensor in step_size.images.items():
-        pixels = tensor.is_floating_point()
-        on_meta[name] = tensor.to("meta", model.dtype) if pixels else tensor
-        on_cpu[name] = tensor.to(model.dtype) if pixels else tensor
-    try:
-        run(on_meta)
-    except RuntimeError:  # NotImplementedError is a subclass
-        # The model reads values, so this part runs on the CPU, with uninitialized weights.
-        for name, module in body.named_children():
-            if part_of(f"model.{name}") != "language":
-                module.to_empty(device="cpu")
-        return lambda: run(on_cpu)
-    return lambda: run(on_meta)
-
-
-class _CountedAttention(torch.autograd.Function):
-    """Save what fused attention saves: q, k, v, the output, and one number per row of scores."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        rows, heads, tokens, width = query.shape
-        output = value.new_empty(rows, tokens, heads, width)
-        log_sums = query.new_empty(rows, heads, tokens, dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, log_sums)
-        return output
-
-
-def _counted_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **_: Any
-) -> tuple[Tensor, None]:
-    return _CountedAttention.apply(query, key, value), None
-
-
-# torch's own attention runs unfused on the meta device and would save the whole table of scores.
-AttentionInterface.register(COUNTED, _counted_attention)
-
-
-def saved_bytes(run: Callable[[], Any]) -> int:
-    """Return the bytes that autograd saves of a computation, each storage once, without weights."""
-    # Tensors stay alive until they are counted: a freed storage's address could be reused.
-    saved: list[Tensor] = []
-
-    def save(tensor: Tensor) -> Tensor:
-        owner = tensor if tensor._base is None else tensor._base  # a view shares its base's storage
-        if not isinstance(owner, torch.nn.Parameter):
-            saved.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        run()
-    storages = [tensor.untyped_storage() for tensor in saved]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+    narrow = weight.itemsize < 4
+    # fp32 logits of a chunk, and their slopes in the weight's own precision.
+    logits = min(HEAD_BYTES, 4 * scored * len(weight))
+    logits += logits // 2 if narrow else 0
+    if not weight.requires_grad:
+        return logits
+    sums = 4 * weight.numel()  # the weight's gradient, in fp32
+    # A half-precision product is added to it, which a CPU widens first.
+    product = weight.nbytes + (0 if gpu else sums) if narrow else 0
+    return logits + sums + product
 
 
 def fit_memory(

@@ -19,6 +19,7 @@ from rlhfv_ray.models import (
     recompute_activations,
     step_size,
 )
+from rlhfv_ray.models.loading import DTYPES
 from rlhfv_ray.models.memory import GIB
 from tests.families import FAMILIES, save
 
@@ -71,6 +72,23 @@ def test_activations_are_within_15_percent_of_the_measured_peak(sized, every):
         4 * weights,
         12 * weights,
     )
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_large_head_is_within_15_percent_in_both_precisions(tmp_path, dtype):
+    """Catches: the gradient of the output head left out, which is added up in fp32."""
+    size = replace(LLAVA, layers=2, words=32_000)
+    setting = make_setting(size, pairs=2, device=CPU, dtype=DTYPES[dtype])
+    setting.model.save_pretrained(tmp_path)
+    step = our_step(setting, keep_gradients=True)
+    step()
+    for every in (0, 1):
+        config = config_of(tmp_path, recompute=every)
+        config = replace(config, model=replace(config.model, dtype=dtype))
+        memory = predict_memory(config, step_size(setting.pairs, setting.processor, config))
+        recompute_activations(setting.model, every)
+        predicted = memory.activations + memory.working
+        assert predicted / peak_bytes(step, CPU) == pytest.approx(1, abs=TOLERANCE)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 
 from rlhfv_ray.config import DDPOConfig, ModelConfig, ScaleConfig
+from rlhfv_ray.models.activations import StepSize
 from rlhfv_ray.models.adapters import planned_counts
-from rlhfv_ray.models.memory import Memory, StepSize, predict_memory, saved_bytes
+from rlhfv_ray.models.memory import Memory, head_bytes, predict_memory
 
 GIB = 2**30
 
@@ -18,15 +18,16 @@ def test_total_and_message():
     assert str(memory).startswith("10.50 GiB a worker (weights 1.00, gradients 2.00, ")
 
 
-def test_saved_bytes_counts_each_storage_once_and_no_weights():
-    """Catches: weights counted as activations, or a tensor that two operations save counted twice.
+def test_bytes_of_the_head_by_hand():
+    """Catches: the gradient of a large head left out, which is several times its weight in bf16.
 
-    x is 3 x 4 fp32, 48 bytes. The layer saves x, and the two products save x and its output.
+    10 answer tokens, 100 words, 8 features: logits of 4,000 bytes in fp32.
     """
-    layer = nn.Linear(4, 4, bias=False)
-    x = torch.randn(3, 4, requires_grad=True)
-    assert saved_bytes(lambda: layer(x)) == 48
-    assert saved_bytes(lambda: layer(x) * x) == 96
+    weight = torch.empty(100, 8, dtype=torch.bfloat16, requires_grad=True)  # 1,600 bytes
+    assert head_bytes(weight, 10, gpu=True) == 4000 + 2000 + 3200 + 1600
+    assert head_bytes(weight, 10, gpu=False) == 4000 + 2000 + 3200 + 1600 + 3200
+    assert head_bytes(weight.detach(), 10, gpu=True) == 6000
+    assert head_bytes(weight.detach().float().requires_grad_(), 10, gpu=True) == 4000 + 3200
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
