@@ -94,11 +94,6 @@ class ShapesBenchmark(Benchmark):
         """Path of the COCO instances file."""
         return json.loads((self.folder / "instances.json").read_text())
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The numbers that its scores have."""
-        return METRICS
-
     @cached_property
     def prompts(self) -> list[Prompt]:
         """One question about each picture."""
