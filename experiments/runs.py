@@ -86,7 +86,7 @@ def prunable(storage: Path, runs: Iterable[Run]) -> dict[Path, str]:
     A stage that a command is writing stays, and so does everything that a stage which stays was
     made from.
     """
-    needed = {name for run in runs for name in run.stages}
+    needed: set[str] = set().union(*(run.stages for run in runs))
     stages = [path for path in storage.iterdir() if _is_stage(path)]
     for _ in stages:  # until nothing is added: a stage names the stages that it was made from
         texts = [(storage / name / CONFIG_FILE) for name in needed]

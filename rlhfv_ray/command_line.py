@@ -49,7 +49,7 @@ def read_arguments(recipes: Sequence[str] = ()) -> list[str]:
 
 def _arguments(recipes: Sequence[str]) -> list[str]:
     arguments = sys.argv[1:]
-    files = [place for place, word in enumerate(arguments) if word.partition("=")[0] == "--config"]
+    files = [index for index, word in enumerate(arguments) if word.partition("=")[0] == "--config"]
     return _with_file(arguments, files, recipes) if files else arguments
 
 
@@ -164,13 +164,13 @@ def _with_file(arguments: Sequence[str], files: Sequence[int], recipes: Sequence
     if len(files) > 1:
         raise ConfigError("--config was given twice. Give one file, and flags that change it.")
     _, equals, path = arguments[files[0]].partition("=")
-    rest = [*arguments[: files[0]], *arguments[files[0] + 1 :]]
+    flags = [*arguments[: files[0]], *arguments[files[0] + 1 :]]
     if not equals:
-        if files[0] == len(rest):
+        if files[0] == len(flags):
             raise ConfigError("--config needs a file: YAML, or the config.json of a run.")
-        path = rest.pop(files[0])
+        path = flags.pop(files[0])
     settings, is_whole = _read_file(Path(path).expanduser())
-    named = [rest.pop(0)] if rest and rest[0] in recipes else []
+    named = [flags.pop(0)] if flags and flags[0] in recipes else []
     recipe = settings.pop("recipe", None)
     if recipes and not named:
         if recipe is None and not is_whole:
@@ -183,13 +183,13 @@ def _with_file(arguments: Sequence[str], files: Sequence[int], recipes: Sequence
     words: list[str] = []
     for name, value in _leaves(settings):
         flag, *values = flag_words(name, value)
-        typed = any(word.replace("_", "-").partition("=")[0] == flag for word in rest)
+        typed = any(word.replace("_", "-").partition("=")[0] == flag for word in flags)
         if HIDDEN in " ".join(values) and not typed:
             raise ConfigError(
                 f"{path}: {name} = {value} was written without its password. Add {flag} VALUE."
             )
         words += [flag, *values] if isinstance(value, list | bool) else [f"{flag}={values[0]}"]
-    return [*named, *words, *rest]
+    return [*named, *words, *flags]
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], bool]:
@@ -202,8 +202,8 @@ def _read_file(path: Path) -> tuple[dict[str, Any], bool]:
         raise ConfigError(f"--config {path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} is no mapping of names to settings.")
-    whole = content.get("config")
-    return (whole, True) if isinstance(whole, dict) else (content, False)
+    settings = content.get("config")
+    return (settings, True) if isinstance(settings, dict) else (content, False)
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

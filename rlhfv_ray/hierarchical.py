@@ -105,12 +105,12 @@ def scene_error(
         raise DataError(f"scene_error: {len(samples)} seeds, but {len(baselines)} baselines")
     total = np.zeros(resamples)
     for seed, sample in enumerate(samples):
-        names = clusters[seed] if clusters else range(len(sample.numerators))
-        draw = functools.partial(_resampled_rates, names=names, stream=0 if is_shared else seed)
+        ids = clusters[seed] if clusters else range(len(sample.numerators))
+        draw = functools.partial(_resampled_rates, names=ids, stream=0 if is_shared else seed)
         rates = draw(sample, resamples=resamples)
         total += rates - draw(baselines[seed], resamples=resamples) if baselines else rates
     means = total[np.isfinite(total)] / len(samples)
-    units = min(len(set(names)) for names in clusters) if clusters else _fewest(samples)
+    units = min(len(set(ids)) for ids in clusters) if clusters else _fewest(samples)
     if len(means) < 2 or units < 2:
         return 0.0
     return float(np.std(means, ddof=1)) * (units / (units - 1)) ** 0.5

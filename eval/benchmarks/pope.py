@@ -21,6 +21,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,22 +103,22 @@ class POPE(Benchmark):
     def files(self) -> list[Path]:
         """The question files, in the order of `GROUPS`."""
         source = Path(self.config.questions).expanduser()
-        found = [source] if source.is_file() else []
+        files = [source] if source.is_file() else []
         for folder in (source, source / "output" / "coco", source / "coco"):
-            found = found or [path for path in folder.glob("*_pope_*.json*") if _order(path)]
-        if not found or not self.config.questions:
+            files = files or [path for path in folder.glob("*_pope_*.json*") if _order(path)]
+        if not files or not self.config.questions:
             names = ", ".join(f"coco_pope_{group}.json" for group in GROUPS)
             raise DataError(
                 f"pope.questions = {self.config.questions!r}: expected one of POPE's question "
                 f"files, or a folder with at least one of {names}, or with those of another "
                 "dataset (aokvqa_pope_random.json)."
             )
-        return sorted(found, key=_order)
+        return sorted(files, key=_order)
 
     @cached_property
     def questions(self) -> list[Question]:
         """All questions, file after file."""
-        return [question for path in self.files for question in read_questions(path)]
+        return list(chain.from_iterable(map(read_questions, self.files)))
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -191,8 +192,8 @@ def judge(answer: Answer, question: Question) -> JudgedAnswer:
 
 def _order(path: Path) -> tuple[str | int, ...]:
     """Return the place of a question file among those of a folder; empty for other files."""
-    dataset, _, rest = path.stem.partition("_pope_")
-    group = rest.rpartition("_")[2]  # SEEM's files are called gqa_pope_seem_random
+    dataset, _, ending = path.stem.partition("_pope_")
+    group = ending.rpartition("_")[2]  # SEEM's files are called gqa_pope_seem_random
     return (dataset, GROUPS.index(group)) if group in GROUPS else ()
 
 

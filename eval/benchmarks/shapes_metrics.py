@@ -75,11 +75,11 @@ def phrase_ratios(text: str, scene: Scene, errors: Sequence[Mistake]) -> dict[st
 
     F1 is twice the hits over the phrases said and the groups in the picture.
     """
-    said = len(read_phrases(text))
-    hits = said - len({error.start for error in errors})
+    phrases = len(read_phrases(text))
+    hits = phrases - len({error.start for error in errors})
     is_exact = text.strip() == caption(scene.setting, scene.groups)
     return {
-        "phrase_f1": Ratio(2 * hits, said + len(scene.groups)),
+        "phrase_f1": Ratio(2 * hits, phrases + len(scene.groups)),
         "exact_answers": Ratio(int(is_exact), 1),
     }
 

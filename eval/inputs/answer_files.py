@@ -139,7 +139,7 @@ def _match(rows: Sequence[Row], prompts: Sequence[Prompt], source: str) -> list[
         raise DataError(f"{source}: {problem}")
     numbers = [row.ids.get(ROW_NUMBERS) for row in rows]
     has_questions = any(row.question for row in rows)
-    if numbers == [str(place) for place in range(len(prompts))] and not has_questions:
+    if numbers == [str(index) for index in range(len(prompts))] and not has_questions:
         log.warning(
             "%s: matched by %s. The file has no questions to compare: make sure that its order is "
             "the benchmark's.",
@@ -177,14 +177,14 @@ def _by_id(rows: Sequence[Row], prompts: Sequence[Prompt]) -> tuple[list[Row], s
 
 def _names_of(prompts: Sequence[Prompt]) -> dict[str, str]:
     """Return the ids of prompts by every name that rows may call them."""
-    names: dict[str, str] = {}
+    prompt_ids: dict[str, str] = {}
     for prompt in prompts:
-        names |= {prompt.id: prompt.id, _short_id(prompt.id): prompt.id}
+        prompt_ids |= {prompt.id: prompt.id, _short_id(prompt.id): prompt.id}
     groups = {prompt.id.rpartition("-")[0] for prompt in prompts}
     if len(groups) == 1:  # the number of a question in its group is enough
         for prompt in prompts:
-            names.setdefault(_short_id(prompt.id.rpartition("-")[2]), prompt.id)
-    return names
+            prompt_ids.setdefault(_short_id(prompt.id.rpartition("-")[2]), prompt.id)
+    return prompt_ids
 
 
 def _mismatch(rows: Sequence[Row], prompts: Sequence[Prompt]) -> str:
@@ -196,15 +196,15 @@ def _mismatch(rows: Sequence[Row], prompts: Sequence[Prompt]) -> str:
     )
     if len(rows) != len(prompts):
         return f"{text} It has {len(rows)} rows, and the benchmark {len(prompts)} prompts."
-    place, question = next(
-        (place, row.question)
-        for place, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
+    index, question = next(
+        (index, row.question)
+        for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
         if not _asks(row, prompt)
     )
-    asked = f"asks {question!r}" if question else "has no question"
+    asking = f"asks {question!r}" if question else "has no question"
     return (
-        f"{text} Nor do rows match by place: row {place + 1} {asked}, and the benchmark asks "
-        f"{prompts[place].question!r} there."
+        f"{text} Nor do rows match by place: row {index + 1} {asking}, and the benchmark asks "
+        f"{prompts[index].question!r} there."
     )
 
 

@@ -33,8 +33,8 @@ def with_controls(study: Study, controls: Sequence[Control]) -> Study:
         Arm(name, _controlled(claimed.change, control))
         for name, control in zip(names, controls, strict=True)
     ]
-    others = (*claim.others, *((claim.arm, name) for name in names))
-    return replace(study, arms=(*study.arms, *arms), claim=claim._replace(others=others))
+    comparisons = (*claim.others, *((claim.arm, name) for name in names))
+    return replace(study, arms=(*study.arms, *arms), claim=claim._replace(others=comparisons))
 
 
 def kept_gains(
@@ -45,13 +45,13 @@ def kept_gains(
     for control in controls:
         name = control_arm(claim.arm, control)
         shares = {metric: kept_gain(results, base, claim.arm, name, metric) for metric in KEPT}
-        said = [
+        gain_sentences = [
             f"{round(100 * share)} % of the gain in {metric.replace('_', ' ')}"
             for metric, share in shares.items()
             if share is not None
         ]
-        if said:
-            texts.append(f"{name} keeps {' and '.join(said)}.")
+        if gain_sentences:
+            texts.append(f"{name} keeps {' and '.join(gain_sentences)}.")
     return texts
 
 

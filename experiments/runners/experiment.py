@@ -192,8 +192,8 @@ def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tu
     }
     audit = read_audit(pipeline.stages, pipeline.storage)
     if audit is not None:
-        told, (low, high) = 100 * audit["told"], audit["told_interval"]
-        share = f"{told:.1f} % of pairs ({100 * low:.1f} to {100 * high:.1f})"
+        accuracy, (low, high) = 100 * audit["told"], audit["told_interval"]
+        share = f"{accuracy:.1f} % of pairs ({100 * low:.1f} to {100 * high:.1f})"
         data["chosen answer told by its text alone"] = share
     settings = flat(plain(config))
     check = read_check(pipeline.reference)

@@ -52,16 +52,16 @@ def compare_fresh(base: Scores, models: Sequence[Scores], objective: Objective) 
     """
     for scores in models:
         check_comparable(base.manifest, scores.manifest)
-    everyone = [base, *models]
+    all_models = [base, *models]
     judged = [
         index
         for index in range(len(base.answers))
-        if not any(scores.answers[index].missing for scores in everyone)
+        if not any(scores.answers[index].missing for scores in all_models)
     ]
     kinds = {metric.name: metric for metric in base.metrics}
 
     def samples(measure: Measure) -> list[RatioSample]:
-        return [_sample(scores, judged, measure.name) for scores in everyone]
+        return [_sample(scores, judged, measure.name) for scores in all_models]
 
     def measured(measure: Measure) -> FreshMeasure:
         theirs, *ours = samples(measure)

@@ -54,9 +54,9 @@ def _measure(option: str, name: str, benchmark: Benchmark) -> Measure:
     known = ", ".join(f"{metric.name} ({metric.better})" for metric in directed.values())
     has_no_direction = any(metric.name == name for metric in benchmark.metrics)
     reason = "no value of it is better than another" if has_no_direction else "no such score"
-    other = ", or --search.guard ''" if option == "guard" else ""
+    hint = ", or --search.guard ''" if option == "guard" else ""
     raise ConfigError(
-        f"search.{option} = {name!r}: {reason} on {benchmark.name}. Choose one of {known}{other}."
+        f"search.{option} = {name!r}: {reason} on {benchmark.name}. Choose one of {known}{hint}."
     )
 
 
@@ -137,9 +137,9 @@ def disk_of(config: SweepConfig, counted: Forecast, concurrent: int) -> Disk:
     total = sum(count for count, _ in counts)
     trained = sum(count for _, count in counts)
     of_a_trial = (config.ddpo.scale.keep + 1) * CHECKPOINT_BYTES * trained + 2 * 4 * total
-    kept = max(1, config.search.keep) * max(1, len(config.space.seed))
+    kept_models = max(1, config.search.keep) * max(1, len(config.space.seed))
     waiting = counted.trials[0] if config.search.rungs > 1 else 0
-    least = of_a_trial * (concurrent + kept)
+    least = of_a_trial * (concurrent + kept_models)
     return Disk(least, max(least, of_a_trial * waiting))
 
 

@@ -179,8 +179,8 @@ class _Counts:
         """Keep a uniform sample of the pairs so far."""
         if len(self.sample) < SAMPLE:
             self.sample.append(pair)
-        elif (place := self.rng.randrange(len(self.words))) < SAMPLE:
-            self.sample[place] = pair
+        elif (index := self.rng.randrange(len(self.words))) < SAMPLE:
+            self.sample[index] = pair
 
     def audit(self) -> Audit:
         """Return the result."""
@@ -264,8 +264,8 @@ def image_id(name: str) -> str:
 def marked_answers(chosen: str, rejected: str) -> tuple[list[Change], list[Change]]:
     """Return both answers as runs of words, changed and unchanged ones by turns."""
     words = (WORD.findall(chosen), WORD.findall(rejected))
-    bare = [[word.strip() for word in side] for side in words]
-    masks = changed_tokens(*_numbers(*bare), rule="both_sides", min_match=1)
+    sides = [[word.strip() for word in side] for side in words]
+    masks = changed_tokens(*_numbers(*sides), rule="both_sides", min_match=1)
     return _runs(words[0], masks[0]), _runs(words[1], masks[1])
 
 

@@ -31,10 +31,10 @@ class Candidate(NamedTuple):
 
 def columns_to_read(format: Format) -> set[str]:
     """Return the names of all columns that a format reads."""
-    names = set(OPTIONAL_COLUMNS)
+    columns = set(OPTIONAL_COLUMNS)
     for need in format.columns:
-        names.update(need.split("|"))
-    return names
+        columns.update(need.split("|"))
+    return columns
 
 
 def detect_format(

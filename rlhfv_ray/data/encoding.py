@@ -101,7 +101,7 @@ def _release_answer(processor: Any, question: str, answer: str) -> EncodedAnswer
     tokens = labelled(processor, [*user, assistant_message(answer)])
     first = tokens.covered.index(True)
     scored = tokens.covered[first:]
-    left_out = max((place for place, flag in enumerate(scored) if not flag), default=-1)
+    left_out = max((position for position, flag in enumerate(scored) if not flag), default=-1)
     offsets = [(begin - start, end - start) for begin, end in tokens.offsets[first:]]
     tail = sum(begin >= stop for begin, _ in tokens.offsets[first:])
     behind = AnswerTokens(tokens.ids[first:], offsets, tail)
@@ -197,7 +197,7 @@ def encode_pair(
             tokens, a text holds one of the model's special tokens, or its template has no place for
             the system prompt.
     """
-    turns = [text for turn in pair.history for text in turn]
+    turns = itertools.chain.from_iterable(pair.history)
     texts = [pair.system, *turns, pair.question, pair.chosen, pair.rejected]
     check_special_tokens(processor, texts)
     before = context_messages(processor, pair.system, pair.history)

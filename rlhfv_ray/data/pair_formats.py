@@ -204,12 +204,12 @@ def _swift(row: Row) -> Row:
 def _two_conversations(row: Row, chosen: object, rejected: object) -> Row:
     """Return the fields of two whole conversations that differ in their last answers."""
     preferred = messages_of(chosen, "user")
-    other = messages_of(rejected, "user")
-    if [(turn.role, turn.text) for turn in other[:-1]] != [
+    messages = messages_of(rejected, "user")
+    if [(turn.role, turn.text) for turn in messages[:-1]] != [
         (turn.role, turn.text) for turn in preferred[:-1]
     ]:
         raise unusable("multi_turn", "the two conversations differ before their last answers")
-    return _from_messages(row, preferred[:-1], preferred[-1:], other[-1:])
+    return _from_messages(row, preferred[:-1], preferred[-1:], messages[-1:])
 
 
 def _fields(row: Row, prompt: object, chosen: object, rejected: object) -> Row:

@@ -147,8 +147,8 @@ def list_slices(
             head = Slice(0, str(file.path), format, 0, _PEEK, *settings)
             head = replace(head, format=_format(head, unused))
             for start, stop, offset in _cuts(file, rows):
-                place = {"start": start, "stop": stop, "offset": offset}
-                slices.append(replace(head, index=len(slices), **place))
+                bounds = {"start": start, "stop": stop, "offset": offset}
+                slices.append(replace(head, index=len(slices), **bounds))
     if unused:
         say_once(f"Columns of {path} that are not read: {', '.join(unused)}.")
     names = sorted({part.format for part in slices})

@@ -42,8 +42,8 @@ def release_labels(processor: Any, messages: Sequence[dict[str, Any]]) -> Labell
     start = header
     for message, length in zip(messages, turns, strict=True):
         if message["role"] == "user":
-            for place in range(start + UNMASKED, min(start + length, len(ids))):
-                covered[place] = False
+            for position in range(start + UNMASKED, min(start + length, len(ids))):
+                covered[position] = False
         start += length
     return LabelledTokens(ids, list(encoded["offset_mapping"]), covered)
 
@@ -58,6 +58,6 @@ def piece_lengths(processor: Any, messages: Sequence[dict[str, Any]]) -> list[in
             f"template: data.release_labels needs the template of Muffin, whose texts end in "
             f"{CLOSING!r}. Leave it off for other models."
         )
-    whole = texts[-1]
-    pieces = [header, *(whole[start:end] for start, end in zip(ends, ends[1:], strict=False))]
+    full_text = texts[-1]
+    pieces = [header, *(full_text[start:end] for start, end in zip(ends, ends[1:], strict=False))]
     return [len(processor.tokenizer(piece)["input_ids"]) for piece in pieces]

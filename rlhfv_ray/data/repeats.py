@@ -29,24 +29,24 @@ def check_ids(slices: Sequence[Slice]) -> None:
     if not repeated:
         return
     first = next(iter(repeated))
-    places = (place for row_id, place in _row_ids(slices) if row_id == first)
-    one, other = islice(places, 2)
+    places = (position for row_id, position in _row_ids(slices) if row_id == first)
+    upper, lower = islice(places, 2)
     raise DataError(
-        f"repeated_ids: {len(repeated)} ids stand in several rows; {first!r} in {one} and in "
-        f"{other}. Give every row its own id, or take file and row in their place: "
+        f"repeated_ids: {len(repeated)} ids stand in several rows; {first!r} in {upper} and in "
+        f"{lower}. Give every row its own id, or take file and row in their place: "
         "--data.ids position"
     )
 
 
 def _repeated(ids: Iterable[str]) -> dict[str, None]:
     """Return the ids that come more than once, in order."""
-    seen: set[bytes] = set()
+    digests: set[bytes] = set()
     repeated: dict[str, None] = {}
     for row_id in ids:
         key = hashlib.sha256(row_id.encode()).digest()[:16]
-        if key in seen:
+        if key in digests:
             repeated[row_id] = None
-        seen.add(key)
+        digests.add(key)
     return repeated
 
 

@@ -153,7 +153,7 @@ def _unimm_chat(row: Row) -> Row:
 
 def _without_later_marks(messages: list[Message]) -> list[Message]:
     """Take the mark of the picture out of later questions, where it means nothing to Muffin."""
-    first = next((place for place, turn in enumerate(messages) if turn.role == "user"), 0)
+    first = next((index for index, turn in enumerate(messages) if turn.role == "user"), 0)
     cleaned = messages[: first + 1]
     for turn in messages[first + 1 :]:
         text = turn.text.replace(PLACEHOLDER, "").strip() if turn.role == "user" else turn.text

@@ -30,9 +30,9 @@ def start_missing(*, timeout: float) -> None:
     node_types = find_node_types()
     missing = missing_types(node_types, living_nodes()) if node_types else []
     if missing:
-        names = ", ".join(kind.name for kind in missing)
+        type_names = ", ".join(kind.name for kind in missing)
         bundles = [kind.resources for kind in missing]
-        wait_for_resources(f"The check of {names}", bundles, timeout=timeout)
+        wait_for_resources(f"The check of {type_names}", bundles, timeout=timeout)
 
 
 def type_findings() -> list[Finding]:

@@ -17,7 +17,7 @@ position ids per token (1, or 3 in Qwen-VL).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import accumulate, chain, takewhile
 from typing import Any
 
 import torch
@@ -327,7 +327,7 @@ def _shared_rows(
     packed = _pack(lengths, layout.row_tokens)  # indices of pairs, row by row
     width = max(sum(lengths[index] for index in row) for row in packed)  # T
     # A model takes its images in the order of their tokens: row by row, left to right.
-    image_order = [index for row in packed for index in row]
+    image_order = list(chain.from_iterable(packed))
     images = layout.image_inputs(processor, [pairs[index].image for index in image_order])
     rows: list[list[int]] = []  # token ids
     answered: list[list[bool]] = []  # tokens of answers
@@ -352,8 +352,8 @@ def _shared_rows(
             # Text after the prompt counts on from its last position, alike in all K.
             answer = prompt[:, -1:] + 1 + torch.tensor(fork.steps)  # (K, tokens of both answers)
             row_positions += [prompt, answer]
-        rows.append([token for fork in forks for token in fork.ids])
-        answered.append([flag for fork in forks for flag in fork.answered])
+        rows.append(list(chain.from_iterable(fork.ids for fork in forks)))
+        answered.append(list(chain.from_iterable(fork.answered for fork in forks)))
         branches.append(row_branches)
         positions.append(torch.cat(row_positions, dim=1))
     input_ids = _padded(rows, processor.tokenizer.pad_token_id, torch.long)  # (R, T)

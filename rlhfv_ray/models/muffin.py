@@ -327,8 +327,8 @@ class MuffinForConditionalGeneration(MuffinPreTrainedModel, GenerationMixin):
         """Return logits (R, T, V), of the last `logits_to_keep` tokens if that is not 0."""
         body = self.model(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
         hidden = body.last_hidden_state
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept])
+        span = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, span])
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -352,14 +352,14 @@ def resized_positions(table: Tensor, rows: int) -> Tensor:
         table: (2 + 1 + patches, D).
         rows: that the result has.
     """
-    kept = FIRST_POSITION + 1
-    old, new = (round((count - kept) ** 0.5) for count in (len(table), rows))
-    if len(table) == rows or old * old + kept != len(table):
+    offset = FIRST_POSITION + 1
+    old, new = (round((count - offset) ** 0.5) for count in (len(table), rows))
+    if len(table) == rows or old * old + offset != len(table):
         return table
-    grid = table[kept:].float().unflatten(0, (old, old)).permute(2, 0, 1).unsqueeze(0)
+    grid = table[offset:].float().unflatten(0, (old, old)).permute(2, 0, 1).unsqueeze(0)
     resized = functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     patches = resized[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)  # (new * new, D)
-    return torch.cat([table[:kept], patches])
+    return torch.cat([table[:offset], patches])
 
 
 class _ResizedPositions(ConversionOps):

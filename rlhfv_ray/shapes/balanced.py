@@ -201,8 +201,8 @@ def _mistake_color(setting: str, groups: list[Group], index: int, rng: random.Ra
     group = groups[index]
     pair = COLOR_PAIRS[setting]
     if group.color in pair and rng.random() < COLOR_MISTAKEN:
-        other = pair[1 - pair.index(group.color)]
-        _put(setting, groups, index, replace(group, color=other))
+        color = pair[1 - pair.index(group.color)]
+        _put(setting, groups, index, replace(group, color=color))
 
 
 def _put(setting: str, groups: list[Group], index: int, group: Group) -> None:
@@ -214,9 +214,9 @@ def _put(setting: str, groups: list[Group], index: int, group: Group) -> None:
 def _move(groups: list[Group], rng: random.Random) -> None:
     """Move one group to the corner above or below, if that is free."""
     index = rng.randrange(len(groups))
-    place = (CORNERS.index(groups[index].corner) + 2) % len(CORNERS)
-    if all(group.corner != CORNERS[place] for group in groups):
-        groups[index] = replace(groups[index], corner=CORNERS[place])
+    corner = (CORNERS.index(groups[index].corner) + 2) % len(CORNERS)
+    if all(group.corner != CORNERS[corner] for group in groups):
+        groups[index] = replace(groups[index], corner=CORNERS[corner])
 
 
 def _add(setting: str, groups: list[Group], rng: random.Random) -> None:

@@ -56,18 +56,18 @@ def audit_texts(pairs: Sequence[PreferencePair]) -> TextAudit:
     if len(pairs) < FEWEST:
         raise DataError(f"{len(pairs)} pairs; an audit of texts needs {FEWEST} or more.")
     texts = [(pair.chosen, pair.rejected) for pair in pairs]
-    told = told_apart(texts)
+    accuracy = told_apart(texts)
     lengths = np.array([[len(text.split()) for text in pair] for pair in texts])
     shorter = _share_below(lengths[:, 0] - lengths[:, 1])
     changes = [change_of(pair) for pair in pairs]
     typical = [change.typical for change in changes]
     phrases = [change.phrases for change in changes]
-    interval = wilson_interval(round(told * len(pairs)), len(pairs))
+    interval = wilson_interval(round(accuracy * len(pairs)), len(pairs))
     assert interval is not None  # there are pairs
     chosen_words, rejected_words = lengths.mean(axis=0)
     return TextAudit(
         pairs=len(pairs),
-        told=told,
+        told=accuracy,
         told_interval=interval,
         shorter=shorter,
         chosen_words=float(chosen_words),
@@ -97,10 +97,10 @@ def told_apart(texts: Sequence[tuple[str, str]]) -> float:
     for train, test in KFold(FOLDS, shuffle=True, random_state=0).split(scores):
         rows = differences[train]
         # Each pair is seen in both orders, so that the sign of w x is all that counts.
-        both = vstack([rows, -rows])
+        both_orders = vstack([rows, -rows])
         labels = np.repeat([1, 0], len(train))
         model = LogisticRegression(C=STRENGTH, fit_intercept=False, max_iter=1000)
-        scores[test] = model.fit(both, labels).decision_function(differences[test])
+        scores[test] = model.fit(both_orders, labels).decision_function(differences[test])
     return _share_below(-scores)
 
 

@@ -131,7 +131,7 @@ def describe_target(target: Target) -> str:
         >>> describe_target(Target("http://tracker:5000", "study", "", ("MLFLOW_TRACKING_URI",)))
         'http://tracker:5000   (experiment study; from MLFLOW_TRACKING_URI)'
     """
-    where = ui_command(target.uri)
+    location = ui_command(target.uri)
     if not target.sources:
-        return where
-    return f"{where}   (experiment {target.experiment}; from {' and '.join(target.sources)})"
+        return location
+    return f"{location}   (experiment {target.experiment}; from {' and '.join(target.sources)})"

@@ -104,8 +104,8 @@ class LeanTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         replaced = (DatasetsCallback, PlacementGroupCleanerCallback)
         callbacks = super()._create_default_callbacks()
-        kept = [callback for callback in callbacks if not isinstance(callback, replaced)]
-        return [*kept, GroupCallback()]
+        own = [callback for callback in callbacks if not isinstance(callback, replaced)]
+        return [*own, GroupCallback()]
 
 
 def _failure_text(error: ray.train.TrainingFailedError, scale: ScaleConfig) -> str:

@@ -231,8 +231,8 @@ class _JsonStream:
                     error.pos >= len(self.buffer) - TORN
                 )
                 if self.is_at_end or not is_torn:
-                    place = self.offset + len(self.buffer[: error.pos].encode(errors="replace"))
-                    reason = f"{error.msg} at byte {place}; give a row per line (.jsonl), or mend"
+                    byte = self.offset + len(self.buffer[: error.pos].encode(errors="replace"))
+                    reason = f"{error.msg} at byte {byte}; give a row per line (.jsonl), or mend"
                     raise unusable("bad_json", f"{reason} the file") from error
             except RecursionError as error:
                 raise unusable("bad_json", f"byte {self.offset}: nested too deep") from error
