@@ -1,11 +1,13 @@
 """The report of the doctor on one model: its self-check, its parts, and the memory of a step."""
 
+import io
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig
 from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.data.images import decode_image
 from rlhfv_ray.data.templates import end_tokens, ends_answers
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import load_model, planned_counts, predict_memory, step_size
@@ -21,6 +23,7 @@ ANSWERS = (
         "There is a street with a green star at the top, a red ring, and a dog beside it.",
     ),
 )
+SIZES = ((64, 64), (160, 96))  # of the drawn pictures: width and height, pixels
 
 
 def report_model(config: ModelConfig, console: Console) -> None:
@@ -60,11 +63,16 @@ def memory_line(config: ModelConfig, processor: object, samples: Sequence[Sample
 
 
 def made_samples(processor: object) -> list[Sample]:
-    """Return two pairs about drawn pictures."""
+    """Return two pairs about drawn pictures of two sizes.
+
+    Some families make other tokens of a picture beside another one of another size.
+    """
     data = DataConfig()
     samples = []
-    for scene, (chosen, rejected) in zip(make_scenes(2, seed=0), ANSWERS, strict=True):
-        pair = PreferencePair(f"drawn:{scene.id}", render(scene), QUESTION, chosen, rejected)
+    for scene, size, (chosen, rejected) in zip(make_scenes(2, seed=0), SIZES, ANSWERS, strict=True):
+        picture = io.BytesIO()
+        decode_image(render(scene)).resize(size).save(picture, "PNG")
+        pair = PreferencePair(f"drawn:{scene.id}", picture.getvalue(), QUESTION, chosen, rejected)
         encoded = encode_pair(
             pair, processor, min_match=data.min_match, max_length=1_000_000, spans=False
         )

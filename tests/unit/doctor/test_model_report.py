@@ -9,6 +9,8 @@ from rlhfv_ray.doctor import Checkup, doctor
 from rlhfv_ray.doctor.model_report import report_model
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import load_policy
+from tests.families import save
+from tests.families_d import emu3
 
 
 def test_a_model_is_told_of(small_model, capsys):
@@ -32,3 +34,10 @@ def test_a_model_that_does_not_look_is_refused(small_model, tmp_path):
     processor.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="does not look at its picture"):
         report_model(ModelConfig(path=str(tmp_path), dtype="fp32"), Console())
+
+
+def test_a_model_that_pictures_of_two_sizes_confuse_is_refused(tmp_path):
+    """Catches: a model that the doctor accepts and a job on pictures of two sizes refuses."""
+    folder = save(emu3, tmp_path / "emu3")
+    with pytest.raises(ConfigError, match="is not understood, so it is not trained"):
+        report_model(ModelConfig(path=str(folder), dtype="fp32"), Console())
