@@ -15,7 +15,7 @@ test: .venv/dev-ready check
 	bash tests/run.sh
 
 unit: .venv/dev-ready
-	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadscope -m "not slow" \
+	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadscope -m "not slow and not soak" \
 	    tests/unit rlhfv_ray eval
 
 # Kills workers and actors for minutes, lets drivers race for leases, runs four sweeps at a time on

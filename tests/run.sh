@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export NLTK_DATA="$PWD/.venv/nltk_data" OMP_NUM_THREADS=1
 bash tests/fetch_wordnet.sh "$NLTK_DATA"
-nice .venv/bin/python -m pytest -q --durations=15 -m "not ray" tests rlhfv_ray eval \
+nice .venv/bin/python -m pytest -q --durations=15 -m "not ray and not soak" tests rlhfv_ray eval \
     > .venv/tests.log 2>&1 &
 others=$!
 status=0

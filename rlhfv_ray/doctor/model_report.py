@@ -10,7 +10,13 @@ from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.data.images import decode_image
 from rlhfv_ray.data.templates import end_tokens, ends_answers
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.models import load_model, planned_counts, predict_memory, step_size
+from rlhfv_ray.models import (
+    check_image_tokens,
+    load_model,
+    planned_counts,
+    predict_memory,
+    step_size,
+)
 from rlhfv_ray.models.self_check import Sample, choose_samples, self_check
 from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.shapes.scenes import make_scenes, render
@@ -36,6 +42,7 @@ def report_model(config: ModelConfig, console: Console) -> None:
     Raises:
         ConfigError: the model cannot be loaded, or is not understood.
     """
+    check_image_tokens(config.path, trust_remote_code=config.trust_remote_code)
     model, processor = load_model(config)
     console.print(f"{type(model).__name__}, {type(processor).__name__}", highlight=False)
     samples = made_samples(processor)

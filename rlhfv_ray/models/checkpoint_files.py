@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, FULL_TOKENIZER_FILE
 from transformers.utils.hub import cached_file
 
@@ -91,20 +91,34 @@ def architecture_of(path: str | Path, *, trust_remote_code: bool = False) -> Any
         ) from error
 
 
-def check_unquantized(source: str, *, trust_remote_code: bool = False) -> None:
-    """Refuse quantised weights: they cannot be trained, and their log-probs are another model's.
+def check_trainable(source: str, *, trust_remote_code: bool = False) -> None:
+    """Refuse a checkpoint that is not trained here, whatever its other files are.
 
     Raises:
-        ConfigError: the checkpoint is quantised (GPTQ, AWQ, bitsandbytes, ...).
+        ConfigError: the model takes no pictures with text (a language model, an omni model), or its
+            weights are quantised (GPTQ, AWQ, ...): they cannot be trained, and their log-probs are
+            another model's.
     """
     config = architecture_of(source, trust_remote_code=trust_remote_code)
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+    own_code = getattr(config, "auto_map", None) or {}
+    if (
+        type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        and "AutoModelForImageTextToText" not in own_code
+    ):
         raise ConfigError(
-            f"model.path = {source!r}: its weights are quantised ({method}), and quantised weights "
-            "are not trained. Give the checkpoint that they were made of."
+            f"model.path = {source!r}: type {config.model_type} is not an image-text-to-text model "
+            f"of transformers.{absent_hint(source)} Give a vision-language model; of an omni model "
+            "the part that reads and answers, saved alone."
         )
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for setting in ("quantization_config", "compression_config"):
+            quantized = getattr(part, setting, None)
+            if quantized is not None:
+                method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+                raise ConfigError(
+                    f"model.path = {source!r}: its weights are quantised ({method}), and quantised "
+                    "weights are not trained. Give the checkpoint that they were made of."
+                )
 
 
 def check_pickles(path: str, *, allow_pickle: bool) -> None:

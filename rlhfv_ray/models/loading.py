@@ -21,7 +21,7 @@ from rlhfv_ray.models.checkpoint_files import (
     architecture_of,
     check_exported,
     check_pickles,
-    check_unquantized,
+    check_trainable,
     code_hint,
     first_line,
     resolve_model,
@@ -88,7 +88,7 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, Any]:
 def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel, Any]:
     source = resolve_model(config.path)
     trust = config.trust_remote_code
-    check_unquantized(source, trust_remote_code=trust)
+    check_trainable(source, trust_remote_code=trust)
     processor = load_processor(source, trust_remote_code=trust)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     model = load_weights(source, config, dtype)
@@ -145,16 +145,19 @@ def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> 
     """
     check_exported(str(path))
     source = resolve_model(str(path))
+    check_trainable(source, trust_remote_code=trust_remote_code)
     processor = load_processor(source, trust_remote_code=trust_remote_code)
     config = architecture_of(source, trust_remote_code=trust_remote_code)
     image = Image.new("RGB", (336, 336))  # the size of CLIP-L at LLaVA-1.5; any would do
     token = getattr(config, "image_token_id", None)
     try:
-        expanded = prompt_ids(processor, image, "?").count(token) if token is not None else 0
+        prompt = prompt_ids(processor, image, "?") if token is not None else []
     except RlhfvError:  # a ValueError, too
         raise
     except ValueError:  # the processor itself counts image tokens, before they are expanded
-        expanded = 0
+        prompt = []
+    expanded = 0 if token is None else prompt.count(token)
+    _check_vocabulary(config, processor, set(prompt) - {token}, trust_remote_code)
     if token is not None and not expanded:
         raise ConfigError(
             f"{source!r}: the chat template leaves no place for an image. Use the template of the "
@@ -171,6 +174,33 @@ def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> 
         )
 
 
+def _check_vocabulary(config: Any, processor: Any, prompt: set[int], trust: bool) -> None:
+    """Check that the model has an embedding of every token that text, prompt and padding can have.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    tokenizer = processor.tokenizer
+    text = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    largest = max(*text.values(), *prompt, tokenizer.pad_token_id or 0, tokenizer.eos_token_id or 0)
+    if largest < getattr(config.get_text_config(), "vocab_size", 0):
+        return
+    # Llama 3.2 Vision has a few more embeddings than its config.json has words.
+    embeddings = len(_without_weights(config, trust).get_input_embeddings().weight)
+    if largest >= embeddings:
+        raise ConfigError(
+            f"{tokenizer.name_or_path!r}: its tokenizer has tokens up to number {largest}, and the "
+            f"model of its config.json has embeddings of {embeddings}. Take tokenizer and "
+            "config.json from the checkpoint that the weights belong to."
+        )
+
+
+def _without_weights(config: Any, trust: bool) -> Any:
+    """Return a model on torch's meta device."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust)
+
+
 def _image_features(config: Any, processor: Any, image: Any, trust: bool) -> int | None:
     """Return the number of features that a vision tower gives for an image.
 
@@ -181,8 +211,7 @@ def _image_features(config: Any, processor: Any, image: Any, trust: bool) -> int
         pixels = processor.image_processor([image], return_tensors="pt")
         if set(pixels) != {"pixel_values"}:
             return None
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust)
+        model = _without_weights(config, trust)
         on_meta = pixels["pixel_values"].to("meta")
         # DeepSeek-VL and Janus have the method in their body alone.
         owner = model if hasattr(model, "get_image_features") else model.base_model

@@ -29,6 +29,7 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.checkpoint_files import (
     BROKEN_FILES,
     absent_hint,
+    architecture_of,
     cached_file_of,
     code_hint,
     first_line,
@@ -63,6 +64,7 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
             f"model. Give a vision-language model.{_missing_hint(source, trust_remote_code)}"
         )
     processor.chat_template = _chat_template(processor, source)
+    _complete_patches(processor, source)
     if not processor.tokenizer.is_fast:
         raise ConfigError(
             f"{source!r} has only a slow tokenizer: save the model with its tokenizer.json."
@@ -73,6 +75,17 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     ends = () if answer_ends(processor) else _end_tokens(processor.tokenizer, source)
     setattr(processor.tokenizer, END_TOKENS, ends)
     return processor
+
+
+def _complete_patches(processor: Any, source: str) -> None:
+    """Give a LLaVA's processor the sizes that folders of 2024 have in config.json alone."""
+    if getattr(processor, "patch_size", 0) is not None:
+        return
+    architecture: Any = architecture_of(source)
+    processor.patch_size = architecture.vision_config.patch_size
+    processor.vision_feature_select_strategy = architecture.vision_feature_select_strategy
+    if processor.vision_feature_select_strategy == "default":  # leaves out a class token
+        processor.num_additional_image_tokens = 1
 
 
 def _chat_template(processor: Any, source: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.data import decode_image
@@ -32,16 +32,7 @@ from rlhfv_ray.models import (
 from rlhfv_ray.models.batch import collate_pairs
 from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.storage.stages import Stage, run_stages
-
-
-@pytest.fixture
-def copy(small_model, tmp_path):
-    """A copy of the small model's folder, to be damaged."""
-    return shutil.copytree(small_model, tmp_path / "model")
-
-
-def change_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+from tests.unit.models.conftest import change_json
 
 
 @pytest.mark.parametrize(
@@ -365,40 +356,6 @@ def test_unknown_architecture_is_refused(copy, read):
         read(copy)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "new"])
-def test_quantised_weights_are_refused_by_name(copy, method):
-    """Catches: a quantised model that fails in its first step, or trains what is not there."""
-    change_json(copy / "config.json", quantization_config={"quant_method": method, "bits": 4})
-    with pytest.raises(ConfigError, match=f"quantised .*{method}.*checkpoint that they were made"):
-        load_policy(copy, dtype="fp32", device="cpu")
-
-
-@pytest.mark.parametrize("kind", ["omnilmm", "minicpmv"])
-def test_models_that_transformers_lacks_are_named(copy, kind):
-    """Catches: "unrecognized model" said of a model that the field knows."""
-    change_json(copy / "config.json", model_type=kind)
-    for read in (architecture_of, load_policy):
-        with pytest.raises(ConfigError, match="transformers") as error:
-            read(copy)
-        assert "not part of transformers" in str(error.value)
-
-
-def test_a_template_in_the_tokenizers_settings_is_used(copy):
-    """Catches: a published model refused because its template stands in an older place."""
-    template = (copy / "chat_template.jinja").read_text()
-    (copy / "chat_template.jinja").unlink()
-    change_json(copy / "tokenizer_config.json", chat_template=template)
-    assert load_processor(copy).chat_template == template
-
-
-def test_of_several_templates_the_default_is_used(copy):
-    """Catches: a folder of further templates that is taken for a template."""
-    folder = copy / "additional_chat_templates"
-    folder.mkdir()
-    (folder / "tool_use.jinja").write_text("{{ 'tools' }}")
-    assert load_processor(copy).chat_template == load_processor("shapes").chat_template
-
-
 def test_end_tokens_are_those_of_the_models_settings(copy):
     """Catches: an end of the model's own that is not learnt as one."""
     generation = copy / "generation_config.json"
@@ -447,8 +404,10 @@ def test_the_balanced_base_model_says_how_it_is_made(monkeypatch, tmp_path, smal
 def test_families_that_need_torchvision_are_refused_by_name(copy, kind, family, images):
     """Catches: a TypeError, or rows set aside one by one, where a package is missing."""
     change_json(copy / "config.json", model_type=kind)
-    settings = {"processor_class": f"{family}Processor"}
-    settings["image_processor"] = {"image_processor_type": f"{images}ImageProcessor"}
-    change_json(copy / "processor_config.json", **settings)
+    change_json(
+        copy / "processor_config.json",
+        processor_class=f"{family}Processor",
+        image_processor={"image_processor_type": f"{images}ImageProcessor"},
+    )
     with pytest.raises(ConfigError, match=r"needs torchvision: .*rlhfv-ray\[vision\]"):
         load_processor(copy)

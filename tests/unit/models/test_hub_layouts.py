@@ -1,0 +1,126 @@
+"""Folders as the hub has them: each loads, or is refused in one sentence before anything starts."""
+
+import json
+
+import pytest
+from transformers import LlamaConfig, Qwen2_5OmniConfig
+
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.models import architecture_of, check_image_tokens, load_policy, load_processor
+from tests.unit.models.conftest import change_json
+
+SCREEN = 24 * 80  # characters
+
+
+def refusals(folder):
+    """Return what is said of a folder before anything starts, and when it is loaded."""
+    texts = []
+    for read in (check_image_tokens, load_policy):
+        with pytest.raises(ConfigError) as error:
+            read(folder)
+        texts.append(str(error.value))
+        assert len(texts[-1]) < SCREEN
+    return texts
+
+
+@pytest.mark.parametrize(
+    "method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "new"]
+)
+@pytest.mark.parametrize("place", ["config", "text_config", "compression_config"])
+def test_quantised_weights_are_refused_by_name(copy, method, place):
+    """Catches: a quantised model that fails in its first step, or trains what is not there; the
+    settings of a method that transformers skips, exported beside weights that are not quantised."""
+    settings = {"quant_method": method, "bits": 4}
+    config = json.loads((copy / "config.json").read_text())
+    if place == "compression_config":
+        config[place] = settings
+    else:
+        target = config if place == "config" else config[place]
+        target["quantization_config"] = settings
+    change_json(copy / "config.json", **config)
+    for text in refusals(copy):
+        assert f"quantised ({method})" in text and "checkpoint that they were made of" in text
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, Qwen2_5OmniConfig])
+def test_models_that_take_no_pictures_with_text_are_refused(copy, config):
+    """Catches: a text-only or omni model shown as a stack trace with a list of 60 classes."""
+    config().save_pretrained(copy)
+    for text in refusals(copy):
+        assert f"type {config.model_type} is not an image-text-to-text model" in text
+
+
+def test_a_folder_of_2024_takes_its_patches_from_the_models_config(copy, small_model):
+    """Catches: a LLaVA refused that was published before its processor knew its patches."""
+    path = copy / "processor_config.json"
+    settings = json.loads(path.read_text())
+    for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
+        settings.pop(name)
+    path.write_text(json.dumps(settings))
+    assert load_processor(copy).to_dict() == load_processor(small_model).to_dict()
+    check_image_tokens(copy)
+    load_policy(copy, dtype="fp32", device="cpu")
+
+
+def test_weights_of_more_words_than_the_config_has_are_refused(copy):
+    """Catches: a vocabulary that ends in an index error, or in new random embeddings."""
+    text = json.loads((copy / "config.json").read_text())["text_config"]
+    change_json(copy / "config.json", text_config=text | {"vocab_size": text["vocab_size"] - 8})
+    before, loading = refusals(copy)
+    assert f"embeddings of {text['vocab_size'] - 8}" in before
+    assert "2 weights are mismatched" in loading
+
+
+def test_a_padding_token_without_an_embedding_is_refused(copy):
+    """Catches: a token added for padding alone, which ends in an index error in the first batch."""
+    processor = load_processor(copy)
+    check_image_tokens(copy)
+    processor.tokenizer.add_special_tokens({"pad_token": "<added>"})
+    processor.save_pretrained(copy)
+    with pytest.raises(ConfigError, match="tokenizer has tokens up to number"):
+        check_image_tokens(copy)
+
+
+def test_tokens_that_nothing_uses_need_no_embedding(copy):
+    """Catches: a published model refused for added tokens that no row has."""
+    processor = load_processor(copy)
+    processor.tokenizer.add_tokens(["<unused>"])
+    processor.save_pretrained(copy)
+    check_image_tokens(copy)
+
+
+def test_a_model_whose_processor_takes_no_template_loads_as_it_is_told(copy):
+    """Catches: "add chat_template.jinja" said of a model that does not read it."""
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").unlink()
+    change_json(copy / "processor_config.json", processor_class="ChameleonProcessor")
+    with pytest.raises(ConfigError, match=r"add chat_template\.jinja"):
+        load_processor(copy)
+    (copy / "chat_template.jinja").write_text(template)
+    assert load_processor(copy).chat_template == template
+
+
+@pytest.mark.parametrize("kind", ["omnilmm", "minicpmv"])
+def test_models_that_transformers_lacks_are_named(copy, kind):
+    """Catches: "unrecognized model" said of a model that the field knows."""
+    change_json(copy / "config.json", model_type=kind)
+    for read in (architecture_of, load_policy):
+        with pytest.raises(ConfigError, match="transformers") as error:
+            read(copy)
+        assert "not part of transformers" in str(error.value)
+
+
+def test_a_template_in_the_tokenizers_settings_is_used(copy):
+    """Catches: a published model refused because its template stands in an older place."""
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").unlink()
+    change_json(copy / "tokenizer_config.json", chat_template=template)
+    assert load_processor(copy).chat_template == template
+
+
+def test_of_several_templates_the_default_is_used(copy):
+    """Catches: a folder of further templates that is taken for a template."""
+    folder = copy / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("{{ 'tools' }}")
+    assert load_processor(copy).chat_template == load_processor("shapes").chat_template
