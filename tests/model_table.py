@@ -7,9 +7,10 @@ adapters, and answers in a batch. Architectures of the installed transformers th
 checkpoint here are listed as not tried: the self-check decides about them when they are used.
 """
 
+import importlib.metadata
+import importlib.util
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,19 @@ from tests.invariants.test_families import ANSWERS, picture
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 SIZES = [(60, 30), (40, 70), (64, 64), (100, 50)]
 COLUMNS = ("model type", "checkpoint", "rows", "head", "log-probs", "gradients", "LoRA", "batch")
+VISION = (
+    importlib.metadata.version("torchvision").split("+")[0]
+    if importlib.util.find_spec("torchvision")
+    else "missing"
+)
 HEAD = f"""# Models
 
 Every model is checked before a job uses it (`rlhfv_ray/models/self_check.py`): log-probs of answers
 in our rows against what the model's own `generate` gives them on its own processor's inputs, and
 gradients against those of plain rows. What is not the model's own is refused. So this table is no
 list of what is allowed. It says what small random checkpoints of these architectures gave, in fp32
-on a CPU, with transformers {transformers.__version__} and torchvision
-{version("torchvision").split("+")[0]}.
+on a CPU, with transformers {transformers.__version__}
+and torchvision {VISION}.
 
 `python -m tests.model_table` (`make models`) writes this page. `rlhfv-ray doctor --model PATH` does
 the same for a model of yours.

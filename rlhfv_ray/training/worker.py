@@ -62,8 +62,6 @@ from rlhfv_ray.training.step_checks import (
 
 logger = logging.getLogger(__name__)
 
-# An optimizer that DeepSpeed looks for at every start; it imports torch's compiler, for a second.
-MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
 RESTING = "resting"  # key of a group of AdamW whose learning rate stays 0
 
 
@@ -290,8 +288,7 @@ def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConf
         "steps_per_print": 10**9,
     }
     gc.freeze()  # ZeRO 3 collects garbage, and need not look through the modules
-    with hidden(MUON):
-        engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
     engine.eval()  # no dropout: policy and reference are the same function
     recompute_activations(policy.model, max(0, scale.recompute))
     return engine

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.data import decode_image
+from rlhfv_ray.data.image_sources import ImageRoots
 from rlhfv_ray.data.release_labels import piece_lengths, release_labels
 from rlhfv_ray.data.sft_formats import read_example
 from rlhfv_ray.data.templates import (
@@ -133,7 +134,9 @@ def read(row: Mapping[str, Any], format: str) -> Example:
     Raises:
         DataError: it is unusable.
     """
-    _, example = read_example(dict(row), format=format, root=Path(), fallback_id="0")
+    _, example = read_example(
+        dict(row), format=format, roots=ImageRoots((Path(),)), fallback_id="0"
+    )
     if isinstance(example, DataError):
         raise example
     return example

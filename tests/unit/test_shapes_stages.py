@@ -24,7 +24,7 @@ from rlhfv_ray.storage.stages import run_stages
 from tests.conftest import careless_pairs
 
 # Names of the stages of the recipe `shapes` as released: same names, same results.
-RELEASED = "corrections-3c6f44f7a860"
+RELEASED = "corrections-61d441ade0e4"
 
 
 def config(**changes: object) -> DDPOConfig:
