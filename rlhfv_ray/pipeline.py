@@ -20,6 +20,7 @@ from rlhfv_ray.config import SHAPES, DataConfig, DDPOConfig, ModelConfig, change
 from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_table import check_reference
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.inference.memory_check import check_step_fits
 from rlhfv_ray.inference.reference import (
     compute_reference_logps,
     reading_settings,
@@ -120,12 +121,12 @@ def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
 
 def reference_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:
     """Return the stage of the log-probs of all pairs under the base model."""
-    return Stage(
-        "reference",
-        inputs,
-        lambda folder, _: compute_reference_logps(config.model, data, config.scale, folder),
-        title="reference log-probs",
-    )
+
+    def run(folder: Path, _: str) -> None:
+        check_step_fits(config, data, list_slices(data.path, format=data.format))
+        compute_reference_logps(config.model, data, config.scale, folder)
+
+    return Stage("reference", inputs, run, title="reference log-probs")
 
 
 def examples_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:

@@ -54,7 +54,7 @@ def check_model(
     recorded = _recorded(folder)
     if recorded is not None:
         return recorded
-    samples = list(itertools.islice(_samples(processor, data, shards), LOOKED_AT))
+    samples = list(itertools.islice(usable_samples(processor, data, shards), LOOKED_AT))
     if not samples:  # no row is usable, which ends the stage with its own error
         return SelfCheck("plain", False, "none", 0, 0.0, None, {})
     outcome = self_check(model, processor, choose_samples(samples), layout=config.layout)
@@ -115,7 +115,7 @@ def encoded_row(
     return attempt(lambda: encode(row, processor, data), row.position)
 
 
-def _samples(processor: Any, data: DataConfig, shards: Sequence[Slice]) -> Iterator[Sample]:
+def usable_samples(processor: Any, data: DataConfig, shards: Sequence[Slice]) -> Iterator[Sample]:
     """Yield the usable rows of the data, with their first questions.
 
     Prompts are those that the model answers, whatever labels score.

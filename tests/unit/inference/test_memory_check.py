@@ -1,0 +1,53 @@
+"""Memory is checked on the job's first rows, before the reference pass."""
+
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, ScaleConfig
+from rlhfv_ray.data import list_slices, write_pairs
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.inference import memory_check
+from rlhfv_ray.inference.memory_check import check_step_fits, largest_memory
+from rlhfv_ray.pipeline import reference_stage
+from tests.conftest import careless_pairs
+
+
+@pytest.fixture
+def job(small_model, tmp_path):
+    path = tmp_path / "pairs.parquet"
+    write_pairs(careless_pairs(6), path)
+    data = DataConfig(path=str(path))
+    return DDPOConfig(model=ModelConfig(path=str(small_model), dtype="fp32"), data=data)
+
+
+def with_memory(job, gib):
+    return replace(job, scale=ScaleConfig(memory_gib=gib))
+
+
+def test_a_step_that_cannot_fit_ends_the_stage_before_its_pass(job, tmp_path):
+    """Catches: a lack of memory that is said after the reference pass was paid for."""
+    shards = list_slices(job.data.path)
+    check_step_fits(with_memory(job, 4.0), job.data, shards)
+    stage = reference_stage(with_memory(job, 0.001), job.data, {})
+    with pytest.raises(ConfigError, match=r"needs .* GiB a worker .*would fit"):
+        stage.run(tmp_path / "reference", "")
+    assert not (tmp_path / "reference").exists()
+
+
+def test_rows_that_cannot_be_used_are_left_to_the_stage(job, tmp_path):
+    """Catches: an index error in place of the rows' own one."""
+    path = tmp_path / "unusable.parquet"
+    write_pairs([replace(pair, image=b"no picture") for pair in careless_pairs(3)], path)
+    data = replace(job.data, path=str(path))
+    check_step_fits(with_memory(job, 0.001), data, list_slices(path))
+
+
+@pytest.mark.parametrize(("workers", "nodes", "share"), [(1, 1, 1), (4, 1, 4), (5, 2, 3)])
+def test_a_worker_has_its_share_of_a_node(monkeypatch, workers, nodes, share):
+    """Catches: workers on several nodes that share one node's memory; dead nodes that count."""
+    states = [{"Alive": True}] * nodes + [{"Alive": False}]
+    monkeypatch.setattr(memory_check.ray, "nodes", lambda: states)
+    whole = psutil.virtual_memory().total
+    assert largest_memory(ScaleConfig(workers=workers)) == whole // share
