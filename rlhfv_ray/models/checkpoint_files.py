@@ -114,7 +114,8 @@ def check_trainable(source: str, *, trust_remote_code: bool = False) -> None:
         for setting in ("quantization_config", "compression_config"):
             quantized = getattr(part, setting, None)
             if quantized is not None:
-                method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+                named = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+                method = named or "by no named method"
                 raise ConfigError(
                     f"model.path = {source!r}: its weights are quantised ({method}), and quantised "
                     "weights are not trained. Give the checkpoint that they were made of."

@@ -123,7 +123,9 @@ def load_weights(source: str, config: ModelConfig, dtype: str = "auto") -> Any:
         ) from error
     model, info = loaded
     for problem in ("missing", "unexpected", "mismatched"):
-        keys = sorted(str(key) for key in info[f"{problem}_keys"])
+        keys = sorted(  # mismatched ones come with both shapes
+            key if isinstance(key, str) else key[0] for key in info[f"{problem}_keys"]
+        )
         if keys:
             raise ConfigError(
                 f"model.path = {source!r}: {len(keys)} weights are {problem} "

@@ -42,6 +42,12 @@ def test_quantised_weights_are_refused_by_name(copy, method, place):
         assert f"quantised ({method})" in text and "checkpoint that they were made of" in text
 
 
+def test_quantised_weights_without_a_method_are_refused(copy):
+    """Catches: "quantised (None)"."""
+    change_json(copy / "config.json", quantization_config={"bits": 4})
+    assert all("quantised (by no named method)" in text for text in refusals(copy))
+
+
 @pytest.mark.parametrize("config", [LlamaConfig, Qwen2_5OmniConfig])
 def test_models_that_take_no_pictures_with_text_are_refused(copy, config):
     """Catches: a text-only or omni model shown as a stack trace with a list of 60 classes."""
@@ -68,7 +74,7 @@ def test_weights_of_more_words_than_the_config_has_are_refused(copy):
     change_json(copy / "config.json", text_config=text | {"vocab_size": text["vocab_size"] - 8})
     before, loading = refusals(copy)
     assert f"embeddings of {text['vocab_size'] - 8}" in before
-    assert "2 weights are mismatched" in loading
+    assert "2 weights are mismatched (first: lm_head.weight, model.language_model" in loading
 
 
 def test_a_padding_token_without_an_embedding_is_refused(copy):
