@@ -123,7 +123,7 @@ def reference_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, A
     """Return the stage of the log-probs of all pairs under the base model."""
 
     def run(folder: Path, _: str) -> None:
-        check_step_fits(config, data, list_slices(data.path, format=data.format))
+        check_step_fits(config, data, list_slices(data.path, **reading_settings(data)))
         compute_reference_logps(config.model, data, config.scale, folder)
 
     return Stage("reference", inputs, run, title="reference log-probs")
