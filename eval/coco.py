@@ -8,6 +8,7 @@ An image belongs to a scene if one of its human captions names the scene. The sc
 over-generalisation (RLHF-V, arXiv 2312.00849, Table 2; `eval.over_generalization`).
 """
 
+import inspect
 import mmap
 import re
 from collections import Counter
@@ -123,44 +124,70 @@ def find_annotations(folder: Path) -> list[Path]:
     return files
 
 
-def load_truth(folder: Path, vocabulary: ObjectVocabulary, *, cache: Path) -> CocoTruth:
+def image_ids(folder: Path, split: str) -> set[int]:
+    """Return the ids of the images of a split that have an annotated object or a caption."""
+    path = folder / f"captions_{split}.json"
+    return {row.image_id for row in _read(path, _Captions, UNPACK_AGAIN).annotations}
+
+
+def load_truth(
+    folder: Path,
+    vocabulary: ObjectVocabulary,
+    *,
+    cache: Path,
+    only: AbstractSet[int] | None = None,
+) -> CocoTruth:
     """Reduce the annotations in a folder, or read the cached result.
 
     Args:
         folder: with instances and captions of train2014, val2014 or both (`*_train2014.json`).
         vocabulary: reads objects, as for `ground_truth`, whose result this is.
         cache: folder of the result.
+        only: ids of the images to read; None reads all.
 
     Raises:
         DataError: a file is missing, cut off, or of another kind; the message names it.
     """
     files = find_annotations(folder)
-    path = cache / f"coco-truth-{_fingerprint(files, vocabulary)}.json"
+    path = cache / f"coco-truth-{_fingerprint(files, vocabulary, only)}.json"
     fetch(path)
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        write_json(path, _reduce(files, vocabulary))
+        write_json(path, _reduce(files, vocabulary, only))
     return _read(path, CocoTruth, "delete it, and the next run makes it again")
 
 
-def _fingerprint(files: Sequence[Path], vocabulary: ObjectVocabulary) -> str:
+def _fingerprint(
+    files: Sequence[Path], vocabulary: ObjectVocabulary, only: AbstractSet[int] | None
+) -> str:
     digests = [(path.name, file_digest(path)) for path in files]
     # The code is part of the fingerprint, so that a corrected lemma makes a new truth.
     sources = (__file__, chair.__file__, lemmas.__file__)
     rules = [file_digest(Path(str(file))) for file in sources]
     words = [dict(vocabulary.objects), dict(vocabulary.phrases), vocabulary.lemmatizer]
-    return fingerprint({"files": digests, "vocabulary": words, "rules": rules})
+    inputs = {"files": digests, "vocabulary": words, "rules": rules}
+    if only is not None:
+        reader = file_digest(Path(inspect.getfile(type(vocabulary))))
+        inputs |= {"only": sorted(only), "reader": reader}
+    return fingerprint(inputs)
 
 
-def _reduce(files: Sequence[Path], vocabulary: ObjectVocabulary) -> dict[str, Any]:
+def _reduce(
+    files: Sequence[Path], vocabulary: ObjectVocabulary, only: AbstractSet[int] | None
+) -> dict[str, Any]:
     captions: list[_Caption] = []
     for path in _files_of("captions", files):
         captions += _read(path, _Captions, UNPACK_AGAIN).annotations
+    if only is not None:
+        captions = [row for row in captions if row.image_id in only]
     images: dict[str, set[int]] = {scene: set() for scene in SCENES}
-    caching = _CachingVocabulary(vocabulary.objects, vocabulary.phrases, vocabulary.lemmatizer)
-    instances = chain.from_iterable(map(_read_instances, _files_of("instances", files)))
+    reader = vocabulary
+    if only is None:
+        reader = _CachingVocabulary(vocabulary.objects, vocabulary.phrases, vocabulary.lemmatizer)
+    everything = chain.from_iterable(map(_read_instances, _files_of("instances", files)))
+    instances = (row for row in everything if only is None or row[0] in only)
     with progress_bar("COCO annotations", len(captions)) as bar:
-        truth = ground_truth(instances, _sort_into_scenes(captions, images, bar), caching)
+        truth = ground_truth(instances, _sort_into_scenes(captions, images, bar), reader)
         bar.advance(len(captions))
     scenes = {}
     for scene in SCENES:

@@ -13,7 +13,9 @@ from rlhfv_ray.config import (
     check_setting,
 )
 
-BenchmarkName = Literal["shapes", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber"]
+BenchmarkName = Literal[
+    "shapes", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber", "chair"
+]
 # The settings of the release (Muffin, eval/muffin_inference_logp.py and its siblings).
 RELEASED_DECODING = GenerationConfig(max_new_tokens=1024, beams=3, repetition_penalty=1.1)
 
@@ -131,6 +133,28 @@ class AMBERConfig:
 
 
 @dataclass(frozen=True)
+class ChairConfig:
+    """CHAIR on COCO val2014 by OPERA's protocol: hallucinated objects in descriptions."""
+
+    annotations: str = ""
+    """Folder with COCO 2014's instances_{train,val}2014.json and captions_{train,val}2014.json."""
+    images: str = ""
+    """Folder of COCO val2014 images. Files of answers are scored without it."""
+    image_ids: str = ""
+    """File with the images to describe: a JSON list of ids or names, or rows with `image_id`, such
+    as a file of answers. Empty: `count` images drawn by `seed`."""
+    count: int = 500
+    """Number of images that are drawn, >= 1."""
+    seed: int = 0
+    """Random seed of the images that are drawn."""
+    question: str = "Please describe this image in detail."
+    """The question about every image."""
+
+    def __post_init__(self) -> None:
+        check_setting(self.count >= 1, "chair.count", self.count, ">= 1")
+
+
+@dataclass(frozen=True)
 class ShapesBenchConfig:
     """The built-in benchmark: drawn pictures whose truth is known."""
 
@@ -161,6 +185,7 @@ class BenchmarkFiles:
     llava_bench: LLaVABenchConfig = field(default_factory=LLaVABenchConfig)
     pope: POPEConfig = field(default_factory=POPEConfig)
     amber: AMBERConfig = field(default_factory=AMBERConfig)
+    chair: ChairConfig = field(default_factory=ChairConfig)
 
     def with_shapes(self, shapes: ShapesBenchConfig) -> "BenchmarkSettings":
         """Add the shapes benchmark, which needs no files."""

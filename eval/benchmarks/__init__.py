@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.benchmarks.amber import AMBER
+from eval.benchmarks.chair_coco import ChairCoco
 from eval.benchmarks.contract import Benchmark
 from eval.benchmarks.llava_bench import LLaVABench
 from eval.benchmarks.mmhal_bench import MMHalBench
@@ -50,6 +51,9 @@ BENCHMARKS: Mapping[str, Callable[[BenchmarkSettings, Setup], Benchmark]] = {
         config.llava_bench, config.judge, decoding=setup.decoding
     ),
     POPE.name: lambda config, setup: POPE(config.pope, decoding=setup.decoding),
+    ChairCoco.name: lambda config, setup: ChairCoco(
+        config.chair, cache=setup.storage / "coco", decoding=setup.decoding
+    ),
     AMBER.name: lambda config, setup: AMBER(config.amber, decoding=setup.decoding),
 }
 

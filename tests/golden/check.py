@@ -21,9 +21,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from eval.benchmarks.chair_coco import TaggedVocabulary
 from eval.benchmarks.llava_bench import parse_score_pair, relative_scores
 from eval.benchmarks.mmhal_bench import mmhal_scores, rating_informativeness, release_rating
-from eval.chair import ObjectVocabulary, chair_scores, count_words, ground_truth, score_answer
+from eval.chair import (
+    AnswerScore,
+    ObjectVocabulary,
+    chair_scores,
+    count_words,
+    ground_truth,
+    score_answer,
+)
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.logps import IGNORED, segment_weights, token_logps, weighted_logps
 from rlhfv_ray.loss import dpo_loss
@@ -221,6 +229,44 @@ def chair_figures(
     return {"overall": overall, "sentences": sentences}
 
 
+def check_chair_opera(path: Path, comparison: Comparison) -> None:
+    """Check CHAIR by OPERA's protocol: lemmas of tagged sentences, objects and rates."""
+    golden = read_json(path, "sentences", "overall")
+    loaded = ObjectVocabulary.load(lemmatizer="wordnet")
+    vocabulary = TaggedVocabulary(loaded.objects, loaded.phrases, "wordnet")
+    scores: list[AnswerScore] = []
+    lengths: list[int] = []
+    inputs = ("image_id", "caption", "truth", "tagged")
+    for index, case in enumerate(golden["sentences"]):
+        words = [word for word, _, _ in vocabulary.words(case["tagged"])]
+        mentions = vocabulary.mentions_in(words)
+        score = score_answer(mentions, set(case["truth"]))
+        ours = {
+            "words": words,
+            "objects": [name for _, name in mentions],
+            "hallucinated": list(map(list, score.hallucinated)),
+            "CHAIRs": int(bool(score.hallucinated)),
+            "CHAIRi": len(score.hallucinated) / (score.mentions or 1),
+            "Recall": score.true_objects_named / (score.true_objects or 1),
+        }
+        expected = without(case, *inputs)
+        for name in ("objects", "hallucinated"):  # a list that may be empty is compared as a whole
+            ours[name], expected[name] = str(ours[name]), str(expected[name])
+        comparison.compare(f"sentences[{index}]", ours, expected)
+        scores.append(score)
+        lengths.append(len(words))
+    hallucinating = sum(bool(score.hallucinated) for score in scores)
+    overall = {
+        "CHAIRs": hallucinating / len(scores),
+        "CHAIRi": sum(len(score.hallucinated) for score in scores)
+        / sum(score.mentions for score in scores),
+        "Recall": sum(score.true_objects_named for score in scores)
+        / sum(score.true_objects for score in scores),
+        "Len": sum(lengths) / len(lengths) / 100,
+    }
+    comparison.compare("overall", overall, golden["overall"])
+
+
 def check_judge(path: Path, comparison: Comparison) -> None:
     """Check what is read from the reviews of MMHal-Bench and LLaVA Bench, and their scores."""
     golden = read_json(path, "mmhal", "llava_bench")
@@ -315,6 +361,7 @@ class Kind(NamedTuple):
 KINDS = {
     "muffin_ddpo": Kind(check_muffin_ddpo, 1e-9),  # float64 on both sides
     "chair": Kind(check_chair, 1e-12),  # ratios of counts
+    "chair_opera": Kind(check_chair_opera, 1e-12),  # ratios of counts
     "judge": Kind(check_judge, 1e-9),
     "muffin_text": Kind(check_muffin_text, 1e-6),  # pixels and positions are fp32
     "muffin_tiny": Kind(check_muffin_tiny, 1e-5),  # of the logits; 1e-6 of what is before them

@@ -178,8 +178,8 @@ def test_a_metric_that_is_not_there_is_refused_before_any_trial(swept):
     before = set(storage.glob("train-*"))
     with pytest.raises(ConfigError, match=r"search\.metric = 'f1'.*response_rate"):
         run_sweep_in(storage, metric="f1")
-    with pytest.raises(ConfigError, match=r"search\.guard = 'recal'"):
-        run_sweep_in(storage, guard="recal")
+    with pytest.raises(ConfigError, match=r"search\.guard = 'recalled'"):
+        run_sweep_in(storage, guard="recalled")
     console = Console(file=StringIO(), width=200)
     tried = replace(swept_config(), dry_run=True)
     assert sweep(tried, storage, recipe=shapes(), console=console) == {}

@@ -51,7 +51,7 @@ def test_directions_and_units_are_the_benchmarks(benchmark):
     ("search", "reason"),
     [
         ({"metric": "f1"}, "search.metric = 'f1': no such score on shapes. Choose one of response"),
-        ({"guard": "recal"}, "search.guard = 'recal': no such score.*or --search.guard ''"),
+        ({"guard": "recalled"}, "search.guard = 'recalled': no such score.*or --search.guard ''"),
         ({"metric": "words"}, "'words': no value of it is better than another"),
         ({"guard": "response_rate"}, "is the metric itself"),
     ],
