@@ -113,8 +113,7 @@ def possible_room(bundles: Sequence[Resources]) -> tuple[int | None, str]:
     """
     living = living_nodes()
     room = count_placed(bundles, living)
-    has_names = ("CPU", "GPU")
-    totals = {name: sum(node.get(name, 0.0) for node in living) for name in has_names}
+    totals = {name: total_of(living, name) for name in ("CPU", "GPU")}
     source = f"the Ray cluster has {bundle_text(totals)}"
     if room == len(bundles):
         return room, source
@@ -129,6 +128,28 @@ def possible_room(bundles: Sequence[Resources]) -> tuple[int | None, str]:
             f"{', '.join(map(str, node_types.types))}"
         )
     return room, source
+
+
+def possible_totals(bundle: Resources) -> dict[str, float] | None:
+    """Return the CPUs and GPUs that the cluster can have at a time.
+
+    They are those of its living nodes, or of the nodes that its autoscaler may start for such a
+    bundle, whichever are more.
+
+    None stands for an autoscaler whose node types are not known here.
+    """
+    living = living_nodes()
+    node_types = find_node_types()
+    if node_types is None:
+        return None
+    heads = [node for node in living if HEAD in node]
+    largest = [*heads, *node_types.nodes_for(bundle)]
+    return {name: max(total_of(living, name), total_of(largest, name)) for name in ("CPU", "GPU")}
+
+
+def total_of(nodes: Sequence[Resources], name: str) -> float:
+    """Return the sum of one resource over nodes."""
+    return sum(node.get(name, 0.0) for node in nodes)
 
 
 def _config_path() -> Path | None:

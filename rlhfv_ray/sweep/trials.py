@@ -28,6 +28,7 @@ from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
+from rlhfv_ray.autoscaling import possible_totals
 from rlhfv_ray.cluster import prepare_cpus
 from rlhfv_ray.config import DDPOConfig, ScaleConfig
 from rlhfv_ray.errors import (
@@ -216,6 +217,9 @@ def trial_resources(folder: Path) -> dict[str, float]:
 def trials_at_once(scale: ScaleConfig, wanted: int) -> int:
     """Return the number of trials to run at a time, so that none waits for another's resources.
 
+    Nodes that an autoscaler may start count as if they were there. Where its node types are not
+    known, as many as are wanted run, or one.
+
     Args:
         scale: resources of each trial.
         wanted: number to run; 0: as many as fit into the cluster.
@@ -223,12 +227,14 @@ def trials_at_once(scale: ScaleConfig, wanted: int) -> int:
     Raises:
         ConfigError: more are wanted than fit.
     """
-    available = ray.cluster_resources()
+    totals = possible_totals(scale.resources)
+    if totals is None:
+        return wanted or 1
     actors = scale.actors * scale.cpus + prepare_cpus(scale)
     cpus = max(scale.workers * scale.cpus, actors) + DRIVER_CPUS
-    fit = int(available.get("CPU", 0) / cpus)
+    fit = int(totals["CPU"] / cpus)
     if scale.gpu:
-        fit = min(fit, int(available.get("GPU", 0) / max(scale.workers, scale.actors)))
+        fit = min(fit, int(totals["GPU"] / max(scale.workers, scale.actors)))
     if max(1, wanted) > fit:
         raise ConfigError(
             f"search.concurrent = {wanted or 1}: a trial needs {cpus:g} CPUs, so {fit} fit at a "

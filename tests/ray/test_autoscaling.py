@@ -21,6 +21,7 @@ from rlhfv_ray.autoscaling import living_nodes
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.doctor.node_types import start_missing, type_findings
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.sweep.trials import trials_at_once
 
 logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
 cluster.QUIET_S = 0.5
@@ -36,6 +37,8 @@ def run(name, function, *arguments, **settings):
     said[name] = {"error": error, "nodes": len(living_nodes())}
 
 run("fits", cluster.check_fits, ScaleConfig(workers=2))
+said["trials"] = [trials_at_once(ScaleConfig(cpus=0.5), wanted) for wanted in (0, 2)]
+run("too many trials", trials_at_once, ScaleConfig(workers=2, cpus=1), 3)
 run("too many", cluster.check_fits, ScaleConfig(workers=6))
 run("too large", cluster.check_fits, ScaleConfig(workers=2, cpus=3, actors=1))
 run("no GPU", cluster.check_fits, ScaleConfig(gpu=True))
@@ -80,6 +83,7 @@ def test_a_job_brings_nodes_or_is_refused_with_the_numbers(tmp_path: Path):
     }.items():
         pattern = re.escape(text).replace(r"\.\*", ".*")
         assert re.search(pattern, said[name]["error"]), said[name]
+    assert said["trials"] == [9, 2] and "so 2 fit at a time" in said["too many trials"]["error"]
     assert said["types"] == [["large"], []]
     assert said["doctor"]["error"] == "" and said["doctor"]["nodes"] == 4
     assert said["comes"]["error"] == "" and said["comes"]["nodes"] == 3
