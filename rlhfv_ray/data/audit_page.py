@@ -23,9 +23,12 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem
 table { border-collapse: collapse; } caption { text-align: left; font-weight: 600; }
 td, th { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.tables { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 2rem; }
-article { display: grid; grid-template-columns: minmax(0, 1fr) 2fr; gap: 1rem; padding: 1rem 0;
-  border-top: 1px solid var(--line); } article img { max-width: 100%; }
+.tables { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 2rem;
+  align-items: start; }
+h1 { overflow-wrap: anywhere; }
+article { display: grid; grid-template-columns: minmax(0, 14rem) 1fr; gap: 1.5rem; padding: 1rem 0;
+  border-top: 1px solid var(--line); } article img { width: 100%; max-width: 14rem; }
+article div > :first-child { margin-top: 0; } td:last-child { white-space: nowrap; }
 @media (max-width: 45rem) { article { grid-template-columns: 1fr; } }
 mark { background: var(--mark); color: var(--ink); text-decoration: underline; font-weight: 600; }
 </style>
