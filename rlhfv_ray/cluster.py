@@ -45,6 +45,7 @@ OWN_RAY = {  # environment of a Ray started here, which this command alone uses
     "RAY_idle_worker_killing_time_threshold_ms": str(24 * 3600 * 1000),
     "RAY_prestart_worker_first_driver": "0",  # a process for each CPU before any task asks for it
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # of cloud nodes
+    "RLHFV_PRIVATE_RAY": "1",  # for `is_private`, also in the processes that this Ray starts
 }
 ANSWER_S = 10.0  # a Ray that does not answer within this time is gone
 QUIET_S = 5.0  # resources that are free again within this time need no message
@@ -68,6 +69,7 @@ def connect() -> None:
     settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     address = cluster_address()
     if address:
+        os.environ.pop("RLHFV_PRIVATE_RAY", None)  # of a Ray that started this command
         try:
             ray.init(address, **settings)
         except (ConnectionError, RuntimeError) as error:  # RuntimeError: of another version
@@ -96,6 +98,11 @@ def connect() -> None:
             f"TMPDIR = {folder!r} has {len(folder)} characters, and Ray puts sockets below it, "
             "whose names may have 107 in all: give TMPDIR one of at most 40."
         ) from error
+
+
+def is_private() -> bool:
+    """Return True if this process is of a Ray that one command started for itself alone."""
+    return "RLHFV_PRIVATE_RAY" in os.environ
 
 
 def cluster_address() -> str:

@@ -24,7 +24,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from rlhfv_ray.cluster import configure_data, prepare_cpus, unwrap, wait_for_resources
+from rlhfv_ray.cluster import configure_data, is_private, prepare_cpus, unwrap, wait_for_resources
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.console import progress_bar
 from rlhfv_ray.errors import RlhfvError, StageFailedError
@@ -96,9 +96,10 @@ def map_parts(
     title: str,
     prepare: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Compute every missing part from its prepared shard: on GPUs in actors, on CPUs in tasks.
+    """Compute every missing part from its prepared shard, in actors.
 
-    Actors hold GPUs. Tasks leave their processes to the next stage, with all imports.
+    On the CPUs of a Ray that one command has for itself, tasks compute: they leave their processes
+    to the next stage, with all imports. On a cluster, idle processes would take others' memory.
 
     Args:
         shards: rows, or what `prepare` turns into rows; shard i becomes part i.
@@ -150,7 +151,7 @@ def _mapped(
 ) -> ray.data.Dataset:
     """Return the dataset that, when it is read, has every shard's part computed."""
     lease = held_lease(folder)
-    if not scale.gpu:
+    if is_private() and not scale.gpu:
         compute = functools.partial(_Compute, actor, prepare, str(folder), lease)
         return shards.map_batches(
             functools.partial(_compute, stage=uuid.uuid4().hex, make=compute),
@@ -159,7 +160,7 @@ def _mapped(
             compute=ray.data.TaskPoolStrategy(size=scale.actors),
             runtime_env=MODEL_PROCESSES,
         )
-    if prepare is not None:
+    if prepare is not None and scale.gpu:
         # As many as the actors leave CPUs for: each process imports torch and transformers.
         free_cpus = ray.cluster_resources().get("CPU", 1) - scale.actors * scale.cpus
         shards = shards.map_batches(
@@ -168,12 +169,13 @@ def _mapped(
             num_cpus=prepare_cpus(scale),
             compute=ray.data.TaskPoolStrategy(size=max(1, int(free_cpus))),
         )
+        prepare = None
     return shards.map_batches(
         _Compute,
-        fn_constructor_args=(actor, None, str(folder), lease),
+        fn_constructor_args=(actor, prepare, str(folder), lease),
         batch_size=1,
         num_cpus=scale.cpus,
-        num_gpus=1,
+        num_gpus=1 if scale.gpu else None,
         compute=ray.data.ActorPoolStrategy(size=scale.actors),
     )
 
