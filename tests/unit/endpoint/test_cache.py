@@ -108,7 +108,7 @@ def write_for_ever(folder: Path) -> None:
 
 def test_a_kill_leaves_whole_replies(tmp_path: Path) -> None:
     """Catches: a torn file taken for a reply after kill -9."""
-    writer = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(tmp_path,))
+    writer = multiprocessing.get_context("spawn").Process(target=write_for_ever, args=(tmp_path,))
     writer.start()
     while len(list(tmp_path.glob("*/*.json"))) < 20:
         time.sleep(0.01)

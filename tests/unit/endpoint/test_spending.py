@@ -25,7 +25,8 @@ def claim_until_refused(cache: Path) -> int:
 
 def test_processes_at_the_same_time_share_one_limit(tmp_path: Path) -> None:
     """Catches: two trials that both take the last dollar."""
-    with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:
+    # A fork would copy the locks of this process's threads as they are, some of them held for ever.
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         counts = pool.map(claim_until_refused, [tmp_path] * PROCESSES, chunksize=1)
     assert sum(counts) == LIMIT
 
