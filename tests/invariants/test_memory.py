@@ -128,7 +128,6 @@ def test_more_workers_take_less_each(small_model, processor, encoded):
     assert totals[3].gradients < totals[0].gradients + totals[0].weights
 
 
-@pytest.mark.parametrize("sized", ["3 layers"], indirect=True)
 def test_what_fits_is_chosen_and_what_does_not_is_refused_with_what_would(sized):
     """Catches: recomputation chosen without need, or a job started although it cannot run."""
     setting, folder = sized
@@ -150,7 +149,6 @@ def test_what_fits_is_chosen_and_what_does_not_is_refused_with_what_would(sized)
         fit_memory(auto, size, GIB // 1024)
 
 
-@pytest.mark.parametrize("sized", ["3 layers"], indirect=True)
 def test_rows_too_short_for_a_pair_are_refused(sized):
     """Catches: a budget that rows exceed, or one that plain rows ignore."""
     setting, folder = sized

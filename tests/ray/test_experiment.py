@@ -271,8 +271,6 @@ class Cluster:
             "TMPDIR": str(self.own),
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "disabled",
-            # As docs/cluster.md says for small nodes.
-            "RAY_idle_worker_killing_time_threshold_ms": "600000",
         }
 
     def start(self, node: int, *, head: bool = False) -> None:

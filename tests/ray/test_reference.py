@@ -80,6 +80,12 @@ def test_parts_of_an_unknown_cut_are_made_again(reference, config, tmp_path):
     assert read_parts(tmp_path).equals(read_parts(reference))
 
 
+@pytest.fixture
+def on_a_cluster(cluster, monkeypatch):
+    """Let stages take the Ray for one that others use too: they compute in actors there."""
+    monkeypatch.delenv("RLHFV_PRIVATE_RAY")
+
+
 @contextlib.contextmanager
 def killing(name: str, folder: Path) -> Iterator[None]:
     """Kill the process of a task or an actor, once the first part exists."""
@@ -110,6 +116,14 @@ def test_killed_task_changes_nothing(reference, config, tmp_path):
     assert_same_rows(tmp_path, reference)
 
 
+def test_killed_actor_changes_nothing(on_a_cluster, reference, config, tmp_path):
+    """Catches: rows lost with a killed actor of a cluster, or computed twice."""
+    many = replace(config.scale, rows=2)  # parts enough for the killer to be in time
+    with killing("MapWorker", tmp_path):
+        compute_reference_logps(config.model, config.data, many, tmp_path)
+    assert_same_rows(tmp_path, reference)
+
+
 def assert_same_rows(folder: Path, reference: Path) -> None:
     ours, theirs = read_parts(folder), read_parts(reference)
     assert ours["id"].to_pylist() == theirs["id"].to_pylist()
@@ -118,7 +132,7 @@ def assert_same_rows(folder: Path, reference: Path) -> None:
             assert a == pytest.approx(b, abs=1e-5)
 
 
-def test_killed_generation_actor_changes_nothing(cluster, config, tmp_path):
+def test_killed_generation_actor_changes_nothing(on_a_cluster, config, tmp_path):
     """Catches: answers lost with a killed actor, doubled, or sampled differently.
 
     Each part has its own seed.
@@ -126,7 +140,7 @@ def test_killed_generation_actor_changes_nothing(cluster, config, tmp_path):
     prompts = [
         Prompt(str(scene.id), render(scene), "What is there?") for scene in make_scenes(24, seed=8)
     ]
-    scale = replace(config.scale, rows=2, inference_batch=2, gpu=True)  # actors hold GPUs
+    scale = replace(config.scale, rows=2, inference_batch=2)
     generation = GenerationConfig(max_new_tokens=12, temperature=1.0)
     answer = functools.partial(
         generate_answers, config.model, prompts, generation=generation, scale=scale, title=""
