@@ -272,7 +272,7 @@ class AMBER(Benchmark):
         """Judge one answer."""
         if item.group != GENERATIVE:
             ratios = question_ratios(reads_no(answer.text), is_no=item.is_no)
-            return JudgedAnswer(answer, ratios, group=item.group)
+            return JudgedAnswer(answer, ratios, group=item.group, cluster=item.image)
         nouns = self.reader.mentions(answer.text)
         lemmas = [noun.lemma for noun in nouns]
         counts = describe(lemmas, item, self.related, safe=self.safe, near=self.reader.near)
@@ -285,7 +285,7 @@ class AMBER(Benchmark):
             "cog": Ratio(counts.expected, len(item.hallu)),
             WORDS.name: Ratio(count_words(answer.text), 1),
         }
-        return JudgedAnswer(answer, ratios, spans, item.group)
+        return JudgedAnswer(answer, ratios, spans, item.group, cluster=item.image)
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that scores on this benchmark depend on, except the model."""

@@ -89,6 +89,9 @@ class JudgedAnswer:
     group: str = ""  # type of the question, for tables per type
     verdict: str = ""  # the judge's own words
     missing: str = ""  # reason for a missing verdict; then it adds to no judged metric
+    # Image of the question. Answers about one image are alike, so intervals and tests draw and swap
+    # them together. Empty: an image of its own.
+    cluster: str = ""
 
 
 @dataclass(frozen=True)

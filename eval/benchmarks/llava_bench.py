@@ -8,7 +8,7 @@ do not begin so are dropped, as in the release, and counted.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -221,17 +221,19 @@ class LLaVABench(Benchmark):
     ) -> JudgedAnswer:
         ratios = {WORDS.name: Ratio(count_words(answer.text), 1)}
         review = "\n\n".join(verdict.text for verdict in verdicts)
-        group = self.rows[answer.id]["category"]
+        row = self.rows[answer.id]
+        judged = JudgedAnswer(
+            answer, ratios, group=row["category"], verdict=review, cluster=str(row["image"])
+        )
         if not pairs:
-            reason = missing_reason(verdicts)
-            return JudgedAnswer(answer, ratios, group=group, verdict=review, missing=reason)
+            return replace(judged, missing=missing_reason(verdicts))
         reference, ours = _mean_pair(pairs)
-        ratios |= {
+        scored = {
             "relative_score": Ratio(ours, reference),
             "score": Ratio(ours, 1),
             "reference_score": Ratio(reference, 1),
         }
-        return JudgedAnswer(answer, ratios, group=group, verdict=review)
+        return replace(judged, ratios=ratios | scored)
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that scores on this benchmark depend on, except the model."""

@@ -187,7 +187,7 @@ def judge(answer: Answer, question: Question) -> JudgedAnswer:
         "yes_rate": Ratio(int(says_yes), 1),
         WORDS.name: Ratio(count_words(answer.text), 1),
     }
-    return JudgedAnswer(answer, ratios, group=question.group)
+    return JudgedAnswer(answer, ratios, group=question.group, cluster=question.image)
 
 
 def _order(path: Path) -> tuple[str | int, ...]:

@@ -86,6 +86,7 @@ def _verdict(item: JudgedAnswer) -> dict[str, Any]:
         "group": item.group,
         "verdict": item.verdict,
         "missing": item.missing,
+        "cluster": item.cluster,
     }
 
 
@@ -97,4 +98,5 @@ def _judged(item: dict[str, Any]) -> JudgedAnswer:
         group=item["group"],
         verdict=item["verdict"],
         missing=item["missing"],
+        cluster=item.get("cluster", ""),  # absent from files of earlier versions
     )

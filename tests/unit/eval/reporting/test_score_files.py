@@ -22,6 +22,7 @@ SCORES = Scores(
             spans=(Span(2, 5, "object"),),
             group="conv",
             verdict="line\nline",
+            cluster="a.jpg",
         ),
         JudgedAnswer(Answer("2", "What?", ""), {}, missing="refused, unparsed"),
     ),
@@ -47,6 +48,17 @@ def test_scores_come_back_exactly(tmp_path: Path) -> None:
     assert [path.name for path in path.parent.iterdir()] == [
         "base.json"
     ]  # nothing half-written is left
+
+
+def test_files_without_clusters_are_read(tmp_path: Path) -> None:
+    """Catches: scores of an earlier version that can no longer be compared."""
+    path = tmp_path / "base.json"
+    save_scores(SCORES, path)
+    record = json.loads(path.read_text())
+    for answer in record["answers"]:
+        del answer["cluster"]
+    path.write_text(json.dumps(record))
+    assert [item.cluster for item in load_scores(path).answers] == ["", ""]
 
 
 def test_values_that_json_would_change_are_not_written(tmp_path: Path) -> None:
