@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import root_scalar
-from scipy.stats import binomtest, norm, t
+from scipy.special import ndtri
+from scipy.stats import binomtest, t
 
 from rlhfv_ray.errors import DataError
 
@@ -64,8 +65,37 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
     _check_share("confidence", confidence)
     if n == 0:
         return None
-    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Interval(float(interval.low), float(interval.high))
+    return wilson_of_rate(successes / n, n, normal_quantile(confidence))
+
+
+def wilson_of_rate(rate: float, items: float, z: float) -> Interval:
+    """Bound a rate by Wilson's interval, for a number of items that need not be whole.
+
+    Args:
+        rate: p of Wilson's formula (`wilson_interval`), 0 to 1.
+        items: n, such as an effective sample size; above 0.
+        z: quantile of the confidence.
+
+    Example:
+        >>> interval = wilson_of_rate(0.0, 10, 1.96)
+        >>> round(interval.low, 4), round(interval.high, 4)
+        (0.0, 0.2775)
+    """
+    center = rate + z**2 / (2 * items)
+    half = z * (rate * (1 - rate) / items + z**2 / (4 * items**2)) ** 0.5
+    low, high = ((center + side * half) / (1 + z**2 / items) for side in (-1, 1))
+    # Rounding would leave a bound beside the edge.
+    return Interval(low if rate > 0 else 0.0, high if rate < 1 else 1.0)
+
+
+def normal_quantile(confidence: float) -> float:
+    """Return z, so that a standard normal variable lies within -z and z with this probability.
+
+    Example:
+        >>> round(normal_quantile(0.95), 3)
+        1.96
+    """
+    return float(ndtri((1 + confidence) / 2))  # norm.ppf takes 300 times as long
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float | None:
@@ -245,8 +275,8 @@ def minimum_detectable_difference(
     _check_share("discordant", 0.0 if discordant is None else discordant)
     _check_share("power", power)
     _check_share("confidence", confidence)
-    z_confidence = norm.ppf((1 + confidence) / 2)
-    z_power = norm.ppf(power)
+    z_confidence = normal_quantile(confidence)
+    z_power = float(ndtri(power))
 
     def excess(fall: float) -> float:
         """Return the left side of Connor's equation minus its right side."""

@@ -25,7 +25,10 @@ LARGEST_FOLDER = 18  # files
 ROWS = [
     ["rlhfv_ray.errors rlhfv_ray.redaction"],
     ["rlhfv_ray.config rlhfv_ray.records"],
-    ["rlhfv_ray.segments rlhfv_ray.logps rlhfv_ray.stats", "rlhfv_ray.loss rlhfv_ray.hierarchical"],
+    [
+        "rlhfv_ray.segments rlhfv_ray.logps rlhfv_ray.stats",
+        "rlhfv_ray.loss rlhfv_ray.hierarchical rlhfv_ray.clusters",
+    ],
     ["rlhfv_ray.storage", "rlhfv_ray.console rlhfv_ray.data", "rlhfv_ray.command_line"],
     [
         "rlhfv_ray.shapes rlhfv_ray.autoscaling",
@@ -70,6 +73,7 @@ NO_TORCH = (
     "endpoint",
     "console",
     "stats",
+    "clusters",
     "redaction",
 )
 NUMERIC_CORE = (

@@ -16,21 +16,24 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from eval.chair import AnswerScore
 from eval.config import JudgeConfig
 from eval.judge.prompts import JudgePrompt
+from rlhfv_ray.clusters import by_cluster, cluster_interval, has_clusters, swap_test
 from rlhfv_ray.config import fingerprint
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.stats import (
     Interval,
+    PairedDifference,
     RatioSample,
     bootstrap_interval,
     mcnemar,
     minimum_detectable_difference,
     paired_bootstrap,
-    wilson_interval,
 )
 
 V = TypeVar("V")
+MCNEMAR = "Exact McNemar test"
+SWAP_TEST = "Permutation test over images"
 
 
 class Span(NamedTuple):
@@ -56,7 +59,7 @@ class Metric(NamedTuple):
     meaning: str = ""  # shown to readers of a report
     scale: float = 100.0  # factor for display; 100 shows per cent
     # Whether numerator and denominator count cases. Then Wilson's interval fits; otherwise the
-    # interval is bootstrapped over answers.
+    # interval is bootstrapped over images.
     is_proportion: bool = True
 
 
@@ -126,14 +129,19 @@ class Scores:
         return {**rates, "n": len(answers), "missing": sum(bool(item.missing) for item in answers)}
 
     def intervals(self, group: str | None = None) -> dict[str, Interval | None]:
-        """Compute 95 % intervals: Wilson's for a proportion, else a bootstrap over answers."""
-        sums = self.sums(group)
-        return {
-            metric.name: wilson_interval(*map(round, sums[metric.name]))
-            if metric.is_proportion
-            else bootstrap_interval(_sample(self._ratios(metric.name, group)))
-            for metric in self.metrics
-        }
+        """Compute 95 % intervals, which know the cases that belong to one image.
+
+        A proportion has Wilson's interval of the effective sample size, and any other metric a
+        bootstrap over images.
+        """
+        answers = self._answers_in(group)
+        intervals: dict[str, Interval | None] = {}
+        for metric in self.metrics:
+            items = [item for item in answers if metric.name in item.ratios]
+            sample = _by_image([item.ratios[metric.name] for item in items], items)
+            bound = cluster_interval if metric.is_proportion else bootstrap_interval
+            intervals[metric.name] = bound(sample)
+        return intervals
 
     def sample(self, name: str) -> RatioSample:
         """Return every answer's contribution to a metric, in the order of the answers."""
@@ -229,6 +237,9 @@ class Benchmark(ABC):
         """
 
 
+Pair = tuple[JudgedAnswer, JudgedAnswer]  # the base's answer and the aligned model's
+
+
 @dataclass(frozen=True)
 class Comparison:
     """An aligned model against its base on the same items, by the benchmark's first metric.
@@ -238,15 +249,16 @@ class Comparison:
 
     metric: Metric
     change: float | None  # of the metric, aligned - base
-    change_interval: Interval | None  # 95 %, paired bootstrap over answers
+    change_interval: Interval | None  # 95 %, paired bootstrap over images
     relative_reduction: float | None  # of the metric: 1 - aligned / base
     relative_reduction_interval: Interval | None
-    p_value: float | None  # exact McNemar test; None if an answer is not just right or wrong
+    p_value: float | None  # two-sided; None if the metric is no proportion
     recall_change: float | None  # of object_recall, aligned - base
     recall_change_interval: Interval | None
     # The smallest decrease of the metric that these items would show with power 0.8.
     detectable: float | None = None
     n: int = 0  # items with a verdict on both sides
+    test: str = ""  # the test of `p_value`; empty if there is none
 
 
 def compare(base: Scores, aligned: Scores) -> Comparison:
@@ -265,7 +277,7 @@ def compare(base: Scores, aligned: Scores) -> Comparison:
     pairs = [pair for pair in pairs if all(metric.name in item.ratios for item in pair)]
     change = _paired(pairs, metric.name)
     recall = _paired(pairs, OBJECT_RECALL.name)
-    p_value, detectable = _significance(metric, pairs)
+    test, p_value, detectable = _significance(metric, pairs)
     return Comparison(
         metric,
         change.difference,
@@ -277,6 +289,7 @@ def compare(base: Scores, aligned: Scores) -> Comparison:
         recall.difference_interval,
         detectable,
         len(pairs),
+        test,
     )
 
 
@@ -298,28 +311,46 @@ def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> Non
         )
 
 
-def _significance(
-    metric: Metric, pairs: Sequence[tuple[JudgedAnswer, JudgedAnswer]]
-) -> tuple[float | None, float | None]:
-    """Return McNemar's p-value and the detectable decrease, where an answer is right or wrong."""
-    old = [base.ratios[metric.name].numerator for base, _ in pairs]
-    new = [aligned.ratios[metric.name].numerator for _, aligned in pairs]
-    if not metric.is_proportion or not set(old) | set(new) <= {0, 1}:
-        return None, None
+def _significance(metric: Metric, pairs: Sequence[Pair]) -> tuple[str, float | None, float | None]:
+    """Return the name of the paired test, its p-value, and the detectable decrease.
+
+    McNemar's test serves where an image has one case, right or wrong. Where it has several, whole
+    images are exchanged; the detectable decrease is not known there.
+    """
+    if not metric.is_proportion or not pairs:
+        return "", None, None
+    base, aligned = _samples(pairs, metric.name)
+    if has_clusters(base) or has_clusters(aligned):
+        return SWAP_TEST, swap_test(base, aligned), None
+    old, new = base.numerators, aligned.numerators
     p_value = mcnemar(list(map(bool, old)), list(map(bool, new)))
     if metric.better != "lower" or not any(old):
-        return p_value, None
-    discordant = sum(a != b for a, b in zip(old, new, strict=True)) / len(pairs)
+        return MCNEMAR, p_value, None
+    discordant = sum(a != b for a, b in zip(old, new, strict=True)) / len(old)
     detectable = minimum_detectable_difference(
-        len(pairs), sum(old) / len(pairs), discordant=discordant or None
+        len(old), sum(old) / len(old), discordant=discordant or None
     )
-    return p_value, detectable
+    return MCNEMAR, p_value, detectable
 
 
-def _paired(pairs: Sequence[tuple[JudgedAnswer, JudgedAnswer]], name: str) -> Any:
-    base = [old.ratios.get(name, Ratio(0, 0)) for old, _ in pairs]
-    aligned = [new.ratios.get(name, Ratio(0, 0)) for _, new in pairs]
-    return paired_bootstrap(_sample(base), _sample(aligned))
+def _paired(pairs: Sequence[Pair], name: str) -> PairedDifference:
+    return paired_bootstrap(*_samples(pairs, name))
+
+
+def _samples(pairs: Sequence[Pair], name: str) -> tuple[RatioSample, RatioSample]:
+    """Return both sides' contributions to a metric, summed over each image."""
+    base = [old for old, _ in pairs]
+    aligned = [new for _, new in pairs]
+    return (
+        _by_image([item.ratios.get(name, Ratio(0, 0)) for item in base], base),
+        _by_image([item.ratios.get(name, Ratio(0, 0)) for item in aligned], base),
+    )
+
+
+def _by_image(ratios: Sequence[Ratio], items: Sequence[JudgedAnswer]) -> RatioSample:
+    """Sum the contributions of answers about one image."""
+    images = [item.cluster or number for number, item in enumerate(items)]
+    return by_cluster(_sample(ratios), images)
 
 
 def _sample(ratios: Sequence[Ratio]) -> RatioSample:

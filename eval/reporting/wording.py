@@ -147,7 +147,7 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
             comparison.change, comparison.change_interval, n, unit=unit, scale=metric.scale
         )
         main = f"Change of the {humanize(metric.name)}: {estimate}"
-    parts = [main, *_test_result(comparison.p_value), *_power(comparison)]
+    parts = [main, *_test_result(comparison), *_power(comparison)]
     sentences = [". ".join(parts) + "."]
     if comparison.recall_change is not None:
         recall = _estimate(
@@ -179,10 +179,10 @@ def _resolved(interval: Interval | None) -> bool:
     return interval is not None and (interval.low > 0 or interval.high < 0)
 
 
-def _test_result(p_value: float | None) -> list[str]:
-    if p_value is None:
+def _test_result(comparison: Comparison) -> list[str]:
+    if comparison.p_value is None:
         return []
-    return [f"Exact McNemar test: p {format_p(p_value)}"]
+    return [f"{comparison.test}: p {format_p(comparison.p_value)}"]
 
 
 def format_p(p_value: float) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import t
 
 from rlhfv_ray.errors import DataError
-from rlhfv_ray.stats import Interval, RatioSample
+from rlhfv_ray.stats import Interval, RatioSample, wilson_of_rate
 
 CONFIDENCE = 0.95
 
@@ -64,7 +64,7 @@ def estimate(models: Sequence[RatioSample], *, is_proportion: bool) -> Estimate:
     items = float(np.mean([np.sum(model.denominators) for model in models]))
     if variance > 0 and 0 < mean < 1:
         items = mean * (1 - mean) / variance
-    return Estimate(mean, _wilson(mean, items, _quantile(max(len(parts) - 1, 1))))
+    return Estimate(mean, wilson_of_rate(mean, items, _quantile(max(len(parts) - 1, 1))))
 
 
 def paired_estimate(models: Sequence[RatioSample], base: Sequence[RatioSample]) -> Estimate:
@@ -115,11 +115,3 @@ def _by_t(parts: np.ndarray) -> Estimate:
     half = _quantile(len(parts) - 1) * error
     p_value = float(2 * t.sf(abs(mean) / error, len(parts) - 1))
     return Estimate(mean, Interval(mean - half, mean + half), p_value)
-
-
-def _wilson(mean: float, items: float, z: float) -> Interval:
-    """Return Wilson's interval (see `rlhfv_ray.stats`) of a rate in a number of items."""
-    center = mean + z**2 / (2 * items)
-    half = z * (mean * (1 - mean) / items + z**2 / (4 * items**2)) ** 0.5
-    low, high = ((center + side * half) / (1 + z**2 / items) for side in (-1, 1))
-    return Interval(max(0.0, float(low)), min(1.0, float(high)))

@@ -1,9 +1,13 @@
 """Scores and their comparison, counted by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from eval.benchmarks.contract import (
     CHAIR,
+    MCNEMAR,
+    SWAP_TEST,
     WORDS,
     JudgedAnswer,
     Metric,
@@ -20,10 +24,11 @@ from eval.chair import AnswerScore
 from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
-from rlhfv_ray.stats import minimum_detectable_difference
+from rlhfv_ray.stats import minimum_detectable_difference, wilson_interval
 
 CAT = (("cat", "cat"),)
 WRONG_NUMBERS = Metric("wrong_numbers", "lower")
+ASKED = (Metric("accuracy", "higher"), Metric("f1", "higher", is_proportion=False))
 RATING = Metric("average_score", "higher", scale=1, is_proportion=False)
 
 
@@ -47,6 +52,16 @@ def rated(*ratings: float | None, group: str = "") -> Scores:
         for rating in ratings
     )
     return Scores((RATING,), tuple(answers), {})
+
+
+def asked(right: int, images: int, *, each: int = 0, first: int = 0) -> Scores:
+    """Answers to `each` questions about every image, or to 12 in all."""
+    ratios = {"accuracy": Ratio(right, 1), "f1": Ratio(right, 1)}
+    answers = [
+        JudgedAnswer(Answer("0", "?", ""), ratios, cluster=f"{first + number % images}.jpg")
+        for number in range(images * each or 12)
+    ]
+    return Scores(ASKED, tuple(answers), {})
 
 
 def test_sums_and_rates_by_hand() -> None:
@@ -162,12 +177,40 @@ def test_compare_tests_only_what_is_right_or_wrong() -> None:
     result = compare(rated(1, 2, 3, 4), rated(2, 3, 4, 5))
     assert (result.p_value, result.detectable, result.recall_change) == (None, None, None)
     assert result.change == 1 and result.change_interval == (1, 1)
-    mentions = Metric("mention_rate", "lower")  # counted, but several in an answer
-    several = Scores((mentions,), (judged(3, 2, 1, 1), judged(2, 0, 1, 1)), {})
-    assert compare(several, several).p_value is None
-    assert (
-        compare(scores(judged(2, 1, 1, 1)), scores(judged(1, 0, 1, 1))).p_value == 1.0
-    )  # 1 differs: 2 / 2
+    one = compare(scores(judged(2, 1, 1, 1)), scores(judged(1, 0, 1, 1)))
+    assert (one.p_value, one.test) == (1.0, MCNEMAR)  # 1 differs: 2 / 2
+
+
+def test_compare_exchanges_images_where_they_have_several_cases() -> None:
+    """Catches: McNemar's test on mentions, or on questions about one image, which are alike."""
+    mentions = (Metric("mention_rate", "lower"),)
+    base = Scores(mentions, (judged(3, 2, 1, 1),) * 4, {})
+    aligned = Scores(mentions, (judged(3, 0, 1, 1),) * 4, {})
+    result = compare(base, aligned)
+    assert (result.p_value, result.test, result.detectable) == (2 / 2**4, SWAP_TEST, None)
+    # 12 questions about 3 images: 2 of 2^3 exchanges, where McNemar's test would have 2 of 2^12
+    wrong, right = asked(0, 3), asked(1, 3)
+    assert compare(wrong, right).p_value == 2 / 2**3
+    assert compare(asked(0, 12), asked(1, 12)).p_value == 2 / 2**12
+    assert compare(asked(0, 12), asked(1, 12)).test == MCNEMAR
+
+
+def test_intervals_know_the_questions_about_one_image() -> None:
+    """Catches: an interval of a proportion, of F1 or of a difference over answers, not images.
+
+    25 images are right on all 8 questions, 25 are wrong: 50 cases, not 400.
+    """
+    right, wrong = asked(1, 25, each=8).answers, asked(0, 25, each=8, first=25).answers
+    shared = Scores(ASKED, right + wrong, {})
+    alone = Scores(ASKED, tuple(replace(item, cluster="") for item in right + wrong), {})
+    for name, tolerance in (("accuracy", 0.01), ("f1", 0.03)):
+        interval = shared.intervals()[name]
+        assert interval == pytest.approx(wilson_interval(25, 50), abs=tolerance)
+        assert alone.intervals()[name] == pytest.approx(wilson_interval(200, 400), abs=tolerance)
+    assert shared.rates() == alone.rates()
+    better = Scores(ASKED, asked(1, 50, each=8).answers, {})
+    low, high = compare(shared, better).change_interval or (0, 0)
+    assert (low, high) == pytest.approx((0.36, 0.64), abs=0.03)  # 0.5 +- 1.96 / 2 / sqrt(50)
 
 
 def test_compare_states_the_detectable_decrease() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from eval.benchmarks.contract import RESPONSE_RATE, Comparison, Metric, compare
+from eval.benchmarks.contract import MCNEMAR, RESPONSE_RATE, Comparison, Metric, compare
 from eval.reporting.wording import (
     comparison_sentences,
     comparisons,
@@ -35,6 +35,7 @@ def test_sentences_say_what_is_not_resolved() -> None:
         recall_change_interval=Interval(-0.03, -0.01),
         detectable=0.2,
         n=96,
+        test=MCNEMAR,
     )
     assert comparison_sentences(resolved) == [
         "Relative reduction of the response rate: +50.0 % (95 % interval +20.0 to +70.0). "
