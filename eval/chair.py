@@ -9,7 +9,6 @@ There are two ways from an answer to its mentions:
     extracted mode  `match(refine(names))`: names that a judge took from the answer, each word once
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
 from eval.words.lemmas import LemmatizerName, builtin_lemma, choose_lemmatizer, wordnet_lemma
+from eval.words.tokens import Token, nltk_tokens, split_tokens
 from rlhfv_ray.errors import DataError
 
 COCO_SYNONYMS = Path(__file__).parent / "data" / "coco_object_synonyms.txt"
@@ -47,11 +47,6 @@ COCO_PHRASES: Mapping[str, str] = {
     "home plate": "home plate",  # so that "plate" is not read alone
     "train track": "train track",  # so that "train" is not read alone
 }
-
-# Hyphenated words stay whole. Punctuation is a token of its own, so that "hot, dog" is no hot dog.
-# On prose this gives the same mentions as the release's tokeniser; unlike that tokeniser, it also
-# reads "**dog**" and "cat/dog".
-_TOKEN = re.compile(r"\w+(?:-\w+)*|[^\w\s]")
 
 
 class Mention(NamedTuple):
@@ -174,12 +169,15 @@ class ObjectVocabulary:
 
     def locate(self, text: str) -> list[Mention]:
         """Return the mentions with their character positions, e.g. to highlight hallucinations."""
-        tokens = list(_TOKEN.finditer(text))
-        lemmas = [self.lemma(token.group().lower()) for token in tokens]
+        return self.read(nltk_tokens(text))
+
+    def read(self, tokens: Sequence[Token]) -> list[Mention]:
+        """Return the mentions in the tokens of a text."""
+        lemmas = [self.lemma(token.word) for token in tokens]
         words: list[tuple[str, int, int]] = []  # (word, start, stop)
         for position, phrase in self._phrases_in(lemmas):
             last = position if phrase is None else position + 1
-            words.append((phrase or lemmas[position], tokens[position].start(), tokens[last].end()))
+            words.append((phrase or lemmas[position], tokens[position].start, tokens[last].stop))
         counted = self._counted([word for word, _, _ in words])
         return [
             Mention(word, self.objects[word], start, stop)
@@ -250,9 +248,9 @@ class ObjectVocabulary:
         return {word for word in words if word in self.objects} - dropped
 
     def _read_nouns(self, name: str) -> list[_Noun]:
-        # The COCO list has one word with a capital: "iPhone".
-        text = name if name in self.objects else name.lower()
-        return [_Noun(self.lemma(token)) for token in _TOKEN.findall(text)]
+        if name in self.objects and name != name.lower():
+            return [_Noun(name)]  # the COCO list has one word with a capital: "iPhone"
+        return [_Noun(self.lemma(token.word)) for token in split_tokens(name)]
 
 
 def ground_truth(

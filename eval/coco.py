@@ -24,7 +24,7 @@ import msgspec
 from eval import chair
 from eval.chair import ObjectVocabulary, ground_truth
 from eval.over_generalization import CocoTruth
-from eval.words import lemmas
+from eval.words import lemmas, tokens
 from rlhfv_ray.config import fingerprint
 from rlhfv_ray.console import ProgressBar, progress_bar
 from rlhfv_ray.errors import DataError
@@ -162,7 +162,7 @@ def _fingerprint(
 ) -> str:
     digests = [(path.name, file_digest(path)) for path in files]
     # The code is part of the fingerprint, so that a corrected lemma makes a new truth.
-    sources = (__file__, chair.__file__, lemmas.__file__)
+    sources = (__file__, chair.__file__, lemmas.__file__, tokens.__file__)
     rules = [file_digest(Path(str(file))) for file in sources]
     words = [dict(vocabulary.objects), dict(vocabulary.phrases), vocabulary.lemmatizer]
     inputs = {"files": digests, "vocabulary": words, "rules": rules}

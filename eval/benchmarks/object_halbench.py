@@ -2,7 +2,9 @@
 
     judge mode   A judge lists the objects in a detailed description. A tagger brings their names
                  into the vocabulary's form. Each name counts once.
-    rule mode    The answer's own words are read, repeats kept. No judge is needed.
+    rule mode    The answer's own words are read, repeats kept. No judge is needed. Words are NLTK's
+                 tokens, as in the release. `split_at_punctuation` has the rates in which
+                 "cups/mugs" names a cup, and "a bird's-eye view" a bird.
 
 Facts from the release, `eval/eval_gpt_obj_halbench.py`: an answer of up to three words, separated
 by any whitespace, is not shown to the judge and names nothing. Its length in the report counts
@@ -52,6 +54,7 @@ from eval.judge.objects import (
 )
 from eval.judge.prompts import JudgePrompt
 from eval.over_generalization import CocoTruth, over_generalization
+from eval.words.tokens import split_tokens
 from rlhfv_ray.data.images import decode_image
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import ConfigError, DataError
@@ -176,9 +179,11 @@ class ObjectHalBench(Benchmark):
             if not names.missing:
                 known[int(answer.id)] = names.mentions
         extras: dict[str, Any] = {"over_generalization": over_generalization(self.truth, known)}
+        extras["release_compatible"] = self.release_compatible(judged)
+        if not self.by_judge:
+            extras["split_at_punctuation"] = self.split_at_punctuation(judged)
         if self.by_judge:
             replies = chain.from_iterable(verdicts.values())
-            extras["release_compatible"] = self.release_compatible(judged)
             extras["judge_models"] = sorted({reply.model for reply in replies if reply.model})
         if self.by_judge and self.judge.votes > 1:
             extras["agreement"] = share_unanimous(named)
@@ -208,14 +213,22 @@ class ObjectHalBench(Benchmark):
 
     def release_compatible(self, judged: Sequence[JudgedAnswer]) -> dict[str, float | None]:
         """Compute the rates in which an answer without a verdict names nothing."""
-        complete = []
+        return _chair_rates(
+            self._rejudge(item, Named()) if item.missing else item for item in judged
+        )
+
+    def split_at_punctuation(self, judged: Sequence[JudgedAnswer]) -> dict[str, float | None]:
+        """Compute the rates in which every punctuation mark but a hyphen splits words."""
+        rejudged: list[JudgedAnswer] = []
         for item in judged:
-            truth = self.truth.objects[int(item.answer.id)]
-            complete.append(
-                self.judge_answer(item.answer, Named(), truth) if item.missing else item
-            )
-        rates = Scores(CHAIR, tuple(complete), {}).rates()
-        return {metric.name: rates[metric.name] for metric in CHAIR}
+            mentions = self.vocabulary.read(split_tokens(item.answer.text))
+            named = Named([(mention.word, mention.object) for mention in mentions])
+            rejudged.append(self._rejudge(item, named))
+        return _chair_rates(rejudged)
+
+    def _rejudge(self, item: JudgedAnswer, named: Named) -> JudgedAnswer:
+        """Judge an answer again, as if it named other objects."""
+        return self.judge_answer(item.answer, named, self.truth.objects[int(item.answer.id)])
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that scores on this benchmark depend on, except the model."""
@@ -233,9 +246,14 @@ class ObjectHalBench(Benchmark):
             "decoding": self.decoding,
         }
         if not self.by_judge:
-            return manifest
+            return manifest | {"words": "NLTK's tokens"}
         structured = {"structured": self.judge.structured, "tagger": self.pipeline.label}
         return manifest | structured | judge_manifest(self.judge, self.prompt)
+
+
+def _chair_rates(judged: Iterable[JudgedAnswer]) -> dict[str, float | None]:
+    rates = Scores(CHAIR, tuple(judged), {}).rates()
+    return {metric.name: rates[metric.name] for metric in CHAIR}
 
 
 def read_questions(path: Path) -> list[Prompt]:

@@ -171,6 +171,16 @@ def test_rule_mode_is_the_release_s(tmp_path: Path) -> None:
         assert len(item.spans) == item.ratios["mention_rate"].numerator
 
 
+def test_rule_mode_reads_the_release_s_tokens(tmp_path: Path) -> None:
+    """Catches: a bird in "bird's-eye view"; the other reading's rates in the scores."""
+    texts = {1: "A bird's-eye view of a dog.", 2: "A cat, cups/mugs.", 3: "A car."}
+    scores = benchmark(tmp_path, mode="rule").score(answers_of(texts), {})
+    assert scores.rates()["mention_rate"] == 0
+    assert scores.extras["release_compatible"]["response_rate"] == 0
+    split = scores.extras["split_at_punctuation"]
+    assert (split["response_rate"], split["mention_rate"]) == (2 / 3, 2 / 5)  # bird, cup
+
+
 @pytest.mark.parametrize(
     ("reply", "names"),
     [
