@@ -30,14 +30,21 @@ def test_tokens_of_prose() -> None:
 
 
 def test_tokens_are_word_tokenize_s() -> None:
-    """Catches: other words than the release reads; both kinds of quotation marks are equal."""
-    text = "\n".join(TEXTS)
+    """Catches: other words than the release reads.
+
+    Numbers and marks name nothing: sentences do not end after the numbers of a list there.
+    """
     try:
-        expected = nltk.word_tokenize(text.lower())
+        expected = [nltk.word_tokenize(text.lower()) for text in TEXTS]
     except LookupError:
         pytest.skip("NLTK's punkt_tab is not installed")
-    ours = [token.word for token in nltk_tokens(text)]
-    assert " ".join(ours).replace("``", "''") == " ".join(expected).replace("``", "''")
+    for text, words in zip(TEXTS, expected, strict=True):
+        ours = [token.word for token in nltk_tokens(text)]
+        assert list(filter(has_letter, ours)) == list(filter(has_letter, words))
+
+
+def has_letter(word: str) -> bool:
+    return any(character.isalpha() for character in word)
 
 
 def test_positions_are_those_of_the_words() -> None:
