@@ -22,8 +22,9 @@ Yes/no questions. `No` is the positive class of precision, recall and F1: it say
 not there, or not so. The code accepts "Yes" and "No" alone, by the larger of two logits (its issue
 2). Here an answer is its first word yes or no, in any case. An answer with neither is wrong,
 whatever the truth. The rates by the code's own reading stand beside the scores. The code also adds
-0.001 to every denominator and 0.0001 to F1's (existence: 0.001), which is left out here. The paper
-defines AMBER score = (100 - chair + F1) / 2.
+0.001 to every denominator and 0.0001 to F1's (existence: 0.001), which is left out here, and takes
+F1 of the rounded precision and recall. `release_compatible` has what it prints, in per cent. The
+paper defines AMBER score = (100 - chair + F1) / 2.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -58,6 +60,7 @@ from rlhfv_ray.records import Answer, Prompt
 
 GENERATIVE = "generative"
 ATTRIBUTES = ("state", "number", "action")
+DIMENSIONS = {"existence": ("existence",), "attribute": ATTRIBUTES, "relation": ("relation",)}
 # Type in annotations.json -> group. Relation questions whose truth is no have the type "relation".
 TYPES = {
     GENERATIVE: GENERATIVE,
@@ -333,7 +336,7 @@ def _question_extras(
         questions: the answers to yes/no questions, each with whether no is right.
     """
     exact = tuple(
-        JudgedAnswer(item.answer, question_ratios(EXACT.get(item.answer.text), is_no=is_no))
+        replace(item, ratios=question_ratios(EXACT.get(item.answer.text), is_no=is_no))
         for item, is_no in questions
     )
     attributes = tuple(item for item in judged if item.group in ATTRIBUTES)
@@ -341,12 +344,46 @@ def _question_extras(
         "neither_yes_nor_no": sum(reads_no(item.answer.text) is None for item, _ in questions),
         "attribute": Scores(QUESTIONS, attributes, {}).rates(),
         "exact_reading": Scores(QUESTIONS, exact, {}).rates(),
+        "release_compatible": release_rates(exact),
     }
     rates = Scores((*DESCRIPTIONS, *QUESTIONS), judged, {}).rates()
     chair, f1 = rates["chair"], rates["f1"]
     if chair is not None and f1 is not None:
         extras["amber_score"] = 50 * (1 - chair + f1)  # both are fractions here
     return extras
+
+
+def release_rates(exact: Sequence[JudgedAnswer]) -> dict[str, Any]:
+    """Return what AMBER's code prints on yes/no questions, in per cent, in all and by dimension.
+
+    Args:
+        exact: the answers by the code's own reading.
+    """
+    rates: dict[str, Any] = printed_rates(exact, kinds=1, smoothing=0.0001)
+    for dimension, groups in DIMENSIONS.items():
+        items = [item for item in exact if item.group in groups]
+        smoothing = 0.001 if dimension == "existence" else 0.0001
+        if items:
+            rates[dimension] = printed_rates(items, kinds=len(groups), smoothing=smoothing)
+    return rates
+
+
+def printed_rates(
+    exact: Sequence[JudgedAnswer], *, kinds: int, smoothing: float
+) -> dict[str, float]:
+    """Return rates in per cent, each rounded to one decimal, with F1 of the rounded parts.
+
+    Args:
+        exact: answers to yes/no questions.
+        kinds: counters that the code adds up; each starts at 0.001 in a denominator.
+        smoothing: added to the denominator of F1.
+    """
+    rates: dict[str, float] = {}
+    for name, ratio in Scores(QUESTIONS[:-1], tuple(exact), {}).sums().items():
+        rates[name] = round(ratio.numerator / (ratio.denominator + 0.001 * kinds) * 100, 1)
+    precision, recall = rates["precision"] / 100, rates["recall"] / 100
+    f1 = 2 * precision * recall / (precision + recall + smoothing)
+    return {**rates, "f1": round(f1 * 100, 1)}
 
 
 def _words_of(

@@ -2,7 +2,9 @@
 
 The judge scores the reference answer and ours. The first line of a review holds two numbers from 1
 to 10, the reference's first. A category's score is 100 * mean(ours) / mean(reference). Reviews that
-do not begin so are dropped, as in the release, and counted.
+do not begin so are dropped, as in the release, and counted. The release rounds the two means to
+three decimals before it divides (`eval/summarize_gpt_llava_review.py`); such scores are kept as
+`release_compatible`.
 """
 
 import hashlib
@@ -94,7 +96,18 @@ class RelativeScore:
     @property
     def score(self) -> float:
         """100 * ours / reference."""
-        return self.ours / self.reference * 100  # in the release's order: it rounds to one decimal
+        return self.ours / self.reference * 100
+
+    @property
+    def release_score(self) -> float:
+        """The score as the release prints it: of means that it rounds to three decimals first.
+
+        Example:
+            >>> detail = RelativeScore(reference=112 / 23, ours=133 / 23, n=23, unparsed=0)
+            >>> round(detail.score, 1), detail.release_score
+            (118.8, 118.7)
+        """
+        return round(round(self.ours, 3) / round(self.reference, 3) * 100, 1)
 
 
 def relative_scores(reviews: Sequence[tuple[str, str]]) -> Mapping[str, RelativeScore]:
@@ -212,7 +225,7 @@ class LLaVABench(Benchmark):
             judged.append(self._judge(answer, votes[answer.id], replies))
             category = self.rows[answer.id]["category"]
             reviews.append((category, replies[0].text if replies else ""))
-        release = {name: round(score.score, 1) for name, score in relative_scores(reviews).items()}
+        release = {name: score.release_score for name, score in relative_scores(reviews).items()}
         extras = {"release_compatible": release, "agreement": agreement}
         return Scores(self.metrics, tuple(judged), self.manifest(), extras)
 

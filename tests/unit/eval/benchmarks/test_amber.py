@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 import spacy
 
-from eval.benchmarks.amber import AMBER, Item, describe, reads_no
-from eval.benchmarks.contract import Scores, Span, compare
+from eval.benchmarks.amber import (
+    AMBER,
+    Item,
+    describe,
+    printed_rates,
+    question_ratios,
+    reads_no,
+)
+from eval.benchmarks.contract import JudgedAnswer, Scores, Span, compare
 from eval.config import AMBERConfig
 from eval.words.nouns import nearness
 from rlhfv_ray.errors import DataError
@@ -245,6 +252,18 @@ def test_questions_by_hand(tmp_path: Path) -> None:
     }
     assert scores.extras["attribute"] == pytest.approx(attribute)
     assert scores.extras["exact_reading"] == pytest.approx(exact)
+    # What the code prints of them: 1 / 6.001, 1 / 1.001, 1 / 4.001; then 2 PR / (P + R + 0.0001) of
+    # the rounded 99.9 and 25.0. Attributes have three counters: 1 / 3.003, 1 / 1.003, 1 / 2.003.
+    printed = scores.extras["release_compatible"]
+    overall = {"accuracy": 16.7, "precision": 99.9, "recall": 25.0, "f1": 40.0}
+    assert {name: printed[name] for name in overall} == overall
+    assert printed["attribute"] == {
+        "accuracy": 33.3,
+        "precision": 99.7,
+        "recall": 49.9,
+        "f1": 66.5,
+    }
+    assert printed["existence"]["f1"] == printed["relation"]["f1"] == 0
     assert scores.extras["neither_yes_nor_no"] == 1 and "amber_score" not in scores.extras
 
 
@@ -377,3 +396,16 @@ def test_a_repository_is_as_good_as_its_data_folder(tmp_path: Path) -> None:
     assert [item.id for item in benchmark.items] == [*"12345678"]
     assert "2 descriptions alone add --amber.part generative" in benchmark.answers_hint
     assert AMBER(AMBERConfig(str(tmp_path), part="generative"), decoding={}).answers_hint == ""
+
+
+def test_f1_of_rounded_parts() -> None:
+    """Catches: F1 of the exact parts, which the code's last digit is not.
+
+    3 answers no, 2 of them right, of 8 that are no: P = 2 / 3.001 = 66.6, R = 2 / 8.001 = 25.0,
+    2 PR / (P + R + 0.001) = 0.333 / 0.917 = 36.3, where 2 * 2 / (3 + 8) = 36.4.
+    """
+    says = [(True, True)] * 2 + [(True, False)] + [(False, True)] * 6
+    exact = [
+        JudgedAnswer(Answer("0", "?", ""), question_ratios(no, is_no=is_no)) for no, is_no in says
+    ]
+    assert printed_rates(exact, kinds=1, smoothing=0.001)["f1"] == 36.3

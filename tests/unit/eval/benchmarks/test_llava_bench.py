@@ -76,6 +76,18 @@ def test_llava_bench_by_hand(tmp_path: Path) -> None:
     assert compare(scores, swapped).change == pytest.approx(18 / 11 - 11 / 18)
 
 
+def test_release_scores_are_of_rounded_means() -> None:
+    """Catches: `release_compatible` of exact means.
+
+    23 reviews with means 112 / 23 = 4.8696 and 133 / 23 = 5.7826: 118.75 is 118.8, and the release
+    prints 5.783 / 4.870 * 100 = 118.7.
+    """
+    reviews = [("detail", "4 5")] * 3 + [("detail", "5 6")] * 18 + [("detail", "5 5")] * 2
+    scores = relative_scores(reviews)["detail"]
+    assert (23 * scores.reference, 23 * scores.ours) == pytest.approx((112, 133))
+    assert round(scores.score, 1) == 118.8 and scores.release_score == 118.7
+
+
 def test_llava_bench_takes_the_official_rules(tmp_path: Path) -> None:
     rules = {
         kind: {"role": "Assistant", "prompt": f"Rules for {kind}."}
