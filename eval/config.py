@@ -78,8 +78,8 @@ class ObjectHalBenchConfig:
     """`judge`: a judge lists an answer's objects, as in the paper. `rule`: the answer's own words
     are read, without a judge."""
     tagger: str = ""
-    """spaCy pipeline that reads the judge's names. Empty: en_core_web_trf if it is installed, else
-    the built-in rules, by which every word is a noun."""
+    """spaCy pipeline that reads the judge's names. Empty: en_core_web_trf, as in the release. none:
+    the built-in rules, by which every word is a noun; attributes in names then cost recall."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,11 @@ class AMBERConfig:
     query/query_all.json."""
     images: str = ""
     """Folder of its images. Files of answers are scored without it."""
-    part: Literal["all", "generative", "discriminative"] = "all"
-    """`generative`: descriptions. `discriminative`: yes/no questions. `all`: both."""
+    part: Literal["all", "generative", "discriminative", "existence", "attribute", "relation"] = (
+        "all"
+    )
+    """`generative`: descriptions. `discriminative`: yes/no questions, or those of one dimension.
+    `all`: both."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ paper defines AMBER score = (100 - chair + F1) / 2.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -84,6 +85,19 @@ QUESTIONS = (
 QUERIES = "query/query_all.json"
 FILES = (QUERIES, "annotations.json", "relation.json", "safe_words.txt")
 EXACT = {"Yes": False, "No": True}  # the only answers that the code reads -> says no
+
+
+def parts_of(group: str) -> tuple[str, ...]:
+    """Return the parts of AMBER that questions of a group belong to.
+
+    Example:
+        >>> parts_of("generative"), parts_of("state")
+        (('all', 'generative'), ('all', 'discriminative', 'attribute'))
+    """
+    if group == GENERATIVE:
+        return "all", GENERATIVE
+    dimensions = [name for name, groups in DIMENSIONS.items() if group in groups]
+    return "all", "discriminative", *dimensions
 
 
 class Item(NamedTuple):
@@ -195,10 +209,15 @@ class AMBER(Benchmark):
     @property
     def answers_hint(self) -> str:
         """Advice where a file of answers does not fit: most publish descriptions alone."""
-        descriptions = sum(item.group == GENERATIVE for item in self.items)
-        if self.config.part != "all" or not descriptions:
+        if self.config.part != "all":
             return ""
-        return f"For answers to the {descriptions} descriptions alone add --amber.part generative."
+        counts = Counter(chain.from_iterable(parts_of(item.group) for item in self.items))
+        listed = ", ".join(f"{part} ({counts[part]})" for part in counts if part != "all")
+        advice = f"For answers to one part of the questions add --amber.part: {listed}."
+        if counts[GENERATIVE]:
+            alone = f"For answers to the {counts[GENERATIVE]} descriptions alone add --amber.part"
+            return f"{alone} {GENERATIVE}. {advice}"
+        return advice
 
     @cached_property
     def related(self) -> dict[str, list[str]]:
@@ -238,8 +257,7 @@ class AMBER(Benchmark):
         items = []
         for name, query in queries.items():
             item = _parse_item(query, annotations[name], self.related)
-            kind = GENERATIVE if item.group == GENERATIVE else "discriminative"
-            if self.config.part in ("all", kind):
+            if self.config.part in parts_of(item.group):
                 items.append(item)
         if not items:
             raise DataError(

@@ -55,6 +55,8 @@ METRICS = (
 )
 FIELDS = ("context", "question", "reference", "answer", "category")
 SYSTEM = "You check the quality of answers, helpfully and precisely."
+# What the release sends with the rule file (`eval/gpt4_grpc.py`).
+RELEASE_SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
 # Order and markers of the release's prompt. Its wording is in the rule file, which the user names.
 FRAME = (
     "[Context]\n{context}\n\n[Question]\n{question}\n\n"
@@ -195,14 +197,15 @@ class LLaVABench(Benchmark):
 
     def _request(self, answer: Answer) -> Request:
         row = self.rows[answer.id]
-        text = self.judge_prompts[row["category"]].fill(
+        prompt = self.judge_prompts[row["category"]]
+        text = prompt.fill(
             context=describe_image(self.contexts[context_id(row["image"])]),
             question=row["text"],
             reference=self.references[answer.id]["text"],
             category=row["category"],
             answer=answer.text,
         )
-        return Request(answer.id, text, system=SYSTEM)
+        return Request(answer.id, text, system=SYSTEM if prompt.is_shipped else RELEASE_SYSTEM)
 
     @property
     def judged(self) -> bool:
@@ -320,7 +323,7 @@ def _rule_prompts(path: Path) -> dict[str, JudgePrompt]:
             rule = rules[category]
             if "{" in rule["prompt"]:
                 raise ValueError(f"the prompt of {category} has a brace; a rule is not a template")
-            text = FRAME % {"role": rule["role"]} + rule["prompt"]
+            text = FRAME % {"role": rule["role"]} + rule["prompt"] + "\n\n"
             prompts[category] = JudgePrompt(f"{path.name} {category}", text, FIELDS)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

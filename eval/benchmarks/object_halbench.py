@@ -39,6 +39,7 @@ from eval.benchmarks.contract import (
     chair_ratios,
     in_order,
     judge_manifest,
+    without_images,
 )
 from eval.chair import ObjectVocabulary, TaggedWord, count_words, score_answer
 from eval.coco import coco_id, find_annotations, load_truth
@@ -69,15 +70,18 @@ SHORT = 3  # words
 TAGGER = "en_core_web_trf"  # the release's
 NO_TAGGER = (
     "object_halbench.tagger: {name} cannot be used: {error} "
-    "Install it with `python -m spacy download {name}`."
+    "Install it with `python -m spacy download {name}`. Without a tagger, 'wooden table' names no "
+    "table: give --object-halbench.tagger none for such scores, which lose recall and are compared "
+    "with their like alone."
 )
+NO_PIPELINE = "none"
 
 
 class Tagger(NamedTuple):
     """An installed spaCy pipeline; an empty name stands for none."""
 
     name: str = ""
-    label: str = "none"  # name and version, for the manifest
+    label: str = NO_PIPELINE  # name and version, for the manifest
 
 
 class ObjectHalBench(Benchmark):
@@ -136,7 +140,7 @@ class ObjectHalBench(Benchmark):
 
     @cached_property
     def tagger(self) -> Callable[[str], Iterable[TaggedWord]] | None:
-        """The reader of the judge's names; None reads nouns by the built-in rules."""
+        """The reader of the judge's names; None takes every word for a noun."""
         return load_tagger(self.pipeline.name) if self.pipeline.name else None
 
     @property
@@ -148,16 +152,19 @@ class ObjectHalBench(Benchmark):
         """Return a request to list the objects of each answer, except the shortest answers."""
         if not self.by_judge:
             return []
-        schema = SCHEMA if self.judge.structured else ""
+        ordered = in_order(self.prompts, answers)
         return [
-            Request(
-                prompt.id,
-                self.prompt.fill(question=prompt.question, answer=answer.text),
-                schema=schema,
-            )
-            for prompt, answer in zip(self.prompts, in_order(self.prompts, answers), strict=True)
+            self._request(prompt, answer)
+            for prompt, answer in zip(self.prompts, ordered, strict=True)
             if not _is_short(answer.text)
         ]
+
+    def _request(self, prompt: Prompt, answer: Answer) -> Request:
+        text = self.prompt.fill(question=prompt.question, answer=answer.text)
+        schema = SCHEMA if self.judge.structured else ""
+        if self.prompt.is_shipped:
+            return Request(prompt.id, text, schema=schema)
+        return Request(prompt.id, "", system=text, schema=schema)  # as the release asks
 
     @staticmethod  # so that it is sent to the clients without the images
     def readable(text: str) -> bool:
@@ -244,11 +251,14 @@ class ObjectHalBench(Benchmark):
             "truth": self.truth.digest(int(prompt.id) for prompt in self.prompts),
             "lemmatizer": self.vocabulary.lemmatizer,
             "decoding": self.decoding,
+            **without_images(self.prompts),
         }
         if not self.by_judge:
             return manifest | {"words": "NLTK's tokens"}
-        structured = {"structured": self.judge.structured, "tagger": self.pipeline.label}
-        return manifest | structured | judge_manifest(self.judge, self.prompt)
+        manifest |= {"structured": self.judge.structured, "tagger": self.pipeline.label}
+        if not self.prompt.is_shipped:
+            manifest["prompt_role"] = "system"
+        return manifest | judge_manifest(self.judge, self.prompt)
 
 
 def _chair_rates(judged: Iterable[JudgedAnswer]) -> dict[str, float | None]:
@@ -257,7 +267,7 @@ def _chair_rates(judged: Iterable[JudgedAnswer]) -> dict[str, float | None]:
 
 
 def read_questions(path: Path) -> list[Prompt]:
-    """Read the release's question file and check that every image decodes.
+    """Read the release's question file and check that every image in it decodes.
 
     Raises:
         DataError: the message names the file, and the line that cannot be used.
@@ -269,10 +279,12 @@ def read_questions(path: Path) -> list[Prompt]:
         raise DataError(
             f"object_halbench.questions = {str(path)!r} cannot be read: {error.strerror}."
         ) from error
+    # Files of answers are scored without images, if no line has one.
+    has_images = any(b'"image"' in line for _, line in lines)
     prompts: dict[str, Prompt] = {}
     for number, line in lines:
         position = f"{path}, line {number}"
-        prompt = _parse_question(line, position)
+        prompt = _parse_question(line, position, has_images=has_images)
         if prompt.id in prompts:
             raise DataError(
                 f"{position}: image {prompt.id} has a question already; expected one per image."
@@ -286,13 +298,16 @@ def read_questions(path: Path) -> list[Prompt]:
 
 
 def find_tagger(name: str) -> Tagger:
-    """Find a spaCy pipeline by name or folder.
+    """Find a spaCy pipeline by name or folder; without a name, the release's.
 
-    Without a name this is the release's pipeline if it is installed, else none.
+    The name `none` asks for the built-in rules, by which every word of a name is a noun. Attributes
+    that a judge leaves in a name then hide its object, and recall is lost.
 
     Raises:
-        ConfigError: the named pipeline is not installed.
+        ConfigError: the pipeline is not installed.
     """
+    if name == NO_PIPELINE:
+        return Tagger()
     package = name or TAGGER
     meta_file = Path(package).expanduser() / "meta.json"
     try:
@@ -302,10 +317,7 @@ def find_tagger(name: str) -> Tagger:
             return Tagger(str(meta_file.parent), label)
         return Tagger(package, f"{package} {importlib.metadata.version(package)}")
     except (importlib.metadata.PackageNotFoundError, ValueError, KeyError) as error:
-        if name:
-            raise ConfigError(NO_TAGGER.format(name=name, error=repr(error))) from error
-    logger.warning("%s is not installed: every word of an object's name counts as a noun", TAGGER)
-    return Tagger()
+        raise ConfigError(NO_TAGGER.format(name=package, error=repr(error))) from error
 
 
 def load_tagger(name: str) -> Callable[[str], Iterable[TaggedWord]]:
@@ -324,14 +336,17 @@ def load_tagger(name: str) -> Callable[[str], Iterable[TaggedWord]]:
     return functools.cache(lambda text: list(pipeline(text)))
 
 
-def _parse_question(line: bytes, position: str) -> Prompt:
+def _parse_question(line: bytes, position: str, *, has_images: bool) -> Prompt:
     try:
         row = json.loads(line)
+        if not has_images:
+            row["image"] = ""
         image_id, question, image = (row[name] for name in COLUMNS)
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"question {question!r}: expected a text")
         data = base64.b64decode(image, validate=True)
-        decode_image(data)
+        if has_images:
+            decode_image(data)
         return Prompt(str(coco_id(image_id)), data, question)
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"

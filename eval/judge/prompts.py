@@ -14,6 +14,7 @@ from pathlib import Path
 from rlhfv_ray.errors import ConfigError
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
+SHIPPED = "rlhfv-ray "  # begins the names of this project's prompts
 FIELD = re.compile(r"\{(\w*)\}")
 
 
@@ -39,7 +40,6 @@ class JudgePrompt:
             ConfigError: the file is missing, has other fields, or leaves out the answer.
         """
         file = find_prompt(path, default)
-        is_shipped = file.parent == PROMPTS
         try:
             template = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -55,7 +55,13 @@ class JudgePrompt:
                 f"judge.prompt = {str(file)!r} has the fields {names}. Fields are {allowed}, or "
                 "{} for each of them in this order."
             )
-        return cls(f"rlhfv-ray {file.stem}" if is_shipped else file.name, template, fields)
+        name = f"{SHIPPED}{file.stem}" if file.parent == PROMPTS else file.name
+        return cls(name, template, fields)
+
+    @property
+    def is_shipped(self) -> bool:
+        """Return True if the wording is this project's, False if it is the user's file."""
+        return self.name.startswith(SHIPPED)
 
     @cached_property
     def digest(self) -> str:

@@ -9,24 +9,30 @@ from typing import Any
 from rlhfv_ray.endpoint.records import Reply, Request, digest
 from rlhfv_ray.errors import DataError, JudgeError
 
+HEAD = 100  # characters at the start of a file that show its layout
+
 
 class ReplayJudge:
     """Verdicts recorded earlier, by the wording of their request, which includes the answer.
 
     A file of the RLHF-V release has the judge's replies alone, in the order of the answers: whole
     responses of OpenAI's (MMHal-Bench), or rows with a `content` (LLaVA Bench). Each is the verdict
-    on the request at its place.
+    on the request at its place. Object HalBench's file (hall_*.json) has the objects of each
+    answer under the image's id.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.verdicts: dict[str, list[Reply]] = {}
         self.replies: list[Reply] = []  # of a release's file
+        self.objects: dict[str, Reply] = {}  # of Object HalBench's file, by image id
         try:
             rows = _read_rows(path)
             for row in rows:
                 if "asked" in row:
                     self.verdicts[row["asked"]] = [Reply(**verdict) for verdict in row["verdicts"]]
+                elif "mscoco_generated_words" in row:
+                    self.objects[str(row["image_id"])] = Reply("ok", json.dumps(row["words"]))
                 else:
                     self.replies.append(_release_reply(row))
         except (DataError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -36,11 +42,15 @@ class ReplayJudge:
             ) from error
 
     def match(self, requests: Sequence[Request]) -> None:
-        """Give the replies of a release's file to the requests, by place.
+        """Give the replies of a release's file to the requests, by image id or by place.
 
         Raises:
             DataError: there are more or fewer replies than requests.
         """
+        for request in requests:
+            image = request.id.rpartition("/")[2]  # after the model's name
+            if image in self.objects:
+                self.verdicts[digest(request)] = [self.objects[image]]
         if not self.replies:
             return
         if len(self.replies) != len(requests):
@@ -79,10 +89,15 @@ class ReplayJudge:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of JSON lines, or of one JSON list."""
+    """Return the rows of JSON lines, of one JSON list, or of Object HalBench's file."""
     text = path.read_text(encoding="utf-8")
     if text.lstrip().startswith("["):
         return json.loads(text)
+    if '"sentences"' in text[:HEAD]:
+        record = json.loads(text)
+        if not record["overall_metrics"]["all_gpt_used_tokens"]:
+            raise DataError("it was made without a judge; score its answers in rule mode")
+        return record["sentences"]
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 

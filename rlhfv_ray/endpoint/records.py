@@ -72,7 +72,8 @@ class Request:
         picture = [{"type": "image_url", "image_url": {"url": self.image}}]
         content: Any = [*picture, {"type": "text", "text": self.text}] if self.image else self.text
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": content}]
+        user = [{"role": "user", "content": content}] if content or not system else []
+        return [*system, *user]
 
 
 class Usage(NamedTuple):

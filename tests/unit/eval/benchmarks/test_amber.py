@@ -395,7 +395,20 @@ def test_a_repository_is_as_good_as_its_data_folder(tmp_path: Path) -> None:
     benchmark = AMBER(AMBERConfig(str(tmp_path)), decoding={})
     assert [item.id for item in benchmark.items] == [*"12345678"]
     assert "2 descriptions alone add --amber.part generative" in benchmark.answers_hint
+    assert (
+        "discriminative (6), existence (1), attribute (3), relation (2)" in benchmark.answers_hint
+    )
     assert AMBER(AMBERConfig(str(tmp_path), part="generative"), decoding={}).answers_hint == ""
+
+
+@pytest.mark.parametrize(
+    ("part", "ids"), [("existence", "3"), ("attribute", "456"), ("relation", "78")]
+)
+def test_one_dimension_of_the_questions(tmp_path: Path, part: str, ids: str) -> None:
+    """Catches: answers to one of AMBER's discriminative files that are refused."""
+    scores = score(amber(write(tmp_path), part))
+    assert [item.answer.id for item in scores.answers] == [*ids]
+    assert scores.rates()["n"] == len(ids)
 
 
 def test_f1_of_rounded_parts() -> None:

@@ -99,8 +99,12 @@ def test_llava_bench_takes_the_official_rules(tmp_path: Path) -> None:
     assert benchmark.requests(answers)[1].text == (
         "[Context]\nA dog.\n\ndog: [0, 0, 1, 1]\n\n[Question]\nQ1?\n\n"
         "[Assistant 1]\nReference 1.\n\n[End of Assistant 1]\n\n"
-        "[Assistant 2]\n{reference}\n\n[End of Assistant 2]\n\n[System]\nRules for detail."
+        "[Assistant 2]\n{reference}\n\n[End of Assistant 2]\n\n[System]\nRules for detail.\n\n"
     )
+    system, _ = benchmark.requests(answers)[1].messages()
+    assert system["role"] == "system" and system["content"].startswith("You are a helpful and")
+    ours, _ = llava(tmp_path).requests(answers)[1].messages()
+    assert ours["content"].startswith("You check the quality")
     (tmp_path / "rule.json").write_text('{"conv": {}}')
     with pytest.raises(ConfigError, match="no rule file"):
         _ = llava(tmp_path, replace(JUDGE, prompt=str(tmp_path / "rule.json"))).judge_prompts

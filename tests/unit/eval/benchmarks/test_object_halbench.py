@@ -4,6 +4,7 @@ The release's figures, missing verdicts, and answers that try to instruct the ju
 """
 
 import base64
+import importlib.util
 import io
 import json
 import pickle
@@ -69,7 +70,11 @@ def benchmark(
     captions: Sequence[tuple[int, str]] = ((1, "A kitchen."), (2, "A cat."), (3, "A red car.")),
     **settings: Any,
 ) -> ObjectHalBench:
-    """On images 1, 2 and 3, with a dog, a cat and a car in them, unless others are given."""
+    """On images 1, 2 and 3, with a dog, a cat and a car in them, unless others are given.
+
+    Names are read without a tagger, which the tests do not need to have installed.
+    """
+    settings.setdefault("tagger", "none")
     coco = write_annotations(folder / "coco", instances, captions)
     images = list(dict.fromkeys(image for image, _ in captions))
     questions = settings.pop("questions", None) or question_file(folder, images)
@@ -421,9 +426,13 @@ def test_the_official_prompt_fits(tmp_path: Path) -> None:
         '<image> {question}\n[Start]\n{answer}\n[End]\nA JSON list: ["object_1", ..., "object_n"].'
     )
     scored = benchmark(tmp_path, replace(JUDGE, prompt=str(official)))
-    assert scored.requests(THREE)[0].text.startswith(
-        f"<image> {QUESTION}\n[Start]\n{THREE[0].text}\n[End]"
-    )
+    (message,) = scored.requests(THREE)[0].messages()
+    assert message["role"] == "system"  # and nothing else, as the release asks
+    assert message["content"].startswith(f"<image> {QUESTION}\n[Start]\n{THREE[0].text}\n[End]")
+    (ours,) = benchmark(tmp_path).requests(THREE)[0].messages()
+    assert ours["role"] == "user"
+    with pytest.raises(DataError, match="prompt_role: None against 'system'"):
+        check_comparable(benchmark(tmp_path).manifest(), scored.manifest())
     first = scored.manifest()["judge"]
     official.write_text("{question} {answer}")
     second = benchmark(tmp_path, replace(JUDGE, prompt=str(official))).manifest()["judge"]
@@ -439,6 +448,22 @@ def test_prompts_are_the_file_s(tmp_path: Path) -> None:
     assert {prompt.question for prompt in scored.prompts} == {QUESTION}
     assert scored.prompts[1].image == base64.b64decode(image_of(1))
     assert scored.score(THREE, verdicts_of({1: [], 2: [], 3: []})).rates()["object_recall"] == 0
+
+
+def test_answers_are_scored_without_images(tmp_path: Path) -> None:
+    """Catches: images demanded where only texts are read; such scores compared with others."""
+    path = question_file(tmp_path, [1, 2, 3])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    bare = tmp_path / "bare.jsonl"
+    for row in rows:
+        del row["image"]
+    bare.write_text("\n".join(map(json.dumps, rows)))
+    blind = benchmark(tmp_path, mode="rule", questions=bare)
+    seen = benchmark(tmp_path, mode="rule", questions=path)
+    assert not blind.has_images and seen.has_images
+    assert blind.score(THREE, {}).rates() == seen.score(THREE, {}).rates()
+    with pytest.raises(DataError, match="images: 'not given' against None"):
+        check_comparable(blind.manifest(), seen.manifest())
 
 
 @pytest.mark.parametrize(
@@ -531,6 +556,12 @@ def test_manifests_differ_where_scores_do(tmp_path: Path) -> None:
     check_comparable(rule, manifest("k", replace(JUDGE, model="other"), mode="rule"))
 
 
-def test_no_tagger_is_told() -> None:
-    """Catches: scores with and without the release's tagger look alike."""
-    assert find_tagger("").label.split()[0] in ("none", "en_core_web_trf")
+def test_no_tagger_is_an_error_unless_asked_for() -> None:
+    """Catches: attributes that hide nouns, although nobody chose to read names without a tagger."""
+    assert find_tagger("none") == ("", "none")
+    if importlib.util.find_spec("en_core_web_trf"):
+        assert find_tagger("").name == "en_core_web_trf"
+        return
+    with pytest.raises(ConfigError, match="spacy download en_core_web_trf") as caught:
+        find_tagger("")
+    assert "--object-halbench.tagger none" in str(caught.value)

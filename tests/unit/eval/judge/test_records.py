@@ -78,3 +78,24 @@ def test_replies_of_the_release_are_matched_by_place(tmp_path: Path) -> None:
         path.write_text(json.dumps([{"choices": [{"message": {"content": content}}]}]))
         with pytest.raises(DataError, match="no file of a judge's replies"):
             ReplayJudge(path)
+
+
+def test_object_halbench_s_file_is_replayed_by_image(tmp_path: Path) -> None:
+    """Catches: extractions that were paid for and cannot be used; short answers that shift them."""
+    path = tmp_path / "hall_answers_-1.json"
+    sentences = [
+        {"image_id": image, "caption": "x", "mscoco_generated_words": [], "words": [word]}
+        for image, word in ((42, "dog"), (7, "cat"), (60623, "car"))
+    ]
+    record = {"sentences": sentences, "overall_metrics": {"all_gpt_used_tokens": {"total": 9}}}
+    path.write_text(json.dumps(record, indent=4))
+    judge = ReplayJudge(path)
+    requests = [Request("model/60623", "a"), Request("model/42", "b")]  # 7's answer is short
+    judge.match(requests)
+    assert [judge(request).text for request in requests] == ['["car"]', '["dog"]']
+    with pytest.raises(JudgeError, match="no recorded verdict on this answer 'model/5'"):
+        judge(Request("model/5", "c"))
+    record["overall_metrics"]["all_gpt_used_tokens"] = {}
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match="without a judge"):
+        ReplayJudge(path)
