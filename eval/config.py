@@ -1,6 +1,6 @@
 """The settings of an evaluation; field docstrings are the help of the command line."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,19 @@ from rlhfv_ray.config import (
 )
 
 BenchmarkName = Literal[
-    "shapes", "object_halbench", "mmhal_bench", "llava_bench", "pope", "amber", "chair"
+    "shapes",
+    "object_halbench",
+    "mmhal_bench",
+    "llava_bench",
+    "pope",
+    "amber",
+    "chair",
+    "mme",
+    "hallusion_bench",
+    "llava_wild",
+    "refomb",
 ]
+API = "api"  # stands for the model of --endpoint among the models
 # The settings of the release (Muffin, eval/muffin_inference_logp.py and its siblings).
 RELEASED_DECODING = GenerationConfig(max_new_tokens=1024, beams=3, repetition_penalty=1.1)
 
@@ -158,6 +169,52 @@ class ChairConfig:
 
 
 @dataclass(frozen=True)
+class MMEConfig:
+    """MME's hallucination subset: existence, count, position and color. No judge is needed."""
+
+    data: str = ""
+    """MME_Benchmark_release_version, or the folder of the hub's Parquet files, or the evaluation
+    tool's Your_Results, which has no images: then files of answers are scored."""
+
+
+@dataclass(frozen=True)
+class HallusionBenchConfig:
+    """HallusionBench: yes/no questions about figures and edited figures. No judge is needed."""
+
+    questions: str = ""
+    """The file HallusionBench.json."""
+    images: str = ""
+    """Folder with its images: VD and VS. Files of answers are scored without it."""
+    part: Literal["all", "figures"] = "all"
+    """`all`: also the questions without a figure, which no model here answers, but files of answers
+    may. `figures`: only questions about a figure."""
+
+
+@dataclass(frozen=True)
+class LLaVAWildConfig:
+    """LLaVA Bench (in the wild): 60 questions about 24 images, scored by a judge."""
+
+    questions: str = ""
+    """The file questions.jsonl."""
+    references: str = ""
+    """The file answers_gpt4.jsonl."""
+    context: str = ""
+    """The file context.jsonl: captions, which show the judge the image as text."""
+    images: str = ""
+    """Folder of its images. Files of answers are scored without it."""
+
+
+@dataclass(frozen=True)
+class RefoMBConfig:
+    """RefoMB: a judge compares the answer with another model's, by a description of the image."""
+
+    questions: str = ""
+    """gpt4v_RefoMB_dev_0521.jsonl of RLAIF-V: questions, descriptions and GPT-4V's answers."""
+    images: str = ""
+    """Folder of its images, named as in image_url. Files of answers are scored without it."""
+
+
+@dataclass(frozen=True)
 class ShapesBenchConfig:
     """The built-in benchmark: drawn pictures whose truth is known."""
 
@@ -189,6 +246,10 @@ class BenchmarkFiles:
     pope: POPEConfig = field(default_factory=POPEConfig)
     amber: AMBERConfig = field(default_factory=AMBERConfig)
     chair: ChairConfig = field(default_factory=ChairConfig)
+    mme: MMEConfig = field(default_factory=MMEConfig)
+    hallusion_bench: HallusionBenchConfig = field(default_factory=HallusionBenchConfig)
+    llava_wild: LLaVAWildConfig = field(default_factory=LLaVAWildConfig)
+    refomb: RefoMBConfig = field(default_factory=RefoMBConfig)
 
     def with_shapes(self, shapes: ShapesBenchConfig) -> "BenchmarkSettings":
         """Add the shapes benchmark, which needs no files."""
@@ -255,7 +316,8 @@ class EvalConfig(BenchmarkSettings):
 
     model: tuple[str, ...] = ()
     """Hugging Face folders or hub names. `shapes` is the built-in model, `api` the model of
-    --endpoint. The first one is the base, with which the others are compared."""
+    --endpoint. `api:NAME` is another model there, and `api:NAME@URL` one behind another server
+    that takes the same key. The first one is the base, with which the others are compared."""
     answers: tuple[str, ...] = ()
     """Files of answers in the release's formats, instead of models. They need exactly one
     benchmark."""
@@ -301,11 +363,33 @@ class EvalConfig(BenchmarkSettings):
             "custom, as generation fields are set too",
         )
         check_setting(
-            "api" not in self.model or bool(self.endpoint.model),
+            API not in self.model or bool(self.endpoint.model),
             "endpoint.model",
             self.endpoint.model,
             "set for model api",
         )
+        for path in self.model:
+            server = self.endpoint_of(path)
+            check_setting(server is None or bool(server.model), "model", path, "api:NAME@URL")
+
+    def endpoint_of(self, path: str) -> EndpointConfig | None:
+        """Return the endpoint that `api`, `api:NAME` or `api:NAME@URL` stands for, else None.
+
+        Example:
+            >>> config = EvalConfig(model=("api:base@http://a/v1", "api:org/model"))
+            >>> config.endpoint_of("api:base@http://a/v1").base_url
+            'http://a/v1'
+            >>> config.endpoint_of("api:org/model").model, config.endpoint_of("org/model")
+            ('org/model', None)
+        """
+        kind, separator, rest = path.partition(":")
+        if kind != API:
+            return None
+        if not separator:
+            return self.endpoint
+        name, _, address = rest.partition("@http")  # a model's own name may have an @
+        base_url = f"http{address}" if address else self.endpoint.base_url
+        return replace(self.endpoint, model=name, base_url=base_url)
 
     @property
     def decoded(self) -> GenerationConfig:

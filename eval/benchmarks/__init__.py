@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 from eval.benchmarks.amber import AMBER
 from eval.benchmarks.chair_coco import ChairCoco
 from eval.benchmarks.contract import Benchmark
+from eval.benchmarks.hallusion_bench import HallusionBench
 from eval.benchmarks.llava_bench import LLaVABench
+from eval.benchmarks.llava_wild import LLaVAWild
+from eval.benchmarks.mme import MME
 from eval.benchmarks.mmhal_bench import MMHalBench
 from eval.benchmarks.object_halbench import ObjectHalBench
 from eval.benchmarks.pope import POPE
+from eval.benchmarks.refomb import RefoMB
 from eval.benchmarks.shapes import ShapesBenchmark
 from eval.config import BenchmarkSettings
 from rlhfv_ray.errors import ConfigError
@@ -55,6 +59,14 @@ BENCHMARKS: Mapping[str, Callable[[BenchmarkSettings, Setup], Benchmark]] = {
         config.chair, cache=setup.storage / "coco", decoding=setup.decoding
     ),
     AMBER.name: lambda config, setup: AMBER(config.amber, decoding=setup.decoding),
+    MME.name: lambda config, setup: MME(config.mme, decoding=setup.decoding),
+    HallusionBench.name: lambda config, setup: HallusionBench(
+        config.hallusion_bench, decoding=setup.decoding
+    ),
+    LLaVAWild.name: lambda config, setup: LLaVAWild(
+        config.llava_wild, config.judge, decoding=setup.decoding
+    ),
+    RefoMB.name: lambda config, setup: RefoMB(config.refomb, config.judge, decoding=setup.decoding),
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from eval.benchmarks.contract import (
     WORDS,
@@ -29,7 +29,7 @@ from eval.benchmarks.contract import (
     without_images,
 )
 from eval.chair import count_words
-from eval.config import JudgeConfig, LLaVABenchConfig
+from eval.config import JudgeConfig, LLaVABenchConfig, LLaVAWildConfig
 from eval.inputs.images import image_bytes
 from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from eval.judge.prompts import JudgePrompt, find_prompt
@@ -139,20 +139,25 @@ class LLaVABench(Benchmark):
     """The benchmark's questions, references and contexts, from the user's copies of its files."""
 
     name = "llava_bench"
+    context_fields: ClassVar[tuple[str, ...]] = ("id", "captions", "instances")
+    rule_prefix: ClassVar[str] = ""  # of categories in the release's rule file
 
     def __init__(
-        self, config: LLaVABenchConfig, judge: JudgeConfig, *, decoding: dict[str, Any]
+        self,
+        config: LLaVABenchConfig | LLaVAWildConfig,
+        judge: JudgeConfig,
+        *,
+        decoding: dict[str, Any],
     ) -> None:
         self.config = config
         self.judge = judge
         self.decoding = decoding
         question_fields = ("question_id", "image", "text", "category")
-        self.rows = _read_rows(config.questions, question_fields, "questions")
-        self.references = _read_rows(config.references, ("question_id", "text"), "references")
-        contexts = read_json_rows(
-            config.context, ("id", "captions", "instances"), what="llava_bench.context"
-        )
-        self.contexts = {context_id(row["id"]): row for row in contexts}
+        self.rows = _read_rows(config.questions, question_fields, f"{self.name}.questions")
+        references = f"{self.name}.references"
+        self.references = _read_rows(config.references, ("question_id", "text"), references)
+        contexts = read_json_rows(config.context, self.context_fields, what=f"{self.name}.context")
+        self.contexts = {context_id(row[self.context_fields[0]]): row for row in contexts}
         self._check_files_fit()
 
     def _check_files_fit(self) -> None:
@@ -161,13 +166,13 @@ class LLaVABench(Benchmark):
         unmatched += [name for name in self.references if name not in self.rows]
         if unmatched:
             raise DataError(
-                "llava_bench.references does not fit llava_bench.questions: "
+                f"{self.name}.references does not fit {self.name}.questions: "
                 f"question_id {unmatched[0]} is in only one of them."
             )
         for name, row in self.rows.items():
             if context_id(row["image"]) not in self.contexts:
                 raise DataError(
-                    f"llava_bench.context has no row for image {row['image']!r} "
+                    f"{self.name}.context has no row for image {row['image']!r} "
                     f"of question {name}. Use the context file of these questions."
                 )
 
@@ -176,7 +181,7 @@ class LLaVABench(Benchmark):
         """The judge's prompt by category: from the release's rule file, or one prompt for all."""
         path = find_prompt(self.judge.prompt, "llava.txt", "llava.json")
         if path.suffix in (".json", ".jsonfile"):
-            return _rule_prompts(path)
+            return _rule_prompts(path, self.rule_prefix)
         prompt = JudgePrompt.load(self.judge.prompt, default="llava.txt", fields=FIELDS)
         return dict.fromkeys(CATEGORIES, prompt)
 
@@ -199,13 +204,17 @@ class LLaVABench(Benchmark):
         row = self.rows[answer.id]
         prompt = self.judge_prompts[row["category"]]
         text = prompt.fill(
-            context=describe_image(self.contexts[context_id(row["image"])]),
+            context=self.describe(self.contexts[context_id(row["image"])]),
             question=row["text"],
             reference=self.references[answer.id]["text"],
             category=row["category"],
             answer=answer.text,
         )
         return Request(answer.id, text, system=SYSTEM if prompt.is_shipped else RELEASE_SYSTEM)
+
+    def describe(self, context: JsonRow) -> str:
+        """Return the description of an image for the judge."""
+        return describe_image(context)
 
     @property
     def judged(self) -> bool:
@@ -260,8 +269,7 @@ class LLaVABench(Benchmark):
                 prompt.id,
                 prompt.question,
                 self.references[prompt.id]["text"],
-                context["captions"],
-                context["instances"],
+                *(context[name] for name in self.context_fields[1:]),
             ]
             digest.update(json.dumps(texts, sort_keys=True).encode() + prompt.image)
         judge = judge_manifest(self.judge, self.judge_prompts[CATEGORIES[0]])
@@ -302,8 +310,7 @@ def _mean_pair(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return sum(references) / len(pairs), sum(ours) / len(pairs)
 
 
-def _read_rows(path: str, fields: Sequence[str], name: str) -> dict[str, JsonRow]:
-    setting = f"llava_bench.{name}"
+def _read_rows(path: str, fields: Sequence[str], setting: str) -> dict[str, JsonRow]:
     rows = index_by(read_json_rows(path, fields, what=setting), "question_id", what=setting)
     for question, row in rows.items():
         if row.get("category", CATEGORIES[0]) not in CATEGORIES:
@@ -314,19 +321,20 @@ def _read_rows(path: str, fields: Sequence[str], name: str) -> dict[str, JsonRow
     return rows
 
 
-def _rule_prompts(path: Path) -> dict[str, JudgePrompt]:
+def _rule_prompts(path: Path, prefix: str) -> dict[str, JudgePrompt]:
     """Build the judge's prompts from the release's rule file, which has one rule per category."""
     prompts: dict[str, JudgePrompt] = {}
     try:
         rules = json.loads(path.read_text())
         for category in CATEGORIES:
-            rule = rules[category]
+            rule = rules[prefix + category]
             if "{" in rule["prompt"]:
                 raise ValueError(f"the prompt of {category} has a brace; a rule is not a template")
             text = FRAME % {"role": rule["role"]} + rule["prompt"] + "\n\n"
             prompts[category] = JudgePrompt(f"{path.name} {category}", text, FIELDS)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"judge.prompt = {str(path)!r} is no rule file with {', '.join(CATEGORIES)}: {error!r}"
+            f"judge.prompt = {str(path)!r} is no rule file with "
+            f"{', '.join(prefix + category for category in CATEGORIES)}: {error!r}"
         ) from error
     return prompts

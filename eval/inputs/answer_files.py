@@ -9,6 +9,9 @@
 | CHAIR and OPERA | image_id, caption |
 | MMHal-Bench | image_id, question, gt_answer, model_answer |
 | lmms-eval's samples | doc_id, target, filtered_resps |
+| HallusionBench | category, subcategory, set_id, figure_id, question_id, model_prediction |
+| MME | a line of TASK.txt: image, question, truth and answer, separated by tabs |
+| RefoMB | image_url, question, answer |
 
 Rows are matched by id where their ids are the benchmark's. Otherwise they are matched by their
 place in the file, if that many rows ask the same questions in the same order.
@@ -16,6 +19,7 @@ place in the file, if that many rows ask the same questions in the same order.
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +29,13 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 
 IDS = ("id", "question_id", "image_id", "image", "doc_id")
-TEXTS = ("text", "answer", "model_answer", "response", "caption", "filtered_resps", "resps")
+TEXTS = ("text", "answer", "model_answer", "model_prediction", "response", "caption")
+TEXTS += ("filtered_resps", "resps")  # of lmms-eval
 QUESTIONS = ("prompt", "question", "query", "input")
-ENDINGS = (".jsonl", ".json")
+KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id")  # one id in five fields
+TABLE = ".txt"  # ending of MME's files
+TABLE_COLUMNS = 4
+ENDINGS = (".jsonl", ".json", TABLE)
 ROW_NUMBERS = "doc_id"  # lmms-eval's number of a row, in place of an id
 
 log = logging.getLogger(__name__)
@@ -95,6 +103,8 @@ def _read(path: Path) -> list[Row]:
     Raises:
         DataError: no field of `TEXTS` is in every row, or a row holds no text there.
     """
+    if path.suffix == TABLE:
+        return _read_table(path)
     rows = read_json_rows(path, (), what="answers")
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"answers = {str(path)!r}: expected JSON objects, one for each answer.")
@@ -109,11 +119,41 @@ def _read(path: Path) -> list[Row]:
     ]
 
 
+def _read_table(path: Path) -> list[Row]:
+    """Read a file of MME's; the id of a question is its image and its number there.
+
+    Raises:
+        DataError: the file cannot be read, or a line has no answer.
+    """
+    source = f"answers = {str(path)!r}"
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{source} cannot be read: {error}") from error
+    seen: Counter[str] = Counter()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        cells = line.split("\t")
+        if not line.strip():
+            continue
+        if len(cells) != TABLE_COLUMNS:
+            raise DataError(
+                f"{source}, line {number}: {len(cells)} columns; expected image, question, truth "
+                "and answer, separated by tabs."
+            )
+        image = Path(cells[0]).stem
+        seen[image] += 1
+        rows.append(Row({"id": f"{image}_{seen[image]}"}, cells[1], cells[3]))
+    return rows
+
+
 def _parse(row: JsonRow, field: str, source: str) -> Row:
     text = row[field]
     while isinstance(text, list) and len(text) == 1:  # lmms-eval's replies are lists of one
         text = text[0]
     ids = {name: str(row[name]) for name in IDS if row.get(name) is not None}
+    if all(name in row for name in KEYS):
+        ids["id"] = "_".join(str(row[name]) for name in KEYS)
     if not isinstance(text, str):
         known = "".join(f", {name} {value}" for name, value in ids.items())
         raise DataError(f"{source}{known}: {field} = {text!r} is no text.")

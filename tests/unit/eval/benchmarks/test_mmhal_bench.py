@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from eval.benchmarks.contract import compare
-from eval.benchmarks.llava_bench import LLaVABench
+from eval.benchmarks.contract import Benchmark, compare
 from eval.benchmarks.mmhal_bench import TYPES, MMHalBench, mmhal_scores, read_rating, release_rating
 from eval.config import JudgeConfig, MMHalBenchConfig
 from rlhfv_ray.endpoint.records import Reply
@@ -123,7 +122,7 @@ def mmhal(
     return MMHalBench(config, judge, decoding={})
 
 
-def score(benchmark: MMHalBench | LLaVABench, texts: Sequence[str | Sequence[str] | Reply]) -> Any:
+def score(benchmark: Benchmark, texts: Sequence[str | Sequence[str] | Reply]) -> Any:
     answers = [Answer(prompt.id, prompt.question, "two words") for prompt in benchmark.prompts]
     votes = [[text] if isinstance(text, str | Reply) else text for text in texts]
     verdicts = {
