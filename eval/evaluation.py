@@ -20,7 +20,7 @@ from rich.console import Console
 
 from eval.benchmarks import make_benchmark
 from eval.benchmarks.contract import Benchmark, Scores
-from eval.config import BenchmarkSettings, EvalConfig
+from eval.config import API, BenchmarkSettings, EvalConfig
 from eval.inputs.answer_files import read_answer_file
 from eval.inputs.endpoint_answers import check_decoding, endpoint_answers
 from eval.judge.records import verdict_rows
@@ -54,14 +54,12 @@ from rlhfv_ray.storage.stages import Stage, run_stages
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import open_run_folder
 
-API = "api"  # stands for the model of --endpoint among the models
-
 
 @dataclass(frozen=True)
 class Candidate:
     """One model to evaluate: a checkpoint, a model behind an API, or a file of its answers."""
 
-    path: str  # of the checkpoint or of the file; `api` for a model behind an API
+    path: str  # of the checkpoint or of the file; `api`, `api:NAME@URL` for a model behind an API
     model: ModelConfig | None = None  # how the checkpoint is loaded
     inputs: Mapping[str, Any] | None = None  # identify the checkpoint; None: digests of its files
     endpoint: EndpointConfig | None = None  # the API
@@ -202,8 +200,8 @@ def _check_images(benchmark: Benchmark, candidates: Iterable[Candidate]) -> None
     answering = [item for item in candidates if item.model is not None or item.endpoint is not None]
     if answering and benchmark.name != "shapes" and not benchmark.has_images:
         raise ConfigError(
-            f"{benchmark.name}.images is not set: a model needs the pictures. Only files of "
-            "answers (--answers) are scored without them."
+            f"{benchmark.name}.images is not set, or it is a benchmark with questions without a "
+            "picture: a model needs one. Only files of answers (--answers) are scored without."
         )
 
 
@@ -212,8 +210,8 @@ def candidates_of(config: EvalConfig) -> dict[str, Candidate]:
     if config.answers:
         return {name: Candidate(path) for name, path in named(config.answers).items()}
     return {
-        name: Candidate(path, endpoint=config.endpoint)
-        if path == API
+        name: Candidate(path, endpoint=endpoint)
+        if (endpoint := config.endpoint_of(path))
         else Candidate(path, model=config.checkpoint(path))
         for name, path in named(config.model).items()
     }
@@ -254,11 +252,18 @@ def named(paths: Sequence[str]) -> dict[str, str]:
         >>> named(["runs/train-1/model", "runs/train-2/model", "llava-1.5"])
         {'train-1': 'runs/train-1/model', 'train-2': 'runs/train-2/model',
          'llava-1.5': 'llava-1.5'}
+        >>> list(named(["api:org/base@http://a:8000/v1", "api:tuned@http://b:8000/v1"]))
+        ['base', 'tuned']
     """
     paths_by_name: dict[str, str] = {}
     for path in paths:
-        is_file = path.endswith(("json", "jsonl"))
-        parts = [part for part in (Path(path).with_suffix("") if is_file else Path(path)).parts]
+        if path.startswith(f"{API}:"):
+            shown = Path(path.removeprefix(f"{API}:").partition("@http")[0])  # without the address
+        elif path.endswith(("json", "jsonl")):
+            shown = Path(path).with_suffix("")
+        else:
+            shown = Path(path)
+        parts = shown.parts
         name = parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
         while name in paths_by_name:
             name += "'"

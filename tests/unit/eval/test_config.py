@@ -1,6 +1,7 @@
 """Settings of an evaluation that contradict each other are refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from eval.config import (
     JudgeConfig,
     ShapesBenchConfig,
 )
-from rlhfv_ray.config import GenerationConfig
+from eval.evaluation import candidates_of
+from rlhfv_ray.config import EndpointConfig, GenerationConfig
 from rlhfv_ray.errors import ConfigError
 
 MODELS: dict[str, Any] = {"model": ("a",)}
@@ -53,3 +55,27 @@ def test_released_decoding_replaces_the_generation_fields() -> None:
     assert EvalConfig(**MODELS, decoding="released").decoded == RELEASED_DECODING
     custom = GenerationConfig(beams=2)
     assert EvalConfig(**MODELS, generation=custom).decoded == custom
+
+
+def test_models_behind_several_servers_keep_their_names() -> None:
+    """Catches: every `api` model taken for that of --endpoint, and an @ in a model's own name."""
+    endpoint = EndpointConfig(model="judge", base_url="http://c/v1", key_env="KEY")
+    models = ("api", "api:org/base@http://a:8000/v1", "api:tuned@2024", "org/checkpoint")
+    config = EvalConfig(model=models, endpoint=endpoint)
+    assert [config.endpoint_of(path) for path in models] == [
+        endpoint,
+        replace(endpoint, model="org/base", base_url="http://a:8000/v1"),
+        replace(endpoint, model="tuned@2024"),
+        None,
+    ]
+    candidates = candidates_of(config)
+    assert list(candidates) == ["api", "base", "tuned@2024", "checkpoint"]
+    assert candidates["base"].endpoint == config.endpoint_of(models[1])
+    assert candidates["checkpoint"].endpoint is None
+
+
+@pytest.mark.parametrize("model", ["api:", "api:@http://a/v1"])
+def test_a_server_without_a_model_is_refused(model: str) -> None:
+    """Catches: requests for a model without a name."""
+    with pytest.raises(ConfigError, match="model = 'api:.*must be api:NAME@URL"):
+        EvalConfig(model=(model,))
