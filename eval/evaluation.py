@@ -257,13 +257,11 @@ def named(paths: Sequence[str]) -> dict[str, str]:
     """
     paths_by_name: dict[str, str] = {}
     for path in paths:
+        shown = path
         if path.startswith(f"{API}:"):
-            shown = Path(path.removeprefix(f"{API}:").partition("@http")[0])  # without the address
-        elif path.endswith(("json", "jsonl")):
-            shown = Path(path).with_suffix("")
-        else:
-            shown = Path(path)
-        parts = shown.parts
+            shown = path.removeprefix(f"{API}:").partition("@http")[0]  # without the address
+        is_file = path.endswith(("json", "jsonl"))
+        parts = [part for part in (Path(shown).with_suffix("") if is_file else Path(shown)).parts]
         name = parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
         while name in paths_by_name:
             name += "'"
