@@ -14,7 +14,8 @@ Graubard, Survey Methodology 24, 1998, p. 193; Franco et al., J. Survey Statisti
 
 t is Student's quantile in place of the normal z. Its degrees of freedom are those that give V its
 own variance (Satterthwaite, Biometrics Bulletin 2, 1946, p. 110). They are few where a few clusters
-hold most of the variance, as with rare cases, and m - 1 at most:
+hold most of the variance, as with rare cases; m - 1 at most, and 4 at least, because a single case
+says nothing of its cluster:
 
     df = 2 (sum of r_c^2)^2 / (sum of r_c^4 - (sum of r_c^2)^2 / m) - 1
 """
@@ -33,6 +34,8 @@ from rlhfv_ray.stats import (
     wilson_of_rate,
 )
 
+# Simulated coverage is the same with 1 to 4 as the least, and lower with more.
+LEAST_FREEDOM = 4
 PERMUTATIONS = 9_999
 CHUNK = 1_000  # permutations computed at a time, which bounds the memory
 ROUNDING = 1e-12  # two differences of rates that are closer are equal
@@ -110,7 +113,8 @@ def _effective_items(numerators: np.ndarray, denominators: np.ndarray, confidenc
     variance = clusters / (clusters - 1) * total / n**2
     excess = (squares**2).sum() - total**2 / clusters  # 0 if all squares are equal
     freedom = 2 * total**2 / excess - 1 if excess > 0 else float("inf")
-    quantile = float(stdtrit(np.clip(freedom, 1, clusters - 1), (1 + confidence) / 2))  # Student's
+    freedom = min(max(freedom, LEAST_FREEDOM), clusters - 1)
+    quantile = float(stdtrit(freedom, (1 + confidence) / 2))  # Student's
     return float(rate * (1 - rate) / variance * (normal_quantile(confidence) / quantile) ** 2)
 
 

@@ -81,6 +81,12 @@ def test_the_plain_interval_stands_without_clusters_and_at_the_edges():
     assert cluster_interval(RatioSample([], [])) is None
 
 
+def test_a_single_case_has_no_interval_of_a_tenth():
+    """Catches: degrees of freedom so few that one case in a thousand could be one in ten."""
+    interval = cluster_interval(RatioSample([1] + [0] * 599, [2] * 600))
+    assert interval is not None and 0.004 < interval.high < 0.01
+
+
 def test_one_cluster_says_as_much_as_one_case():
     """Catches: a division by zero clusters, or an interval as if its cases were independent."""
     interval = cluster_interval(RatioSample([50, 0], [100, 0]))
