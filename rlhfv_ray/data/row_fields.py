@@ -56,17 +56,24 @@ def one_line(text: str) -> str:
     return f"{line[:REASON_LENGTH]} ... ({len(line)} characters)"
 
 
-def attempt(work: Callable[[], T], position: str = "") -> T | DataError:
+def attempt(
+    work: Callable[[], T], position: str = "", *, raised: tuple[type[Exception], ...] = ()
+) -> T | DataError:
     """Return what the work on one row gives, or the error that sets the row aside.
 
     Any error is the row's, because untrusted values reach any function. Errors of settings, of
     storage and of memory are not.
+
+    Args:
+        work: on the row.
+        position: of the row: file and line.
+        raised: further errors that are no row's.
     """
     try:
         return work()
     except DataError as error:
         return row_error(error, position)
-    except (RlhfvError, MemoryError):
+    except (RlhfvError, MemoryError, *raised):
         raise
     except Exception as error:  # noqa: BLE001 (of any type, and listed with the row)
         return row_error(error, position)

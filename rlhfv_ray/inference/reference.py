@@ -30,6 +30,7 @@ from rlhfv_ray.inference.parts import begun_scale, map_parts
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import AnswerPolicy, load_model, load_processor, model_digests
 from rlhfv_ray.models.batch import collate_pairs, to_device
+from rlhfv_ray.models.loading import DEVICE_ERRORS
 from rlhfv_ray.models.self_check import SelfCheck, checked_layout
 from rlhfv_ray.records import EncodedPair, ReferencePair
 from rlhfv_ray.storage.folder import display_path
@@ -155,8 +156,16 @@ class ReferenceActor:
         """Return the pairs of a batch with their log-probs, by id.
 
         A batch that fails is scored pair by pair: the pair at fault becomes its id and reason.
+
+        Raises:
+            torch.OutOfMemoryError, torch.AcceleratorError: the device fails, at which no pair is
+                at fault.
         """
-        pairs = attempt(lambda: score_pairs(self.policy, self.processor, batch), batch[0].position)
+        pairs = attempt(
+            lambda: score_pairs(self.policy, self.processor, batch),
+            batch[0].position,
+            raised=DEVICE_ERRORS,
+        )
         if not isinstance(pairs, DataError):
             return {pair.id: _finite(pair) for pair in pairs}
         if len(batch) == 1:

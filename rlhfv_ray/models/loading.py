@@ -35,6 +35,8 @@ from rlhfv_ray.storage.files import file_digest
 CONTENTS = ("*.safetensors", "*.bin", "*.py", "generation_config.json")
 # What a model's code raises on inputs that it does not expect.
 BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+# What a device raises that has no memory left, or that fails; the second is for good.
+DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -30,7 +30,7 @@ from rlhfv_ray.logps import policy_token_logps, widened
 from rlhfv_ray.models.batch import Layout, collate_pairs, to_device
 from rlhfv_ray.models.checkpoint_files import first_line
 from rlhfv_ray.models.layouts import candidate_layouts, layout_of
-from rlhfv_ray.models.loading import BROKEN
+from rlhfv_ray.models.loading import BROKEN, DEVICE_ERRORS
 from rlhfv_ray.models.policy import AnswerPolicy, generator
 from rlhfv_ray.records import EncodedPair
 
@@ -100,7 +100,7 @@ def self_check(
     with in_fp32(model):
         try:
             truth = [own_logps(model, processor, sample) for sample in samples]
-        except torch.OutOfMemoryError:
+        except DEVICE_ERRORS:
             raise
         except BROKEN as error:
             raise ConfigError(
@@ -126,7 +126,7 @@ def _first_right(
         name = f"{_name(candidate)} rows, {'head alone' if candidate.split_head else 'all logits'}"
         try:
             distance, tokens = _distance(model, processor, pairs, truth, candidate)
-        except torch.OutOfMemoryError:
+        except DEVICE_ERRORS:
             raise
         except BROKEN as error:
             refused[name] = _reason(error)

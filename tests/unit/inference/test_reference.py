@@ -103,6 +103,29 @@ def test_a_pair_that_the_model_cannot_take_costs_itself(small_model, encoded):
     assert reason.startswith("not_finite: ")
 
 
+DEVICE_FAILURES = {
+    torch.OutOfMemoryError: "CUDA out of memory",
+    torch.AcceleratorError: "CUDA error: unspecified launch failure",
+}
+
+
+@pytest.mark.parametrize("failure", DEVICE_FAILURES)
+def test_a_device_that_fails_is_no_fault_of_a_row(failure, small_model, encoded):
+    """Catches: good rows set aside one by one because their GPU is full or broken."""
+    outcome = SelfCheck("shared", True, "float32", 0, 0.0, None, {})
+    actor = ReferenceActor(
+        ModelConfig(path=str(small_model), dtype="fp32"), batch=2, check=lambda *_: outcome
+    )
+
+    def fail(*_: object) -> None:
+        raise failure(DEVICE_FAILURES[failure])
+
+    embeddings = actor.policy.model.get_input_embeddings()
+    embeddings.register_forward_pre_hook(fail)
+    with pytest.raises(failure, match="CUDA"):
+        actor(encoded[:2])
+
+
 BAD = {  # code of the reason -> what is wrong with the row
     "image_token": {"rejected": "a ring . <image>"},
     "system_prompt": {"system": "Answer in French."},  # the model's template has no such role

@@ -101,6 +101,20 @@ def test_a_model_in_bf16_is_checked_in_fp32_and_left_as_it_was(small_model, samp
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_device_that_fails_says_nothing_about_the_model(model, samples, processor):
+    """Catches: a model refused as not understood because its GPU broke in the check."""
+
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(torch.AcceleratorError):
+            self_check(model, processor, samples)
+    finally:
+        hook.remove()
+
+
 def test_short_and_long_rows_are_taken(samples, pairs):
     """Catches: a sample in which nothing is padded."""
     lengths = [len(sample.pair.chosen_ids) + len(sample.pair.rejected_ids) for sample in samples]
