@@ -1,6 +1,5 @@
 """The training loop of one worker, top to bottom, with a DeepSpeed engine."""
 
-import contextlib
 import functools
 import gc
 import logging
@@ -227,25 +226,14 @@ def weight_groups(policy: Any, optim: OptimConfig) -> list[dict[str, Any]]:
     if not optim.weight_decay:
         groups = [{"params": moving, "weight_decay": 0.0}]
     else:
+        matrices = [weight for weight in moving if weight.ndim > 1]
+        vectors = [weight for weight in moving if weight.ndim <= 1]
         groups = [
-            {"params": [one for one in moving if one.ndim > 1], "weight_decay": optim.weight_decay},
-            {"params": [one for one in moving if one.ndim <= 1], "weight_decay": 0.0},
+            {"params": matrices, "weight_decay": optim.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
         ]
     groups.append({"params": resting, "weight_decay": 0.0, RESTING: True})
     return [group for group in groups if group["params"]]
-
-
-@contextlib.contextmanager
-def hidden(module: str) -> Iterator[None]:
-    """Let imports of a module fail in the body, unless it is imported already."""
-    is_hidden = module not in sys.modules
-    if is_hidden:
-        sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if is_hidden:
-            del sys.modules[module]
 
 
 def import_deepspeed() -> Any:
@@ -253,8 +241,14 @@ def import_deepspeed() -> Any:
 
     Workers need neither, and MLflow takes as long to import as torch and DeepSpeed together.
     """
-    with hidden("mlflow"):
+    is_absent = "mlflow" not in sys.modules
+    if is_absent:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # its import fails
+    try:
         import deepspeed
+    finally:
+        if is_absent:
+            del sys.modules["mlflow"]
     return deepspeed
 
 
