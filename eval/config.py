@@ -11,6 +11,7 @@ from rlhfv_ray.config import (
     ScaleConfig,
     TrackingConfig,
     check_setting,
+    check_template_arguments,
 )
 
 BenchmarkName = Literal[
@@ -282,6 +283,12 @@ class LoadConfig:
     trust_remote_code: bool = False
     """Run the Python code in a checkpoint. It can do anything, so allow it only from people you
     trust."""
+    template_arguments: tuple[str, ...] = ()
+    """Arguments of the chat template, as name=value: thinking=false ... Values are JSON, or else
+    texts. A template that takes enable_thinking gets false unless it is set here."""
+
+    def __post_init__(self) -> None:
+        check_template_arguments("loading.template_arguments", self.template_arguments)
 
 
 @dataclass(frozen=True)
@@ -417,4 +424,5 @@ class EvalConfig(BenchmarkSettings):
             attention=loading.attention,
             allow_pickle=loading.allow_pickle,
             trust_remote_code=loading.trust_remote_code,
+            template_arguments=loading.template_arguments,
         )

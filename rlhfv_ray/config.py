@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,11 @@ from rlhfv_ray.redaction import redact
 LARGEST_IMAGE = 178_000_000  # pixels: Pillow refuses more
 SHAPES = "shapes"  # stands for the shapes world, as a model path and as a data path
 SHAPES_BALANCED = "shapes-balanced"  # as a model path, the base model of the balanced world
+# What every chat template gets, or what says how it is called.
+OWN_TEMPLATE_ARGUMENTS = (
+    *("messages", "conversation", "chat_template", "add_generation_prompt", "tokenize"),
+    *("continue_final_message", "return_dict", "return_tensors", "processor_kwargs", "answering"),
+)
 Part = Literal["vision", "projector", "language"]  # of a model
 
 
@@ -42,6 +47,17 @@ def _check_above_zero(config: object, section: str, *names: str) -> None:
     for name in names:
         given = getattr(config, name)
         check_setting(given > 0, f"{section}{name}", given, "> 0")
+
+
+def check_template_arguments(setting: str, entries: Iterable[str]) -> None:
+    """Raise a `ConfigError` with the setting's name unless entries are name=value, and no argument
+    is one that every template gets.
+    """
+    for entry in entries:
+        name, equals, _ = entry.partition("=")
+        ok = bool(equals) and name.isidentifier() and name not in OWN_TEMPLATE_ARGUMENTS
+        allowed = f"NAME=VALUE, and NAME none of {', '.join(OWN_TEMPLATE_ARGUMENTS)}"
+        check_setting(ok, setting, entry, allowed)
 
 
 def _is_pattern(text: str) -> bool:
@@ -71,6 +87,9 @@ class ModelConfig:
     """Also load pickled weights (*.bin). They can run code when loaded: trusted sources only."""
     trust_remote_code: bool = False
     """Run the Python code that a checkpoint brings for its model: trusted sources only."""
+    template_arguments: tuple[str, ...] = ()
+    """Arguments of the chat template, as name=value: thinking=false ... Values are JSON, or else
+    texts. A template that takes enable_thinking gets false unless it is set here."""
     trainable: tuple[Part, ...] = ("vision", "projector", "language")
     """Parts of the model that are trained; the others stay frozen."""
     lora_rank: int = 0
@@ -83,6 +102,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_at_least(self, "model.", 0, lora_rank="0: no adapters", lora_alpha="0: 2 * rank")
+        check_template_arguments("model.template_arguments", self.template_arguments)
         allowed = "at least one of vision, projector, language"
         check_setting(bool(self.trainable), "model.trainable", self.trainable, allowed)
         can_adapt = not self.lora_rank or "language" in self.trainable

@@ -219,6 +219,8 @@ def score_command(config: ExperimentConfig, pipeline: Pipeline) -> str:
     models = (config.model.path, display_path(Path(pipeline.aligned.path)))
     words = [program("rlhfv-ray"), "eval", "--model", *models, "--storage", config.storage]
     words += ["--loading.dtype", config.model.dtype, *shlex.split(arguments_of(changed))]
+    if config.model.template_arguments:
+        words += ["--loading.template-arguments", *config.model.template_arguments]
     return shlex.join([*words, "--benchmarks", "object_halbench"])
 
 

@@ -10,7 +10,9 @@ from rlhfv_ray.errors import DataError
 
 MARK = "\ue000"  # of Unicode's private use: stands in no text of people
 Messages = Sequence[dict[str, Any]]
-END_TOKENS = "rlhfv_end_tokens"  # attribute of a tokenizer: further tokens that end a generation
+# Attributes of a tokenizer: further tokens that end a generation; arguments of the chat template.
+END_TOKENS = "rlhfv_end_tokens"
+TEMPLATE_ARGUMENTS = "rlhfv_template_arguments"
 
 
 def prompt_text(processor: Any, question: str, before: Messages = ()) -> str:
@@ -112,7 +114,8 @@ def answered(processor: Any, messages: Messages, prompt: str, answer: str) -> tu
     if not marked.startswith(prompt):
         raise DataError(
             "template: a conversation must begin with its prompt, but this chat template renders "
-            "the two differently; use another template."
+            "the two differently; use another template, or, where it opens a thought, what turns "
+            "that off (--model.template-arguments)."
         )
     before, mark, behind = marked[len(prompt) :].partition(MARK)
     start, stop = len(prompt) + len(before), len(text) - len(behind)
@@ -205,12 +208,18 @@ def render(
     A thought is no part of an answer that is learnt from or scored.
     """
     thinking = "enable_thinking" in processor.chat_template
-    settings = {"enable_thinking": False} if thinking else {}
+    settings: dict[str, Any] = {"enable_thinking": False} if thinking else {}
+    settings |= template_arguments(processor)
     if answering and answer_ends(processor):  # only such a family has a prompt of its own for it
         settings["answering"] = True
     return processor.apply_chat_template(
         list(messages), add_generation_prompt=add_generation_prompt, tokenize=False, **settings
     )
+
+
+def template_arguments(processor: Any) -> dict[str, Any]:
+    """Return the arguments that a job gives the chat template (`model.template_arguments`)."""
+    return getattr(processor.tokenizer, TEMPLATE_ARGUMENTS, {})
 
 
 def adds_special_tokens(processor: Any, text: str) -> bool:

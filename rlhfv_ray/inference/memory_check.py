@@ -15,7 +15,7 @@ from rlhfv_ray.config import DataConfig, DDPOConfig, ScaleConfig
 from rlhfv_ray.data import Slice
 from rlhfv_ray.errors import RlhfvError
 from rlhfv_ray.inference.model_check import usable_samples
-from rlhfv_ray.models import fit_memory, load_processor, step_size
+from rlhfv_ray.models import fit_memory, processor_of, step_size
 from rlhfv_ray.models.loading import BROKEN
 
 LOOKED_AT = 32  # first usable rows, of which the longest make a step
@@ -32,8 +32,7 @@ def check_step_fits(config: DDPOConfig, data: DataConfig, shards: Sequence[Slice
     Raises:
         ConfigError: it does not fit; the message says what would.
     """
-    model = config.model
-    processor = load_processor(model.path, trust_remote_code=model.trust_remote_code)
+    processor = processor_of(config.model)
     rows = itertools.islice(usable_samples(processor, data, shards), LOOKED_AT)
     pairs = sorted(
         (sample.pair for sample in rows),

@@ -28,7 +28,7 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.model_check import check_model, encoded_row
 from rlhfv_ray.inference.parts import begun_scale, map_parts
 from rlhfv_ray.logps import policy_token_logps
-from rlhfv_ray.models import AnswerPolicy, load_model, load_processor, model_digests
+from rlhfv_ray.models import AnswerPolicy, load_model, model_digests, processor_of
 from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.models.loading import DEVICE_ERRORS
 from rlhfv_ray.models.self_check import SelfCheck, checked_layout
@@ -209,7 +209,7 @@ def score_pairs(
 
 @functools.lru_cache(maxsize=1)
 def _cached_processor(model: ModelConfig) -> Any:
-    return load_processor(model.path, trust_remote_code=model.trust_remote_code)
+    return processor_of(model)
 
 
 def collect_unusable(folder: Path, data: DataConfig) -> None:

@@ -20,7 +20,12 @@ from rlhfv_ray.models.memory import Memory, fit_memory, predict_memory, step_siz
 from rlhfv_ray.models.muffin import MuffinForConditionalGeneration
 from rlhfv_ray.models.muffin_processor import MuffinProcessor
 from rlhfv_ray.models.policy import AnswerPolicy, generator, recompute_activations
-from rlhfv_ray.models.processors import keep_video_settings, load_processor, processor_digest
+from rlhfv_ray.models.processors import (
+    keep_video_settings,
+    load_processor,
+    processor_digest,
+    processor_of,
+)
 
 __all__ = [
     "AnswerPolicy",
@@ -45,6 +50,7 @@ __all__ = [
     "predict_memory",
     "prepare_training",
     "processor_digest",
+    "processor_of",
     "recompute_activations",
     "resolve_model",
     "step_size",

@@ -4,6 +4,7 @@ Digests identify exactly which weights and which processor they are.
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rlhfv_ray.models.checkpoint_files import (
 )
 from rlhfv_ray.models.hub import hub_commit
 from rlhfv_ray.models.muffin import MuffinConfig, take_token_ids
-from rlhfv_ray.models.processors import load_processor, processor_digest
+from rlhfv_ray.models.processors import load_processor, processor_digest, processor_of
 from rlhfv_ray.storage.files import file_digest
 
 # Files of a model folder that, with its config.json, determine the model and how it decodes.
@@ -91,7 +92,7 @@ def _load(config: ModelConfig, dtype: str, device: str) -> tuple[PreTrainedModel
     source = resolve_model(config.path)
     trust = config.trust_remote_code
     check_trainable(source, trust_remote_code=trust)
-    processor = load_processor(source, trust_remote_code=trust)
+    processor = processor_of(replace(config, path=source))
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     model = load_weights(source, config, dtype)
     if isinstance(model.config, MuffinConfig):
@@ -250,9 +251,7 @@ def model_digests(config: ModelConfig) -> dict[str, str]:
         StageFailedError: a training made the model, and a file of it is missing or damaged.
     """
     check_exported(config.path)
-    trust = config.trust_remote_code
-    processor = load_processor(config.path, trust_remote_code=trust)
-    return {"weights": weights_digest(config.path), **processor_digest(processor)}
+    return {"weights": weights_digest(config.path), **processor_digest(processor_of(config))}
 
 
 def model_inputs(model: ModelConfig) -> dict[str, Any]:

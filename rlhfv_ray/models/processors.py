@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,13 @@ from transformers.utils import (
 )
 from transformers.utils.import_utils import is_torchvision_available
 
-from rlhfv_ray.data.templates import END_TOKENS, answer_ends
+from rlhfv_ray.config import ModelConfig
+from rlhfv_ray.data.templates import (
+    END_TOKENS,
+    TEMPLATE_ARGUMENTS,
+    answer_ends,
+    template_arguments,
+)
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.checkpoint_files import (
     BROKEN_FILES,
@@ -40,6 +47,34 @@ NEEDS_TORCHVISION = (
     " This family needs torchvision: pip install 'rlhfv-ray[vision]' on every node (docs/models.md "
     "says which build belongs to which torch), and use it for all of a model's log-probs."
 )
+
+
+def processor_of(config: ModelConfig) -> Any:
+    """Return the processor of a configured model, whose chat template gets its arguments.
+
+    Raises:
+        ConfigError: as `load_processor`, or the template has no such argument.
+    """
+    processor = load_processor(config.path, trust_remote_code=config.trust_remote_code)
+    setattr(processor.tokenizer, TEMPLATE_ARGUMENTS, _template_arguments(processor, config))
+    return processor
+
+
+def _template_arguments(processor: Any, config: ModelConfig) -> dict[str, Any]:
+    """Return the values of the configured arguments of a chat template, by name."""
+    arguments = {}
+    for entry in config.template_arguments:
+        name, _, text = entry.partition("=")
+        if not re.search(rf"\b{name}\b", processor.chat_template):
+            raise ConfigError(
+                f"model.template_arguments = {entry!r}: the chat template of {config.path!r} takes "
+                f"no {name}. Leave it out, or correct the name."
+            )
+        try:
+            arguments[name] = json.loads(text)
+        except ValueError:
+            arguments[name] = text
+    return arguments
 
 
 def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
@@ -215,9 +250,11 @@ def processor_digest(processor: Any) -> dict[str, str]:
     tokenizer = copy.deepcopy(processor.tokenizer.backend_tokenizer)
     tokenizer.no_padding()  # which the last call leaves there
     tokenizer.no_truncation()
+    arguments = template_arguments(processor)
     parts = {
         "tokenizer": tokenizer.to_str() + special_tokens,
-        "template": processor.chat_template,
+        "template": processor.chat_template
+        + (json.dumps(arguments, sort_keys=True) if arguments else ""),
         "pixels": type(image_processor).__qualname__ + image_processor.to_json_string(),
         "image_tokens": json.dumps(numbers, sort_keys=True, default=str),
     }

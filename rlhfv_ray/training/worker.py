@@ -32,8 +32,8 @@ from rlhfv_ray.models import (
     AnswerPolicy,
     fit_memory,
     load_model,
-    load_processor,
     prepare_training,
+    processor_of,
     recompute_activations,
     step_size,
 )
@@ -163,7 +163,7 @@ def fit_worker(config: DDPOConfig, pairs: Any, sizes: PairSizes) -> tuple[DDPOCo
     by_length = sorted(range(len(sizes.tokens)), key=lambda row: sizes.tokens[row])
     longest_rows = by_length[-scale.micro_batch :]
     longest = [from_row(pairs[row], chosen_only=config.loss.is_sft) for row in longest_rows]
-    processor = load_processor(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    processor = processor_of(config.model)
     try:
         fitting, memory = fit_memory(config, step_size(longest, processor, config), int(least))
     except RlhfvError:  # it does not fit
