@@ -131,12 +131,13 @@ def reference_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, A
 
 def examples_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:
     """Return the stage of the examples of supervised fine-tuning as token ids."""
-    return Stage(
-        "examples",
-        inputs,
-        lambda folder, _: encode_examples(config.model, data, config.scale, folder),
-        title="examples",
-    )
+
+    def run(folder: Path, _: str) -> None:
+        shards = list_slices(data.path, **reading_settings(data, examples=True))
+        check_step_fits(config, data, shards)
+        encode_examples(config.model, data, config.scale, folder)
+
+    return Stage("examples", inputs, run, title="examples")
 
 
 def train_stage(

@@ -1,16 +1,17 @@
 """Memory is checked on the job's first rows, before the reference pass."""
 
+import json
 from dataclasses import replace
 
 import psutil
 import pytest
 
-from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, ScaleConfig
+from rlhfv_ray.config import DataConfig, DDPOConfig, LossConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.data import list_slices, write_pairs
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.inference import memory_check
 from rlhfv_ray.inference.memory_check import check_step_fits, largest_memory
-from rlhfv_ray.pipeline import reference_stage
+from rlhfv_ray.pipeline import examples_stage, reference_stage
 from tests.conftest import careless_pairs
 
 
@@ -34,6 +35,26 @@ def test_a_step_that_cannot_fit_ends_the_stage_before_its_pass(job, tmp_path):
     with pytest.raises(ConfigError, match=r"needs .* GiB a worker .*would fit"):
         stage.run(tmp_path / "reference", "")
     assert not (tmp_path / "reference").exists()
+
+
+def test_fine_tuning_that_cannot_fit_ends_before_its_examples(job, tmp_path):
+    """Catches: a lack of memory that fine-tuning says after its examples were encoded."""
+    rows = []
+    for pair in careless_pairs(6):
+        (tmp_path / f"{pair.id}.png").write_bytes(pair.image)
+        rows.append({"id": pair.id, "image": f"{pair.id}.png", "question": pair.question})
+        rows[-1]["answer"] = pair.chosen
+    path = tmp_path / "examples.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = DataConfig(path=str(path), format="vqa", max_length=512)
+    config = replace(job, data=data, loss=LossConfig(preference_weight=0.0, sft_weight=1.0))
+    check_step_fits(
+        with_memory(config, 4.0), data, list_slices(str(path), format="vqa", examples=True)
+    )
+    stage = examples_stage(with_memory(config, 0.001), data, {})
+    with pytest.raises(ConfigError, match=r"needs .* GiB a worker .*would fit"):
+        stage.run(tmp_path / "examples", "")
+    assert not (tmp_path / "examples").exists()
 
 
 def test_rows_that_cannot_be_used_are_left_to_the_stage(job, tmp_path):
