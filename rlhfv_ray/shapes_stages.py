@@ -19,7 +19,7 @@ from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.annotator import Care
 from rlhfv_ray.shapes.controls import controlled
 from rlhfv_ray.shapes.scenes import Scene
-from rlhfv_ray.shapes.text_audit import audit_texts
+from rlhfv_ray.shapes.text_audit import FEWEST, audit_texts
 from rlhfv_ray.shapes.world import (
     prompts_of,
     scenes_to_correct,
@@ -82,11 +82,15 @@ def audit_stage(corrections: Path) -> Stage:
     """Return the gate of the balanced world: it measures how well texts tell the chosen answers.
 
     The stage fails if they are told in more than `MOST_TOLD` of the pairs, and in more than half
-    beyond chance.
+    beyond chance. It leaves no figure of fewer pairs than a classifier needs.
     """
 
     def run(folder: Path, _: str) -> None:
-        audit = audit_texts(list(load_pairs(str(corrections / PAIRS))))
+        pairs = list(load_pairs(str(corrections / PAIRS)))
+        if len(pairs) < FEWEST:
+            write_json(folder / AUDIT, {"pairs": len(pairs)})
+            return
+        audit = audit_texts(pairs)
         write_json(folder / AUDIT, asdict(audit))
         if audit.told > MOST_TOLD and audit.told_interval.low > 0.5:
             raise StageFailedError(
@@ -99,7 +103,10 @@ def audit_stage(corrections: Path) -> Stage:
 
 
 def read_audit(stages: Sequence[Stage], storage: Path) -> dict[str, Any] | None:
-    """Return the figures of the finished gate among some stages; None if there is no gate."""
+    """Return the figures of the finished gate among some stages; None if there is no gate.
+
+    Of too few pairs, the only figure is their number.
+    """
     audits = [stage for stage in stages if stage.name == AUDITED]
     if not audits:
         return None

@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,7 @@ def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tu
     }
     audit = read_audit(pipeline.stages, pipeline.storage)
     if audit is not None:
-        accuracy, (low, high) = 100 * audit["told"], audit["told_interval"]
-        share = f"{accuracy:.1f} % of pairs ({100 * low:.1f} to {100 * high:.1f})"
-        data["chosen answer told by its text alone"] = share
+        data["chosen answer told by its text alone"] = audit_text(audit)
     settings = flat(plain(config))
     check = read_check(pipeline.reference)
     tables = {
@@ -209,6 +208,14 @@ def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tu
         rows = [(row["id"], row["reason"]) for row in unusable[:LISTED_ROWS]]
         tables[f"Unusable rows (the first {len(rows)} of {len(unusable)})"] = rows
     return tables
+
+
+def audit_text(audit: Mapping[str, Any]) -> str:
+    """Return how often texts alone tell the chosen answer, in words."""
+    if "told" not in audit:
+        return f"not measured, as {audit['pairs']} pairs are too few"
+    accuracy, (low, high) = 100 * audit["told"], audit["told_interval"]
+    return f"{accuracy:.1f} % of pairs ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def score_command(config: ExperimentConfig, pipeline: Pipeline) -> str:

@@ -12,6 +12,7 @@ from rlhfv_ray.data import load_pairs, write_pairs
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.shapes.controls import controlled
+from rlhfv_ray.shapes.text_audit import FEWEST
 from rlhfv_ray.shapes_stages import (
     PAIRS,
     audit_stage,
@@ -95,6 +96,16 @@ def test_the_gate_lets_mirrored_pairs_pass(corrections, tmp_path):
     run_stages([stage], tmp_path)
     audit = json.loads((stage.folder(tmp_path) / "audit.json").read_text())
     assert audit["pairs"] == 120 and audit["told_interval"][0] < 0.5
+
+
+def test_the_gate_leaves_no_figure_of_too_few_pairs(corrections, tmp_path):
+    """Catches: a small trial run that fails for want of pairs; a figure that nothing was trained
+    for.
+    """
+    write_pairs(careless_pairs(FEWEST - 1), corrections / PAIRS)
+    stage = audit_stage(corrections)
+    run_stages([stage], tmp_path)
+    assert read_audit([stage], tmp_path) == {"pairs": FEWEST - 1}
 
 
 def mirrored(pair: PreferencePair, is_odd: int) -> PreferencePair:

@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.recipes import RECIPES
 from experiments.runners import experiment
 from experiments.runners.config import ExperimentConfig
-from experiments.runners.experiment import origin, source_digest, title_of
+from experiments.runners.experiment import audit_text, origin, source_digest, title_of
 
 ROOT = Path(__file__).parents[4]
 
@@ -40,3 +40,10 @@ def test_a_run_is_named_by_what_experiments_differ_in():
     assert title_of(replace(config, seed=3)) == "paper beta 0.5 gamma 5 seed 3"
     imitation = replace(config.loss, preference_weight=0.0, sft_weight=1.0)
     assert title_of(replace(config, name="mine", loss=imitation)) == "mine sft seed 0"
+
+
+def test_the_report_says_what_texts_alone_tell():
+    """Catches: a trial run of too few pairs whose report cannot be written; a share as per cent."""
+    figures = {"pairs": 900, "told": 0.5174, "told_interval": [0.483, 0.5501]}
+    assert audit_text(figures) == "51.7 % of pairs (48.3 to 55.0)"
+    assert audit_text({"pairs": 40}) == "not measured, as 40 pairs are too few"
