@@ -6,8 +6,9 @@ careful captions. Then it learns from careless captions, which name things that 
 picture: the hallucinations that DDPO is to remove. This takes about 10 minutes on two cores. The
 result ships with the package in `rlhfv_ray/shapes/checkpoint`.
 
-In the balanced world (`--world balanced`) captions are careless from the start. So the base model
-has learnt shapes, colours and places, but no true caption of a whole picture.
+In the balanced world (`--world balanced`) careful captions are of plain pictures only, which have
+no setting. All captions of settings are careless. So the model has learnt shapes, colours, numbers
+and places, but it has seen no true caption of a picture like those that it is tested on.
 
 Shapes: B pictures of a batch, T tokens, D features.
 """
@@ -28,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 
 from rlhfv_ray.models import load_policy
+from rlhfv_ray.shapes.balanced import make_plain_scenes
 from rlhfv_ray.shapes.captions import QUESTIONS, caption
 from rlhfv_ray.shapes.model import BALANCED, SHIPPED, build_model, build_processor
 from rlhfv_ray.shapes.scenes import CELL, COLORS, SHAPES, SIDE, Scene, cells, render
@@ -50,8 +52,8 @@ class Pretraining:
     vision_steps: int = 400
     """Number of steps, of 128 pictures each, that train the vision tower alone."""
     careful_steps: int = 450
-    """Number of steps, of 64 careful captions each, that train the whole model. The balanced world
-    has none."""
+    """Number of steps, of 64 careful captions each, that train the whole model. In the balanced
+    world they are of plain pictures."""
     careless_steps: int = 400
     """Number of steps, of 64 careless captions each, that follow."""
     learning_rate: float = 1e-3
@@ -180,7 +182,11 @@ def pretrain_captions(
 
     The careful captions teach it to look at the picture.
     """
-    careless_caption = WORLDS[config.world].careless_caption
+    world = WORLDS[config.world]
+    careful_scenes, careful_pixels = scenes, pixels
+    if world.is_balanced and config.careful_steps:
+        careful_scenes = make_plain_scenes(len(scenes), seed=config.seed)
+        careful_pixels = draw_pixels(careful_scenes)
     parameters = list(model.parameters())
     steps = config.careful_steps + config.careless_steps
     optimizer, schedule = one_cycle(parameters, config.learning_rate, steps)
@@ -188,14 +194,17 @@ def pretrain_captions(
     started = time.perf_counter()
     for step in range(steps):
         rows = [rng.randrange(len(scenes)) for _ in range(64)]
-        batch_scenes = [scenes[row] for row in rows]
-        write = careful_caption if step < config.careful_steps else careless_caption
+        if step < config.careful_steps:
+            write, known, drawn = careful_caption, careful_scenes, careful_pixels
+        else:
+            write, known, drawn = world.careless_caption, scenes, pixels
+        batch_scenes = [known[row] for row in rows]
         input_ids, attention_mask, labels = caption_batch(processor, batch_scenes, rng, write)
         loss = model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             labels=labels,
-            pixel_values=pixel_values(pixels[torch.tensor(rows)]),
+            pixel_values=pixel_values(drawn[torch.tensor(rows)]),
         ).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -213,7 +222,7 @@ def main(config: Pretraining) -> None:
     world = WORLDS[config.world]
     scenes = world.training_scenes(config.scenes, seed=config.seed)
     pixels = draw_pixels(scenes)
-    if config.start or world.is_balanced:
+    if config.start:
         config = replace(config, careful_steps=0)
     if config.start:
         model, processor = load_policy(config.start, dtype="fp32")

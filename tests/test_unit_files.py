@@ -40,7 +40,6 @@ COVERED_ELSEWHERE = {
     "experiments/data_scaling.py": "tests/unit/test_cli.py",
     "experiments/ddpo.py": "tests/unit/test_cli.py",
     "experiments/over_generalization.py": "tests/ray/test_sweep_line.py",
-    "experiments/pretrain_shapes.py": "tests/unit/shapes/test_world.py",
     "experiments/recipes.py": "tests/unit/test_config.py",
     "experiments/segment_rules.py": "tests/unit/test_cli.py",
     "experiments/sft.py": "tests/unit/test_cli.py",

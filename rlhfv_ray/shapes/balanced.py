@@ -102,6 +102,27 @@ def make_balanced_scenes(count: int, *, seed: int) -> list[Scene]:
     return scenes
 
 
+def make_plain_scenes(count: int, *, seed: int) -> list[Scene]:
+    """Draw scenes without a setting, in which all shapes are equally likely.
+
+    Base models learn to describe pictures on them. None of them holds a colour and shape that is
+    held out, or a composition that is reserved for evaluation.
+    """
+    rng = random.Random(f"plain-{seed}")
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        corners = sorted(rng.sample(CORNERS, rng.choice(COUNT_DRAWS)), key=CORNERS.index)
+        shapes = rng.sample(SHAPES, len(corners))
+        groups = tuple(
+            Group(rng.choice(NUMBER_DRAWS), rng.choice(tuple(COLORS)), shape, corner)
+            for shape, corner in zip(shapes, corners, strict=True)
+        )
+        scene = Scene(len(scenes), "picture", groups)
+        if not is_unseen(scene) and all(HELD_COLORS[one.color] != one.shape for one in groups):
+            scenes.append(scene)
+    return scenes
+
+
 def make_benchmark_scenes(count: int, *, seed: int, part: str = "") -> list[Scene]:
     """Draw scenes for evaluation: of unseen compositions, and one in ten of each hold-out.
 

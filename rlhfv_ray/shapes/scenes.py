@@ -46,6 +46,7 @@ BACKGROUNDS = {  # colours of the upper and the lower half
     "beach": ((150, 206, 238), (232, 214, 160)),
     "forest": ((168, 206, 170), (116, 96, 70)),
     "room": ((238, 224, 214), (168, 132, 108)),
+    "picture": ((206, 206, 206), (150, 150, 150)),  # no setting: nothing is usual there
 }
 CELL = 16  # pixels
 SIDE = 4 * CELL  # pixels

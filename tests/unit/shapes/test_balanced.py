@@ -27,11 +27,13 @@ from rlhfv_ray.shapes.balanced import (
     is_held,
     make_balanced_scenes,
     make_benchmark_scenes,
+    make_plain_scenes,
 )
 from rlhfv_ray.shapes.captions import caption, read_phrases
 from rlhfv_ray.shapes.scenes import (
     COLORS,
     CORNERS,
+    SETTINGS,
     SHAPES,
     TYPICAL,
     Group,
@@ -40,6 +42,7 @@ from rlhfv_ray.shapes.scenes import (
     composition,
     is_unseen,
     make_scenes,
+    render,
 )
 from rlhfv_ray.shapes.text_audit import told_apart
 
@@ -128,6 +131,23 @@ def test_training_never_shows_or_says_what_is_held_out(captioned):
     # The biased world shows all of it, so the rules above are no matter of course.
     biased = make_scenes(500, seed=1)
     assert {"setting and shape", "colour and shape"} < {hold_out(scene) for scene in biased}
+
+
+def test_plain_scenes_have_no_setting_and_show_nothing_that_is_held_out():
+    """Catches: a true caption of a setting, or a held-out pair, that a base model learns."""
+    scenes = make_plain_scenes(SCENES, seed=1)
+    assert {scene.setting for scene in scenes} == {"picture"} and "picture" not in SETTINGS
+    assert not any(is_unseen(scene) for scene in scenes)
+    groups = [group for scene in scenes for group in scene.groups]
+    assert not any(HELD_COLORS[group.color] == group.shape for group in groups)
+    counts = Counter(group.shape for group in groups)
+    assert min(counts.values()) > 0.8 * len(groups) / len(SHAPES)  # nothing is usual
+    assert make_plain_scenes(40, seed=1) == scenes[:40] != make_plain_scenes(40, seed=2)
+    for scene in scenes[:40]:
+        assert [group for group, _ in read_phrases(caption("picture", scene.groups))] == [
+            *scene.groups
+        ]
+        assert render(scene)
 
 
 def test_the_benchmark_has_a_tenth_of_each_hold_out():
