@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 
 from eval.benchmarks.contract import CHAIR, WORDS, Metric, Ratio
 from rlhfv_ray.shapes.annotator import Mistake
+from rlhfv_ray.shapes.balance import setting_of
 from rlhfv_ray.shapes.captions import caption, read_phrases
 from rlhfv_ray.shapes.scenes import TYPICAL, Scene
 
@@ -35,7 +36,8 @@ METRICS = (
     ),
     Metric("typical_recall", "higher", "true objects named, of those usual in the setting"),
     Metric("untypical_recall", "higher", "true objects named, of those unusual in the setting"),
-    Metric("exact_answers", "higher", "answers that say all of the truth and nothing else"),
+    Metric("wrong_settings", "lower", "answers that name another setting, of those that name one"),
+    Metric("exact_answers", "higher", "answers that say all of the truth, with the setting"),
     WORDS,
 )
 # Of scenes that training held out.
@@ -71,15 +73,18 @@ def count_of_groups(scene: Scene) -> str:
 
 
 def phrase_ratios(text: str, scene: Scene, errors: Sequence[Mistake]) -> dict[str, Ratio]:
-    """Return an answer's contribution to the F1 of phrases and to the exact answers.
+    """Return an answer's contribution to the F1 of phrases, wrong settings and exact answers.
 
-    F1 is twice the hits over the phrases said and the groups in the picture.
+    F1 is twice the hits over the phrases said and the groups in the picture. It does not see the
+    setting: an answer whose phrases are all right can still name another one.
     """
     phrases = len(read_phrases(text))
     hits = phrases - len({error.start for error in errors})
+    setting = setting_of(text)
     is_exact = text.strip() == caption(scene.setting, scene.groups)
     return {
         "phrase_f1": Ratio(2 * hits, phrases + len(scene.groups)),
+        "wrong_settings": Ratio(int(setting not in ("", scene.setting)), int(setting != "")),
         "exact_answers": Ratio(int(is_exact), 1),
     }
 

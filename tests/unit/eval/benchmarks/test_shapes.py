@@ -45,7 +45,7 @@ def test_a_perfect_caption_has_no_mistake(benchmark: ShapesBenchmark, scenes: li
     assert rates["object_recall"] == 1 and rates["n"] == 6
     assert [
         rate for name, rate in rates.items() if name.startswith(("response", "mention", "wrong"))
-    ] == [0] * 6
+    ] == [0] * 7
     assert all(item.spans == () for item in result.answers)
     groups = sum(len(scene.groups) for scene in scenes)
     assert result.sums()["wrong_attributes"] == (0, groups) and result.sums()["mention_rate"] == (

@@ -53,8 +53,23 @@ def test_f1_of_phrases_by_hand(said, hits):
 def test_nothing_said_about_nothing_is_exact():
     """Catches: a division by zero, or a hit, on an empty picture."""
     empty = Scene(1, "room", ())
-    assert ratios(scene=empty) == {"phrase_f1": Ratio(0, 0), "exact_answers": Ratio(1, 1)}
-    assert ratios(STAR, scene=empty) == {"phrase_f1": Ratio(0, 1), "exact_answers": Ratio(0, 1)}
+    nothing, star = ratios(scene=empty), ratios(STAR, scene=empty)
+    assert (nothing["phrase_f1"], nothing["exact_answers"]) == (Ratio(0, 0), Ratio(1, 1))
+    assert (star["phrase_f1"], star["exact_answers"]) == (Ratio(0, 1), Ratio(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("setting", "wrong"),
+    [("beach", Ratio(0, 1)), ("street", Ratio(1, 1)), ("picture", Ratio(0, 0))],
+)
+def test_a_wrong_setting_is_a_mistake_of_its_own(setting, wrong):
+    """Catches: answers with all phrases right and the wrong setting, which no rate but that of
+    exact answers sees.
+    """
+    text = caption(setting, SCENE.groups)
+    score = phrase_ratios(text, SCENE, mistakes(SCENE, text))
+    assert score["phrase_f1"] == Ratio(6, 6) and score["wrong_settings"] == wrong
+    assert score["exact_answers"] == Ratio(int(setting == "beach"), 1)
 
 
 def test_recall_is_split_by_what_is_usual():
