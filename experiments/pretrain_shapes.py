@@ -32,7 +32,7 @@ from rlhfv_ray.models import load_policy
 from rlhfv_ray.shapes.balanced import make_plain_scenes
 from rlhfv_ray.shapes.captions import QUESTIONS, caption
 from rlhfv_ray.shapes.model import BALANCED, SHIPPED, build_model, build_processor
-from rlhfv_ray.shapes.scenes import CELL, COLORS, SHAPES, SIDE, Scene, cells, render
+from rlhfv_ray.shapes.scenes import CELL, COLORS, SETTINGS, SHAPES, SIDE, Scene, cells, render
 from rlhfv_ray.shapes.worlds import WORLDS, WorldName
 
 
@@ -74,17 +74,18 @@ def pixel_values(pixels: Tensor) -> Tensor:
 
 
 PATCHES = (SIDE // CELL) ** 2  # per picture
-# Classes that a patch's feature must tell apart: shape (or none), colour (or none), position.
-HEADS = (1 + len(SHAPES), 1 + len(COLORS), PATCHES)
+# Classes that a patch's feature must tell apart: shape (or none), colour (or none), position, and
+# the picture's setting.
+HEADS = (1 + len(SHAPES), 1 + len(COLORS), PATCHES, len(SETTINGS))
 
 
 def patch_labels(scene: Scene) -> list[list[int]]:
-    """Return (shape, colour, position) of each patch, row by row.
+    """Return (shape, colour, position, setting) of each patch, row by row.
 
     Shape and colour are 0 for an empty patch, else 1 + their index. The position is the patch's own
-    number.
+    number, and the setting is the picture's.
     """
-    labels = [[0, 0, patch] for patch in range(PATCHES)]
+    labels = [[0, 0, patch, SETTINGS.index(scene.setting)] for patch in range(PATCHES)]
     for (row, column), group in cells(scene):
         kind = [1 + SHAPES.index(group.shape), 1 + tuple(COLORS).index(group.color)]
         labels[row * (SIDE // CELL) + column][:2] = kind
@@ -104,12 +105,12 @@ def one_cycle(
 def pretrain_vision(
     model: LlavaForConditionalGeneration, pixels: Tensor, labels: Tensor, config: Pretraining
 ) -> None:
-    """Teach the vision tower the content and position of every patch.
+    """Teach the vision tower the content and position of every patch, and the picture's setting.
 
     Args:
         model: the model; its vision tower is trained in place.
         pixels: (pictures, 3, SIDE, SIDE) uint8.
-        labels: (pictures, PATCHES, 3), from `patch_labels`.
+        labels: (pictures, PATCHES, heads), from `patch_labels`.
         config: steps, learning rate and seed.
     """
     tower = model.model.vision_tower
@@ -121,8 +122,8 @@ def pretrain_vision(
         rows = torch.from_numpy(rng.integers(len(pixels), size=128))  # (B,)
         # The first feature belongs to CLIP's class token.
         features = tower(pixel_values(pixels[rows])).last_hidden_state[:, 1:]  # (B, PATCHES, D)
-        logits = head(features).split(HEADS, dim=-1)  # three of (B, PATCHES, classes)
-        targets = labels[rows].unbind(-1)  # three of (B, PATCHES)
+        logits = head(features).split(HEADS, dim=-1)  # each (B, PATCHES, classes)
+        targets = labels[rows].unbind(-1)  # each (B, PATCHES)
         losses = [
             cross_entropy(scores.flatten(0, 1), target.flatten())
             for scores, target in zip(logits, targets, strict=True)
@@ -235,7 +236,7 @@ def main(config: Pretraining) -> None:
         ]
         processor = build_processor(texts)
         model = build_model(processor)
-        labels = torch.tensor([patch_labels(scene) for scene in scenes])  # (scenes, PATCHES, 3)
+        labels = torch.tensor([patch_labels(scene) for scene in scenes])  # (scenes, PATCHES, heads)
         pretrain_vision(model, pixels, labels, config)
     pretrain_captions(model, processor, scenes, pixels, config)
     out = config.out or (BALANCED if world.is_balanced else SHIPPED)
