@@ -12,7 +12,7 @@ Shapes: A answer tokens, P pairs.
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import psutil
@@ -120,7 +120,8 @@ def _first_right(
     layout: str,
 ) -> SelfCheck:
     refused: dict[str, str] = {}
-    pairs = [sample.pair for sample in samples]
+    # The model has log-probs of later questions too, which training leaves out.
+    pairs = [replace(sample.pair, scored=None) for sample in samples]
     gradients: dict[str, Tensor] | None = None
     for candidate in candidate_layouts(model, layout):
         name = f"{_name(candidate)} rows, {'head alone' if candidate.split_head else 'all logits'}"

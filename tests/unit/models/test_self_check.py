@@ -1,6 +1,7 @@
 """The self-check accepts what gives the model's own numbers, and sees planted errors."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import LlavaForConditionalGeneration
 from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import load_policy
-from rlhfv_ray.models.self_check import Sample, choose_samples, in_fp32, self_check
+from rlhfv_ray.models.self_check import TOKENS, Sample, choose_samples, in_fp32, self_check
 
 
 @pytest.fixture
@@ -36,6 +37,17 @@ def test_a_known_model_takes_the_fastest_rows(model, samples, processor):
     assert outcome.refused == {}
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_rows_with_tokens_that_are_not_scored_are_right(model, samples, processor):
+    """Catches: conversations refused because of their later questions, which training leaves out
+    and whose log-probs would count as 0."""
+    sample = samples[0]
+    left_out = [True] + [False] * (len(sample.pair.chosen_ids) - 1)
+    conversation = replace(sample.pair, rejected_ids=[], scored=left_out)
+    outcome = self_check(model, processor, [sample._replace(pair=conversation)])
+    assert outcome.layout == "shared"
+    assert outcome.tokens == min(TOKENS, len(conversation.chosen_ids))
 
 
 def test_plain_rows_where_they_are_asked_for(model, samples, processor):
