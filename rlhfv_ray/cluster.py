@@ -253,11 +253,12 @@ def check_fits(
     for name in who:
         room, source = possible_room(needs[name])
         count = getattr(scale, name)
+        no_gpu = f" Without a GPU: --{setting}.no-gpu." if scale.gpu and not room else ""
         if room is not None and room < len(needs[name]):
             raise ConfigError(
                 f"{setting}.{name} = {count} needs {count} x ({bundle_text(scale.resources)}), and "
                 f"there is room for {min(room, count - 1)}: {source}. Use fewer {name} "
-                f"(--{setting}.{name}), fewer --{setting}.cpus each, or a larger cluster."
+                f"(--{setting}.{name}), fewer --{setting}.cpus each, or a larger cluster.{no_gpu}"
             )
 
 
