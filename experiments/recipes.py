@@ -188,6 +188,19 @@ def muffin_unimm() -> DDPOConfig:
     )
 
 
+def muffin_vqa() -> DDPOConfig:
+    """RLHF-V's own fine-tuning: VQAv2 (data.path) and UniMM-Chat (data.mixed_with), 50 to 50, 2800
+    updates.
+    """
+    recipe = muffin_unimm()
+    return replace(
+        recipe,
+        name="muffin_vqa",
+        data=replace(recipe.data, mix_weights=(50, 50), short_answers=True),
+        optim=replace(recipe.optim, steps=2800),
+    )
+
+
 def shapes_sft() -> DDPOConfig:
     """The shapes world on two CPU cores: the careless base model learns from careful captions."""
     return replace(
@@ -203,7 +216,12 @@ RECIPES = {
     for recipe in (shapes, shapes_balanced, paper, released, released_2023, dpo)
 }
 
-SFT = {"shapes": shapes_sft, "llava15": llava15, "muffin_unimm": muffin_unimm}
+SFT = {
+    "shapes": shapes_sft,
+    "llava15": llava15,
+    "muffin_unimm": muffin_unimm,
+    "muffin_vqa": muffin_vqa,
+}
 
 
 def shapes_small() -> SweepConfig:

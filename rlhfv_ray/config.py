@@ -129,6 +129,20 @@ class DataConfig:
         "conversations", "unimm_chat", "messages", "completion", "vqa", "caption",
     ] = "auto"  # fmt: skip
     """Format of the data; `auto` detects it. From `conversations` on: for fine-tuning only."""
+    mixed_with: tuple[str, ...] = ()
+    """Further data to fine-tune on, each as `path`. Rows are taken in blocks: so many of `path`, so
+    many of each other one; the shorter ones start again. See mix_weights."""
+    mix_weights: tuple[int, ...] = ()
+    """Rows of a block from `path` and from each of `mixed_with`, >= 1. Empty: one of each."""
+    short_answers: bool = False
+    """Ask for a short answer in the questions of `vqa` rows, in one of four wordings. Fine-tuning
+    on short answers then leaves the length of other answers as it is."""
+    augment: Literal["none", "crop", "muffin"] = "none"
+    """Random change of every picture, for models that take a fixed square. `crop` crops and flips
+    it; `muffin` also draws two changes of its look, as Muffin's training. It is drawn once a row,
+    so that reference and policy see the same. Left and right of the texts are not swapped."""
+    crop_area: float = 0.5
+    """Least share of a picture that a random crop keeps, above 0 to 1. 0.99 hardly crops."""
     columns: tuple[str, ...] = ()
     """Columns of other names, as ours=theirs: question=prompt chosen=answer_good ..."""
     image_root: str = ""
@@ -173,6 +187,27 @@ class DataConfig:
             check_setting(is_pair, "data.columns", entry, "OURS=THEIRS, as question=prompt")
         share = self.max_unusable
         check_setting(0 <= share <= 1, "data.max_unusable", share, "between 0 and 1")
+        check_setting(0 < self.crop_area <= 1, "data.crop_area", self.crop_area, "above 0 to 1")
+        is_used = self.crop_area == 0.5 or self.augment != "none"
+        check_setting(is_used, "data.crop_area", self.crop_area, "left out, unless augment is set")
+        are_positive = all(weight >= 1 for weight in self.mix_weights)
+        check_setting(are_positive, "data.mix_weights", self.mix_weights, "whole numbers >= 1")
+
+    @property
+    def source_weights(self) -> list[int]:
+        """Rows of a block from each source of mixed data.
+
+        Raises:
+            ConfigError: there are more or fewer weights than sources.
+        """
+        sources = 1 + len(self.mixed_with)
+        weights = list(self.mix_weights) or [1] * sources
+        allowed = (
+            f"as many numbers as sources ({sources}: data.path and data.mixed_with). Give the "
+            "other data with --data.mixed-with, or other weights"
+        )
+        check_setting(len(weights) == sources, "data.mix_weights", self.mix_weights, allowed)
+        return weights
 
     def used(self, pairs: int) -> int:
         """Return the number of pairs to train on, of `pairs` pairs.
@@ -438,6 +473,10 @@ class DDPOConfig:
         per_pass = self.scale.workers * self.scale.micro_batch
         allowed = f"a multiple of scale.workers * scale.micro_batch = {per_pass}"
         check_setting(self.optim.batch % per_pass == 0, "optim.batch", self.optim.batch, allowed)
+        can_mix = self.loss.is_sft and not self.data.reference and self.data.path != SHAPES
+        allowed = "empty, except in fine-tuning on files (experiments/sft.py)"
+        mixed = self.data.mixed_with
+        check_setting(can_mix or not mixed, "data.mixed_with", mixed, allowed)
 
     @property
     def accumulation(self) -> int:

@@ -18,6 +18,8 @@ from typing import Any
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import SHAPES, DataConfig, DDPOConfig, ModelConfig, changed_settings
 from rlhfv_ray.data import list_slices
+from rlhfv_ray.data.augmentation import augmentation
+from rlhfv_ray.data.mixture import list_sources
 from rlhfv_ray.data.reference_table import check_reference
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.inference.memory_check import check_step_fits
@@ -27,7 +29,7 @@ from rlhfv_ray.inference.reference import (
     reference_inputs,
 )
 from rlhfv_ray.inference.sft_examples import encode_examples
-from rlhfv_ray.models import check_image_tokens, check_pickles
+from rlhfv_ray.models import check_image_tokens, check_pickles, load_processor
 from rlhfv_ray.shapes_stages import PAIRS, pairs_stage, shapes_stages
 from rlhfv_ray.storage.folder import display_path, fetch, fetch_local
 from rlhfv_ray.storage.lease import hold_lease
@@ -75,6 +77,7 @@ def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipe
         )
     check_pickles(config.model.path, allow_pickle=config.model.allow_pickle)
     check_image_tokens(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    check_data_settings(config)
     has_examples = config.loss.is_sft and not config.data.reference
     stages: list[Stage] = []
 
@@ -84,8 +87,10 @@ def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipe
         pairs_folder = pairs_stage(stages).folder(storage)
         data = replace(data, path=str(pairs_folder / PAIRS))
         pairs_id = pairs_folder.name  # the pairs do not exist yet, and have no digest
-    else:  # raises if the data is missing, or lacks a column of its format
-        list_slices(data.path, **reading_settings(data, examples=has_examples))
+    elif has_examples:  # raises if data is missing, or lacks a column of its format
+        list_sources(data)
+    else:
+        list_slices(data.path, **reading_settings(data))
 
     inputs = reference_inputs(config.model, data, rows=pairs_id, examples=has_examples)
     if data.reference:
@@ -98,6 +103,20 @@ def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipe
 
     train = train_stage(config, reference, inputs, seen)
     return Pipeline(config, storage, data.path, (*stages, train), reference, inputs, train)
+
+
+def check_data_settings(config: DDPOConfig) -> None:
+    """Check what the data's settings ask of its number of sources and of the model.
+
+    Raises:
+        ConfigError: mixed data has more or fewer weights than sources, or the model's pictures
+            cannot be augmented.
+    """
+    assert config.data.source_weights
+    if config.data.augment != "none":
+        model = config.model
+        processor = load_processor(model.path, trust_remote_code=model.trust_remote_code)
+        augmentation(config.data, processor)
 
 
 def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
@@ -159,6 +178,7 @@ def train_stage(
         "optim": optim,
         "seed": config.seed,
         **({"limit": config.data.limit} if config.data.limit else {}),
+        **({"mix_weights": config.data.source_weights} if config.data.mixed_with else {}),
     }
     return Stage("train", changes, run, title="training")
 

@@ -53,6 +53,7 @@ class Example:
     system: str = ""
     learned: tuple[bool, ...] = ()  # one flag per answer; empty: all of them are learnt
     position: str = field(default="", compare=False)
+    dropped_marks: int = 0  # of a picture, taken out of later questions
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class EncodedPair:
     # the release's labels leave out. All tokens behind them are scored; None: all are.
     scored: list[bool] | None = None
     position: str = field(default="", compare=False)
+    source: int = 0  # of mixed data
+    dropped_marks: int = 0  # see `Example`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rlhfv_ray.console import ProgressBar, progress_bar
+from rlhfv_ray.data.mixture import mixed_rows
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.models import planned_counts
@@ -99,7 +100,7 @@ class StageMonitor:
             line = f"  {part:<10} {all_of_it:>15,} parameters, {trained:>15,} trained"
             self.console.print(line, highlight=False)
             child.log_metrics({f"parameters/{part}": float(trained)})
-        pairs = len(load_reference(self.pipeline.reference))
+        pairs = len(mixed_rows(load_reference(self.pipeline.reference), config.data))
         steps = config.optim.total_steps(config.data.used(pairs))
         title = "SFT updates" if config.loss.is_sft else "DDPO updates"
         with progress_bar(title, steps) as self.feed.bar:

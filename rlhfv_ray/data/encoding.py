@@ -273,6 +273,7 @@ def encode_example(
     return EncodedPair(
         *(example.id, example.image, prompt, ids, [], changed, stored_mask),
         position=example.position,
+        dropped_marks=example.dropped_marks,
     )
 
 

@@ -65,11 +65,12 @@ class ReadOptions:
     image_root: str = ""
     ids: Literal["own", "position"] = "own"
     columns: tuple[str, ...] = ()
+    short_answers: bool = False
 
     @classmethod
     def of(cls, data: DataConfig) -> "ReadOptions":
         """Return the options of a job's data."""
-        return cls(data.image_root, data.ids, data.columns)
+        return cls(data.image_root, data.ids, data.columns, data.short_answers)
 
     def columns_read(self, format: Format) -> set[str]:
         """Return the columns that a file may store of those that a format reads."""
@@ -89,6 +90,7 @@ class Slice:
     examples: bool = False  # read the rows as examples to imitate, not as pairs
     name: str = ""  # of the file in the data; empty: its last part
     options: ReadOptions = ReadOptions()
+    source: int = 0  # of mixed data, counted from 0
 
     @property
     def formats(self) -> Mapping[str, Format]:
@@ -99,6 +101,10 @@ class Slice:
     def title(self) -> str:
         """The file's name in the data, for ids and messages."""
         return self.name or Path(self.file).name
+
+    def unique_id(self, row_id: str) -> str:
+        """Return a row's id, which another source of mixed data may have too."""
+        return f"{self.source + 1}/{row_id}" if self.source else row_id
 
     @property
     def roots(self) -> ImageRoots:
@@ -168,23 +174,20 @@ def read_slice(part: Slice) -> Iterator[tuple[str, PreferencePair | Example | Da
     file = Path(part.file)
     fetch(file)  # if it is in a mirror, this node may not hold it yet
     roots = part.roots
-    read = read_example if part.examples else read_row
+    read = read_row
+    if part.examples:
+        read = partial(read_example, short_answers=part.options.short_answers)
     with _naming(file):
         for row, position, stored in positioned_rows(part):
             row_id = f"{part.title}:{row}"
             if isinstance(stored, DataError):
-                yield row_id, row_error(stored, position)
+                yield part.unique_id(row_id), row_error(stored, position)
                 continue
             own_id, record = read(
                 stored, format=part.format, roots=roots, fallback_id=row_id, position=position
             )
-            if part.options.ids == "own":
-                yield own_id, record
-            else:
-                yield (
-                    row_id,
-                    record if isinstance(record, DataError) else replace(record, id=row_id),
-                )
+            row_id = part.unique_id(own_id if part.options.ids == "own" else row_id)
+            yield row_id, record if isinstance(record, DataError) else replace(record, id=row_id)
 
 
 def positioned_rows(

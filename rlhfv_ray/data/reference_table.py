@@ -23,6 +23,8 @@ from rlhfv_ray.segments import Rule
 from rlhfv_ray.storage.transfers import state_of
 
 UNUSABLE = "unusable_rows.parquet"
+# Of a part's schema: the marks of a picture that were taken out of later questions of its rows.
+DROPPED_MARKS = "dropped_marks"
 TOKENS = pa.list_(pa.int32())
 FLAGS = pa.list_(pa.bool_())
 NATS = pa.list_(pa.float32())
@@ -49,7 +51,8 @@ SCHEMA = _schema()  # of pairs
 EXAMPLES = pa.schema(
     [*(column for column in SCHEMA if "logps" not in column.name), pa.field("scored", FLAGS)]
 )
-
+# Of examples from several sources, and the number of the source.
+MIXED = EXAMPLES.append(pa.field("source", pa.int32()))
 # Of pairs that the release's labels score, which leave out tokens of both answers.
 MASKED = SCHEMA.append(pa.field("scored", FLAGS))
 

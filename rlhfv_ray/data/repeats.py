@@ -62,7 +62,7 @@ def _row_ids(slices: Iterable[Slice]) -> Iterator[tuple[str, str]]:
                 # An id may stand inside of a column, as `write_pairs` stores it.
                 fields = attempt(functools.partial(format.fields, content))
                 row_id = row_id if isinstance(fields, DataError) else own_id(fields) or row_id
-            yield row_id, position
+            yield part.unique_id(row_id), position
 
 
 def repeated_pairs(folder: Path) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ An example is an image with questions and answers.
 Preference pairs are examples too: their chosen answers are imitated.
 """
 
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 
@@ -47,12 +48,27 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Example
 
 CAPTION_QUESTION = "Describe this image."
+# Muffin wraps VQAv2's questions in one of four such wordings; these are our own.
+SHORT_ANSWER = (
+    "{} Answer in a few words.",
+    "Look at the image and answer in three words at most: {}",
+    "Reply to this question about the image with a word or a short phrase: {} Reply:",
+    "From what the image shows: {} Give the shortest answer that is complete.",
+)
 TURNS = "turns"  # common field: a list of (question, answer)
 LEARNED = "learned_turns"  # common field: a flag per answer
+IS_VQA = "is vqa"  # common field: True if the answer is a word or two
+DROPPED = "dropped marks"  # common field: marks of a picture that were taken out of later questions
 
 
 def read_example(
-    row: Row, *, format: str, roots: ImageRoots, fallback_id: str, position: str = ""
+    row: Row,
+    *,
+    format: str,
+    roots: ImageRoots,
+    fallback_id: str,
+    position: str = "",
+    short_answers: bool = False,
 ) -> tuple[str, Example | DataError]:
     """Return the row's id with its example, or with the error that makes the row unusable.
 
@@ -62,12 +78,16 @@ def read_example(
         roots: see `image_bytes`.
         fallback_id: id for a row without its own.
         position: file and line, for messages.
+        short_answers: ask for a short answer in the questions of `vqa` rows.
     """
     row_id = own_id(row) or fallback_id
     fields = attempt(lambda: EXAMPLE_FORMATS[format].fields(row), position)
     if isinstance(fields, DataError):
         return row_id, fields
     row_id = own_id(fields) or row_id
+    if short_answers and fields.get(IS_VQA):
+        ((question, answer),) = fields[TURNS]
+        fields = {**fields, TURNS: [(short_question(question, row_id), answer)]}
     example = attempt(
         lambda: _example(fields, row_id, image_bytes(fields, roots), position), position
     )
@@ -92,6 +112,7 @@ def _example(fields: Row, row_id: str, image: bytes, position: str) -> Example:
         system=system_text(fields, message if isinstance(message, str) else ""),
         learned=() if all(learned) else learned,
         position=position,
+        dropped_marks=fields.get(DROPPED, 0),
     )
     check_example(example)
     return example
@@ -116,6 +137,17 @@ def check_example(example: Example) -> None:
     check_texts(example.id, example.system, *example.origin, *example.origin.values())
 
 
+def short_question(question: object, row_id: str) -> object:
+    """Return a question that asks for a short answer, in a wording drawn by the row's id.
+
+    A blank one stays as it is: it is refused later.
+    """
+    if not isinstance(question, str) or not question.strip():
+        return question
+    drawn = zlib.crc32(row_id.encode(errors="surrogatepass")) % len(SHORT_ANSWER)
+    return SHORT_ANSWER[drawn].format(question.replace(PLACEHOLDER, "").strip())
+
+
 def _text(value: object) -> str:
     """Return a text; a missing one is empty.
 
@@ -127,12 +159,21 @@ def _text(value: object) -> str:
     raise unusable("bad_row", f"a question or answer must be text, not {type(value).__name__}")
 
 
-def _dialogue(row: Row, messages: list[Message]) -> Row:
-    """Return a row with the turns of its conversation."""
+def _dialogue(row: Row, messages: list[Message], *, first_mark: bool = False) -> Row:
+    """Return a row with the turns of its conversation.
+
+    Args:
+        row: the row.
+        messages: of its conversation.
+        first_mark: leave marks of the picture in the first question alone.
+    """
+    dropped = 0
+    if first_mark:
+        messages, dropped = _without_later_marks(messages)
     system, turns = split_system(messages)
     pairs = turns_of(turns)
     learned = [message.learned for message in turns if message.role == "assistant"]
-    return {**row, SYSTEM: system, TURNS: pairs, LEARNED: learned}
+    return {**row, SYSTEM: system, TURNS: pairs, LEARNED: learned, DROPPED: dropped}
 
 
 def _list_of_messages(value: object) -> list[Message]:
@@ -148,17 +189,25 @@ def _conversations(row: Row) -> Row:
 def _unimm_chat(row: Row) -> Row:
     turns = row.get("conversation")
     turns = parse_json(turns) if isinstance(turns, str) else turns
-    return _dialogue(row, _without_later_marks(_list_of_messages(turns)))
+    return _dialogue(row, _list_of_messages(turns), first_mark=True)
 
 
-def _without_later_marks(messages: list[Message]) -> list[Message]:
-    """Take the mark of the picture out of later questions, where it means nothing to Muffin."""
+def _without_later_marks(messages: list[Message]) -> tuple[list[Message], int]:
+    """Take the mark of the picture out of later questions, where it means nothing to Muffin.
+
+    Returns:
+        The messages, and the number of marks that were taken out.
+    """
     first = next((index for index, turn in enumerate(messages) if turn.role == "user"), 0)
     cleaned = messages[: first + 1]
+    dropped = 0
     for turn in messages[first + 1 :]:
-        text = turn.text.replace(PLACEHOLDER, "").strip() if turn.role == "user" else turn.text
+        text = turn.text
+        if turn.role == "user":
+            dropped += text.count(PLACEHOLDER)
+            text = text.replace(PLACEHOLDER, "").strip()
         cleaned.append(turn._replace(text=text))
-    return cleaned
+    return cleaned, dropped
 
 
 def _messages(row: Row) -> Row:
@@ -172,7 +221,7 @@ def _completion(row: Row) -> Row:
 
 
 def _vqa(row: Row) -> Row:
-    return {**row, TURNS: [(row.get("question"), _answer(row))]}
+    return {**row, TURNS: [(row.get("question"), _answer(row))], IS_VQA: True}
 
 
 def _answer(row: Row) -> object:
@@ -207,7 +256,7 @@ def _muffin_tsv(row: Row) -> Row:
             return {**row, **content}
         return _vqa({**row, **content, "image": row["image"]})
     if isinstance(content, list) and content and all(isinstance(turn, dict) for turn in content):
-        return _dialogue(row, _without_later_marks(messages_of(content, "user")))
+        return _dialogue(row, messages_of(content, "user"), first_mark=True)
     if isinstance(content, list) and len(content) in (3, 4):  # a preference pair
         return {**row, TURNS: [(content[0], content[1])]}
     reason = "text must hold a conversation, a question with its answer, or a preference pair"

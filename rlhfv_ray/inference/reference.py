@@ -11,6 +11,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ import torch
 
 from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig, changed_settings
 from rlhfv_ray.data import ReadOptions, Slice, data_digest, list_slices, read_slice
+from rlhfv_ray.data.augmentation import augmentation
 from rlhfv_ray.data.encoding import VERSION
-from rlhfv_ray.data.reference_table import MASKED, SCHEMA, UNUSABLE, to_row
+from rlhfv_ray.data.mixture import digest_sources
+from rlhfv_ray.data.reference_table import DROPPED_MARKS, MASKED, SCHEMA, UNUSABLE, to_row
 from rlhfv_ray.data.repeats import check_ids, repeated_pairs
 from rlhfv_ray.data.row_fields import attempt, row_error, unusable
 from rlhfv_ray.errors import DataError
@@ -61,6 +64,7 @@ def reference_inputs(
         **({} if data.spans else {"spans": False}),
         **reading_changes(data),
         **({"release_labels": True} if data.release_labels else {}),
+        **({"mixed_with": digest_sources(data)} if data.mixed_with else {}),
         "version": VERSION,
     }
 
@@ -71,8 +75,8 @@ def reading_settings(data: DataConfig, *, examples: bool = False) -> dict[str, A
 
 
 def reading_changes(data: DataConfig) -> dict[str, Any]:
-    """Return the settings of reading that are not the default: they change which rows there are."""
-    names = ("columns", "ids", "max_pixels")
+    """Return the settings of reading that are not the default: they change rows or pixels."""
+    names = ("columns", "ids", "max_pixels", "short_answers", "augment", "crop_area")
     changed = changed_settings(data)
     return {name: changed[name] for name in names if name in changed}
 
@@ -99,6 +103,7 @@ def compute_reference_logps(
             batch=scale.inference_batch,
             check=check,
             schema=MASKED if data.release_labels else SCHEMA,
+            data=data,
         ),
         scale=scale,
         title="Reference log-probs",
@@ -114,7 +119,10 @@ def encode_slice(
     rows: list[EncodedPair | tuple[str, str]] = []
     for row_id, row in read_slice(shard):
         encoded = encoded_row(row, processor, data)
-        rows.append((row_id, str(encoded)) if isinstance(encoded, DataError) else encoded)
+        if isinstance(encoded, DataError):
+            rows.append((row_id, str(encoded)))
+        else:
+            rows.append(replace(encoded, source=shard.source) if shard.source else encoded)
     return rows
 
 
@@ -126,6 +134,7 @@ class ReferenceActor:
         batch: pairs of a forward pass.
         check: returns the self-check of a model and its processor.
         schema: of the tables.
+        data: of the pairs, for the change of their pictures; None: none.
     """
 
     def __init__(
@@ -134,9 +143,11 @@ class ReferenceActor:
         batch: int,
         check: Callable[[Any, Any], SelfCheck],
         schema: pa.Schema = SCHEMA,
+        data: DataConfig | None = None,
     ) -> None:
         self.schema = schema
         loaded, self.processor = load_model(model)
+        self.augment = augmentation(data or DataConfig(), self.processor)
         outcome = check(loaded, self.processor)
         self.policy = AnswerPolicy(loaded, checked_layout(loaded, outcome))
         self.batch = batch
@@ -162,9 +173,11 @@ class ReferenceActor:
                 at fault.
         """
         pairs = attempt(
-            lambda: score_pairs(self.policy, self.processor, batch),
+            lambda: self.score(batch),
             batch[0].position,
-            raised=DEVICE_ERRORS,
+            raised=DEVICE_ERRORS
+            if len(batch) == 1
+            else (),  # one pair may fit where several do not
         )
         if not isinstance(pairs, DataError):
             return {pair.id: _finite(pair) for pair in pairs}
@@ -174,6 +187,14 @@ class ReferenceActor:
         for pair in batch:
             scored |= self.scored([pair])
         return scored
+
+    def score(self, batch: Sequence[EncodedPair]) -> list[ReferencePair]:
+        """Return the pairs of a batch with their log-probs, each with its picture as it was."""
+        seen = batch if self.augment is None else [self.augment.changed(pair) for pair in batch]
+        scored = score_pairs(self.policy, self.processor, seen)
+        return [
+            replace(after, image=before.image) for before, after in zip(batch, scored, strict=True)
+        ]
 
 
 def _finite(pair: ReferencePair) -> ReferencePair | tuple[str, str]:
@@ -188,7 +209,9 @@ def part_table(rows: Sequence[EncodedPair | tuple[str, str]], schema: pa.Schema)
     """Return one part: the pairs, then id and reason of the rows that cannot be used."""
     pairs = [to_row(row) for row in rows if isinstance(row, EncodedPair)]
     unusable = [{"id": row[0], "reason": row[1]} for row in rows if isinstance(row, tuple)]
-    return pa.Table.from_pylist([*pairs, *unusable], schema=schema)
+    table = pa.Table.from_pylist([*pairs, *unusable], schema=schema)
+    dropped = sum(row.dropped_marks for row in rows if isinstance(row, EncodedPair))
+    return table.replace_schema_metadata({DROPPED_MARKS: str(dropped)}) if dropped else table
 
 
 @torch.no_grad()

@@ -1,13 +1,12 @@
 """The training loop of one worker, top to bottom, with a DeepSpeed engine."""
 
-import functools
 import gc
 import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 import torch.distributed as dist
 
 from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.data.augmentation import augmentation
+from rlhfv_ray.data.mixture import mixed_rows
 from rlhfv_ray.data.reference_table import (
     PairSizes,
     from_row,
@@ -37,10 +38,10 @@ from rlhfv_ray.models import (
     recompute_activations,
     step_size,
 )
-from rlhfv_ray.models.batch import collate_pairs, to_device
+from rlhfv_ray.models.batch import Layout, collate_pairs, to_device
 from rlhfv_ray.models.loading import BROKEN
 from rlhfv_ray.models.self_check import SelfCheck, checked_layout
-from rlhfv_ray.records import PairBatch
+from rlhfv_ray.records import EncodedPair, PairBatch
 from rlhfv_ray.storage.folder import fetch, make
 from rlhfv_ray.training.checkpoint import (
     Writer,
@@ -91,9 +92,7 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
         report,
         {"memory/predicted_gib": round(predicted_gib, 3), "recompute": scale.recompute},
     )
-    collate = functools.partial(
-        collate_pairs, processor=processor, rule=config.data.rule, layout=engine.module.layout
-    )
+    collate = collation(config, processor, engine.module.layout)
     batches = prefetched(micro_batches(pairs, sizes, collate, config, start=step, stop=last_step))
     skipped = 0  # updates in a row
     while step < last_step:
@@ -125,6 +124,19 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     )
 
 
+def collation(
+    config: DDPOConfig, processor: Any, layout: Layout
+) -> Callable[[Sequence[EncodedPair]], PairBatch]:
+    """Return the function that lays out pairs in a batch, with their pictures changed as set."""
+    augment = augmentation(config.data, processor)
+
+    def collate(pairs: Sequence[EncodedPair]) -> PairBatch:
+        seen = pairs if augment is None else [augment.changed(pair) for pair in pairs]
+        return collate_pairs(seen, processor, rule=config.data.rule, layout=layout)
+
+    return collate
+
+
 def prepare(job: TrainJob) -> None:
     """Seed torch, bring the reference to this node, and make the folder of the training there."""
     torch.manual_seed(job.config.seed)
@@ -140,6 +152,9 @@ def checked_config(config: DDPOConfig, check: SelfCheck) -> DDPOConfig:
 def load_training_pairs(config: DDPOConfig, reference: Path) -> tuple[Any, PairSizes]:
     """Return the pairs of a reference folder that training uses, and their sizes."""
     pairs, sizes = load_reference(reference), pair_sizes(reference)
+    if config.data.mixed_with:
+        mixed = list(mixed_rows(pairs, config.data))
+        pairs, sizes = pairs.select(mixed), sizes.of(mixed)
     if not config.data.limit:
         return pairs, sizes
     rows = nested_subset(len(pairs), config.data.used(len(pairs)), seed=config.seed)

@@ -137,6 +137,15 @@ def test_arguments_of_the_other_commands(run, of, arguments, said):
     assert_explained(run(*arguments, of=of), said)
 
 
+def test_mixed_data_is_counted_before_anything_starts(small, run):
+    """Catches: weights of sources that are not there, which mix something else; pairs that are
+    mixed although DDPO reads one source."""
+    said = ("data.mix_weights = (50, 50)", "sources (1:", "--data.mixed-with")
+    assert_explained(run("muffin_vqa", *paper(small)[1:], of=sft), *said)
+    mixed = run(*paper(small, "--data.mixed-with", "more.parquet"))
+    assert_explained(mixed, "data.mixed_with", "fine-tuning")
+
+
 @pytest.mark.parametrize(
     "of", [sft, sweep, ablation, data_scaling, over_generalization, segment_rules]
 )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from experiments.recipes import RECIPES
+from experiments.recipes import RECIPES, SFT
 from rlhfv_ray.config import (
     DataConfig,
     DDPOConfig,
@@ -39,6 +39,9 @@ from rlhfv_ray.errors import ConfigError
         (lambda: GenerationConfig(beams=2, temperature=0.5), "generation.beams = 2: must be 1"),
         (lambda: ModelConfig(trainable=("vision",), lora_rank=8), "model.trainable"),
         (lambda: DataConfig(max_unusable=2), "data.max_unusable = 2: must be between 0 and 1"),
+        (lambda: DataConfig(crop_area=0.0, augment="crop"), "data.crop_area = 0.0: must be above"),
+        (lambda: DataConfig(crop_area=0.9), "data.crop_area = 0.9.*unless augment"),
+        (lambda: DDPOConfig(data=DataConfig(mixed_with=("b",))), "data.mixed_with.*fine-tuning"),
         (lambda: DataConfig(limit=9).used(8), "data.limit = 9: must be at most 8"),
         (lambda: EndpointConfig(max_cost=1), "^max_cost = 1: must be 0, or with price_in"),
         (
@@ -74,6 +77,12 @@ def test_recipes_have_the_sources_numbers():
     assert rows["dpo"][:6] == (0.5, 1.0, False, 32, 0.1, 5e-7)
     assert RECIPES["released"]().optim.steps == 2160
     assert RECIPES["released_2023"]().optim.steps == 320
+    for name, steps, weights in (("muffin_unimm", 1600, ()), ("muffin_vqa", 2800, (50, 50))):
+        stage = SFT[name]()
+        optim, data = stage.optim, stage.data
+        assert (optim.learning_rate, optim.warmup, optim.batch) == (2e-5, 0.03, 512)
+        assert (optim.steps, data.mix_weights, data.augment) == (steps, weights, "none")
+        assert (stage.scale.checkpoint_every, data.short_answers) == (400, bool(weights))
     # 7 * 1400 / 32, the number of updates that follows from the paper
     assert RECIPES["paper"]().optim.total_steps(1400) == 306
 
@@ -197,6 +206,11 @@ DEFAULTS = {
     DataConfig: {
         "path": "",
         "format": "auto",
+        "mixed_with": [],
+        "mix_weights": [],
+        "short_answers": False,
+        "augment": "none",
+        "crop_area": 0.5,
         "columns": [],
         "image_root": "",
         "ids": "own",

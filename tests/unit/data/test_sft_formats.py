@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhfv_ray.data import list_slices, read_slice
+from rlhfv_ray.data import ReadOptions, list_slices, read_slice
 from rlhfv_ray.data.encoding import conversation_ids, encode_example
 from rlhfv_ray.data.reference_table import EXAMPLES, SCHEMA, from_row, to_row
-from rlhfv_ray.data.sft_formats import CAPTION_QUESTION
+from rlhfv_ray.data.sft_formats import CAPTION_QUESTION, SHORT_ANSWER
 from rlhfv_ray.data.templates import prompt_text
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.models.batch import Layout, collate_pairs
@@ -218,8 +218,39 @@ def test_unimm_chat_of_the_hub_and_its_later_marks(tmp_path, as_text):
     row = {"image": PICTURE, "conversation": json.dumps(turns) if as_text else turns, "idx": 3}
     path = in_file(tmp_path, row)
     ((_, example),) = read_slice(*list_slices(str(path), format="auto", rows=8, examples=True))
-    assert example.turns == TURNS
+    assert (example.turns, example.dropped_marks) == (TURNS, 1)
     turns[0]["value"] = "<image>" + turns[0]["value"]
     path = in_file(tmp_path, {**row, "conversation": turns})
     ((_, error),) = read_slice(*list_slices(str(path), format="auto", rows=8, examples=True))
     assert isinstance(error, DataError) and "multi_image" in str(error)
+
+
+def test_short_answers_are_asked_for_where_the_option_says_so(tmp_path):
+    """Catches: a wording without the question, the same one for every row, one that another read
+    draws anew; a request for short answers before long ones, or unasked."""
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    rows = [
+        {"id": str(number), "image": "a.png", "question": "Is it {red}?", "answer": "yes"}
+        for number in range(40)
+    ]
+    (tmp_path / "vqa.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = ReadOptions(short_answers=True)
+
+    def questions(file: str, **settings: Any) -> list[str]:
+        parts = list_slices(tmp_path / file, examples=True, **settings)
+        examples = [example for part in parts for _, example in read_slice(part)]
+        return [example.turns[0][0] for example in examples if isinstance(example, Example)]
+
+    short = questions("vqa.jsonl", options=asked)
+    assert short == questions("vqa.jsonl", options=asked, rows=7)
+    assert set(short) == {wording.format("Is it {red}?") for wording in SHORT_ANSWER}
+    assert len(SHORT_ANSWER) == 4
+    assert questions("vqa.jsonl") == ["Is it {red}?"] * 40
+    chat_row = {"image": "a.png", "conversations": sharegpt(FIRST)}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(chat_row))
+    assert questions("chat.jsonl", options=asked) == [FIRST[0][0]]
+    rows[0]["question"] = " "
+    (tmp_path / "blank.jsonl").write_text(json.dumps(rows[0]))
+    (part,) = list_slices(tmp_path / "blank.jsonl", examples=True, options=asked)
+    ((_, error),) = read_slice(part)
+    assert isinstance(error, DataError) and "empty_question" in str(error)
