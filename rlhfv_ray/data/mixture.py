@@ -5,10 +5,11 @@ second, and so on; a source that ends starts again. There are as many blocks as 
 fills: max(n_s // w_s) for sources of n_s rows (thunlp/Muffin, MultiDataSourceDataset).
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from rlhfv_ray.config import DataConfig
 from rlhfv_ray.data.reading import ReadOptions, Slice, data_digest, list_slices
@@ -89,8 +90,8 @@ def source_sizes(pairs: Any, sources: int) -> list[int]:
     Raises:
         DataError: a source has no row that can be used.
     """
-    counts = Counter(pairs["source"])
-    sizes = [counts[source] for source in range(sources)]
+    numbers = pairs.data.column("source").to_numpy()
+    sizes = np.bincount(numbers, minlength=sources).tolist()
     if 0 in sizes:
         number = sizes.index(0) + 1
         raise DataError(
