@@ -246,6 +246,10 @@ def test_short_answers_are_asked_for_where_the_option_says_so(tmp_path):
     assert set(short) == {wording.format("Is it {red}?") for wording in SHORT_ANSWER}
     assert len(SHORT_ANSWER) == 4
     assert questions("vqa.jsonl") == ["Is it {red}?"] * 40
+    of_muffin = in_file(tmp_path, tsv({"question": "Is it?", "answer": "yes"})).name
+    assert questions(of_muffin, options=asked)[0] in {
+        word.format("Is it?") for word in SHORT_ANSWER
+    }
     chat_row = {"image": "a.png", "conversations": sharegpt(FIRST)}
     (tmp_path / "chat.jsonl").write_text(json.dumps(chat_row))
     assert questions("chat.jsonl", options=asked) == [FIRST[0][0]]
