@@ -27,6 +27,7 @@ from rlhfv_ray.config import (
     ScaleConfig,
 )
 from rlhfv_ray.data import list_slices, write_pairs
+from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.data.mixture import list_sources
 from rlhfv_ray.data.reference_table import MIXED
 from rlhfv_ray.inference.generate import answer_prompts
@@ -34,7 +35,8 @@ from rlhfv_ray.inference.model_check import check_model
 from rlhfv_ray.inference.parts import part_path
 from rlhfv_ray.inference.reference import ReferenceActor, encode_slice, reference_inputs
 from rlhfv_ray.inference.sft_examples import ExampleTables
-from rlhfv_ray.models import load_model, load_policy
+from rlhfv_ray.models import layout_of, load_model, load_policy
+from rlhfv_ray.models.batch import collate_pairs
 from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import write_benchmark
 from rlhfv_ray.storage.files import write_json
@@ -43,6 +45,7 @@ from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import careless_pairs
 from tests.families_muffin import write_release
+from tests.invariants.test_families import assert_same, scores_and_gradients
 from tests.ray.test_worker import run_jobs
 from tests.unit.data.test_sft_formats import in_file, tsv
 
@@ -184,6 +187,24 @@ def test_the_picture_side_rests_and_all_else_moves(line):
     assert pictures and not any(moved[name] for name in pictures)
     assert moved["model.query"] and moved["model.mm_projector.weight"]
     assert sum(moved.values()) > 0.9 * (len(moved) - len(pictures))
+
+
+def test_shared_rows_equal_plain_rows(line):
+    """Catches: query tokens or a picture that belong to another row of the trained model."""
+    model, processor = load_policy(line / "zero-2" / "model", dtype="fp32", device="cpu")
+    pairs = [
+        encode_pair(pair, processor, min_match=3, max_length=2048) for pair in careless_pairs(4)
+    ]
+    layouts = (layout_of(model), layout_of(model, "plain"))
+    assert layouts[0].shared and not layouts[1].shared
+    batches = [
+        collate_pairs(pairs, processor, rule="both_sides", layout=layout) for layout in layouts
+    ]
+    shared, plain = (
+        scores_and_gradients(model, batch, layout)
+        for batch, layout in zip(batches, layouts, strict=True)
+    )
+    assert_same(shared, plain)
 
 
 def test_exports_load_answer_and_are_scored(line):
