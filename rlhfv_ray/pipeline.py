@@ -18,7 +18,6 @@ from typing import Any
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import SHAPES, DataConfig, DDPOConfig, ModelConfig, changed_settings
 from rlhfv_ray.data import list_slices
-from rlhfv_ray.data.augmentation import augmentation
 from rlhfv_ray.data.mixture import list_sources
 from rlhfv_ray.data.reference_table import check_reference
 from rlhfv_ray.errors import ConfigError
@@ -30,6 +29,7 @@ from rlhfv_ray.inference.reference import (
 )
 from rlhfv_ray.inference.sft_examples import encode_examples
 from rlhfv_ray.models import check_image_tokens, check_pickles, load_processor
+from rlhfv_ray.models.augmentation import augmentation
 from rlhfv_ray.shapes_stages import PAIRS, pairs_stage, shapes_stages
 from rlhfv_ray.storage.folder import display_path, fetch, fetch_local
 from rlhfv_ray.storage.lease import hold_lease

@@ -3,8 +3,8 @@
 This is the pixel contract: no crop, no flip, no resize here. (The RLHF-V release cropped and
 flipped at random, although its paper says that cropping hurts.) Reference, policy and generation
 decode with this function, so that the same bytes are the same pixels everywhere. What
-`data.augmentation` changes, if asked, it changes alike for reference and policy. Data is untrusted:
-the size is checked on the header, before memory for the pixels is allocated.
+`models.augmentation` changes, if asked, it changes alike for reference and policy. Data is
+untrusted: the size is checked on the header, before memory for the pixels is allocated.
 """
 
 import contextlib

@@ -21,7 +21,6 @@ import torch
 
 from rlhfv_ray.config import DataConfig, ModelConfig, ScaleConfig, changed_settings
 from rlhfv_ray.data import ReadOptions, Slice, data_digest, list_slices, read_slice
-from rlhfv_ray.data.augmentation import augmentation
 from rlhfv_ray.data.encoding import VERSION
 from rlhfv_ray.data.mixture import digest_sources
 from rlhfv_ray.data.reference_table import DROPPED_MARKS, MASKED, SCHEMA, UNUSABLE, to_row
@@ -32,6 +31,7 @@ from rlhfv_ray.inference.model_check import check_model, encoded_row
 from rlhfv_ray.inference.parts import begun_scale, map_parts
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import AnswerPolicy, load_model, model_digests, processor_of
+from rlhfv_ray.models.augmentation import augmentation
 from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.models.loading import DEVICE_ERRORS
 from rlhfv_ray.models.self_check import SelfCheck, checked_layout

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 
 from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
-from rlhfv_ray.data.augmentation import augmentation
 from rlhfv_ray.data.mixture import mixed_rows
 from rlhfv_ray.data.reference_table import (
     PairSizes,
@@ -38,6 +37,7 @@ from rlhfv_ray.models import (
     recompute_activations,
     step_size,
 )
+from rlhfv_ray.models.augmentation import augmentation
 from rlhfv_ray.models.batch import Layout, collate_pairs, to_device
 from rlhfv_ray.models.loading import BROKEN
 from rlhfv_ray.models.self_check import SelfCheck, checked_layout

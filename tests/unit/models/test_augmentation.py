@@ -11,8 +11,8 @@ from PIL import Image
 
 from rlhfv_ray.config import DataConfig
 from rlhfv_ray.data import decode_image
-from rlhfv_ray.data.augmentation import GREY, LOOKS, Augmentation, augmentation, crop_box
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.models.augmentation import GREY, LOOKS, Augmentation, augmentation, crop_box
 from rlhfv_ray.records import EncodedPair
 from rlhfv_ray.shapes.scenes import make_scenes, render
 
