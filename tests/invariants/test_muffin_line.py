@@ -1,7 +1,7 @@
 """A small random Muffin in the release's layout goes the whole line on pairs of the shapes world.
 
 Two workers over gloo, without Ray: reference, training with ZeRO 2 and 3, export, reload, answers,
-scores. `tests/ray/soak.py` has the same through the commands; here are a tenth of its updates.
+scores. `tests/ray/test_muffin_line.py` does it by the commands; here are a tenth of its updates.
 """
 
 import functools
