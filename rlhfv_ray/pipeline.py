@@ -165,7 +165,7 @@ def train_stage(
     """Return the stage of training on a reference folder."""
 
     def run(folder: Path, token: str) -> None:
-        job = TrainJob(config, reference, dict(inputs), folder, token)
+        job = TrainJob(with_full_path(config), reference, dict(inputs), folder, token)
         train_ddpo(job, on_records=on_records)
 
     optim = changed_settings(config.optim)
@@ -183,6 +183,17 @@ def train_stage(
     return Stage("train", changes, run, title="training")
 
 
+def with_full_path(config: DDPOConfig) -> DDPOConfig:
+    """Return a configuration with its model's folder from the root on.
+
+    Training workers have another current folder than the driver.
+    """
+    folder = Path(config.model.path)
+    if not folder.is_dir():  # a hub name, or an address
+        return config
+    return replace(config, model=replace(config.model, path=str(folder.resolve())))
+
+
 def rung_stage(pipeline: Pipeline, config: DDPOConfig, train: Stage, step: int) -> Stage:
     """Return the stage that trains up to `step` updates; the stage `train` continues from there."""
 
@@ -190,7 +201,8 @@ def rung_stage(pipeline: Pipeline, config: DDPOConfig, train: Stage, step: int) 
         train_folder = train.folder(pipeline.storage)
         with hold_lease(train_folder) as token:
             inputs = dict(pipeline.reference_inputs)
-            job = TrainJob(config, pipeline.reference, inputs, train_folder, token)
+            settings = with_full_path(config)
+            job = TrainJob(settings, pipeline.reference, inputs, train_folder, token)
             train_ddpo(replace(job, stop_after=step, export=folder))
 
     inputs = {"train": train.folder(pipeline.storage).name, "step": step}

@@ -19,8 +19,10 @@ from experiments import (
     sft,
     sweep,
 )
+from rlhfv_ray.config import DDPOConfig, ModelConfig
 from rlhfv_ray.console import run_command
 from rlhfv_ray.data import write_pairs
+from rlhfv_ray.pipeline import with_full_path
 from rlhfv_ray.storage.files import write_json
 from tests.conftest import careless_pairs
 
@@ -135,6 +137,14 @@ def test_arguments_of_the_other_commands(run, of, arguments, said):
     traceback.
     """
     assert_explained(run(*arguments, of=of), said)
+
+
+def test_workers_get_a_model_s_full_path(small, monkeypatch):
+    """Catches: a folder given from the current one on, which training workers do not find."""
+    monkeypatch.chdir(small.parent)
+    for given, full in (("model", str(small.resolve())), ("owner/name", "owner/name")):
+        config = DDPOConfig(model=ModelConfig(path=given))
+        assert with_full_path(config).model.path == full
 
 
 def test_mixed_data_is_counted_before_anything_starts(small, run):
