@@ -20,6 +20,7 @@ USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
   eval     evaluate models on benchmarks              (eval/run.py)
   report   compare finished evaluations               (eval/report.py)
   audit    look at preference data before a job       (experiments/audit.py)
+  convert  write preference data in another format    (experiments/convert.py)
   runs     list the runs of a storage folder, free disk  (experiments/runs.py)
   sync     send MLflow what it missed                 (experiments/sync_tracking.py)
   doctor   check every node of the Ray cluster        (rlhfv_ray/doctor/)
@@ -101,6 +102,16 @@ def audit() -> int:
     return run_command(lambda: tyro.cli(audit.main, description=audit.__doc__))
 
 
+def convert() -> int:
+    """Write preference data in another format."""
+    import tyro
+
+    from experiments import convert
+    from rlhfv_ray.console import run_command
+
+    return run_command(lambda: tyro.cli(convert.main, description=convert.__doc__))
+
+
 def runs() -> int:
     """List the runs of a storage folder, or free disk space."""
     from experiments import runs
@@ -137,6 +148,7 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "eval": evaluate,
     "report": report,
     "audit": audit,
+    "convert": convert,
     "runs": runs,
     "sync": sync,
     "doctor": doctor,

@@ -126,7 +126,7 @@ class DataConfig:
     them. `shapes` makes pairs in the shapes world."""
     format: Literal[
         "auto", "rlhfv", "rlaifv", "muffin_tsv", "trl", "llamafactory", "povid", "swift",
-        "conversations", "unimm_chat", "messages", "completion", "vqa", "caption",
+        "label_studio", "conversations", "unimm_chat", "messages", "completion", "vqa", "caption",
     ] = "auto"  # fmt: skip
     """Format of the data; `auto` detects it. From `conversations` on: for fine-tuning only."""
     mixed_with: tuple[str, ...] = ()

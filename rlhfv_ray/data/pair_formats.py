@@ -16,12 +16,12 @@ code: `empty_answer: ...`.
 |                | `ranking: true`                   |                                           |
 | `povid`        | POVID                             | `conversations`, `rejected_conversations` |
 | `swift`        | ms-swift                          | `messages`, `rejected_response`, `images` |
+| `label_studio` | tasks of Label Studio             | `data` with the columns of `rlaifv`       |
 """
 
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
-from operator import index
 from typing import NamedTuple
 
 from rlhfv_ray.data.image_sources import ImageRoots, image_bytes
@@ -41,6 +41,8 @@ from rlhfv_ray.data.row_fields import (
     attempt,
     check_usage,
     parse_json,
+    spans_in,
+    turns_in,
     unusable,
 )
 from rlhfv_ray.errors import DataError
@@ -83,7 +85,7 @@ def read_pair(fields: Row, row_id: str, image: bytes, position: str = "") -> Pre
         DataError: the row is unusable.
     """
     check_usage(fields)
-    history = [tuple(turn) for turn in fields.get(HISTORY) or ()]
+    history = turns_in(fields, HISTORY)
     *earlier, question = question_text(
         *(question for question, _ in history), _text(fields, "question")
     )
@@ -94,8 +96,8 @@ def read_pair(fields: Row, row_id: str, image: bytes, position: str = "") -> Pre
         question=question,
         chosen=_text(fields, "chosen"),
         rejected=_text(fields, "rejected"),
-        chosen_spans=_spans(fields, "chosen_spans"),
-        rejected_spans=_spans(fields, "rejected_spans"),
+        chosen_spans=spans_in(fields, "chosen_spans"),
+        rejected_spans=spans_in(fields, "rejected_spans"),
         origin=origin_of(fields),
         system=system_text(fields, _text(fields, SYSTEM)),
         history=tuple(zip(earlier, answers, strict=True)),
@@ -201,6 +203,15 @@ def _swift(row: Row) -> Row:
     return _fields(row, messages[:-1], messages[-1:], row.get("rejected_response"))
 
 
+def _label_studio(row: Row) -> Row:
+    if row.get("annotations") or row.get("predictions"):
+        raise unusable("unsupported_field", "annotations of a task are not read, only its data")
+    data = row.get("data")
+    if not isinstance(data, dict):
+        raise unusable("bad_row", "data must hold image, question, chosen and rejected")
+    return data
+
+
 def _two_conversations(row: Row, chosen: object, rejected: object) -> Row:
     """Return the fields of two whole conversations that differ in their last answers."""
     preferred = messages_of(chosen, "user")
@@ -253,6 +264,7 @@ FORMATS: Mapping[str, Format] = {
     "llamafactory": Format(("conversations", "chosen", "rejected", IMAGE), _llamafactory),
     "povid": Format(("conversations", "rejected_conversations", IMAGE), _povid),
     "swift": Format(("messages", "rejected_response|rejected_messages", IMAGE), _swift),
+    "label_studio": Format(("data",), _label_studio),
 }
 
 
@@ -275,16 +287,6 @@ def _text(fields: Row, name: str) -> str:
     if value is not None and not isinstance(value, str):
         raise unusable("bad_row", f"{name} must be text, found {type(value).__name__}")
     return value or ""
-
-
-def _spans(fields: Row, name: str) -> tuple[Span, ...] | None:
-    spans = fields.get(name)
-    if spans is None:
-        return None
-    try:
-        return tuple((index(start), index(stop)) for start, stop in spans)
-    except (TypeError, ValueError) as error:
-        raise unusable("bad_spans", f"{name} must be a list of [start, stop): {error}") from error
 
 
 def origin_of(fields: Row) -> dict[str, str]:

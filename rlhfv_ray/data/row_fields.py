@@ -9,9 +9,11 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from operator import index
 from typing import Any, TypeVar
 
 from rlhfv_ray.errors import DataError, RlhfvError
+from rlhfv_ray.records import Span
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +138,37 @@ def parse_json(text: str | bytes | None) -> Any:
         return json.loads(text or "")
     except (ValueError, TypeError, RecursionError) as error:
         raise unusable("bad_json", str(error)) from error
+
+
+def turns_in(fields: Row, name: str) -> list[tuple[str, str]]:
+    """Return the question and answer of each earlier turn that a field holds.
+
+    Raises:
+        DataError: `bad_row`, then the reason.
+    """
+    stored = fields.get(name) or []
+    turns: list[tuple[str, str]] = []
+    for turn in stored if isinstance(stored, list | tuple) else [stored]:
+        texts = turn if isinstance(turn, list | tuple) else ()
+        if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+            raise unusable("bad_row", f"{name} must be a list of [question, answer]")
+        turns.append((texts[0], texts[1]))
+    return turns
+
+
+def spans_in(fields: Row, name: str) -> tuple[Span, ...] | None:
+    """Return the marked spans that a field holds; None: nobody marked them.
+
+    Raises:
+        DataError: `bad_spans`, then the reason.
+    """
+    spans = fields.get(name)
+    if spans is None:
+        return None
+    try:
+        return tuple((index(start), index(stop)) for start, stop in spans)
+    except (TypeError, ValueError) as error:
+        raise unusable("bad_spans", f"{name} must be a list of [start, stop): {error}") from error
 
 
 def column_map(columns: Iterable[str]) -> dict[str, str]:

@@ -1,76 +1,105 @@
-"""Write preference pairs in RLHF-V-Dataset's layout, which the original tools read too."""
+"""Write preference pairs in any of the formats of `targets.TARGETS`."""
 
+import functools
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhfv_ray.data.pair_formats import HISTORY, ORIGIN_COLUMNS, SYSTEM, check_pair
-from rlhfv_ray.errors import DataError
+from rlhfv_ray.data.pair_formats import check_pair
+from rlhfv_ray.data.targets import TARGETS, check_held, image_name
+from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import PreferencePair
 
 _ROW_GROUP = 256  # pairs; a slice reads whole row groups
-_FEATURES = {  # RLHF-V-Dataset
-    "ds_name": pa.string(),
-    "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-    "text": pa.string(),
-    "origin_dataset": pa.string(),
-    "origin_split": pa.string(),
-    "idx": pa.int64(),
-    "image_path": pa.string(),
-}
-_HUGGINGFACE = {  # metadata for `datasets`, which then shows the image column as images
-    name: {"_type": "Image"} if name == "image" else {"dtype": str(kind), "_type": "Value"}
-    for name, kind in _FEATURES.items()
-}
-_SCHEMA = pa.schema(
-    _FEATURES, metadata={"huggingface": json.dumps({"info": {"features": _HUGGINGFACE}})}
-)
 
 
-def write_pairs(pairs: Iterable[PreferencePair], path: str | Path) -> None:
-    """Write pairs as an RLHF-V-Dataset Parquet file; `load_pairs` gives back the same pairs.
+def write_pairs(
+    pairs: Iterable[PreferencePair], path: str | Path, *, format: str = "rlhfv"
+) -> None:
+    """Write pairs as a file; `load_pairs` gives back the same pairs, as far as the format can.
 
-    Fields without a column in that layout (id, marked spans, further origin) are stored in `text`.
-    The file gets its name only when it is complete.
+    In the default, RLHF-V-Dataset's, they are identical: fields without a column in that layout
+    (id, marked spans, further origin) are stored in `text`. docs/data.md has a table of the others.
+    Images that stand beside the file are in a folder with its name and `_images`. The file gets its
+    name only when it is complete.
+
+    Args:
+        pairs: to write.
+        path: of the file.
+        format: a key of `TARGETS`.
 
     Raises:
-        DataError: a pair is unusable.
+        ConfigError: the format is unknown, or its files have another suffix.
+        DataError: a pair is unusable, or the format cannot hold its prompt.
     """
     path = Path(path)
+    check_target(path, format)
+    target = TARGETS[format]
     path.parent.mkdir(parents=True, exist_ok=True)
+    store = functools.partial(_store, path.with_name(f"{path.stem}_images"))
+    rows = (target.row(_checked(pair, format), number, store) for number, pair in enumerate(pairs))
     part = path.with_name(f".{path.name}.{uuid4().hex}")
-    rows = (_stored(pair, row) for row, pair in enumerate(pairs))
     try:
-        with pq.ParquetWriter(part, _SCHEMA) as writer:
-            while group := list(islice(rows, _ROW_GROUP)):
-                writer.write_table(pa.Table.from_pylist(group, _SCHEMA))
+        if target.schema is not None:
+            _write_parquet(rows, part, target.schema)
+        else:
+            _write_json(rows, part, as_lines=path.suffix == ".jsonl")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _stored(pair: PreferencePair, row: int) -> dict[str, object]:
+def check_target(path: Path, format: str) -> None:
+    """Refuse an unknown format, and a name that its files do not have.
+
+    Raises:
+        ConfigError: the message names what is allowed.
+    """
+    if format not in TARGETS:
+        raise ConfigError(f"format {format!r} cannot be written; formats: {', '.join(TARGETS)}")
+    suffixes = TARGETS[format].suffixes
+    if path.suffix not in suffixes:
+        raise ConfigError(f"{path}: a file of format {format} ends with {' or '.join(suffixes)}")
+
+
+def _checked(pair: PreferencePair, format: str) -> PreferencePair:
     try:
         check_pair(pair)
+        check_held(pair, format)
     except DataError as error:
         raise DataError(f"{error} (pair {pair.id!r})") from error
-    names = ("id", "question", "chosen", "rejected", "chosen_spans", "rejected_spans")
-    text = {name: value for name in names if (value := getattr(pair, name)) is not None}
-    text |= {SYSTEM: pair.system} if pair.system else {}
-    text |= {HISTORY: pair.history} if pair.history else {}
-    origin = {name: value for name, value in pair.origin.items() if name not in ORIGIN_COLUMNS}
-    if origin:
-        text["origin"] = origin
-    number = pair.id.rpartition(":")[2]
-    is_int64 = number.isdecimal() and len(number) < 19  # 18 digits always fit
-    return {
-        **{name: pair.origin.get(name) for name in ORIGIN_COLUMNS},
-        "image": {"bytes": pair.image, "path": None},
-        "text": json.dumps(text, ensure_ascii=False),
-        "idx": int(number) if is_int64 else row,
-    }
+    return pair
+
+
+def _store(folder: Path, image: bytes) -> str:
+    """Store an image as a file that equal images share, and return its path beside the rows."""
+    folder.mkdir(exist_ok=True)
+    file = folder / image_name(image)
+    if not file.exists():
+        draft = folder / f".{file.name}.{os.getpid()}"
+        draft.write_bytes(image)
+        draft.replace(file)
+    return f"{folder.name}/{file.name}"
+
+
+def _write_parquet(rows: Iterator[dict[str, Any]], path: Path, schema: pa.Schema) -> None:
+    with pq.ParquetWriter(path, schema) as writer:
+        while group := list(islice(rows, _ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def _write_json(rows: Iterator[dict[str, Any]], path: Path, *, as_lines: bool) -> None:
+    """Write a row per line; an array is the same lines between brackets."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write("" if as_lines else "[")
+        for number, row in enumerate(rows):
+            separator = "\n" if number and as_lines else ",\n" if number else ""
+            stream.write(separator + json.dumps(row, ensure_ascii=False))
+        stream.write("\n" if as_lines else "]\n")

@@ -56,6 +56,13 @@ ROWS: dict[str, dict[str, Any]] = {
         "rejected_response": REJECTED,
         "images": [{"path": "a.png"}],
     },
+    "label_studio": {
+        "data": {
+            **{"image": f"data:image/png;base64,{CODE}", **TEXTS, "id": "1"},
+            **{"earlier_turns": [["and ?", "nothing"]], "chosen_spans": [[0, 2]]},
+        },
+        "annotations": [],
+    },
     "conversations": {"conversations": SHARE, "image": f"data:image/png;base64,{CODE}"},
     "unimm_chat": {"conversation": SHARE, "image": f"data:image/png;base64,{CODE}"},
     "messages": {

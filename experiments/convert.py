@@ -1,0 +1,107 @@
+"""Write preference pairs in another format of the field, and say what it cannot hold.
+
+    rlhfv-ray convert rows.parquet rows.jsonl --to swift
+
+Images of `llamafactory` and `swift` stand in a folder beside OUT; a task of Label Studio holds its
+own. Rows that cannot be used, or whose prompt the format cannot hold, are listed with their reasons
+in `_OUT.left_out.jsonl`.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from rlhfv_ray.config import DataConfig
+from rlhfv_ray.console import new_console
+from rlhfv_ray.data import ReadOptions, Slice, list_slices, read_slice, write_pairs
+from rlhfv_ray.data.row_fields import attempt
+from rlhfv_ray.data.targets import TARGETS, check_held, traits
+from rlhfv_ray.data.writing import check_target
+from rlhfv_ray.errors import DataError
+from rlhfv_ray.records import PreferencePair
+
+
+def main(
+    path: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    *,
+    to: Literal["rlhfv", "rlaifv", "trl", "llamafactory", "swift", "label_studio"],
+    data: DataConfig = DataConfig(),  # noqa: B008 (it is frozen)
+) -> None:
+    """Convert a data set, one pair at a time.
+
+    Args:
+        path: file, folder, glob or hub name of preference pairs.
+        out: file to write; docs/data.md names the suffixes of each format.
+        to: format to write.
+        data: how the data is read, as for training.
+    """
+    check_target(out, to)
+    slices = list_slices(path, format=data.format, options=ReadOptions.of(data))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    conversion = Conversion(to, out.with_name(f"_{out.name}.left_out.jsonl"))
+    write_pairs(conversion.pairs(slices), out, format=to)
+    conversion.print_losses(new_console(), out)
+
+
+class Conversion:
+    """The pairs of a data set on their way to another format, and what does not arrive."""
+
+    def __init__(self, to: str, left_out: Path) -> None:
+        self.to, self.left_out = to, left_out
+        self.written = 0
+        self.reasons: Counter[str] = Counter()  # of rows that are left out
+        self.traits: Counter[str] = Counter()  # of the pairs written
+
+    def pairs(self, slices: list[Slice]) -> Iterator[PreferencePair]:
+        """Yield the pairs that the format can hold, and list the other rows.
+
+        Raises:
+            DataError: there is no such pair.
+        """
+        self.left_out.unlink(missing_ok=True)  # of an earlier conversion
+        for part in slices:
+            for row_id, row in read_slice(part):
+                result = row
+                if isinstance(row, PreferencePair):
+                    check = functools.partial(check_held, row, self.to)
+                    result = attempt(check, row.position) or row
+                if isinstance(result, PreferencePair):
+                    self.written += 1
+                    self.traits.update(traits(result))
+                    yield result
+                else:
+                    self.list_row(row_id, str(result))
+        if not self.written:
+            reasons = ", ".join(self.reasons) or "there is no row"
+            raise DataError(f"no pair can be written as {self.to}: {reasons}")
+
+    def list_row(self, row_id: str, reason: str) -> None:
+        """List one row that is left out."""
+        self.reasons[reason.partition(":")[0]] += 1
+        with self.left_out.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"id": row_id, "reason": reason}, ensure_ascii=False) + "\n")
+
+    def print_losses(self, console: Console, out: Path) -> None:
+        """Print the number of pairs, what the format has no place for, and the rows left out."""
+        lines = [f"{self.written} pairs written to {out}"]
+        for trait, count in self.traits.items():
+            place = TARGETS[self.to].places[trait]
+            if place == "no":
+                lines.append(f"{count} pairs lost {trait}: format {self.to} has no place for it")
+            elif place == "own":
+                lines.append(f"{count} pairs have {trait}, which only rlhfv-ray reads in this file")
+        if self.reasons:
+            counts = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
+            lines.append(f"{self.reasons.total()} rows left out ({counts}); see {self.left_out}")
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
