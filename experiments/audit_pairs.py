@@ -1,47 +1,122 @@
-"""Measure what the texts of preference pairs say without their pictures.
+"""Audit preference data before a job: what it will teach, and which rows cannot be used.
 
-    python experiments/audit_pairs.py runs/corrections-<fingerprint>/pairs.parquet
+    rlhfv-ray audit rows.parquet --model MODEL --out audit
 
-A classifier of words and length is trained on four fifths of the pairs and tested on the last
-fifth, five times. If it tells the chosen answers from the rejected ones, a model can learn to
-prefer them without looking. The command takes any file or folder of pairs that training takes. The
-changes of typical shapes and of phrases are those of descriptions of the shapes world.
+Writes `audit.html`, one page without links to elsewhere, and `audit.json`. A part of it says how
+much the texts tell without their pictures: a classifier of words and length is trained on four
+fifths of the pairs and tested on the last fifth, five times. If it tells the chosen answers from
+the rejected ones, a model can learn to prefer them without looking.
 """
 
-from dataclasses import asdict, dataclass
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.table import Table
 
+from rlhfv_ray.config import DataConfig
 from rlhfv_ray.console import leave, new_console, run_command
+from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.records import PreferencePair
 
 
-@dataclass(frozen=True)
-class AuditConfig:
-    """Pairs to audit."""
+def audit(
+    path: Annotated[str, tyro.conf.Positional],
+    *,
+    model: str = "",
+    evaluation: tuple[str, ...] = (),
+    data: DataConfig = DataConfig(),  # noqa: B008 (it is frozen)
+    out: Path = Path("audit"),
+) -> None:
+    """Write the audit of a data set as a page and as JSON.
 
-    path: tyro.conf.Positional[str]
-    """File or folder of preference pairs."""
-    format: str = "auto"
-    """Format of the pairs, as for --data.format of a training."""
+    Args:
+        path: file, folder, glob or hub name of preference pairs.
+        model: folder or hub name of a model, whose tokens are counted in place of words.
+        evaluation: files of evaluation sets, a JSON row per line with `image_id`, `image_path` or
+            `image`. Pairs with one of their images are counted.
+        data: how the data is read and encoded, as for training.
+        out: folder of the page and the JSON.
+    """
+    from rlhfv_ray.data import ReadOptions, audit_pairs, list_slices
+    from rlhfv_ray.data.audit_page import PAGE_FILE, write_audit
+
+    encode = None
+    if model:
+        from rlhfv_ray.inference.model_check import encode as encode_row
+        from rlhfv_ray.models import load_processor
+
+        encode = functools.partial(encode_row, processor=load_processor(model), data=data)
+    slices = list_slices(path, format=data.format, options=ReadOptions.of(data))
+    sets = {file: _image_ids(Path(file)) for file in evaluation}
+    result = audit_pairs(slices, decode=True, encode=encode, evaluations=sets)
+    texts = _text_figures(result.texts)
+    out.mkdir(parents=True, exist_ok=True)
+    write_audit(result, out, path, texts=texts)
+    console = new_console()
+    if texts:
+        table = Table("texts without their images", "")
+        for name, value in texts.items():
+            table.add_row(name, str(value))
+        console.print(table)
+    line = f"{result.usable} of {result.rows} rows can be used; see {out / PAGE_FILE}"
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def _text_figures(pairs: Sequence[PreferencePair]) -> dict[str, str | int]:
+    """Return what the texts of pairs tell; nothing of too few pairs.
+
+    Typical shapes and phrases are those of descriptions of the shapes world: other data has none.
+    """
+    from rlhfv_ray.shapes.text_audit import FEWEST, audit_texts
+
+    if len(pairs) < FEWEST:
+        return {}
+    texts = audit_texts(pairs)
+    low, high = texts.told_interval
+    counts = {
+        "more typical shapes": texts.more_typical,
+        "fewer typical shapes": texts.fewer_typical,
+        "more phrases": texts.more_phrases,
+        "fewer phrases": texts.fewer_phrases,
+    }
+    return {
+        "pairs": texts.pairs,
+        "chosen answer told": f"{100 * texts.told:.1f} %",
+        "95 % interval": f"{100 * low:.1f} to {100 * high:.1f} %",
+        "chosen answer shorter": f"{100 * texts.shorter:.1f} %",
+        **(counts if any(counts.values()) else {}),
+    }
+
+
+def _image_ids(file: Path) -> frozenset[str]:
+    """Return the ids of an evaluation set's images.
+
+    Raises:
+        ConfigError: a line is no JSON object, or names no image.
+    """
+    from rlhfv_ray.data.audit import image_id
+
+    ids = set()
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        row = json.loads(line) if line.strip().startswith("{") else None
+        names = ("image_id", "image_path", "image")
+        values = [row[name] for name in names if name in row] if isinstance(row, dict) else []
+        if not values:
+            raise ConfigError(
+                f"{file}:{number} is no JSON object with one of {', '.join(names)}: give the "
+                "evaluation's questions as JSON Lines."
+            )
+        ids.add(image_id(str(values[0])))
+    return frozenset(ids)
 
 
 def main() -> None:
     """Run the command line."""
-    config = tyro.cli(AuditConfig, description=__doc__)
-    # These imports are heavy, and --help needs none of them.
-    from rlhfv_ray.data import load_pairs
-    from rlhfv_ray.shapes.text_audit import audit_texts
-
-    audit = audit_texts(list(load_pairs(config.path, format=config.format)))
-    table = Table("figure", "value")
-    for name, value in asdict(audit).items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        texts = [
-            f"{number:.3f}" if isinstance(number, float) else str(number) for number in numbers
-        ]
-        table.add_row(name, " to ".join(texts))
-    new_console().print(table)
+    tyro.cli(audit, description=__doc__)
 
 
 if __name__ == "__main__":

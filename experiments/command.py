@@ -19,7 +19,7 @@ USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
   study    ablation, data_scaling, over_generalization or segment_rules
   eval     evaluate models on benchmarks              (eval/run.py)
   report   compare finished evaluations               (eval/report.py)
-  audit    look at preference data before a job       (experiments/audit.py)
+  audit    look at preference data before a job       (experiments/audit_pairs.py)
   convert  write preference data in another format    (experiments/convert.py)
   runs     list the runs of a storage folder, free disk  (experiments/runs.py)
   sync     send MLflow what it missed                 (experiments/sync_tracking.py)
@@ -94,12 +94,10 @@ def report() -> int:
 
 def audit() -> int:
     """Look at preference data before a job."""
-    import tyro
-
-    from experiments import audit
+    from experiments import audit_pairs
     from rlhfv_ray.console import run_command
 
-    return run_command(lambda: tyro.cli(audit.main, description=audit.__doc__))
+    return run_command(audit_pairs.main)
 
 
 def convert() -> int:

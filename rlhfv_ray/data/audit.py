@@ -4,11 +4,11 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from io import BytesIO
 from statistics import fmean, median
-from typing import NamedTuple, get_args
+from typing import get_args
 
 from PIL import Image
 
@@ -20,10 +20,10 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import EncodedPair, PreferencePair
 from rlhfv_ray.segments import Rule, changed_tokens
 
-WORD = re.compile(r"\S+\s*")
 DIGITS = re.compile(r"(\d+)\D*$")
 UNKNOWN = "not said"
 SAMPLE = 24  # pairs that the page shows
+TEXTS = 2000  # pairs whose texts are kept, for figures that need many at once
 # Encodes a pair for the model that is to be trained.
 Encode = Callable[[PreferencePair], EncodedPair]
 
@@ -70,13 +70,7 @@ class Audit:
     image_modes: Mapping[str, int] = field(default_factory=dict)
     evaluated_images: Mapping[str, int] = field(default_factory=dict)  # set -> pairs with its image
     sample: tuple[PreferencePair, ...] = ()
-
-
-class Change(NamedTuple):
-    """A run of an answer's characters, and True if the other answer says something else there."""
-
-    text: str
-    is_changed: bool
+    texts: tuple[PreferencePair, ...] = ()  # a larger sample, without images
 
 
 def audit_pairs(
@@ -85,6 +79,7 @@ def audit_pairs(
     decode: bool = False,
     encode: Encode | None = None,
     evaluations: Mapping[str, frozenset[str]] | None = None,
+    set_aside: Mapping[str, str] | None = None,
 ) -> Audit:
     """Read every row once, and count what it holds.
 
@@ -94,15 +89,19 @@ def audit_pairs(
         encode: encodes a pair for a model, whose tokens are counted in place of words. It decodes
             the images.
         evaluations: image ids of evaluation sets, see `image_id`.
+        set_aside: reasons of rows that a job could not use, by id.
 
     Raises:
         DataError: a file cannot be read.
     """
     counts = _Counts(encode, evaluations or {})
+    set_aside = set_aside or {}
     for part in slices:
         for row_id, row in read_slice(part):
             counts.ids[row_id] += 1
-            if isinstance(row, PreferencePair):
+            if row_id in set_aside:
+                result = DataError(set_aside[row_id])
+            elif isinstance(row, PreferencePair):
                 if decode or encode:
                     counts.look_at_image(row)
                 result = attempt(lambda pair=row: counts.prepared(pair, decode), row.position)
@@ -131,6 +130,7 @@ class _Counts:
         self.images: Counter[bytes] = Counter()
         self.pairs: Counter[bytes] = Counter()
         self.sample: list[PreferencePair] = []
+        self.texts: list[PreferencePair] = []
 
     def look_at_image(self, pair: PreferencePair) -> None:
         """Count size and mode of a readable image, from its header."""
@@ -158,7 +158,7 @@ class _Counts:
         image = image_id(pair.origin.get("image_path", ""))
         for name, ids in self.evaluations.items():
             self.named["evaluation"][name] += image in ids
-        chosen, rejected = _numbers(*words)
+        chosen, rejected = word_numbers(*words)
         if encoded is not None:
             chosen, rejected = encoded.chosen_ids, encoded.rejected_ids
         for rule, counter in self.masked.items():
@@ -173,14 +173,15 @@ class _Counts:
         matcher = SequenceMatcher(None, rejected, chosen, autojunk=False)
         for operation, *_ in matcher.get_opcodes():
             self.named["change"][operation] += operation != "equal"
-        self._draw(pair)
+        self._draw(self.sample, SAMPLE, pair)
+        self._draw(self.texts, TEXTS, replace(pair, image=b""))
 
-    def _draw(self, pair: PreferencePair) -> None:
+    def _draw(self, sample: list[PreferencePair], size: int, pair: PreferencePair) -> None:
         """Keep a uniform sample of the pairs so far."""
-        if len(self.sample) < SAMPLE:
-            self.sample.append(pair)
-        elif (index := self.rng.randrange(len(self.words))) < SAMPLE:
-            self.sample[index] = pair
+        if len(sample) < size:
+            sample.append(pair)
+        elif (index := self.rng.randrange(len(self.words))) < size:
+            sample[index] = pair
 
     def audit(self) -> Audit:
         """Return the result."""
@@ -209,6 +210,7 @@ class _Counts:
             image_modes=_by_count(self.named["mode"]),
             evaluated_images=dict(self.named["evaluation"]),
             sample=tuple(self.sample),
+            texts=tuple(self.texts),
         )
 
 
@@ -261,31 +263,13 @@ def image_id(name: str) -> str:
     return match.group(1).lstrip("0") or "0" if match else stem
 
 
-def marked_answers(chosen: str, rejected: str) -> tuple[list[Change], list[Change]]:
-    """Return both answers as runs of words, changed and unchanged ones by turns."""
-    words = (WORD.findall(chosen), WORD.findall(rejected))
-    sides = [[word.strip() for word in side] for side in words]
-    masks = changed_tokens(*_numbers(*sides), rule="both_sides", min_match=1)
-    return _runs(words[0], masks[0]), _runs(words[1], masks[1])
-
-
-def _numbers(chosen: Sequence[str], rejected: Sequence[str]) -> tuple[list[int], list[int]]:
+def word_numbers(chosen: Sequence[str], rejected: Sequence[str]) -> tuple[list[int], list[int]]:
     """Return two texts as numbers that are equal where their words are."""
     number_of: dict[str, int] = {}
     sides = [
         [number_of.setdefault(word, len(number_of)) for word in side] for side in (chosen, rejected)
     ]
     return sides[0], sides[1]
-
-
-def _runs(words: Sequence[str], mask: Sequence[bool]) -> list[Change]:
-    runs: list[Change] = []
-    for word, is_changed in zip(words, mask, strict=True):
-        if runs and runs[-1].is_changed == is_changed:
-            runs[-1] = Change(runs[-1].text + word, is_changed)
-        else:
-            runs.append(Change(word, is_changed))
-    return runs
 
 
 def _lengths(words: list[int]) -> AnswerLengths | None:

@@ -1,17 +1,25 @@
 """An audit as one self-contained HTML page, and as JSON."""
 
 import base64
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from rlhfv_ray.data.audit import Audit, marked_answers
+from rlhfv_ray.data.audit import Audit, word_numbers
 from rlhfv_ray.data.images import decode_image
 from rlhfv_ray.records import PreferencePair
+from rlhfv_ray.segments import changed_tokens
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import publish
 
+Figures = Mapping[str, str | int]  # by their names
+PAGE_FILE, JSON_FILE = AUDIT_FILES = ("audit.html", "audit.json")
+WORD = re.compile(r"\S+\s*")
 THUMBNAIL = 360  # pixels of the longer side
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -55,17 +63,43 @@ mark { background: var(--mark); color: var(--ink); text-decoration: underline; f
 """
 
 
-def audit_page(audit: Audit, title: str) -> str:
+class Change(NamedTuple):
+    """A run of an answer's characters, and True if the other answer says something else there."""
+
+    text: str
+    is_changed: bool
+
+
+def write_audit(audit: Audit, folder: Path, title: str, *, texts: Figures | None = None) -> None:
+    """Write an audit as `audit.html` and `audit.json`.
+
+    Args:
+        audit: of some data.
+        folder: of both files.
+        title: of the data.
+        texts: what the answers say without their images, by name.
+    """
+    page = audit_page(audit, title, texts=texts)
+    draft = folder / f".{PAGE_FILE}"
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(folder / PAGE_FILE)
+    publish(folder / PAGE_FILE)
+    figures = audit_json(audit) | ({"texts": dict(texts)} if texts else {})
+    write_json(folder / JSON_FILE, figures)
+
+
+def audit_page(audit: Audit, title: str, *, texts: Figures | None = None) -> str:
     """Return the page of an audit. All text of the data is escaped."""
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     sample = [_shown(pair) for pair in audit.sample]
-    return page.render(audit=audit, title=title, tables=audit_tables(audit), sample=sample)
+    tables = audit_tables(audit) | ({"Texts without their images": texts} if texts else {})
+    return page.render(audit=audit, title=title, tables=tables, sample=sample)
 
 
 def audit_json(audit: Audit) -> dict[str, Any]:
     """Return an audit's figures, JSON-ready, without the sample."""
     figures = asdict(audit)
-    del figures["sample"]
+    del figures["sample"], figures["texts"]
     return figures
 
 
@@ -102,6 +136,24 @@ def audit_tables(audit: Audit) -> dict[str, Mapping[Any, Any]]:
         "Images by type and mode": audit.image_modes,
         "Pairs with an image of an evaluation set": audit.evaluated_images,
     }
+
+
+def marked_answers(chosen: str, rejected: str) -> tuple[list[Change], list[Change]]:
+    """Return both answers as runs of words, changed and unchanged ones by turns."""
+    words = (WORD.findall(chosen), WORD.findall(rejected))
+    sides = [[word.strip() for word in side] for side in words]
+    masks = changed_tokens(*word_numbers(*sides), rule="both_sides", min_match=1)
+    return _runs(words[0], masks[0]), _runs(words[1], masks[1])
+
+
+def _runs(words: Sequence[str], mask: Sequence[bool]) -> list[Change]:
+    runs: list[Change] = []
+    for word, is_changed in zip(words, mask, strict=True):
+        if runs and runs[-1].is_changed == is_changed:
+            runs[-1] = Change(runs[-1].text + word, is_changed)
+        else:
+            runs.append(Change(word, is_changed))
+    return runs
 
 
 def _share(part: int, whole: int) -> str:

@@ -137,7 +137,9 @@ def _conversation(pair: PreferencePair) -> list[tuple[str, str]]:
 
 
 def _trl_message(role: str, text: str) -> dict[str, Any]:
-    parts = [{"type": "text", "text": text.removeprefix(PLACEHOLDER)}]
+    parts: list[dict[str, str | None]] = [
+        {"type": "text", "text": text.removeprefix(PLACEHOLDER)},
+    ]
     if text.startswith(PLACEHOLDER):
         parts.insert(0, {"type": "image", "text": None})
     return {"role": role, "content": parts}

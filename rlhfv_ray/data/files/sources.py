@@ -57,8 +57,8 @@ def data_files(path: str | Path) -> list[DataFile]:
     if not files:
         kinds = f"{', '.join(SUFFIXES)} (perhaps .gz)"
         raise DataError(
-            f"no_data: {source} is neither a {kinds} file nor a folder with one. Give --data.path "
-            "a file, a folder, a glob in quotes, or owner/name of a data set on the hub."
+            f"no_data: {source} is neither a {kinds} file nor a folder with one. Give a file, "
+            "a folder, a glob in quotes, or owner/name of a data set on the hub."
         )
     return files
 

@@ -14,8 +14,7 @@ from PIL import Image
 
 from experiments import command
 from rlhfv_ray.data import audit_pairs, list_slices, write_pairs
-from rlhfv_ray.data.audit import marked_answers
-from rlhfv_ray.data.audit_page import audit_page
+from rlhfv_ray.data.audit_page import audit_page, marked_answers
 from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.shapes.model import SHIPPED
 from tests.unit.data.rows import (
