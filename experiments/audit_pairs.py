@@ -87,7 +87,7 @@ def _text_figures(pairs: Sequence[PreferencePair]) -> dict[str, str | int]:
         "pairs": texts.pairs,
         "chosen answer told": f"{100 * texts.told:.1f} %",
         "95 % interval": f"{100 * low:.1f} to {100 * high:.1f} %",
-        "chosen answer shorter": f"{100 * texts.shorter:.1f} %",
+        "told by being shorter": f"{100 * texts.shorter:.1f} %",
         **(counts if any(counts.values()) else {}),
     }
 

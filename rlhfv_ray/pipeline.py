@@ -17,9 +17,10 @@ from typing import Any
 
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import SHAPES, DataConfig, DDPOConfig, ModelConfig, changed_settings
-from rlhfv_ray.data import list_slices
+from rlhfv_ray.data import audit_pairs, list_slices
+from rlhfv_ray.data.audit_page import write_audit
 from rlhfv_ray.data.mixture import list_sources
-from rlhfv_ray.data.reference_table import check_reference
+from rlhfv_ray.data.reference_table import check_reference, unusable_rows
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.inference.memory_check import check_step_fits
 from rlhfv_ray.inference.reference import (
@@ -144,8 +145,16 @@ def reference_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, A
     def run(folder: Path, _: str) -> None:
         check_step_fits(config, data, list_slices(data.path, **reading_settings(data)))
         compute_reference_logps(config.model, data, config.scale, folder)
+        audit_job(data, folder)
 
     return Stage("reference", inputs, run, title="reference log-probs")
+
+
+def audit_job(data: DataConfig, folder: Path) -> None:
+    """Write the audit of a job's pairs into its reference folder, which lists the unusable rows."""
+    set_aside = {row["id"]: row["reason"] for row in unusable_rows(folder)}
+    slices = list_slices(data.path, **reading_settings(data))
+    write_audit(audit_pairs(slices, set_aside=set_aside), folder, display_path(Path(data.path)))
 
 
 def examples_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:

@@ -32,6 +32,7 @@ from experiments.runners.config import ExperimentConfig
 from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
 from rlhfv_ray.config import GenerationConfig, changed_settings, fingerprint, plain
 from rlhfv_ray.console import program
+from rlhfv_ray.data.audit_page import PAGE_FILE
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.models.self_check import SelfCheck
@@ -191,6 +192,8 @@ def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tu
         "unusable rows": str(len(unusable)),
         **{f"unusable: {reason}": str(count) for reason, count in reasons.most_common()},
     }
+    if (page := pipeline.reference / PAGE_FILE).exists():
+        data["audit"] = display_path(page)
     audit = read_audit(pipeline.stages, pipeline.storage)
     if audit is not None:
         data["chosen answer told by its text alone"] = audit_text(audit)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rlhfv_ray.console import ProgressBar, progress_bar
+from rlhfv_ray.data.audit_page import AUDIT_FILES
 from rlhfv_ray.data.mixture import mixed_rows
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.inference.model_check import read_check
@@ -86,6 +87,9 @@ class StageMonitor:
                 rows = {"usable": len(load_reference(folder)), "unusable": len(unusable)}
                 child.log_metrics({f"rows/{name}": count for name, count in rows.items()})
                 child.log_table("unusable_rows", unusable)
+                for name in AUDIT_FILES:  # absent of examples, and from older folders
+                    if (folder / name).exists():
+                        child.log_file(folder / name)
 
     @contextlib.contextmanager
     def training(self, child: TrackedRun, skipped: bool) -> Iterator[None]:

@@ -29,6 +29,7 @@ PAGE = """<!doctype html>
 @media (prefers-color-scheme: dark) { :root { --mark: #6a5300; --ink: #f2f2f2; } }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
 table { border-collapse: collapse; } caption { text-align: left; font-weight: 600; }
+th { font-weight: 400; }
 td, th { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
 .tables { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 2rem;
@@ -56,8 +57,8 @@ mark { background: var(--mark); color: var(--ink); text-decoration: underline; f
 {% for pair in sample %}<article><img src="{{ pair.image }}" alt="picture of {{ pair.id }}"><div>
 <p><b>{{ pair.id }}</b> {{ pair.question }}</p>
 {% for side, runs in (("Chosen", pair.chosen), ("Rejected", pair.rejected)) %}<p><b>{{ side }}:</b>
-{% for run in runs %}{% if run.is_changed %}<mark>{{ run.text }}</mark>{% else %}{{ run.text }}
-{%- endif %}{% endfor %}</p>
+{% for run in runs %}{% set text = run.text.rstrip() %}{% if run.is_changed -%}
+<mark>{{ text }}</mark>{%- else %}{{ text }}{% endif %}{{ run.text[text|length:] }}{% endfor %}</p>
 {% endfor %}</div></article>
 {% endfor %}</html>
 """

@@ -1,5 +1,6 @@
 """The audit counts usable and unusable rows before a job starts."""
 
+import html
 import json
 import re
 import sys
@@ -8,15 +9,26 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from experiments import command
+from rlhfv_ray.config import DataConfig
 from rlhfv_ray.data import audit_pairs, list_slices, write_pairs
 from rlhfv_ray.data.audit_page import audit_page, marked_answers
 from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.data.reference_table import SCHEMA
+from rlhfv_ray.inference.parts import write_part
+from rlhfv_ray.inference.reference import collect_unusable, part_table
+from rlhfv_ray.pipeline import audit_job
+from rlhfv_ray.segments import changed_tokens
+from rlhfv_ray.shapes.balance import change_of
 from rlhfv_ray.shapes.model import SHIPPED
+from rlhfv_ray.shapes.text_audit import told_apart
+from rlhfv_ray.stats import wilson_interval
+from tests.conftest import careless_pairs
 from tests.unit.data.rows import (
     jsonl,
     plain_row,
@@ -104,9 +116,7 @@ def test_every_number_of_the_page_is_recomputed(pairs, tmp_path: Path, monkeypat
     bench = tmp_path / "bench.jsonl"
     bench.write_text('{"image_id": 7}\n{"image_id": "9"}\n')
     figures, page = audited(rows, tmp_path, monkeypatch, "--evaluation", str(bench))
-    expected = expected_figures(
-        rows[:-1], lambda pair: (pair.chosen.split(), pair.rejected.split())
-    )
+    expected = expected_figures(rows[:-1], in_words)
     expected |= {"rows": len(rows), "unit": "words", "evaluated_images": {str(bench): 6}}
     assert {name: figures[name] for name in expected} == expected
     assert min(expected["changes"].values()) >= 0 and sum(expected["changes"].values()) > 0
@@ -118,6 +128,123 @@ def test_every_number_of_the_page_is_recomputed(pairs, tmp_path: Path, monkeypat
     assert shown["pairs that repeat an earlier one"] == "1"
     assert page.count("<article>") == 24 and "<mark>" in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)  # one page, without links to elsewhere
+
+
+def tables_of(page: str) -> dict[str, dict[str, str]]:
+    """All tables of a page: labels and values, by caption."""
+    tables = {}
+    for table in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
+        caption = html.unescape(re.findall(r"<caption>(.*?)</caption>", table)[0])
+        cells = re.findall(r'scope="row">([^<]*)</th><td class="n">([^<]*?)\s*</td>', table)
+        tables[caption] = {html.unescape(label): value for label, value in cells}
+    return tables
+
+
+def of(part: int, whole: int) -> str:
+    return f"{part} ({100 * part / whole:.1f} %)"
+
+
+def in_words(pair) -> tuple[list[str], list[str]]:
+    return pair.chosen.split(), pair.rejected.split()
+
+
+def as_text(table: dict) -> dict[str, str]:
+    return {str(name): str(value) for name, value in table.items()}
+
+
+def expected_rule(usable: list, rule: Any) -> dict[str, str]:
+    """The page's figures of a rule over words."""
+    counts, empty = Counter(), 0
+    for pair in usable:
+        words = in_words(pair)
+        numbers = {word: number for number, word in enumerate(sorted({*words[0], *words[1]}))}
+        sides = [list(map(numbers.__getitem__, side)) for side in words]
+        masks = changed_tokens(sides[0], sides[1], rule=rule)
+        empty += sum(masks[0]) + sum(masks[1]) == 0
+        for name, mask in zip(("chosen", "rejected"), masks, strict=True):
+            counts.update({name: sum(mask), f"all {name}": len(mask)})
+    shares = {
+        f"share of the {name} answers": f"{100 * counts[name] / counts[f'all {name}']:.1f} %"
+        for name in ("chosen", "rejected")
+    }
+    return {**shares, "pairs without extra weight": of(empty, len(usable))}
+
+
+def expected_tables(usable: list, bench: str) -> dict[str, dict[str, str]]:
+    """Every table of the page about the pairs of `rows_to_audit`."""
+    figures = expected_figures(usable, in_words)
+    words = [[len(side) for side in in_words(pair)] for pair in usable]
+    sides = [sorted(pair[side] for pair in words) for side in (0, 1)]
+    count, middle = len(usable), len(usable) // 2
+    texts = [(pair.chosen, pair.rejected) for pair in usable]
+    low, high = wilson_interval(round(told_apart(texts) * count), count)
+    shorter = sum((a < b) + 0.5 * (a == b) for a, b in words) / count
+    return {
+        "Unusable rows by reason": {"image_unreadable": "1"},
+        "Words per answer": {
+            "chosen, mean": f"{sum(sides[0]) / count:.1f}",
+            "rejected, mean": f"{sum(sides[1]) / count:.1f}",
+            "chosen, median": f"{(sides[0][middle] + sides[0][~middle]) / 2:g}",
+            "rejected, median": f"{(sides[1][middle] + sides[1][~middle]) / 2:g}",
+            "longest": str(max(sides[0][-1], sides[1][-1])),
+            "chosen longer": of(figures["chosen_longer"], count),
+            "chosen shorter": of(figures["chosen_shorter"], count),
+        },
+        "Corrected words, rule muffin": expected_rule(usable, "muffin"),
+        "Corrected words, rule both_sides": expected_rule(usable, "both_sides"),
+        "Changes, runs of words": as_text(figures["changes"]),
+        "Sources": as_text(figures["sources"]),
+        "Kinds of question": as_text(figures["kinds"]),
+        "Repeats": {"pairs that repeat an earlier one": "1", "ids of several rows": "1"},
+        "Images by their number of pairs": as_text(figures["pairs_per_image"]),
+        "Images by size": {"0 to 256 pixels": str(count)},
+        "Images by type and mode": as_text(figures["image_modes"]),
+        "Pairs with an image of an evaluation set": {bench: "6"},
+        "Texts without their images": {
+            "pairs": str(count),
+            "chosen answer told": f"{100 * told_apart(texts):.1f} %",
+            "95 % interval": f"{100 * low:.1f} to {100 * high:.1f} %",
+            "told by being shorter": f"{100 * shorter:.1f} %",
+            "more typical shapes": "0",
+        },
+    }
+
+
+def test_no_number_of_the_page_is_without_its_check(tmp_path: Path, monkeypatch) -> None:
+    """Catches: a figure, or a whole table, that no other count stands behind."""
+    rows = rows_to_audit(careless_pairs(60))
+    rows.insert(3, replace(rows[8], id=rows[0].id))  # an id that repeats
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text('{"image_id": 7}\n')
+    _, page = audited(rows, tmp_path, monkeypatch, "--evaluation", str(bench))
+    shown = tables_of(page)
+    usable = [pair for pair in rows if pair.id != "torn"]
+    expected = expected_tables(usable, str(bench))
+    changes = [change_of(pair) for pair in usable]
+    expected["Texts without their images"] |= {
+        "fewer typical shapes": str(sum(change.typical < 0 for change in changes)),
+        "more phrases": str(sum(change.phrases > 0 for change in changes)),
+        "fewer phrases": str(sum(change.phrases < 0 for change in changes)),
+    }
+    expected["Repeats"]["pairs that repeat an earlier one"] = "2"
+    assert shown == expected
+    assert f"<p>{len(usable)} of {len(rows)} rows can be used.</p>" in page
+
+
+def test_a_job_writes_the_audit_of_its_pairs(pairs, encoded, tmp_path: Path) -> None:
+    """Catches: a row that the job set aside and its audit counts; an audit that ends a job."""
+    write_pairs(pairs, tmp_path / "pairs.parquet")
+    data = DataConfig(path=str(tmp_path / "pairs.parquet"), max_unusable=0.5)
+    reasons = [(pairs[1].id, "too_long: 900 tokens"), (pairs[2].id, "special_token: </s>")]
+    kept = [row for row in encoded if row.id not in dict(reasons)]
+    write_part(part_table([*kept, *reasons], SCHEMA), tmp_path / "reference", 0)
+    collect_unusable(tmp_path / "reference", data)
+    audit_job(data, tmp_path / "reference")
+    figures = json.loads((tmp_path / "reference" / "audit.json").read_text())
+    assert (figures["rows"], figures["usable"]) == (len(pairs), len(pairs) - 2)
+    assert figures["unusable"] == {"too_long": 1, "special_token": 1}
+    page = (tmp_path / "reference" / "audit.html").read_text()
+    assert "too_long: 900 tokens" in page and page.count("<article>") == len(pairs) - 2
 
 
 def test_a_models_tokens_are_counted_in_place_of_words(
