@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from experiments.recipes import study_config
 from experiments.runners.config import StudyConfig
-from rlhfv_ray.config import DDPOConfig, LossConfig
+from rlhfv_ray.config import DataConfig, DDPOConfig, LossConfig
 from rlhfv_ray.console import leave, new_console, run_command
+from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.storage.folder import resolve_storage
 
 if TYPE_CHECKING:
@@ -61,25 +63,50 @@ def fine_tuned(config: DDPOConfig, pipeline: Pipeline, *, rate: float) -> DDPOCo
 
 def cropped(config: DDPOConfig, pipeline: Pipeline) -> DDPOConfig:
     """Crop each image at random once; reference and policy see the same crop."""
-    from rlhfv_ray.data import load_pairs, write_pairs
+    from rlhfv_ray.data import write_pairs
+    from rlhfv_ray.inference.reference import reading_changes
     from rlhfv_ray.storage.stages import Stage, run_stages
 
     def run(folder: Path, _: str) -> None:
-        pairs = load_pairs(pipeline.pairs, format=config.data.format)
-        write_pairs(
-            (replace(pair, image=crop(pair.image, pair.id)) for pair in pairs),
-            folder / "pairs.parquet",
-        )
+        pairs = cropped_pairs(replace(config.data, path=pipeline.pairs))
+        write_pairs(pairs, folder / "pairs.parquet")
 
     stage = Stage(
         "cropped",
-        {"rows": pipeline.reference_inputs["rows"], "area": AREA, "aspect": ASPECT},
+        {
+            **{"rows": pipeline.reference_inputs["rows"], "area": AREA, "aspect": ASPECT},
+            **reading_changes(config.data),
+        },
         run,
         title="crops",
     )
     run_stages([stage], pipeline.storage)
     path = str(stage.folder(pipeline.storage) / "pairs.parquet")
-    return replace(config, data=replace(config.data, path=path, format="auto"))
+    # The written file has its ids and its images in itself, under the usual names.
+    data = replace(config.data, path=path, format="auto", columns=(), image_root="", ids="own")
+    return replace(config, data=data)
+
+
+def cropped_pairs(data: DataConfig) -> Iterator[PreferencePair]:
+    """Yield the usable pairs of some data with cropped images; the uncropped arms list the rest."""
+    from rlhfv_ray.data import ReadOptions, list_slices, read_slice
+    from rlhfv_ray.data.images import check_pixels
+    from rlhfv_ray.data.row_fields import attempt
+
+    def with_crop(pair: PreferencePair) -> PreferencePair:
+        check_pixels(pair.image, data.max_pixels)
+        return replace(pair, image=crop(pair.image, pair.id))
+
+    for part in list_slices(data.path, format=data.format, options=ReadOptions.of(data)):
+        for _, row in read_slice(part):
+            pair = attempt(functools.partial(with_crop, row)) if is_pair(row) else row
+            if is_pair(pair):
+                yield pair
+
+
+def is_pair(row: object) -> TypeGuard[PreferencePair]:
+    """Return True for a pair, and False for the error that sets a row aside."""
+    return isinstance(row, PreferencePair)
 
 
 def crop(image: bytes, seed: str) -> bytes:

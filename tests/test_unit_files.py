@@ -35,7 +35,6 @@ COVERED_ELSEWHERE = {
     "eval/reporting/tables.py": "tests/unit/eval/test_report.py",
     "eval/reporting/comparison.py": "tests/unit/eval/test_report.py",
     "experiments/audit_pairs.py": "tests/unit/data/test_audit.py",
-    "experiments/ablation.py": "tests/unit/test_cli.py",
     "experiments/data_scaling.py": "tests/unit/test_cli.py",
     "experiments/ddpo.py": "tests/unit/test_cli.py",
     "experiments/over_generalization.py": "tests/ray/test_sweep_line.py",
