@@ -317,7 +317,10 @@ def _format(head: Slice, unused: dict[str, None]) -> str:
         columns = list(renamed(dict.fromkeys(stored_columns), stored_names))
         rows = _usable_rows(head, no_images)  # read only if several formats fit
     else:
-        rows = list(_usable_rows(head))
+        first_rows = [row for _, row in _stored_rows(head)]
+        rows = [row for row in first_rows if not isinstance(row, DataError)]
+        if first_rows and not rows and isinstance(first_rows[0], DataError):
+            raise first_rows[0]  # no row shows a column: the reason is what helps
         columns = list(dict.fromkeys(name for row in rows for name in row))
     if missing := [name for name in stored_names if name not in columns]:
         absent = ", ".join(stored_names[name] for name in missing)

@@ -48,6 +48,8 @@ def test_every_form_gives_the_same_rows_in_any_slice(name: str, rows: int, tmp_p
     [
         ("x.json", ARRAY.encode()[:-40], "bad_json: .* at byte"),
         ("x.json", ARRAY.replace('"é3"', '"é3'.ljust(4)).encode(), "bad_json: .* at byte"),
+        ("x.json", b'[{"image": "a.png", "question": }]', "bad_json: Expecting value"),
+        ("x.jsonl", b"nonsense\n", "bad_json: Expecting value"),
         ("x.jsonl.gz", gzip.compress(LINES.encode())[:200], "file_unreadable"),
     ],
 )
