@@ -154,7 +154,9 @@ def audit_job(data: DataConfig, folder: Path) -> None:
     """Write the audit of a job's pairs into its reference folder, which lists the unusable rows."""
     set_aside = {row["id"]: row["reason"] for row in unusable_rows(folder)}
     slices = list_slices(data.path, **reading_settings(data))
-    write_audit(audit_pairs(slices, set_aside=set_aside), folder, display_path(Path(data.path)))
+    file = Path(data.path)
+    title = display_path(file) if file.exists() else data.path  # an address, or a hub name
+    write_audit(audit_pairs(slices, set_aside=set_aside), folder, title)
 
 
 def examples_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, Any]) -> Stage:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
+from rlhfv_ray.config import LARGEST_IMAGE
 from rlhfv_ray.data.audit import Audit, word_numbers
 from rlhfv_ray.data.images import decode_image
 from rlhfv_ray.records import PreferencePair
@@ -174,7 +175,7 @@ def _shown(pair: PreferencePair) -> dict[str, Any]:
 
 def _thumbnail(image: bytes) -> str:
     """Return a small copy of an image as a data URL."""
-    picture = decode_image(image)
+    picture = decode_image(image, max_pixels=LARGEST_IMAGE)  # smaller limits are the job's
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = BytesIO()
     picture.save(buffer, "JPEG", quality=80)

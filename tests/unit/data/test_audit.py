@@ -247,6 +247,14 @@ def test_a_job_writes_the_audit_of_its_pairs(pairs, encoded, tmp_path: Path) -> 
     assert "too_long: 900 tokens" in page and page.count("<article>") == len(pairs) - 2
 
 
+def test_a_picture_that_a_job_allows_is_shown(pairs) -> None:
+    """Catches: a page, and with it a job, that ends on a picture above the usual limit."""
+    buffer = BytesIO()
+    Image.new("L", (8000, 7000)).save(buffer, "PNG")  # 56 megapixels; --data.max-pixels allows 178
+    large = replace(pairs[0], image=buffer.getvalue())
+    assert "data:image/jpeg" in audit_page(replace(audit_pairs([]), sample=(large,)), "x")
+
+
 def test_a_models_tokens_are_counted_in_place_of_words(
     pairs, processor, tmp_path: Path, monkeypatch
 ) -> None:
