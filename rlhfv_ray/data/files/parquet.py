@@ -18,6 +18,9 @@ from rlhfv_ray.errors import DataError
 BATCH = 32  # rows that are decoded at once
 MAX_CUTS = 16  # most slices of one row group of usual size
 SLICE_BYTES = 64 * 2**20  # a slice of a larger row group holds about as much
+# A slice of a longer row group holds about as many rows, whose encoded form is in memory at once.
+SLICE_ROWS = 2048
+LONG_CUTS = 64  # most slices of a row group because of its rows
 
 
 def parquet_rows(
@@ -72,7 +75,8 @@ def parquet_cuts(file: Path, rows: int) -> Iterator[tuple[int, int]]:
         size += group.total_byte_size
         if stop - start < rows and position < len(groups):
             continue
-        cuts = max(MAX_CUTS, -(-size // SLICE_BYTES))  # rounded up
+        by_rows = min(LONG_CUTS, -(-(stop - start) // SLICE_ROWS))  # rounded up
+        cuts = max(MAX_CUTS, -(-size // SLICE_BYTES), by_rows)
         step = max(min(rows, stop - start), -(-(stop - start) // cuts), 1)
         for first in range(start, stop, step):
             yield first, min(first + step, stop)
