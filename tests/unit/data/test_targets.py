@@ -26,6 +26,7 @@ from rlhfv_ray.data.targets import (
 )
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import PreferencePair
+from tests.families import qwen2_vl
 from tests.unit.data.rows import RED, TEXTS, write_format
 from tests.unit.data.test_pair_formats import CASES
 from tests.unit.data.test_writing import example_pairs
@@ -174,3 +175,19 @@ def test_unknown_formats_and_suffixes_are_refused(tmp_path: Path):
         write_pairs([], tmp_path / "x.json", format="trl")
     with pytest.raises(ConfigError, match="'povid' cannot be written"):
         write_pairs([], tmp_path / "x.json", format="povid")
+
+
+def test_trls_own_collator_takes_a_written_file(pairs, tmp_path: Path):
+    """Catches: prompts, images or answers that TRL's preference training reads otherwise."""
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl.trainer.dpo_trainer")
+    talk = replace(example_pairs()[-1], image=pairs[0].image)
+    write_pairs([replace(pairs[0], question="why ?"), talk], tmp_path / "x.parquet", format="trl")
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "x.parquet"), split="train", cache_dir=str(tmp_path)
+    )
+    _, processor = qwen2_vl()
+    batch = trl.DataCollatorForVisionPreference(processor)([rows[0], rows[1]])
+    texts = [processor.tokenizer.decode(row) for row in batch["input_ids"]]  # chosen, then rejected
+    assert len(batch["image_grid_thw"]) == 4  # an image for each answer
+    assert "why ?" in texts[0] and pairs[0].chosen in texts[0] and pairs[0].rejected in texts[2]
+    assert "Be brief." in texts[1] and texts[1].index("<|vision_end|>c") < texts[1].index("q")
