@@ -9,7 +9,6 @@ the rejected ones, a model can learn to prefer them without looking.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +51,7 @@ def audit(
         encode = functools.partial(encode_row, processor=load_processor(model), data=data)
     slices = list_slices(path, format=data.format, options=ReadOptions.of(data))
     sets = {file: _image_ids(Path(file)) for file in evaluation}
-    result = audit_pairs(slices, decode=True, encode=encode, evaluations=sets)
+    result = audit_pairs(slices, decode=data.max_pixels, encode=encode, evaluations=sets)
     texts = _text_figures(result.texts)
     out.mkdir(parents=True, exist_ok=True)
     write_audit(result, out, path, texts=texts)
@@ -96,14 +95,19 @@ def _image_ids(file: Path) -> frozenset[str]:
     """Return the ids of an evaluation set's images.
 
     Raises:
-        ConfigError: a line is no JSON object, or names no image.
+        ConfigError: the file cannot be read, or one of its lines names no image.
     """
     from rlhfv_ray.data.audit import image_id
+    from rlhfv_ray.data.row_fields import attempt, parse_json
 
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--evaluation {file} cannot be read: {error}") from error
     ids = set()
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
-        row = json.loads(line) if line.strip().startswith("{") else None
-        names = ("image_id", "image_path", "image")
+    names = ("image_id", "image_path", "image")
+    for number, line in enumerate(lines, start=1):
+        row = attempt(functools.partial(parse_json, line))
         values = [row[name] for name in names if name in row] if isinstance(row, dict) else []
         if not values:
             raise ConfigError(

@@ -76,7 +76,7 @@ class Audit:
 def audit_pairs(
     slices: Iterable[Slice],
     *,
-    decode: bool = False,
+    decode: int = 0,
     encode: Encode | None = None,
     evaluations: Mapping[str, frozenset[str]] | None = None,
     set_aside: Mapping[str, str] | None = None,
@@ -85,7 +85,8 @@ def audit_pairs(
 
     Args:
         slices: slices from `list_slices`.
-        decode: decode the images too, which costs far more than reading the rows.
+        decode: decode the images too, of up to this number of pixels. It costs far more than
+            reading the rows; 0: leave it out.
         encode: encodes a pair for a model, whose tokens are counted in place of words. It decodes
             the images.
         evaluations: image ids of evaluation sets, see `image_id`.
@@ -139,12 +140,12 @@ class _Counts:
             self.named["mode"][f"{header.format} {header.mode}"] += 1
             self.named["size"][size_class(*header.size)] += 1
 
-    def prepared(self, pair: PreferencePair, decode: bool) -> PreferencePair | EncodedPair:
+    def prepared(self, pair: PreferencePair, decode: int) -> PreferencePair | EncodedPair:
         """Return a pair that can be trained on, encoded if there is a model."""
         if self.encode is not None:
             return self.encode(pair)
         if decode:
-            decode_image(pair.image)
+            decode_image(pair.image, max_pixels=decode)
         return pair
 
     def add(self, pair: PreferencePair, encoded: EncodedPair | None) -> None:

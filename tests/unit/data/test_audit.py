@@ -19,6 +19,7 @@ from rlhfv_ray.config import DataConfig
 from rlhfv_ray.data import audit_pairs, list_slices, write_pairs
 from rlhfv_ray.data.audit_page import audit_page, marked_answers
 from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.data.images import MAX_PIXELS
 from rlhfv_ray.data.reference_table import SCHEMA
 from rlhfv_ray.inference.parts import write_part
 from rlhfv_ray.inference.reference import collect_unusable, part_table
@@ -29,10 +30,7 @@ from rlhfv_ray.shapes.model import SHIPPED
 from rlhfv_ray.shapes.text_audit import told_apart
 from rlhfv_ray.stats import wilson_interval
 from tests.conftest import careless_pairs
-from tests.unit.data.rows import (
-    jsonl,
-    plain_row,
-)
+from tests.unit.data.rows import jsonl, plain_row
 
 
 def test_audit_counts_what_is_there(tmp_path: Path) -> None:
@@ -50,14 +48,11 @@ def test_audit_counts_what_is_there(tmp_path: Path) -> None:
     assert (audit.rows, audit.usable, audit.duplicated_ids) == (5, 3, ("a",))
     assert audit.unusable == {"empty_answer": 1, "image_missing": 1}
     assert audit.examples["empty_answer"].endswith("(x.jsonl:3)")
-    decoded = audit_pairs(list_slices(path), decode=True)
+    decoded = audit_pairs(list_slices(path), decode=MAX_PIXELS)
     assert decoded.unusable["image_unreadable"] == 1
     assert decoded.chosen is not None
-    assert (decoded.chosen.mean, decoded.chosen.median, decoded.chosen.longest) == (
-        2,
-        2,
-        3,
-    )  # 3 and 1 words
+    lengths = decoded.chosen  # 3 and 1 words
+    assert (lengths.mean, lengths.median, lengths.longest) == (2, 2, 3)
     assert audit_pairs([]).chosen is None
 
 
@@ -255,6 +250,22 @@ def test_a_picture_that_a_job_allows_is_shown(pairs) -> None:
     assert "data:image/jpeg" in audit_page(replace(audit_pairs([]), sample=(large,)), "x")
 
 
+@pytest.mark.parametrize("content", [None, "{\n", "[1]\n", '{"question": "?"}\n'])
+def test_an_evaluation_set_that_names_no_image_is_refused(
+    content, pairs, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Catches: a traceback, or overlap with an evaluation set that was never read."""
+    bench = tmp_path / "bench.jsonl"
+    if content is not None:
+        bench.write_text(content)
+    write_pairs(pairs[:2], tmp_path / "pairs.parquet")
+    arguments = ["audit", str(tmp_path / "pairs.parquet"), "--evaluation", str(bench)]
+    monkeypatch.setattr(sys, "argv", ["rlhfv-ray", *arguments])
+    assert command.main() == 2
+    printed = capsys.readouterr()
+    assert "bench.jsonl" in "".join((printed.out + printed.err).split())
+
+
 def test_a_models_tokens_are_counted_in_place_of_words(
     pairs, processor, tmp_path: Path, monkeypatch
 ) -> None:
@@ -282,6 +293,5 @@ def test_marked_words_are_those_that_differ(pairs) -> None:
     assert "".join(run.text for run in chosen) == "a red  star on top"
     audit = replace(audit_pairs([]), sample=(replace(pairs[0], question="<script>x</script>"),))
     page = audit_page(audit, "<b>")
-    assert (
-        "<script>" not in page and "&lt;script&gt;" in page and "<b>" not in page.split("<h2>")[0]
-    )
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "<b>" not in page.split("<h2>")[0]
