@@ -23,7 +23,7 @@ from rlhfv_ray.records import PreferencePair
 
 
 def audit(
-    path: Annotated[str, tyro.conf.Positional],
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
     *,
     model: str = "",
     evaluation: tuple[str, ...] = (),

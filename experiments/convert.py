@@ -28,8 +28,8 @@ from rlhfv_ray.records import PreferencePair
 
 
 def main(
-    path: Annotated[str, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     *,
     to: Literal["rlhfv", "rlaifv", "trl", "llamafactory", "swift", "label_studio"],
     data: DataConfig = DataConfig(),  # noqa: B008 (it is frozen)
