@@ -87,6 +87,17 @@ def runs(storage: Path) -> list:
     )
 
 
+def logged_files(storage: Path) -> set[str]:
+    """Names of all files in MLflow."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    files: set[str] = set()
+    for one in runs(storage):
+        files.update(file.path for file in client.list_artifacts(one.info.run_id))
+    return files
+
+
 def interrupted_in_training(storage: Path) -> int:
     """Start the experiment, press Ctrl-C once it has written a checkpoint; its exit code."""
     before = set(storage.glob(MANIFEST))
@@ -215,6 +226,7 @@ def test_summary_report_model_and_runs(finished):
     assert len(parents) == 1
     assert len(tracked) == 9  # and a child for each of six stages and two models
     assert {one.info.status for one in tracked} == {"FINISHED"}
+    assert {"audit.html", "audit.json"} <= logged_files(finished)
     assert parents[0].data.params["loss.gamma"] == "5.0"
     assert parents[0].data.metrics["base/object_recall"] == pytest.approx(
         found["base"]["object_recall"]
@@ -245,6 +257,7 @@ def test_without_benchmarks_the_report_exists_and_the_next_command_is_printed(
     report = done.stdout.split("report  ")[1].split()[0]
     text = Path(report).read_text()
     assert "Configuration" in text and "loss.gamma" in text and "unusable rows" in text
+    assert "audit.html" in text
     (model,) = undisturbed.glob("train-*/model")
     last = done.stdout.strip().splitlines()[-1]
     assert "rlhfv-ray eval --model " in last and str(model) in last
