@@ -31,6 +31,7 @@ from rlhfv_ray.sweep.setting_value import (
     indistinct,
 )
 from rlhfv_ray.tracking.run import TrackedRun
+from rlhfv_ray.tracking.run_folder import HEADLINE
 
 
 def conclude(
@@ -173,6 +174,7 @@ def track(
     run.log_table("trials", [trial.flat_row() for trial in trials])
     rates = {f"best/{name}": rate for name, rate in outcome["rates"].items() if rate is not None}
     run.log_metrics(rates)
+    run.set_tags({HEADLINE: outcome["sentence"]})
     if fresh is not None:
         numbers = {"mean": fresh.metric.mean, "base": fresh.metric.base}
         numbers["change"] = fresh.metric.change

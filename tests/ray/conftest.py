@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,15 @@ def ray_processes(name: str) -> list[psutil.Process]:
             if " ".join(process.cmdline()).startswith(f"ray::{name}"):
                 processes.append(process)
     return processes
+
+
+def end_family(driver: subprocess.Popen) -> None:
+    """Kill a driver and all that it started."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    for process in (psutil.Process(driver.pid), *family):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    driver.wait(60)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 import torch
@@ -38,7 +37,15 @@ from rlhfv_ray.tracking.run import tracked_run
 from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import wait_for
 from tests.lease_race import most_holders
-from tests.ray.conftest import losses, ray_processes, train, updates, weights, with_scale
+from tests.ray.conftest import (
+    end_family,
+    losses,
+    ray_processes,
+    train,
+    updates,
+    weights,
+    with_scale,
+)
 from tests.ray.test_experiment import ROOT, SMALL
 from tests.s3_server import S3, s3_server
 from tests.unit.endpoint.generated_replies import every_reply_settles
@@ -127,15 +134,6 @@ def any_taken_over(leases: dict[Path, str]) -> bool:
         path.exists() and json.loads(path.read_text())["token"] != json.loads(before)["token"]
         for path, before in leases.items()
     )
-
-
-def end_family(driver: subprocess.Popen) -> None:
-    """Kill a driver and all that it started."""
-    family = psutil.Process(driver.pid).children(recursive=True)
-    for process in (psutil.Process(driver.pid), *family):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    driver.wait(60)
 
 
 def digests_of(storage: Path) -> dict[str, str]:

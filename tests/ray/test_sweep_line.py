@@ -23,6 +23,7 @@ from experiments.runners.sweep import sweep
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
+from rlhfv_ray.tracking.run_folder import HEADLINE
 from rlhfv_ray.tracking.target import tracking_uri
 from tests.conftest import wait_for
 from tests.ray.conftest import ray_processes
@@ -139,11 +140,12 @@ def test_one_parent_and_a_child_for_each_trial(swept):
     """Catches: runs that the UI cannot lay side by side; one twice after a kill; an error that is
     not there.
     """
-    storage, _, _ = swept
+    storage, best, _ = swept
     tracked = runs(storage)
     (parent,) = [run for run in tracked if "mlflow.parentRunId" not in run.data.tags]
     children = {run.data.params["optim.learning_rate"]: run for run in tracked if run is not parent}
     assert len(tracked) == 3
+    assert parent.data.tags[HEADLINE] == best["sentence"]
     assert {rate: run.info.status for rate, run in children.items()} == {
         str(GOOD): "FINISHED",
         str(WILD): "FAILED",
