@@ -169,8 +169,23 @@ def plan_evaluation(
         )
         for name in dict.fromkeys(benchmarks)
     )
+    return plan_answers(
+        candidates, chosen, settings, generation=generation, scale=scale, storage=storage
+    )
+
+
+def plan_answers(
+    candidates: Mapping[str, Candidate],
+    benchmarks: Sequence[Benchmark],
+    settings: BenchmarkSettings,
+    *,
+    generation: GenerationConfig,
+    scale: ScaleConfig,
+    storage: Path,
+) -> Evaluation:
+    """Plan the answers of models to benchmarks that were made before (see `plan_evaluation`)."""
     answers: dict[tuple[str, str], Stage] = {}
-    for benchmark in chosen:
+    for benchmark in benchmarks:
         _check_images(benchmark, candidates.values())
         for name, candidate in candidates.items():
             title = f"answers, {name}, {benchmark.name}"
@@ -192,7 +207,9 @@ def plan_evaluation(
             else:
                 continue
             answers[benchmark.name, name] = stage
-    return Evaluation(candidates, chosen, settings, storage, (shapes,) if shapes else (), answers)
+    is_drawn = any(benchmark.name == "shapes" for benchmark in benchmarks)
+    drawn = (shapes_stage(settings),) if is_drawn else ()
+    return Evaluation(candidates, tuple(benchmarks), settings, storage, drawn, answers)
 
 
 def _check_images(benchmark: Benchmark, candidates: Iterable[Candidate]) -> None:

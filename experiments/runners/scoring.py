@@ -1,6 +1,5 @@
 """The scores of a model in a sweep or study, and monitors that follow the trials' folders."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +9,24 @@ from rich.console import Console
 
 from eval.benchmarks.contract import Benchmark, Scores
 from eval.config import ShapesBenchConfig
-from eval.evaluation import Candidate, check_services, evaluate_all, plan_evaluation
-from experiments.runners.config import Part, Pictures, ScoredConfig, SweepConfig
+from eval.evaluation import (
+    Candidate,
+    check_services,
+    evaluate_all,
+    plan_answers,
+    plan_evaluation,
+)
+from experiments.runners.config import Pictures, ScoredConfig, SweepConfig
+from experiments.runners.picture_parts import PartBenchmark
 from experiments.runners.stage_monitor import flat
 from experiments.runners.sweep_report import TrialResult, ordered, read_trials, settings_of
 from rlhfv_ray.config import SHAPES
 from rlhfv_ray.console import ProgressBar
-from rlhfv_ray.records import Prompt
 from rlhfv_ray.storage.folder import discard, is_there
 from rlhfv_ray.storage.stages import run_stages
 from rlhfv_ray.sweep.setting_value import Objective, Rates
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.training.metrics_log import read_records
-
-# Part of an image by its hash: a fifth prunes, two fifths choose, two fifths are reported.
-FIFTHS: tuple[Part, ...] = ("rungs", "choice", "choice", "fresh", "fresh")
 
 
 class Measured(NamedTuple):
@@ -61,46 +63,36 @@ def score_model(
         path: of the model.
         storage: folder of all stages.
         folder: for the scores.
-        pictures: the pictures to score on. Of another benchmark than shapes, all questions are
-            answered, and the scores are those of the part.
+        pictures: the pictures to score on. Only the questions about them are answered and judged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scenes, seed, part = pictures
+    candidates = {Path(path).name: Candidate(path, model=replace(config.ddpo.model, path=path))}
+    settings = config.with_shapes(
+        ShapesBenchConfig(scenes=scenes, seed=seed, world=config.ddpo.shapes.world, part=part)
+    )
     evaluation = plan_evaluation(
-        {Path(path).name: Candidate(path, model=replace(config.ddpo.model, path=path))},
+        candidates,
         (config.benchmark,),
-        config.with_shapes(
-            ShapesBenchConfig(scenes=scenes, seed=seed, world=config.ddpo.shapes.world, part=part)
-        ),
+        settings,
         generation=config.ddpo.generation,
         scale=config.ddpo.scale,
         storage=storage,
     )
+    if part and config.benchmark != SHAPES:
+        evaluation = plan_answers(
+            candidates,
+            [PartBenchmark(evaluation.benchmarks[0], part)],
+            settings,
+            generation=config.ddpo.generation,
+            scale=config.ddpo.scale,
+            storage=storage,
+        )
     check_services(evaluation, config.ddpo.generation)
     run_stages(list(evaluation.stages), storage)
     (section,) = evaluate_all(evaluation, folder, console=Console(quiet=True))
     (scores,) = section.models.values()
-    if not part or config.benchmark == SHAPES:
-        return scores
-    return scores_of_part(scores, evaluation.benchmarks[0].prompts, part)
-
-
-def scores_of_part(scores: Scores, prompts: Sequence[Prompt], part: Part) -> Scores:
-    """Return the scores on the questions about the images of one part.
-
-    Args:
-        scores: on all questions.
-        prompts: all questions; those about one image are in one part.
-        part: the part.
-    """
-    members = {prompt.id for prompt in prompts if part_of_image(prompt.image) == part}
-    answers = tuple(item for item in scores.answers if item.answer.id in members)
-    return replace(scores, answers=answers, manifest={**scores.manifest, "part": part})
-
-
-def part_of_image(image: bytes) -> Part:
-    """Return the part of an image, by the hash of its bytes."""
-    return FIFTHS[hashlib.sha256(image).digest()[0] % len(FIFTHS)]
+    return scores
 
 
 def delete_training(folder: Path) -> None:

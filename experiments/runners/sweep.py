@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.text import Text
 
 from eval.benchmarks.contract import Benchmark
-from experiments.runners.config import SweepConfig
+from experiments.runners.config import Part, SweepConfig
 from experiments.runners.experiment import origin
+from experiments.runners.picture_parts import check_parts, questions_by_part
 from experiments.runners.scoring import (
     Measured,
-    Part,
     SweepMonitor,
     delete_training,
     planned_benchmark,
@@ -31,7 +31,6 @@ from experiments.runners.scoring import (
 from experiments.runners.stage_monitor import flat
 from experiments.runners.sweep_outcome import conclude, retrain_command
 from experiments.runners.sweep_plan import (
-    check_parts,
     cost_line,
     disk_of,
     forecast,
@@ -43,7 +42,7 @@ from experiments.runners.sweep_plan import (
     with_shared_pace,
 )
 from rlhfv_ray.cluster import check_fits, connect
-from rlhfv_ray.config import SHAPES, DDPOConfig, fingerprint, plain
+from rlhfv_ray.config import DDPOConfig, fingerprint, plain
 from rlhfv_ray.console import poll, progress_bar
 from rlhfv_ray.data.reference_table import load_reference
 from rlhfv_ray.errors import ConfigError
@@ -138,7 +137,7 @@ class Planned:
         counted = forecast(config, self.trials, pairs)
         lines = plan_lines(config, self.trials, counted, self.concurrent)
         if self.benchmark.judged and config.judge.kind == "openai":
-            lines.append(cost_line(config, self.questions, counted))
+            lines.append(cost_line(config, questions_by_part(self.benchmark), counted))
         if not is_known:
             return [*lines, f"time: known after the reference pass; counted for {pairs} pairs"]
         scale, batch = config.ddpo.scale, config.ddpo.optim.batch
@@ -152,16 +151,6 @@ class Planned:
             f"time: about {hours(seconds)}, with {update_s:.2f} s per update (3 x the pace of the "
             f"reference pass), {looks}",
         ]
-
-    @property
-    def questions(self) -> int:
-        """Number of questions that a judge sees at each evaluation."""
-        shapes = self.config.ddpo.shapes
-        return (
-            shapes.evaluation_scenes
-            if self.config.benchmark == SHAPES
-            else len(self.benchmark.prompts)
-        )
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
 """Checks and predictions of a sweep before its first trial: objective, disk, hours, cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.benchmarks.contract import Benchmark, Metric
-from experiments.runners.config import SweepConfig
-from experiments.runners.scoring import FIFTHS, part_of_image
+from experiments.runners.config import Part, SweepConfig
 from experiments.runners.stage_monitor import without
-from rlhfv_ray.config import SHAPES, changed_settings
+from rlhfv_ray.config import changed_settings
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import planned_counts
 from rlhfv_ray.storage.folder import open_folder
@@ -58,24 +57,6 @@ def _measure(option: str, name: str, benchmark: Benchmark) -> Measure:
     raise ConfigError(
         f"search.{option} = {name!r}: {reason} on {benchmark.name}. Choose one of {known}{hint}."
     )
-
-
-def check_parts(benchmark: Benchmark) -> None:
-    """Check that a benchmark with pictures of its own can be split into three parts.
-
-    Raises:
-        ConfigError: a part would be empty.
-    """
-    if benchmark.name == SHAPES:
-        return
-    images = {prompt.image for prompt in benchmark.prompts}
-    empty = set(FIFTHS) - {part_of_image(image) for image in images}
-    if empty:
-        raise ConfigError(
-            f"benchmark {benchmark.name}: its {len(images)} images leave none for "
-            f"{', '.join(sorted(empty))}. A sweep prunes, chooses and reports on different images; "
-            "use more of them."
-        )
 
 
 def identity(config: SweepConfig, reference: str) -> dict[str, Any]:
@@ -213,16 +194,20 @@ def plan_lines(
     ]
 
 
-def cost_line(config: SweepConfig, questions: int, counted: Forecast) -> str:
+def cost_line(config: SweepConfig, questions: Mapping[Part, int], counted: Forecast) -> str:
     """Return the line on the cost of judging.
 
     Args:
         config: of the sweep.
-        questions: of the benchmark.
+        questions: of the benchmark, by part.
         counted: the sweep's forecast.
     """
     judge = config.judge
-    calls = questions * judge.votes * (counted.looks + 2)  # and the base model's
+    *early, last = counted.trials
+    models: dict[Part, int] = {"choice": last + 1, "fresh": max(1, len(config.space.seed)) + 1}
+    if early:
+        models["rungs"] = sum(early) + 1  # and the base model, as in every part
+    calls = judge.votes * sum(questions[part] * count for part, count in models.items())
     cost = calls * judge.cost(*VERDICT_TOKENS)
     unknown = "of unknown price (--judge.price-in, --judge.price-out)"
     price = f"about {cost:.2f} USD" if cost else unknown

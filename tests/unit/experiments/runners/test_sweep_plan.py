@@ -5,14 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.benchmarks.contract import CHAIR, JudgedAnswer, Metric, Ratio, Scores
+from eval.benchmarks.contract import Metric
 from eval.benchmarks.shapes import ShapesBenchmark
 from eval.config import JudgeConfig
 from experiments.recipes import shapes_small
 from experiments.runners.config import SweepConfig
-from experiments.runners.scoring import part_of_image, scores_of_part
 from experiments.runners.sweep_plan import (
-    check_parts,
     cost_line,
     disk_of,
     forecast,
@@ -23,7 +21,6 @@ from experiments.runners.sweep_plan import (
     with_shared_pace,
 )
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.sweep.search_space import plan_trials
 from rlhfv_ray.sweep.setting_value import Measure
 
@@ -60,36 +57,6 @@ def test_scores_that_cannot_be_used_are_refused(benchmark, search, reason):
     """Catches: a mistyped guard that is found after hours; a mean that has no better direction."""
     with pytest.raises(ConfigError, match=reason):
         objective_of(searched(**search), benchmark)
-
-
-def test_too_few_images_are_refused():
-    """Catches: a choice and a report on the same images, or on none."""
-    prompts = [Prompt(str(n), bytes([n]), "q") for n in range(2)]
-    with pytest.raises(ConfigError, match="its 2 images leave none for"):
-        check_parts(SimpleNamespace(name="pope", prompts=prompts))
-    prompts = [Prompt(str(n), str(n).encode(), "q") for n in range(100)]
-    check_parts(SimpleNamespace(name="pope", prompts=prompts))
-    check_parts(SimpleNamespace(name="shapes"))  # its pictures are drawn for each part
-
-
-def test_parts_share_no_image_and_cover_all():
-    """Catches: questions about one image in two parts; questions in none."""
-    prompts = [Prompt(f"{n}-{k}", str(n).encode(), "q") for n in range(300) for k in (0, 1)]
-    answers = tuple(
-        JudgedAnswer(Answer(item.id, "q", "a"), {"response_rate": Ratio(1, 1)}) for item in prompts
-    )
-    whole = Scores(CHAIR, answers, {"prompts": "x"})
-    parts = {part: scores_of_part(whole, prompts, part) for part in ("rungs", "choice", "fresh")}
-    ids = {part: {item.answer.id for item in scores.answers} for part, scores in parts.items()}
-    assert set.union(*ids.values()) == {item.id for item in prompts}
-    images = {part: {name.split("-")[0] for name in names} for part, names in ids.items()}
-    assert sum(map(len, images.values())) == 300
-    assert 40 < len(images["rungs"]) < 80 < len(images["choice"]) < 160
-    assert (
-        parts["fresh"].manifest["part"]
-        == "fresh"
-        == part_of_image(prompts[int(next(iter(images["fresh"]))) * 2].image)
-    )
 
 
 def test_budget_pace_and_keys_are_no_part_of_the_name():
@@ -132,8 +99,9 @@ def test_a_forecast_counts_rungs_seeds_and_epochs():
     assert "8 settings x 3 seeds, 2 at a time; by rung: 24, 12" in lines[0]
     assert "seed 0" in lines[2] and "seed 2" in lines[3] and "--optim.epochs 2.0" in lines[3]
     judged = replace(config, judge=JudgeConfig(model="m", price_in=1.0, price_out=2.0, max_cost=3))
-    line = cost_line(judged, 100, counted)
-    assert line == "judging: 3800 verdicts at most, about 4.94 USD; judge.max_cost stops at 3 USD"
+    # 25 models on the rungs' questions, 13 on those that choose, 4 on fresh ones; the base in each.
+    line = cost_line(judged, {"rungs": 100, "choice": 200, "fresh": 300}, counted)
+    assert line == "judging: 6300 verdicts at most, about 8.19 USD; judge.max_cost stops at 3 USD"
 
 
 def test_a_small_disk_trains_again_and_a_tiny_one_is_refused(tmp_path, monkeypatch):
