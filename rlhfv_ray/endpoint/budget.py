@@ -68,7 +68,12 @@ class CallBudget:
 
     def __init__(self, endpoint: EndpointConfig, cache: Path) -> None:
         self.endpoint = endpoint
-        self.spending = Spending(cache, limit=endpoint.max_cost, timeout_s=endpoint.timeout_s)
+        self.spending = Spending(
+            cache,
+            server=endpoint.address,
+            limit=endpoint.max_cost,
+            timeout_s=endpoint.timeout_s,
+        )
         self.ledger = Ledger()
         self.turn = asyncio.Lock()  # first come, first served
         self.limits: AdaptiveRateLimiter | None = None
@@ -90,6 +95,7 @@ class CallBudget:
                 wait = limits.admit(time.monotonic(), tokens=call.tokens_in + TYPICAL_REPLY)
                 if not wait:
                     self.ledger.calls += 1
+                    self.spending.mark_call()
                     return ""
                 await asyncio.sleep(min(wait, MAX_SLEEP_S))
             self.spending.settle(call.id, 0.0)
@@ -110,7 +116,7 @@ class CallBudget:
             await asyncio.sleep(COST_SLEEP_S)  # calls under way may cost less than was claimed
 
     def _start(self) -> AdaptiveRateLimiter:
-        """Return the rate limiter; its clock starts at the first call."""
+        """Return the rate limiter. Its clock starts at the first call, after those of others."""
         if self.limits is None:
             self.started = time.monotonic()
             self.limits = AdaptiveRateLimiter(
@@ -118,6 +124,7 @@ class CallBudget:
                 tokens_per_minute=self.endpoint.tokens_per_minute,
                 now=self.started,
             )
+            self.limits.start_after(self.spending.idle_s())
         return self.limits
 
     async def record(self, outcome: Outcome, call: Call) -> None:

@@ -85,6 +85,12 @@ class AdaptiveRateLimiter:
             bucket.level -= amount
         return 0.0
 
+    def start_after(self, idle_s: float) -> None:
+        """Start with what has flowed in during `idle_s` seconds, since the last call of others."""
+        for bucket in (self.requests, self.tokens):
+            if bucket:
+                bucket.level = min(bucket.capacity, idle_s * bucket.per_second)
+
     def correct(self, tokens: float) -> None:
         """Take more tokens for a call admitted earlier; a negative number gives tokens back."""
         if self.tokens:

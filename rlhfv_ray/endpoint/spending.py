@@ -4,9 +4,13 @@ Every budget has a file of its own below `spending/`, and reads the others' unde
 claimed at the most that it can cost before it is made, and settled at its true cost afterwards. So
 the sum never is too low, whoever dies: the calls of a dead budget stay counted at their most.
 In a bucket the lock holds on one machine; budgets on several see each other's files.
+
+The time of the last call is the change time of another file there. A budget that starts right after
+another one's calls has no burst left, so that many short runs keep the pace of one.
 """
 
 import json
+import math
 import threading
 import time
 import uuid
@@ -16,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from filelock import FileLock
 
+from rlhfv_ray.config import fingerprint
 from rlhfv_ray.errors import JudgeError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path, fetch
@@ -43,15 +48,17 @@ class _Other:
 class Spending:
     """The share of one budget in the cost of a folder's calls, and the sum over all budgets."""
 
-    def __init__(self, cache: Path, *, limit: float, timeout_s: float) -> None:
+    def __init__(self, cache: Path, *, server: str, limit: float, timeout_s: float) -> None:
         """Read nothing and write nothing yet.
 
         Args:
             cache: folder of the replies.
+            server: address of the server, whose pace all budgets share.
             limit: USD that all calls together may cost; 0: no limit.
             timeout_s: time limit of a call, in seconds.
         """
         self.folder = cache / "spending"
+        self.last_call = self.folder / f"{fingerprint({'server': server})}.last-call"
         self.limit = limit
         self.lasting = timeout_s + SLACK_S
         self.file = self.folder / f"{uuid.uuid4().hex}.json"
@@ -101,6 +108,18 @@ class Spending:
         """Write the cost as it is now; calls that were not settled stay counted at their most."""
         with self.threads:
             self._write()
+
+    def mark_call(self) -> None:
+        """Mark that a call to the server is made now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.last_call.touch()
+
+    def idle_s(self) -> float:
+        """Return the seconds since the last call to the server, by any budget of this folder."""
+        try:
+            return max(0.0, time.time() - self.last_call.stat().st_mtime)
+        except FileNotFoundError:
+            return math.inf
 
     def _write(self) -> None:
         amounts = {"settled": self.settled, "under_way": self.under_way}

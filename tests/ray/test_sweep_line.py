@@ -2,6 +2,7 @@
 not stay finite, and what is left behind.
 """
 
+import itertools
 import json
 import threading
 from dataclasses import replace
@@ -12,24 +13,31 @@ import mlflow
 import pytest
 from rich.console import Console
 
+from eval.config import JudgeConfig, MMHalBenchConfig
 from experiments.over_generalization import RISE, draw, rises
 from experiments.recipes import half_cpus, shapes
 from experiments.runners.config import StudyConfig, SweepConfig
 from experiments.runners.contrasts import Claim
+from experiments.runners.picture_parts import part_of_image
 from experiments.runners.scoring import score_model
 from experiments.runners.study import run_study
 from experiments.runners.study_arms import Arm, Study
 from experiments.runners.sweep import sweep
 from rlhfv_ray.config import DDPOConfig
-from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.endpoint.rate_limit import BURST_S
+from rlhfv_ray.errors import ConfigError, JudgeError
+from rlhfv_ray.shapes.scenes import make_scenes, render
 from rlhfv_ray.sweep.search_space import SearchConfig, SpaceConfig
 from rlhfv_ray.tracking.run_folder import HEADLINE
 from rlhfv_ray.tracking.target import tracking_uri
 from tests.conftest import wait_for
+from tests.openai_server import OpenAIServer
 from tests.ray.conftest import ray_processes
+from tests.unit.experiments.runners.test_picture_parts import write_questions
 
 pytestmark = pytest.mark.ray
 GOOD, WILD = 1e-5, 1e30  # learning rates
+PER_MINUTE, PRICE = 300, 10e-6  # of calls to the judge; USD
 
 
 def small() -> DDPOConfig:
@@ -226,3 +234,63 @@ def test_a_study_says_what_its_seeds_support(swept):
 def test_trial_processes_are_gone(swept):
     """Catches: trials that outlive their sweep."""
     assert not ray_processes("ImplicitFunc")
+
+
+def judged_config(key: Path, url: str, questions: MMHalBenchConfig, max_cost: float) -> SweepConfig:
+    """Two settings at a time on a judged benchmark."""
+    judge = JudgeConfig(
+        **{"model": "judge", "base_url": url, "key_file": str(key), "max_tokens": 100},
+        **{"requests_per_minute": PER_MINUTE, "price_out": 1.0, "max_cost": max_cost, "actors": 1},
+    )
+    # Rates at which six updates change every answer: equal ones are judged once.
+    space = SpaceConfig(learning_rate=(1e-3, 3e-3), gamma=(5.0,), beta=(0.1,))
+    search = SearchConfig(rungs=1, concurrent=2, metric="average_score", guard="")
+    config = replace(swept_config(), name="judged", space=space, search=search, judge=judge)
+    return replace(config, benchmark="mmhal_bench", mmhal_bench=questions)
+
+
+def rate_by_length(text: str) -> str:
+    return f"Rating: {len(text) % 7}"
+
+
+def test_all_trials_together_keep_one_budget_and_one_pace(swept, tmp_path: Path):
+    """Catches: a budget or a pace for each trial; replies paid for twice; a spent budget whose
+    sweep cannot go on with a larger one; questions about other images than those of the part.
+
+    A reply has 10 tokens of at most 100: a call claims 100 micro-USD and costs 10.
+    """
+    storage, _, _ = swept
+    images = [render(scene) for scene in make_scenes(20, seed=5)]
+    questions = write_questions(tmp_path / "questions.json", images)
+    parts = [part_of_image(image) for image in images]
+    key = tmp_path / "key"
+    key.write_text("sk-canary")
+    key.chmod(0o600)
+    console = Console(file=StringIO(), width=200)
+    asked = 2 * parts.count("choice")  # of every model
+    limit = PRICE * (2 * asked + 6)
+    with OpenAIServer(rate_by_length, log=tmp_path / "log") as server:
+        with pytest.raises(JudgeError, match="max_cost"):
+            spent = judged_config(key, server.url, questions, limit)
+            sweep(spent, storage, recipe=shapes(), console=console)
+        first = server.requests()
+        assert limit - 10 * PRICE <= PRICE * len(first) <= limit
+        best = sweep(
+            judged_config(key, server.url, questions, 1.0),
+            storage,
+            recipe=shapes(),
+            console=console,
+        )
+        served = server.requests()
+    assert len(list(storage.glob("judged-*"))) == 1
+    costs = [json.loads(path.read_text()) for path in storage.glob("judge-cache/spending/*.json")]
+    assert sum(cost["settled"] for cost in costs) == pytest.approx(PRICE * len(served))
+    assert {cost["under_way"] for cost in costs} == {0}
+    texts = [entry["prompt"] for entry in served]
+    assert len(set(texts)) == len(texts) <= 1 + 3 * asked + 4 * parts.count("fresh")
+    assert best["fresh"]["pictures"] == 2 * parts.count("fresh")
+    assert best["value"]["mean"] == pytest.approx(best["rates"]["average_score"])
+    times = [entry["at"] for entry in served]
+    for start, stop in itertools.combinations(range(len(times)), 2):
+        allowed = PER_MINUTE / 60 * (times[stop] - times[start] + BURST_S) + 1
+        assert stop - start + 1 <= allowed

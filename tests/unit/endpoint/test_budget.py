@@ -1,6 +1,7 @@
 """Admission by cost and the ledger, with prices that make the sums easy."""
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,6 +203,25 @@ def test_token_corrections_reach_the_rate_limiter(tmp_path: Path) -> None:
         assert budget.limits.tokens.level == pytest.approx(-505, abs=1)
 
     asyncio.run(scenario())
+
+
+def test_the_next_budget_of_a_server_goes_on_at_its_pace(tmp_path: Path) -> None:
+    """Catches: every evaluation of a sweep beginning with a burst of its own. A call a second, five
+    at once.
+    """
+
+    async def admitted(endpoint: EndpointConfig) -> int:
+        budget, count = CallBudget(endpoint, tmp_path), 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                for number in range(9):
+                    await budget.admit(a_call(number))
+                    count += 1
+        return count
+
+    slow = replace(ENDPOINT, requests_per_minute=60)
+    assert [asyncio.run(admitted(slow)) for _ in range(2)] == [5, 0]
+    assert asyncio.run(admitted(replace(slow, base_url="http://other/v1"))) == 5
 
 
 def test_the_ledger_in_words() -> None:

@@ -70,6 +70,14 @@ def test_idle_time_saves_up_one_burst_at_most() -> None:
     assert limits.admit(3600.0, tokens=100) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("idle_s", "at_once"), [(0.0, 0), (2.0, 4), (60.0, 10)])
+def test_right_after_the_calls_of_others_no_burst_is_left(idle_s: float, at_once: int) -> None:
+    """Catches: a burst at the start of each of many short runs. Two calls a second, ten at once."""
+    limits = AdaptiveRateLimiter(requests_per_minute=120, tokens_per_minute=0, now=0.0)
+    limits.start_after(idle_s)
+    assert sum(limits.admit(0.0, tokens=0.0) == 0.0 for _ in range(20)) == at_once
+
+
 def test_a_call_larger_than_the_bucket_goes_when_it_is_full() -> None:
     """Catches: a long prompt that waits for ever. 500 tokens fit, so 2000 leave a debt of 1500."""
     limits = AdaptiveRateLimiter(requests_per_minute=600, tokens_per_minute=6000, now=0.0)

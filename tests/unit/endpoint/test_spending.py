@@ -12,7 +12,7 @@ PROCESSES, LIMIT = 4, 10
 
 
 def open_spending(cache: Path, limit: float = LIMIT) -> Spending:
-    return Spending(cache, limit=limit, timeout_s=60)
+    return Spending(cache, server="s", limit=limit, timeout_s=60)
 
 
 def claim_until_refused(cache: Path) -> int:
