@@ -43,7 +43,6 @@ COVERED_ELSEWHERE = {
     "experiments/sft.py": "tests/unit/test_cli.py",
     "experiments/sweep.py": "tests/unit/test_cli.py",
     "experiments/sync_tracking.py": "tests/unit/tracking/test_run.py",
-    "experiments/runners/scoring.py": "tests/ray/test_sweep_line.py",
     "experiments/runners/study_arms.py": "tests/unit/experiments/runners/test_controls.py",
     "experiments/runners/sweep.py": "tests/ray/test_sweep_line.py",
     "experiments/runners/sweep_outcome.py": "tests/ray/test_sweep_line.py",

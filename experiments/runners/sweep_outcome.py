@@ -1,7 +1,7 @@
 """The end of a sweep: the choice, its estimate on fresh pictures, figures, and the last lines."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from experiments.runners.sweep_report import (
     settings_of,
     sweep_table,
 )
+from experiments.runners.sweep_tracking import track_outcome, track_settings
 from rlhfv_ray.config import DDPOConfig, plain
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.files import write_json
@@ -31,7 +32,6 @@ from rlhfv_ray.sweep.setting_value import (
     indistinct,
 )
 from rlhfv_ray.tracking.run import TrackedRun
-from rlhfv_ray.tracking.run_folder import HEADLINE
 
 
 def conclude(
@@ -87,7 +87,8 @@ def conclude(
     write_json(folder / "best.json", outcome)
     for file in write_figures(settings, measured.bases[-1], objective, folder):
         run.log_file(file, "figures")
-    track(outcome, trials, fresh, run, folder=folder)
+    track_outcome(outcome, trials, fresh, run, folder=folder)
+    track_settings(order, close, objective, run, headline=outcome["sentence"])
     console.print(outcome["sentence"], highlight=False, soft_wrap=True)
     console.print(f"train it again: {outcome['retrain']}", highlight=False, soft_wrap=True)
     return outcome
@@ -158,27 +159,6 @@ def score_fresh(
     }
     base = scores.pop("base")
     return compare_fresh(base, list(scores.values()), objective)
-
-
-def track(
-    outcome: Mapping[str, Any],
-    trials: Sequence[TrialResult],
-    fresh: Fresh | None,
-    run: TrackedRun,
-    *,
-    folder: Path,
-) -> None:
-    """Log the outcome of a sweep to its run in MLflow."""
-    for name in ("best.json", "trials.json", "settings.json", "config.json"):
-        run.log_file(folder / name)
-    run.log_table("trials", [trial.flat_row() for trial in trials])
-    rates = {f"best/{name}": rate for name, rate in outcome["rates"].items() if rate is not None}
-    run.log_metrics(rates)
-    run.set_tags({HEADLINE: outcome["sentence"]})
-    if fresh is not None:
-        numbers = {"mean": fresh.metric.mean, "base": fresh.metric.base}
-        numbers["change"] = fresh.metric.change
-        run.log_metrics({f"fresh/{name}": x for name, x in numbers.items() if x is not None})
 
 
 def retrain_command(

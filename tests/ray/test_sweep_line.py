@@ -163,6 +163,7 @@ def test_one_parent_and_a_child_for_each_trial(swept):
     }
     assert "not finite" in children[str(WILD)].data.tags["error"]
     assert "response_rate" in children[str(GOOD)].data.metrics
+    assert children[str(GOOD)].data.tags["verdict"] == "1 of 1: best"
     names = {
         item.path
         for item in mlflow.MlflowClient(tracking_uri(small().tracking, storage)).list_artifacts(
@@ -239,8 +240,14 @@ def test_trial_processes_are_gone(swept):
 def judged_config(key: Path, url: str, questions: MMHalBenchConfig, max_cost: float) -> SweepConfig:
     """Two settings at a time on a judged benchmark."""
     judge = JudgeConfig(
-        **{"model": "judge", "base_url": url, "key_file": str(key), "max_tokens": 100},
-        **{"requests_per_minute": PER_MINUTE, "price_out": 1.0, "max_cost": max_cost, "actors": 1},
+        model="judge",
+        base_url=url,
+        key_file=str(key),
+        max_tokens=100,
+        requests_per_minute=PER_MINUTE,
+        price_out=1.0,
+        max_cost=max_cost,
+        actors=1,
     )
     # Rates at which six updates change every answer: equal ones are judged once.
     space = SpaceConfig(learning_rate=(1e-3, 3e-3), gamma=(5.0,), beta=(0.1,))
