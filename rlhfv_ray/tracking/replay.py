@@ -33,6 +33,10 @@ REQUEST_S = 5  # timeout of one HTTP request
 MAX_NAME_LENGTH = 250  # characters of a metric's name that MLflow takes
 MAX_VALUE_LENGTH = 6000  # characters of a param that MLflow keeps; it cuts longer ones silently
 UID = "rlhfv_ray.uid"  # tag that identifies a run
+LOGIN_HINT = (
+    "The server asks who you are: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN."
+)
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -375,4 +379,9 @@ def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def _short(error: Exception) -> str:
-    return textwrap.shorten(redact(f"{type(error).__name__}: {error}"), 250, placeholder=" ...")
+    text = redact(f"{type(error).__name__}: {error}")
+    short = textwrap.shorten(text, 250, placeholder=" ...")
+    # MLflow's client writes the status of a server's reply into the message alone.
+    if re.search(r"error code 40[13]\b", text):
+        return f"{short} {LOGIN_HINT}"
+    return short

@@ -491,6 +491,21 @@ class Gate(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
+def test_a_refused_login_names_the_variables_and_loses_nothing(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: a server with basic authentication says 401, and nobody learns what to set."""
+    gate = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
+    threading.Thread(target=gate.serve_forever, daemon=True).start()
+    config = TrackingConfig(uri=f"http://me:wrong-word@127.0.0.1:{gate.server_port}")
+    with track(store, config=config) as run:
+        run.log_metrics({"pairs": 1})
+    gate.shutdown()
+    (warning,) = caplog.records
+    assert "401" in warning.getMessage() and "MLFLOW_TRACKING_PASSWORD" in warning.getMessage()
+    assert "Nothing is lost" in warning.getMessage() and "wrong-word" not in caplog.text
+
+
 @pytest.mark.soak
 def test_a_password_in_the_address_is_used_and_written_nowhere(
     store: Path, port: int, served: Any, monkeypatch: pytest.MonkeyPatch
@@ -514,6 +529,41 @@ def test_a_password_in_the_address_is_used_and_written_nowhere(
     assert not sync_tracking(store / "ddpo-1")  # nobody knows the password any more
     monkeypatch.setenv("MLFLOW_TRACKING_URI", config.uri)
     assert sync_tracking(store / "ddpo-1")
+    gate.shutdown()
+
+
+@pytest.mark.soak
+def test_a_server_with_basic_authentication_is_reached_by_the_environment(
+    store: Path,
+    port: int,
+    served: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Bug: only the flag's address is used; MLflow's user and password variables are ignored; a
+    wrong password loses the run.
+    """
+    served()
+    monkeypatch.setattr(Gate, "server_port", port)
+    gate = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
+    threading.Thread(target=gate.serve_forever, daemon=True).start()
+    address = f"127.0.0.1:{gate.server_port}"
+    mlflow = MlflowClient(f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "hallucinations")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s3cret-word@{address}")
+    with track(store, config=TrackingConfig()) as run:
+        run.log_metrics({"pairs": 1})
+    assert runs(mlflow)["ddpo"].data.metrics == {"pairs": 1}
+    assert not caplog.records
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
+    with track(store, config=TrackingConfig()) as run:  # no password
+        run.log_metrics({"pairs": 2})
+    assert runs(mlflow)["ddpo"].data.metrics == {"pairs": 1}
+    assert "s3cret" not in caplog.text and "MLFLOW_TRACKING_USERNAME" in caplog.text
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret-word")
+    assert sync_tracking(store / "ddpo-1")
+    assert runs(mlflow)["ddpo"].data.metrics == {"pairs": 2}
     gate.shutdown()
 
 
