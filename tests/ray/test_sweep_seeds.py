@@ -17,7 +17,7 @@ from tests.conftest import wait_for
 from tests.ray.conftest import end_family
 from tests.ray.test_experiment import ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.soak]
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(3600)]
 SEEDS, SCENES = 3, 40
 COMMAND = [
     *(sys.executable, "experiments/sweep.py", "shapes-small", "--name", "seeded"),
