@@ -45,7 +45,6 @@ COVERED_ELSEWHERE = {
     "experiments/sync_tracking.py": "tests/unit/tracking/test_run.py",
     "experiments/runners/study_arms.py": "tests/unit/experiments/runners/test_controls.py",
     "experiments/runners/sweep.py": "tests/ray/test_sweep_line.py",
-    "experiments/runners/sweep_outcome.py": "tests/ray/test_sweep_line.py",
 }
 
 

@@ -57,6 +57,7 @@ from rlhfv_ray.sweep.setting_value import Objective, Rates
 from rlhfv_ray.sweep.trials import SweepJob, run_sweep, trials_at_once
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import open_run_folder
+from rlhfv_ray.tracking.target import find_target
 
 POLL_S = 2.0
 PAIRS = 1400  # the paper's, while the number of pairs is not known
@@ -78,6 +79,7 @@ def sweep(
         RlhfvError: something the user can mend, if possible before the first trial.
     """
     storage.mkdir(parents=True, exist_ok=True)
+    find_target(config.ddpo.tracking, storage)  # refused before anything starts
     trials = plan_trials(config.space, config.search, config.ddpo)
     pipeline = plan_pipeline(config.ddpo, storage, seen=lambda records: None)
     benchmark = planned_benchmark(config, storage)
