@@ -38,6 +38,7 @@ from tests.unit.experiments.runners.test_picture_parts import write_questions
 pytestmark = pytest.mark.ray
 GOOD, WILD = 1e-5, 1e30  # learning rates
 PER_MINUTE, PRICE = 300, 10e-6  # of calls to the judge; USD
+JITTER_S = 1.0  # between the admission of a call and its line in the server's log
 
 
 def small() -> DDPOConfig:
@@ -252,8 +253,9 @@ def judged_config(key: Path, url: str, questions: MMHalBenchConfig, max_cost: fl
     # Rates at which six updates change every answer: equal ones are judged once.
     space = SpaceConfig(learning_rate=(1e-3, 3e-3), gamma=(5.0,), beta=(0.1,))
     search = SearchConfig(rungs=1, concurrent=2, metric="average_score", guard="")
+    ddpo = replace(small(), scale=replace(small().scale, cpus=0.25))  # two trials fit
     config = replace(swept_config(), name="judged", space=space, search=search, judge=judge)
-    return replace(config, benchmark="mmhal_bench", mmhal_bench=questions)
+    return replace(config, ddpo=ddpo, benchmark="mmhal_bench", mmhal_bench=questions)
 
 
 def rate_by_length(text: str) -> str:
@@ -267,7 +269,7 @@ def test_all_trials_together_keep_one_budget_and_one_pace(swept, tmp_path: Path)
     A reply has 10 tokens of at most 100: a call claims 100 micro-USD and costs 10.
     """
     storage, _, _ = swept
-    images = [render(scene) for scene in make_scenes(20, seed=5)]
+    images = [render(scene) for scene in make_scenes(30, seed=5)]
     questions = write_questions(tmp_path / "questions.json", images)
     parts = [part_of_image(image) for image in images]
     key = tmp_path / "key"
@@ -293,11 +295,12 @@ def test_all_trials_together_keep_one_budget_and_one_pace(swept, tmp_path: Path)
     costs = [json.loads(path.read_text()) for path in storage.glob("judge-cache/spending/*.json")]
     assert sum(cost["settled"] for cost in costs) == pytest.approx(PRICE * len(served))
     assert {cost["under_way"] for cost in costs} == {0}
-    texts = [entry["prompt"] for entry in served]
-    assert len(set(texts)) == len(texts) <= 1 + 3 * asked + 4 * parts.count("fresh")
+    assert len(served) <= 1 + 3 * asked + 4 * parts.count("fresh")
+    paid = {entry["prompt"] for entry in first}
+    assert paid.isdisjoint(entry["prompt"] for entry in served[len(first) :])
     assert best["fresh"]["pictures"] == 2 * parts.count("fresh")
     assert best["value"]["mean"] == pytest.approx(best["rates"]["average_score"])
     times = [entry["at"] for entry in served]
     for start, stop in itertools.combinations(range(len(times)), 2):
-        allowed = PER_MINUTE / 60 * (times[stop] - times[start] + BURST_S) + 1
-        assert stop - start + 1 <= allowed
+        seconds = times[stop] - times[start] + JITTER_S
+        assert stop - start + 1 <= PER_MINUTE / 60 * (seconds + BURST_S)
