@@ -42,11 +42,16 @@ def objective_of(config: SweepConfig, benchmark: Benchmark) -> Objective:
             f"search.guard = {search.guard!r} is the metric itself; give another score, or '' for "
             "no guard."
         )
-    return Objective(metric, _measure("guard", search.guard, benchmark), search.within)
+    guard = _measure("guard", search.guard, benchmark, taken=search.metric)
+    return Objective(metric, guard, search.within)
 
 
-def _measure(option: str, name: str, benchmark: Benchmark) -> Measure:
-    directed = {metric.name: metric for metric in benchmark.metrics if metric.better}
+def _measure(option: str, name: str, benchmark: Benchmark, *, taken: str = "") -> Measure:
+    directed = {
+        metric.name: metric
+        for metric in benchmark.metrics
+        if metric.better and metric.name != taken
+    }
     if name in directed:
         metric: Metric = directed[name]
         return Measure(name, "lower" if metric.better == "lower" else "higher", metric.scale)

@@ -48,7 +48,11 @@ def test_directions_and_units_are_the_benchmarks(benchmark):
     ("search", "reason"),
     [
         ({"metric": "f1"}, "search.metric = 'f1': no such score on shapes. Choose one of response"),
-        ({"guard": "recalled"}, "search.guard = 'recalled': no such score.*or --search.guard ''"),
+        (
+            {"guard": "recalled"},
+            "search.guard = 'recalled': no such score.*Choose one of response_rate_all.*or "
+            "--search.guard ''",
+        ),
         ({"metric": "words"}, "'words': no value of it is better than another"),
         ({"guard": "response_rate"}, "is the metric itself"),
     ],
