@@ -37,6 +37,7 @@ from rlhfv_ray.sweep.setting_value import (
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import HEADLINE
 
+SHOWN = 20  # settings in the description of a run; MLflow takes 8,000 characters
 NOTE = "mlflow.note.content"  # the description that MLflow shows on a run's page
 
 
@@ -230,7 +231,10 @@ def track_settings(
             metrics = {f"setting/{name}": x for name, x in numbers.items() if x is not None}
             child.log_metrics(metrics)
             child.end("FAILED" if trial.status == "failed" else "FINISHED")
-    run.set_tags({NOTE: "\n".join(lines)})
+    first = lines[: 4 + SHOWN]  # after the headline, an empty line and the table's head
+    if len(first) < len(lines):
+        first += ["", f"{len(lines) - len(first)} more are in settings.json."]
+    run.set_tags({NOTE: "\n".join(first)})
 
 
 def verdict_of(setting: SettingResult, rank: int, close: Sequence[str]) -> str:

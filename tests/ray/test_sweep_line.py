@@ -262,6 +262,7 @@ def rate_by_length(text: str) -> str:
     return f"Rating: {len(text) % 7}"
 
 
+@pytest.mark.soak  # `test_sweep_pace.py` shows the same without trainings
 def test_all_trials_together_keep_one_budget_and_one_pace(swept, tmp_path: Path):
     """Catches: a budget or a pace for each trial; replies paid for twice; a spent budget whose
     sweep cannot go on with a larger one; questions about other images than those of the part.

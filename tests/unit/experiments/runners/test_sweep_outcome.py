@@ -102,6 +102,14 @@ def test_every_trial_says_how_its_setting_did(tmp_path: Path) -> None:
     assert len(lines) == 4 + 4
 
 
+def test_a_long_table_fits_into_a_description(tmp_path: Path) -> None:
+    """Catches: a description that MLflow refuses, because a hundred settings are in it."""
+    logged = tracked([trial(0.01 * n, 0, 0.001 * n) for n in range(1, 101)], tmp_path)
+    note = logged["sweep"][NOTE]
+    assert note.endswith("| 80.0 % |\n\n80 more are in settings.json.") and len(note) < 8000
+    assert logged["beta 1, gamma 5, seed 0"]["verdict"].startswith("100 of 100: worse")
+
+
 def test_one_seed_resolves_nothing(tmp_path: Path) -> None:
     """Catches: a ranking of single seeds that is told as settled; a failed trial as finished."""
     failed = [trial(0.1, 1, None, status="failed", error="lost"), trial(0.1, 0, 0.1)]

@@ -19,7 +19,7 @@ from rlhfv_ray.endpoint.run import CallActor
 from tests.openai_server import OpenAIServer
 from tests.unit.endpoint.generated_replies import Handle
 
-TRIALS, EVALUATIONS, QUESTIONS = 2, 2, 25
+TRIALS, EVALUATIONS, QUESTIONS = 2, 2, 35  # more at once than the burst of one pace
 ALL = TRIALS * EVALUATIONS * QUESTIONS
 PER_S, PRICE = 10, 10e-6  # calls; USD of a reply's 10 tokens
 JITTER_S = 1.0  # between the admission of a call and its line in the server's log
