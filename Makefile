@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 # Ray starts many Python processes. Bytecode saves each of them from compiling torch again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check unit soak models walk bench clean
+.PHONY: demo test check image unit soak models walk bench clean
 
 demo: .venv/ready
 	$(BIN)/python experiments/ddpo.py shapes
@@ -51,7 +51,12 @@ check: .venv/dev-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/codespell
+	$(BIN)/hadolint deploy/Dockerfile
 	bash tests/audit.sh
+
+# The image of all clusters, of several GB.
+image:
+	docker build -f deploy/Dockerfile -t rlhfv-ray .
 
 # torch comes first, because deepspeed's build looks for it. Without a GPU, its CPU build suffices.
 .venv/ready: constraints.txt pyproject.toml
