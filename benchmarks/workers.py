@@ -206,7 +206,7 @@ def side_by_side(config: DDPOConfig, reference: Path, folder: Path) -> float:
 
 def run_bare(job: TrainJob) -> None:
     """Run the workers' loop in plain processes."""
-    world = job.config.scale.workers
+    world = job.config.scale.most_workers
     arguments = (world, free_port(), job)
     spawn(bare_worker, args=arguments, nprocs=world)
 

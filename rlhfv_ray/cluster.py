@@ -249,10 +249,11 @@ def check_fits(
     actor_bundles = [scale.resources] * scale.actors
     if scale.gpu:
         actor_bundles.append({"CPU": prepare_cpus(scale)})
-    needs = {"workers": [scale.resources] * scale.workers, "actors": actor_bundles}
+    counts = {"workers": scale.least_workers, "actors": scale.actors}
+    needs = {"workers": [scale.resources] * counts["workers"], "actors": actor_bundles}
     for name in who:
         room, source = possible_room(needs[name])
-        count = getattr(scale, name)
+        count = counts[name]
         no_gpu = f" Without a GPU: --{setting}.no-gpu." if scale.gpu and not room else ""
         if room is not None and room < len(needs[name]):
             raise ConfigError(

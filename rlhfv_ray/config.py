@@ -345,8 +345,10 @@ class ScaleConfig:
     are sampled depend on rows and inference_batch.
     """
 
-    workers: int = 1
-    """Training workers (ranks), >= 1. With GPUs, each has one GPU."""
+    workers: int | tuple[int, int] = 1
+    """Training workers (ranks), >= 1. With GPUs, each has one GPU. Two numbers are the least and
+    the most: training goes on with as many as there is room for, among those that divide
+    optim.batch."""
     gpu: bool = False
     """Give every worker and actor a GPU."""
     cpus: float = 1.0
@@ -390,7 +392,11 @@ class ScaleConfig:
     """Updates between reports to the driver, >= 1. Every update is reported."""
 
     def __post_init__(self) -> None:
-        _check_at_least(self, "scale.", 1, "workers", "micro_batch", "actors", "rows", "keep")
+        is_range = 1 <= self.least_workers <= self.most_workers
+        is_range &= not self.is_elastic or self.least_workers < self.most_workers
+        allowed = ">= 1, or the least and a larger most"
+        check_setting(is_range, "scale.workers", self.workers, allowed)
+        _check_at_least(self, "scale.", 1, "micro_batch", "actors", "rows", "keep")
         _check_at_least(self, "scale.", 1, "inference_batch", "checkpoint_every", "log_every")
         _check_at_least(self, "scale.", 1, "start_attempts")
         _check_above_zero(self, "scale.", "cpus", "start_timeout")
@@ -400,6 +406,21 @@ class ScaleConfig:
         lowest_stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         allowed = f"none below ZeRO stage {lowest_stage}"
         check_setting(self.zero_stage >= lowest_stage, "scale.offload", self.offload, allowed)
+
+    @property
+    def is_elastic(self) -> bool:
+        """Return True if the number of workers may change in training."""
+        return not isinstance(self.workers, int)
+
+    @property
+    def least_workers(self) -> int:
+        """Return the smallest number of workers that training goes on with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Return the largest number of workers."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @property
     def resources(self) -> dict[str, float]:
@@ -470,18 +491,40 @@ class DDPOConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        per_pass = self.scale.workers * self.scale.micro_batch
-        allowed = f"a multiple of scale.workers * scale.micro_batch = {per_pass}"
-        check_setting(self.optim.batch % per_pass == 0, "optim.batch", self.optim.batch, allowed)
+        scale = self.scale
+        for workers in (scale.least_workers, scale.most_workers):
+            per_pass = workers * scale.micro_batch
+            allowed = f"a multiple of scale.workers * scale.micro_batch = {per_pass}"
+            is_multiple = self.optim.batch % per_pass == 0
+            check_setting(is_multiple, "optim.batch", self.optim.batch, allowed)
+        is_movable = scale.zero_stage > 0 or self.model.dtype == "fp32"
+        allowed = "one number at ZeRO stage 0 in bf16, whose checkpoints fit one number of workers"
+        check_setting(is_movable or not scale.is_elastic, "scale.workers", scale.workers, allowed)
         can_mix = self.loss.is_sft and not self.data.reference and self.data.path != SHAPES
         allowed = "empty, except in fine-tuning on files (experiments/sft.py)"
         mixed = self.data.mixed_with
         check_setting(can_mix or not mixed, "data.mixed_with", mixed, allowed)
 
     @property
+    def worker_counts(self) -> list[int]:
+        """Return the numbers of workers that training may have, in rising order.
+
+        Example:
+            >>> DDPOConfig(scale=ScaleConfig(workers=(2, 8))).worker_counts  # of a batch of 32
+            [2, 4, 8]
+        """
+        counts = range(self.scale.least_workers, self.scale.most_workers + 1)
+        micro_batch = self.scale.micro_batch
+        return [count for count in counts if self.optim.batch % (count * micro_batch) == 0]
+
+    def with_workers(self, count: int) -> "DDPOConfig":
+        """Return the configuration with a fixed number of workers."""
+        return dataclasses.replace(self, scale=dataclasses.replace(self.scale, workers=count))
+
+    @property
     def accumulation(self) -> int:
-        """Forward passes per update and worker."""
-        return self.optim.batch // (self.scale.workers * self.scale.micro_batch)
+        """Forward passes per update and worker, with the least workers if their number varies."""
+        return self.optim.batch // (self.scale.least_workers * self.scale.micro_batch)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def largest_memory(scale: ScaleConfig) -> int:
         total = ray.remote(num_gpus=1, num_cpus=0)(_gpu_memory)
         return ray.get(total.remote())
     nodes = sum(node["Alive"] for node in ray.nodes())
-    workers_on_node = -(-scale.workers // nodes)  # rounded up: some node has as many
+    workers_on_node = -(-scale.least_workers // nodes)  # rounded up: some node has as many
     return psutil.virtual_memory().total // workers_on_node
 
 

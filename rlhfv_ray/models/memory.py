@@ -85,7 +85,7 @@ def predict_memory(config: DDPOConfig, step_size: StepSize) -> Memory:
     scale = config.scale
     width = 2 if config.model.dtype == "bf16" else 4  # bytes per parameter
     # ZeRO (arXiv 1910.02054) shards optimizer state from stage 1, gradients from 2, weights from 3.
-    shards = {stage: scale.workers if scale.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    shards = {stage: scale.least_workers if scale.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     weights = 0 if scale.offload == "all" else parameters * width // shards[3]
     # fp32 master weights and two Adam moments: 3 * 4 bytes per trained parameter.
     optimizer = 0 if scale.offload != "none" else trained * 12 // shards[1]
@@ -160,7 +160,7 @@ def remedies(config: DDPOConfig, step_size: StepSize, budget: int) -> str:
     optim = config.optim
     recomputed = replace(scale, recompute=1)
     sharded = replace(scale, zero_stage=3)
-    wider = replace(sharded, workers=2 * scale.workers)
+    wider = replace(sharded, workers=2 * scale.least_workers)
     wider_optim = replace(optim, batch=2 * optim.batch)
     offloaded = replace(scale, zero_stage=max(1, scale.zero_stage), offload="optimizer")
     adapters = replace(config.model, lora_rank=16, trainable=("language",))

@@ -231,10 +231,10 @@ def trials_at_once(scale: ScaleConfig, wanted: int) -> int:
     if totals is None:
         return wanted or 1
     actors = scale.actors * scale.cpus + prepare_cpus(scale)
-    cpus = max(scale.workers * scale.cpus, actors) + DRIVER_CPUS
+    cpus = max(scale.most_workers * scale.cpus, actors) + DRIVER_CPUS
     fit = int(totals["CPU"] / cpus)
     if scale.gpu:
-        fit = min(fit, int(totals["GPU"] / max(scale.workers, scale.actors)))
+        fit = min(fit, int(totals["GPU"] / max(scale.most_workers, scale.actors)))
     if max(1, wanted) > fit:
         raise ConfigError(
             f"search.concurrent = {wanted or 1}: a trial needs {cpus:g} CPUs, so {fit} fit at a "

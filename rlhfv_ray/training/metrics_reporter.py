@@ -22,10 +22,12 @@ class MetricsReporter:
         records: list[dict[str, Any]],
         report: Callable[[dict[str, Any]], None],
         start_facts: Mapping[str, float],
+        workers: Mapping[str, int],
     ) -> None:
         self.records = records  # of all updates so far, those before a resume included
         self.report = report  # called by every worker
         self.start_facts = start_facts  # known before the first update; go into its record
+        self.workers = workers  # by node; their number may change when training resumes
         # Records already sent. After a resume all are sent again, because the driver may have
         # missed some; it keeps each step once.
         self.sent = 0
@@ -56,6 +58,7 @@ class MetricsReporter:
             "learning_rate": engine.optimizer.param_groups[0]["lr"],
             "grad_norm": None if norm is None else float(norm),
             **self.start_facts,
+            "workers": self.workers,
             "system/worker_memory_gib": round(psutil.Process().memory_info().rss / 2**30, 3),
         }
         self.start_facts = {}

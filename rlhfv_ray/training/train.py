@@ -3,6 +3,8 @@
 `train_ddpo` starts the workers and waits for them. Each runs `training.worker.train_worker`.
 """
 
+import logging
+import math
 import os
 import pickle
 import signal
@@ -29,9 +31,12 @@ from rlhfv_ray.errors import (
     StorageError,
 )
 from rlhfv_ray.storage.folder import discard, fetch, make, open_folder, publish
+from rlhfv_ray.training.elastic import PLACEMENT_S, BatchPolicy
 from rlhfv_ray.training.group_watch import GroupWatch
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import Record, RecordWriter, cut_damaged, tail_records
+
+logger = logging.getLogger(__name__)
 
 COLLECTIVE_TIMEOUT_S = 600
 
@@ -59,12 +64,14 @@ def train_ddpo(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     scale = job.config.scale
     # 60 s by default, which a node that replaces a lost one exceeds.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{scale.start_timeout:g}"
-    bundles = [scale.resources] * scale.workers
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{start_attempts(scale)[1]:g}"
+    bundles = [scale.resources] * scale.least_workers
     wait_for_resources("Training", bundles, timeout=scale.start_timeout)
     trainer = ray_trainer(job)
     interrupt = signal.getsignal(signal.SIGINT)
     cut_damaged(job.folder)
+    if scale.is_elastic:
+        on_records = WorkerLog(on_records)
     with tail_records(job.folder, on_records):
         try:
             trainer.fit()
@@ -107,13 +114,50 @@ class LeanTrainer(TorchTrainer):
         own = [callback for callback in callbacks if not isinstance(callback, replaced)]
         return [*own, GroupCallback()]
 
+    def _initialize_and_run_controller(self, **controller_settings: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            assert self.train_loop_config is not None
+            job = self.train_loop_config["job"]
+            controller_settings["scaling_policy"] = BatchPolicy(job, self.scaling_config)
+        return super()._initialize_and_run_controller(**controller_settings)
+
+
+class WorkerLog:
+    """Passes records on, and logs every change of the number of workers."""
+
+    def __init__(self, on_records: Callable[[Sequence[Record]], None]) -> None:
+        self.on_records = on_records
+        self.count = 0
+
+    def __call__(self, records: Sequence[Record]) -> None:
+        """Take new records, in the order of their updates."""
+        for record in records:
+            workers = record.get("workers", {})  # earlier versions recorded none
+            count = sum(workers.values())
+            if self.count and count != self.count:
+                nodes = ", ".join(f"{number} on {node}" for node, number in workers.items())
+                logger.warning("From update %d on, workers: %s.", record["step"], nodes)
+            self.count = count
+        self.on_records(records)
+
+
+def start_attempts(scale: ScaleConfig) -> tuple[int, float]:
+    """Return how often to try to start workers, and the seconds of each attempt.
+
+    An elastic job waits as long in all, in short attempts: the next one may have another number.
+    """
+    if not scale.is_elastic or scale.start_timeout <= PLACEMENT_S:
+        return scale.start_attempts, scale.start_timeout
+    return math.ceil(scale.start_attempts * scale.start_timeout / PLACEMENT_S), PLACEMENT_S
+
 
 def _failure_text(error: ray.train.TrainingFailedError, scale: ScaleConfig) -> str:
     """Return how often Ray Train tried before it gave up."""
     if isinstance(error, ray.train.ControllerError):
         return (
-            f"Training workers could not be started {scale.start_attempts} times "
-            f"(scale.start_attempts, of {scale.start_timeout:g} s each: scale.start_timeout)"
+            f"{scale.least_workers} training workers could not be started within "
+            f"{scale.start_attempts} times (scale.start_attempts) {scale.start_timeout:g} s "
+            "(scale.start_timeout)"
         )
     return f"Training workers were lost {scale.max_failures + 1} times (scale.max_failures)"
 
@@ -125,7 +169,7 @@ def ray_trainer(job: TrainJob) -> TorchTrainer:
         run_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scale.workers,
+            num_workers=scale.workers,  # one number, or the least and the most
             use_gpu=scale.gpu,
             resources_per_worker=scale.resources,
         ),
@@ -138,7 +182,8 @@ def ray_trainer(job: TrainJob) -> TorchTrainer:
             name=f"attempt-{job.token}",
             **open_folder(job.folder / "ray").ray_storage(),
             failure_config=ray.train.FailureConfig(
-                max_failures=scale.max_failures, controller_failure_limit=scale.start_attempts - 1
+                max_failures=scale.max_failures,
+                controller_failure_limit=start_attempts(scale)[0] - 1,
             ),
             callbacks=[RecordWriter(job.folder, job.token)],
             logging_config=ray.train.LoggingConfig("WARNING"),

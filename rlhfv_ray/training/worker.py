@@ -4,8 +4,10 @@ import gc
 import logging
 import math
 import os
+import platform
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +79,7 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
         RlhfvError: on every rank.
     """
     prepare(job)
+    job = replace(job, config=job.config.with_workers(dist.get_world_size()))
     pairs, sizes = load_training_pairs(job.config, job.reference)
     check = read_check(job.reference)
     config, predicted_gib = fit_worker(checked_config(job.config, check), pairs, sizes)
@@ -91,6 +94,7 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
         records,
         report,
         {"memory/predicted_gib": round(predicted_gib, 3), "recompute": scale.recompute},
+        workers_by_node(),
     )
     collate = collation(config, processor, engine.module.layout)
     batches = prefetched(micro_batches(pairs, sizes, collate, config, start=step, stop=last_step))
@@ -135,6 +139,13 @@ def collation(
         return collate_pairs(seen, processor, rule=config.data.rule, layout=layout)
 
     return collate
+
+
+def workers_by_node() -> dict[str, int]:
+    """Return the number of workers of every node, by its name; called by every worker."""
+    nodes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(nodes, platform.node())
+    return dict(Counter(nodes))
 
 
 def prepare(job: TrainJob) -> None:

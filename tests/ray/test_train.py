@@ -11,11 +11,12 @@ import psutil
 import pytest
 import ray
 import torch
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rlhfv_ray.errors import CheckpointError
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.training.checkpoint import MANIFEST, latest_checkpoint
+from rlhfv_ray.training.elastic import GROW_POLL_S, newest_checkpoint
 from rlhfv_ray.training.group_watch import POLL_S, GroupWatch
 from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import small_disk, wait_for
@@ -85,6 +86,37 @@ def test_killed_worker_changes_nothing(ray_run, config, reference, tmp_path):
     assert killed
     assert_same(folder, ray_run, atol=0)
     assert [record["step"] for record in read_records(folder)] == list(range(1, 13))
+
+
+def test_an_elastic_job_grows_when_there_is_room(ray_run, config, reference, tmp_path, caplog):
+    """Catches: a job that waits for its most workers, never grows, loses updates when it does, or
+    does not say who worked.
+
+    Another job has one of the two CPUs at first. The worker is stopped for a while after each
+    checkpoint, because updates here take less time than a look for room. soak.py loses nodes.
+    """
+    folder = tmp_path / "run"
+    other = placement_group([{"CPU": 1}])
+    assert other.wait(30)
+
+    def make_room():
+        wait_for(lambda: newest_checkpoint(folder).startswith("step-000003"))
+        (worker,) = ray_processes("RayTrainWorker")
+        worker.suspend()
+        remove_placement_group(other)
+        time.sleep(GROW_POLL_S + 2)
+        worker.resume()
+        wait_for(lambda: newest_checkpoint(folder).startswith("step-000006"))
+        worker.suspend()
+        time.sleep(3)
+        worker.resume()
+
+    elastic = with_scale(config, workers=(1, 2), cpus=1)
+    train(elastic, reference, folder, alongside=make_room)
+    assert_same(folder, ray_run, atol=1e-4)
+    counts = [sum(record["workers"].values()) for record in read_records(folder)]
+    assert counts[0] == 1 and counts[-1] == 2 and counts == sorted(counts)
+    assert "workers: 2 on" in caplog.text
 
 
 @pytest.mark.soak

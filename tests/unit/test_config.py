@@ -36,6 +36,16 @@ from rlhfv_ray.errors import ConfigError
         (lambda: OptimConfig(steps=-1), r"optim.steps = -1: must be >= 0 \(0: from epochs\)"),
         (lambda: ScaleConfig(recompute=-2), r"must be >= -1 \(-1: auto, 0: all kept\)"),
         (lambda: ScaleConfig(zero_stage=0, offload="optimizer"), "scale.offload"),
+        (lambda: ScaleConfig(workers=0), "scale.workers = 0"),
+        (lambda: ScaleConfig(workers=(4, 2)), "must be >= 1, or the least and a larger most"),
+        (
+            lambda: DDPOConfig(optim=OptimConfig(batch=32), scale=ScaleConfig(workers=(2, 6))),
+            r"optim.batch = 32: .* = 6",
+        ),
+        (
+            lambda: DDPOConfig(scale=ScaleConfig(workers=(2, 8), zero_stage=0)),
+            "must be one number at ZeRO stage 0 in bf16",
+        ),
         (lambda: GenerationConfig(beams=2, temperature=0.5), "generation.beams = 2: must be 1"),
         (lambda: ModelConfig(trainable=("vision",), lora_rank=8), "model.trainable"),
         (lambda: DataConfig(max_unusable=2), "data.max_unusable = 2: must be between 0 and 1"),
