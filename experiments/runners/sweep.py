@@ -32,6 +32,7 @@ from experiments.runners.stage_monitor import flat
 from experiments.runners.sweep_outcome import conclude, retrain_command
 from experiments.runners.sweep_plan import (
     cost_line,
+    device_line,
     disk_of,
     forecast,
     hours,
@@ -86,11 +87,11 @@ def sweep(
     objective = objective_of(config, benchmark)
     check_parts(benchmark)
     connect()
-    check_fits(config.ddpo.scale, setting="ddpo.scale")
-    concurrent = trials_at_once(config.ddpo.scale, config.search.concurrent)
+    concurrent, lacking = room_for_trials(config)
     planned = Planned(config, storage, trials, benchmark, pipeline, concurrent)
     if config.dry_run:
-        console.print("\n".join(planned.lines()), highlight=False, soft_wrap=True)
+        lines = [*planned.lines(), *lacking]
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
         return {}
     folder = storage / f"{config.name}-{fingerprint(identity(config, pipeline.reference.name))}"
     with open_run_folder(
@@ -115,6 +116,22 @@ def sweep(
     return outcome
 
 
+def room_for_trials(config: SweepConfig) -> tuple[int, list[str]]:
+    """Return the number of trials at a time, and for a dry run, why the cluster cannot hold them.
+
+    Raises:
+        ConfigError: it cannot, and this is no dry run.
+    """
+    scale = config.ddpo.scale
+    try:
+        check_fits(scale, setting="ddpo.scale")
+        return trials_at_once(scale, config.search.concurrent), []
+    except ConfigError as refused:
+        if not config.dry_run:
+            raise
+        return config.search.concurrent or 1, [f"this cluster cannot run it: {refused}"]
+
+
 @dataclass(frozen=True)
 class Planned:
     """A sweep that was checked, and of which nothing was computed."""
@@ -127,7 +144,7 @@ class Planned:
     concurrent: int
 
     def lines(self, *, look_s: float | None = None) -> list[str]:
-        """Return the forecast: trials, disk, configurations, judging, and hours where known.
+        """Return the forecast: trials, disk, configurations, judging, hours where known.
 
         Args:
             look_s: seconds of the base model's answers and scores on the pictures of one part.
@@ -141,17 +158,20 @@ class Planned:
         if self.benchmark.judged and config.judge.kind == "openai":
             lines.append(cost_line(config, questions_by_part(self.benchmark), counted))
         if not is_known:
-            return [*lines, f"time: known after the reference pass; counted for {pairs} pairs"]
+            return [
+                *lines,
+                device_line(config, counted, None),
+                f"time: known after the reference pass; counted for {pairs} pairs",
+            ]
         scale, batch = config.ddpo.scale, config.ddpo.optim.batch
-        update_s = 3 * seconds_of(reference) * batch / pairs * scale.actors / scale.workers
-        seconds = counted.seconds(
-            update_s=update_s, look_s=look_s or 0.0, concurrent=self.concurrent
-        )
+        update_s = 3 * seconds_of(reference) * batch / pairs * scale.actors / scale.most_workers
+        seconds = counted.seconds(update_s=update_s, look_s=look_s or 0.0)
         looks = f"{look_s:.0f} s per evaluation" if look_s else "evaluations not counted"
         return [
             *lines,
-            f"time: about {hours(seconds)}, with {update_s:.2f} s per update (3 x the pace of the "
-            f"reference pass), {looks}",
+            device_line(config, counted, seconds),
+            f"time: about {hours(seconds / self.concurrent)}, with {update_s:.2f} s per update "
+            f"(3 x the pace of the reference pass), {looks}",
         ]
 
 

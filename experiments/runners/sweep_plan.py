@@ -104,10 +104,11 @@ class Forecast(NamedTuple):
     updates: int  # of all trials together
     looks: int  # evaluations of all trials together
 
-    def seconds(self, *, update_s: float, look_s: float, concurrent: int) -> float:
-        """Return how long it takes, from the seconds of an update and of a look."""
-        work = self.updates * update_s + self.looks * look_s + sum(self.trials) * START_S
-        return work / concurrent
+    def seconds(self, *, update_s: float, look_s: float) -> float:
+        """Return how long all trials take, one after the other, from the seconds of an update and
+        of a look.
+        """
+        return self.updates * update_s + self.looks * look_s + sum(self.trials) * START_S
 
 
 class Disk(NamedTuple):
@@ -197,6 +198,26 @@ def plan_lines(
         f"first of the {ends}: {title_of(trials[0])}   ({arguments_of(trials[0])})",
         f"last of the {ends}: {title_of(trials[-1])}   ({arguments_of(trials[-1])})",
     ]
+
+
+def device_line(config: SweepConfig, counted: Forecast, seconds: float | None) -> str:
+    """Return the line on the GPU hours (CPU hours without GPUs) that all trials take together.
+
+    Args:
+        config: of the sweep.
+        counted: its forecast.
+        seconds: of all trials, one after the other; None while nothing was measured.
+    """
+    scale = config.ddpo.scale
+    unit = "GPU" if scale.gpu else "CPU"
+    devices = max(scale.most_workers, scale.actors) * scale.resources[unit]  # of a trial
+    if seconds is None:
+        hours_each = counted.updates * devices / 3600
+        return (
+            f"{unit} hours: {hours_each:.1f} for each second of an update ({counted.updates} "
+            f"updates on {devices:g} {unit}s), and those of the evaluations"
+        )
+    return f"{unit} hours: about {seconds * devices / 3600:.1f}, with {devices:g} {unit}s a trial"
 
 
 def cost_line(config: SweepConfig, questions: Mapping[Part, int], counted: Forecast) -> str:

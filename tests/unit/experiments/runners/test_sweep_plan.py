@@ -11,7 +11,9 @@ from eval.config import JudgeConfig
 from experiments.recipes import shapes_small
 from experiments.runners.config import SweepConfig
 from experiments.runners.sweep_plan import (
+    Forecast,
     cost_line,
+    device_line,
     disk_of,
     forecast,
     identity,
@@ -97,8 +99,7 @@ def test_a_forecast_counts_rungs_seeds_and_epochs():
     counted = forecast(config, trials, 160)
     assert counted.trials == (24, 12) and counted.looks == 36
     assert counted.updates == 24 * 7.5 + 12 * 7.5
-    seconds = counted.seconds(update_s=2.0, look_s=10.0, concurrent=2)
-    assert seconds == (270 * 2 + 36 * 10 + 36 * 20) / 2
+    assert counted.seconds(update_s=2.0, look_s=10.0) == 270 * 2 + 36 * 10 + 36 * 20
     lines = plan_lines(config, trials, counted, 2)
     assert "8 settings x 3 seeds, 2 at a time; by rung: 24, 12" in lines[0]
     assert "seed 0" in lines[2] and "seed 2" in lines[3] and "--optim.epochs 2.0" in lines[3]
@@ -106,6 +107,18 @@ def test_a_forecast_counts_rungs_seeds_and_epochs():
     # 25 models on the rungs' questions, 13 on those that choose, 4 on fresh ones; the base in each.
     line = cost_line(judged, {"rungs": 100, "choice": 200, "fresh": 300}, counted)
     assert line == "judging: 6300 verdicts at most, about 8.19 USD; judge.max_cost stops at 3 USD"
+
+
+def test_gpu_hours_are_told_before_anything_was_measured():
+    """Catches: a grid of eight GPUs a trial that tells nothing of its price."""
+    scale = replace(CONFIG.ddpo.scale, gpu=True, workers=(2, 8), micro_batch=1, actors=4)
+    batch = replace(CONFIG.ddpo.optim, batch=32)
+    config = replace(CONFIG, ddpo=replace(CONFIG.ddpo, scale=scale, optim=batch))
+    counted = Forecast((8, 4), 450, 12)
+    unknown = "GPU hours: 1.0 for each second of an update (450 updates on 8 GPUs), and those of"
+    assert device_line(config, counted, None).startswith(unknown)
+    assert device_line(config, counted, 900.0) == "GPU hours: about 2.0, with 8 GPUs a trial"
+    assert device_line(CONFIG, counted, 3600.0).startswith("CPU hours: about ")
 
 
 def test_a_small_disk_trains_again_and_a_tiny_one_is_refused(tmp_path, monkeypatch):
