@@ -1,6 +1,7 @@
 """What a sweep refuses, predicts and is named by, before its first trial."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from eval.benchmarks.contract import Metric
 from eval.benchmarks.shapes import ShapesBenchmark
 from eval.config import JudgeConfig
-from experiments.recipes import shapes_small
+from experiments.recipes import paper_sweep, shapes_small
 from experiments.runners.config import SweepConfig
 from experiments.runners.sweep_plan import (
     Forecast,
@@ -27,6 +28,7 @@ from rlhfv_ray.sweep.search_space import plan_trials
 from rlhfv_ray.sweep.setting_value import Measure
 
 CONFIG = shapes_small()
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,17 @@ def test_gpu_hours_are_told_before_anything_was_measured():
     assert device_line(config, counted, None).startswith(unknown)
     assert device_line(config, counted, 900.0) == "GPU hours: about 2.0, with 8 GPUs a trial"
     assert device_line(CONFIG, counted, 3600.0).startswith("CPU hours: about ")
+
+
+def test_the_page_on_clusters_has_the_papers_sweep():
+    """Catches: a price on the page that is no longer that of the grid."""
+    config = paper_sweep()
+    counted = forecast(config, plan_trials(config.space, config.search, config.ddpo), 1400)
+    page = " ".join((ROOT / "docs/cluster.md").read_text().split())
+    assert f"a grid of {counted.trials[0]} trials" in page
+    assert f"{counted.updates:,} updates" in page and f"{counted.looks} evaluations" in page
+    line = device_line(config, counted, None)
+    assert f"{line.split()[2]} GPU hours for each second of an update" in page
 
 
 def test_a_small_disk_trains_again_and_a_tiny_one_is_refused(tmp_path, monkeypatch):
