@@ -6,6 +6,8 @@ that their updates are lost.
 """
 
 import functools
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +22,29 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 
 from rlhfv_ray.autoscaling import Resources, count_placed
 from rlhfv_ray.cluster import answers
+from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.storage.folder import is_there, names_in
 from rlhfv_ray.training.checkpoint import MANIFEST
 from rlhfv_ray.training.job import TrainJob
+from rlhfv_ray.training.metrics_log import Record
+
+logger = logging.getLogger(__name__)
 
 ANSWER_S = 2.0  # a node whose raylet does not answer within this time is lost
 SETTLED_S = 4.0  # the room after a loss is known when it has not changed for so long
 POLL_S = 0.5
 GROW_POLL_S = 5.0  # between two looks for more room
 PLACEMENT_S = 60.0  # for workers whose room is there, unless another job took it
+
+
+def start_attempts(scale: ScaleConfig) -> tuple[int, float]:
+    """Return how often to try to start workers, and the seconds of each attempt.
+
+    An elastic job waits as long in all, in short attempts: the next one may have another number.
+    """
+    if not scale.is_elastic or scale.start_timeout <= PLACEMENT_S:
+        return scale.start_attempts, scale.start_timeout
+    return math.ceil(scale.start_attempts * scale.start_timeout / PLACEMENT_S), PLACEMENT_S
 
 
 class BatchPolicy(ElasticScalingPolicy):
@@ -108,6 +124,25 @@ class BatchPolicy(ElasticScalingPolicy):
     def room(self) -> int:
         """Return the number of workers that fit into what is free now."""
         return count_placed([self.bundle] * self.counts[-1], self.free())
+
+
+class WorkerLog:
+    """Passes records on, and logs every change of the number of workers."""
+
+    def __init__(self, on_records: Callable[[Sequence[Record]], None]) -> None:
+        self.on_records = on_records
+        self.count = 0
+
+    def __call__(self, records: Sequence[Record]) -> None:
+        """Take new records, in the order of their updates."""
+        for record in records:
+            workers = record.get("workers", {})  # earlier versions recorded none
+            count = sum(workers.values())
+            if self.count and count != self.count:
+                nodes = ", ".join(f"{number} on {node}" for node, number in workers.items())
+                logger.warning("From update %d on, workers: %s.", record["step"], nodes)
+            self.count = count
+        self.on_records(records)
 
 
 def free_resources() -> list[Resources]:

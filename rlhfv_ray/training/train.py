@@ -3,8 +3,6 @@
 `train_ddpo` starts the workers and waits for them. Each runs `training.worker.train_worker`.
 """
 
-import logging
-import math
 import os
 import pickle
 import signal
@@ -31,12 +29,10 @@ from rlhfv_ray.errors import (
     StorageError,
 )
 from rlhfv_ray.storage.folder import discard, fetch, make, open_folder, publish
-from rlhfv_ray.training.elastic import PLACEMENT_S, BatchPolicy
+from rlhfv_ray.training.elastic import BatchPolicy, WorkerLog, start_attempts
 from rlhfv_ray.training.group_watch import GroupWatch
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import Record, RecordWriter, cut_damaged, tail_records
-
-logger = logging.getLogger(__name__)
 
 COLLECTIVE_TIMEOUT_S = 600
 
@@ -120,35 +116,6 @@ class LeanTrainer(TorchTrainer):
             job = self.train_loop_config["job"]
             controller_settings["scaling_policy"] = BatchPolicy(job, self.scaling_config)
         return super()._initialize_and_run_controller(**controller_settings)
-
-
-class WorkerLog:
-    """Passes records on, and logs every change of the number of workers."""
-
-    def __init__(self, on_records: Callable[[Sequence[Record]], None]) -> None:
-        self.on_records = on_records
-        self.count = 0
-
-    def __call__(self, records: Sequence[Record]) -> None:
-        """Take new records, in the order of their updates."""
-        for record in records:
-            workers = record.get("workers", {})  # earlier versions recorded none
-            count = sum(workers.values())
-            if self.count and count != self.count:
-                nodes = ", ".join(f"{number} on {node}" for node, number in workers.items())
-                logger.warning("From update %d on, workers: %s.", record["step"], nodes)
-            self.count = count
-        self.on_records(records)
-
-
-def start_attempts(scale: ScaleConfig) -> tuple[int, float]:
-    """Return how often to try to start workers, and the seconds of each attempt.
-
-    An elastic job waits as long in all, in short attempts: the next one may have another number.
-    """
-    if not scale.is_elastic or scale.start_timeout <= PLACEMENT_S:
-        return scale.start_attempts, scale.start_timeout
-    return math.ceil(scale.start_attempts * scale.start_timeout / PLACEMENT_S), PLACEMENT_S
 
 
 def _failure_text(error: ray.train.TrainingFailedError, scale: ScaleConfig) -> str:

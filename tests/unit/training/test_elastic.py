@@ -9,7 +9,7 @@ import ray.train
 
 from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.training import elastic
-from rlhfv_ray.training.elastic import BatchPolicy, newest_checkpoint
+from rlhfv_ray.training.elastic import BatchPolicy, WorkerLog, newest_checkpoint, start_attempts
 from rlhfv_ray.training.job import TrainJob
 
 CPUS = 2.0  # of a worker
@@ -112,3 +112,24 @@ def test_a_look_for_room_is_taken_every_few_seconds(policy, monkeypatch):
     policy.looked_at = time.monotonic()
     policy.free = lambda: pytest.fail("a look")
     assert grow(policy, 1) == 0
+
+
+def test_an_elastic_job_waits_as_long_in_short_attempts():
+    """Catches: twenty minutes for two workers while there is room for one."""
+    assert start_attempts(ScaleConfig(workers=2)) == (3, 1200.0)
+    assert start_attempts(ScaleConfig(workers=(1, 2))) == (60, 60.0)
+    assert start_attempts(ScaleConfig(workers=(1, 2), start_timeout=9)) == (3, 9)
+
+
+def test_every_change_of_the_workers_is_logged_once(caplog):
+    """Catches: a log that does not say who works, or says it at every update; records that are not
+    passed on, or that an earlier version wrote.
+    """
+    passed = []
+    log = WorkerLog(passed.extend)
+    records = [{"step": 1}, {"step": 2, "workers": {"a": 1, "b": 1}}]
+    records += [{"step": 3, "workers": {"a": 1}}, {"step": 4, "workers": {"a": 1}}]
+    log(records[:2])
+    log(records[2:])
+    assert passed == records
+    assert [entry.message for entry in caplog.records] == ["From update 3 on, workers: 1 on a."]
