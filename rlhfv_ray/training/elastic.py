@@ -23,6 +23,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from rlhfv_ray.autoscaling import Resources, count_placed
 from rlhfv_ray.cluster import answers
 from rlhfv_ray.config import ScaleConfig
+from rlhfv_ray.errors import StorageError
 from rlhfv_ray.storage.folder import is_there, names_in
 from rlhfv_ray.training.checkpoint import MANIFEST
 from rlhfv_ray.training.job import TrainJob
@@ -91,7 +92,7 @@ class BatchPolicy(ElasticScalingPolicy):
         if self.grows_after is None:
             if self.can_grow(workers) and workers < self.counts[-1]:
                 self.grows_after = self.newest()
-        elif self.newest() != self.grows_after:
+        elif self.newest() not in (self.grows_after, None):
             self.grows_after = None
             larger = self.count_for(workers + self.room())
             if larger > workers:
@@ -158,8 +159,14 @@ def free_resources() -> list[Resources]:
     return [free[node["NodeID"]] for node, is_alive in zip(nodes, alive, strict=True) if is_alive]
 
 
-def newest_checkpoint(folder: Path) -> str:
-    """Return the name of a training's newest complete checkpoint; empty if there is none."""
+def newest_checkpoint(folder: Path) -> str | None:
+    """Return the name of a training's newest complete checkpoint; empty if there is none.
+
+    None stands for a storage that cannot be reached now, which is no reason to end the training.
+    """
     checkpoints = folder / "checkpoints"
-    names = (name for name in names_in(checkpoints) if is_there(checkpoints / name / MANIFEST))
+    try:
+        names = [name for name in names_in(checkpoints) if is_there(checkpoints / name / MANIFEST)]
+    except StorageError:
+        return None
     return max(names, default="")

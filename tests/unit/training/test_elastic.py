@@ -93,6 +93,16 @@ def test_workers_are_added_after_the_next_checkpoint(policy, tmp_path):
     assert grow(policy, 6) == 0  # all of them
 
 
+def test_a_storage_that_is_away_ends_nothing(policy):
+    """Catches: a training that ends because its bucket did not answer once."""
+    policy.free.cpus = 4
+    names = iter([None, "step-000002-2w-aaaa", None, "step-000004-2w-aaaa"])
+    policy.newest = lambda: next(names)
+    assert [grow(policy, 2) for _ in range(3)] == [0, 0, 0]
+    assert policy.grows_after == "step-000002-2w-aaaa"
+    assert grow(policy, 2) == 4
+
+
 def test_room_that_is_gone_by_the_next_checkpoint_changes_nothing(policy, tmp_path):
     """Catches: workers stopped for room that another job has taken meanwhile; or for room that
     makes no larger allowed number.
