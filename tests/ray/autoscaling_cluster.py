@@ -53,7 +53,10 @@ class Rehearsal:
         self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
         self.file = home / "autoscaling.json"
         self.file.write_text(json.dumps(self._config(node_types)))
-        self.environment = {**os.environ, "HOME": str(home), "RAY_AUTH_MODE": "disabled"}
+        self.bin = Path(sys.executable).parent
+        path = f"{self.bin}:{os.environ['PATH']}"  # for jobs that call `python`
+        own = {"HOME": str(home), "PATH": path, "RAY_AUTH_MODE": "disabled"}
+        self.environment = {**os.environ, **own}
 
     def _config(self, node_types: dict[str, tuple[dict[str, float], int]]) -> dict[str, Any]:
         kinds = {
@@ -95,7 +98,7 @@ class Rehearsal:
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         }
         line = [
-            *(f"{Path(sys.executable).parent}/ray", "start", "--head", f"--port={self.port}"),
+            *(f"{self.bin}/ray", "start", "--head", f"--port={self.port}"),
             *("--num-cpus=0", "--object-store-memory=100000000", f"--temp-dir={self.temporary}"),
             *(f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={self.dashboard_port}", f"--autoscaling-config={self.file}"),
