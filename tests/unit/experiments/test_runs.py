@@ -1,5 +1,7 @@
 """The list of runs, and what can be deleted."""
 
+import shutil
+
 import pytest
 
 from experiments.runs import list_or_prune, prunable, read_runs, size_of
@@ -11,8 +13,9 @@ from rlhfv_ray.tracking.run_folder import HEADLINE, LATEST, open_run_folder
 
 
 @pytest.fixture
-def storage(tmp_path):
+def storage(tmp_path, empty_database):
     """A storage folder with two runs: one finished, one that failed."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
     for name, inputs in (
         ("pairs-1", {}),
         ("train-1", {"rows": "pairs-1"}),

@@ -36,14 +36,6 @@ CONFIG = TrackingConfig(experiment="hallucinations")
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a SQLite file with MLflow's tables: creating takes seconds, copying takes no time."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
-    return path
-
-
 @pytest.fixture
 def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(empty_database, tmp_path / "mlflow.db")

@@ -24,13 +24,6 @@ from rlhfv_ray.tracking.run_folder import RunFolder, open_run_folder
 CONFIG = TrackingConfig(experiment="hallucinations")
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
-    return path
-
-
 @pytest.fixture
 def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(empty_database, tmp_path / "mlflow.db")

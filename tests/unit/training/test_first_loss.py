@@ -36,6 +36,7 @@ CASES += [(3, dtype, "all offloaded") for dtype in ("fp32", "bf16")]
 VARIANTS["all offloaded"] = {"offload": "all"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize(("stage", "dtype", "variant"), CASES)
 def test_engine_is_the_reference(stage, dtype, variant, biased_model, encoded, monkeypatch):
