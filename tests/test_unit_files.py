@@ -16,7 +16,7 @@ COVERED_ELSEWHERE = {
     "rlhfv_ray/records.py": "tests/unit/models/test_batch.py",
     "rlhfv_ray/data/audit_page.py": "tests/unit/data/test_audit.py",
     "rlhfv_ray/data/detection.py": "tests/unit/data/test_reading.py",
-    "rlhfv_ray/data/image_sources.py": "tests/unit/data/test_pair_formats.py",
+    "rlhfv_ray/data/files/image_sources.py": "tests/unit/data/test_pair_formats.py",
     "rlhfv_ray/data/messages.py": "tests/unit/data/test_cases.py",
     "rlhfv_ray/data/row_fields.py": "tests/unit/data/test_fuzz.py",
     "rlhfv_ray/data/templates.py": "tests/unit/data/test_encoding.py",

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from rlhfv_ray.data.image_sources import IMAGE_COLUMNS
+from rlhfv_ray.data.files.image_sources import IMAGE_COLUMNS
 from rlhfv_ray.data.pair_formats import ORIGIN_COLUMNS, Format
 from rlhfv_ray.data.row_fields import USAGE_COLUMNS, Row, attempt, say_once
 from rlhfv_ray.errors import DataError

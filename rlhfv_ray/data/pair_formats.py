@@ -24,7 +24,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from rlhfv_ray.data.image_sources import ImageRoots, image_bytes
+from rlhfv_ray.data.files.image_sources import ImageRoots, image_bytes
 from rlhfv_ray.data.messages import (
     Message,
     check_image_tokens,

@@ -28,6 +28,13 @@ from rlhfv_ray.data.detection import (
     detect_format,
     unused_columns,
 )
+from rlhfv_ray.data.files.image_sources import (
+    IMAGE_COLUMNS,
+    ImageRoots,
+    image_bytes,
+    image_value,
+    resolved_root,
+)
 from rlhfv_ray.data.files.parquet import embeds_images, parquet_cuts, parquet_rows
 from rlhfv_ray.data.files.sources import DataFile, data_files
 from rlhfv_ray.data.files.text import (
@@ -37,13 +44,6 @@ from rlhfv_ray.data.files.text import (
     rows_with_offsets,
     suffix_of,
     text_rows,
-)
-from rlhfv_ray.data.image_sources import (
-    IMAGE_COLUMNS,
-    ImageRoots,
-    image_bytes,
-    image_value,
-    resolved_root,
 )
 from rlhfv_ray.data.pair_formats import FORMATS, TSV_COLUMNS, Format, read_row
 from rlhfv_ray.data.row_fields import Row, attempt, column_map, renamed, row_error, say_once

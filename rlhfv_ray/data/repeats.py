@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from rlhfv_ray.data.image_sources import IMAGE_COLUMNS
+from rlhfv_ray.data.files.image_sources import IMAGE_COLUMNS
 from rlhfv_ray.data.pair_formats import own_id
 from rlhfv_ray.data.reading import Slice, positioned_rows
 from rlhfv_ray.data.row_fields import attempt

@@ -20,7 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping
 
-from rlhfv_ray.data.image_sources import ImageRoots, image_bytes
+from rlhfv_ray.data.files.image_sources import ImageRoots, image_bytes
 from rlhfv_ray.data.messages import (
     PLACEHOLDER,
     Message,

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.data import decode_image
-from rlhfv_ray.data.image_sources import ImageRoots
+from rlhfv_ray.data.files.image_sources import ImageRoots
 from rlhfv_ray.data.release_labels import piece_lengths, release_labels
 from rlhfv_ray.data.sft_formats import read_example
 from rlhfv_ray.data.templates import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhfv_ray.data.image_sources import IMAGE_COLUMNS
+from rlhfv_ray.data.files.image_sources import IMAGE_COLUMNS
 from rlhfv_ray.data.row_fields import Row, unusable
 from rlhfv_ray.errors import DataError
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rlhfv_ray.data.image_sources import IMAGE_COLUMNS
+from rlhfv_ray.data.files.image_sources import IMAGE_COLUMNS
 from rlhfv_ray.data.row_fields import Row, parse_json, unusable
 from rlhfv_ray.errors import DataError
 

@@ -263,7 +263,7 @@ def test_an_evaluation_set_that_names_no_image_is_refused(
     monkeypatch.setattr(sys, "argv", ["rlhfv-ray", *arguments])
     assert command.main() == 2
     printed = capsys.readouterr()
-    assert "bench.jsonl" in "".join((printed.out + printed.err).split())
+    assert "bench.jsonl" in re.sub(r"[\s│]", "", printed.out + printed.err)
 
 
 def test_a_models_tokens_are_counted_in_place_of_words(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from eval.reporting.mlflow_log import experiment_of
 from rlhfv_ray.data import list_slices, read_slice
-from rlhfv_ray.data.image_sources import ImageRoots, image_bytes
+from rlhfv_ray.data.files.image_sources import ImageRoots, image_bytes
 from rlhfv_ray.errors import ConfigError, StorageError
 from rlhfv_ray.storage import bucket
 from rlhfv_ray.storage.files import write_json
