@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "deploy/slurm.sh"
 RECORD = 'echo "$(basename "$0") $*" >> "$RECORDED"\n'
 STUBS = {

@@ -48,6 +48,7 @@ def judge_together(judge: JudgeConfig, cache: Path) -> int:
         return sum(trial.result() for trial in trials)
 
 
+@pytest.mark.slow
 def test_all_trials_and_rungs_keep_one_budget_and_one_pace(tmp_path: Path) -> None:
     """Catches: a budget or a pace for each trial, a burst at the start of each rung, replies paid
     for twice after a budget was raised.
