@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import json
 import logging
+import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from rlhfv_ray.console import program
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.folder import display_path
+from rlhfv_ray.storage.folder import display_path, fetch
 from rlhfv_ray.tracking.target import database, with_secrets
 
 if TYPE_CHECKING:
@@ -331,7 +332,10 @@ def _send_tags(client: "MlflowClient", run_id: str, events: Sequence[Event], fol
 
 def _send_file(client: "MlflowClient", run_id: str, events: Sequence[Event], folder: Path) -> None:
     content = events[0]["content"]
-    path = (folder / content["path"]).resolve(strict=True)
+    path = Path(os.path.normpath(folder / content["path"]))
+    if not path.exists():
+        fetch(path)  # it stands in a stage's folder, which this node may never have needed
+    path = path.resolve(strict=True)
     client.log_artifact(run_id, str(path), content["folder"] or None)
 
 
