@@ -9,6 +9,7 @@ Stages are declared before anything runs. A folder's name follows from the finge
 inputs, so later stages know the folders of earlier ones.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from rlhfv_ray.inference.reference import (
     reference_inputs,
 )
 from rlhfv_ray.inference.sft_examples import encode_examples
-from rlhfv_ray.models import check_image_tokens, check_pickles, load_processor
+from rlhfv_ray.models import check_image_tokens, check_pickles, processor_of
 from rlhfv_ray.models.augmentation import augmentation
 from rlhfv_ray.shapes_stages import PAIRS, pairs_stage, shapes_stages
 from rlhfv_ray.storage.folder import display_path, fetch, fetch_local
@@ -77,7 +78,7 @@ def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipe
             "data.path is not set: give --data.path a file or folder of preference pairs."
         )
     check_pickles(config.model.path, allow_pickle=config.model.allow_pickle)
-    check_image_tokens(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    check_image_tokens(config.model)
     check_data_settings(config)
     has_examples = config.loss.is_sft and not config.data.reference
     stages: list[Stage] = []
@@ -113,11 +114,9 @@ def check_data_settings(config: DDPOConfig) -> None:
         ConfigError: mixed data has more or fewer weights than sources, or the model's pictures
             cannot be augmented.
     """
-    assert config.data.source_weights
+    _ = config.data.source_weights  # raises
     if config.data.augment != "none":
-        model = config.model
-        processor = load_processor(model.path, trust_remote_code=model.trust_remote_code)
-        augmentation(config.data, processor)
+        augmentation(config.data, processor_of(config.model))
 
 
 def finished_reference(folder: Path, inputs: Mapping[str, Any]) -> Path:
@@ -163,8 +162,9 @@ def examples_stage(config: DDPOConfig, data: DataConfig, inputs: Mapping[str, An
     """Return the stage of the examples of supervised fine-tuning as token ids."""
 
     def run(folder: Path, _: str) -> None:
-        shards = list_slices(data.path, **reading_settings(data, examples=True))
-        check_step_fits(config, data, shards)
+        slices = list_sources(data)
+        for _source, shards in itertools.groupby(slices, key=lambda shard: shard.source):
+            check_step_fits(config, data, list(shards))
         encode_examples(config.model, data, config.scale, folder)
 
     return Stage("examples", inputs, run, title="examples")

@@ -83,7 +83,12 @@ def doctor(checkup: Checkup) -> int:
     if checkup.model:
         from rlhfv_ray.doctor.model_report import report_model  # with torch and transformers
 
-        report_model(ModelConfig(path=checkup.model, dtype=checkup.dtype), new_console())
+        model = ModelConfig(
+            path=checkup.model,
+            dtype=checkup.dtype,
+            template_arguments=checkup.template_arguments,
+        )
+        report_model(model, new_console())
         return 0
     connect()
     # A trial write here would end the command: every node tries it, and says so in its finding.

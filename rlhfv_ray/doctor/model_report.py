@@ -42,7 +42,7 @@ def report_model(config: ModelConfig, console: Console) -> None:
     Raises:
         ConfigError: the model cannot be loaded, or is not understood.
     """
-    check_image_tokens(config.path, trust_remote_code=config.trust_remote_code)
+    check_image_tokens(config)
     model, processor = load_model(config)
     console.print(f"{type(model).__name__}, {type(processor).__name__}", highlight=False)
     samples = made_samples(processor)

@@ -44,6 +44,8 @@ class Checkup:
     """Model to check instead of the nodes, in this process: its self-check, parts and memory."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the model."""
+    template_arguments: tuple[str, ...] = ()
+    """Arguments of that model's chat template, as model.template_arguments of a training."""
     start_nodes: bool = False
     """Start a node of each type that the cluster's autoscaler knows and that has none up, and check
     it too. Such nodes are paid for until they have been idle for the cluster's time-out."""

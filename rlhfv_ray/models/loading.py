@@ -29,7 +29,7 @@ from rlhfv_ray.models.checkpoint_files import (
 )
 from rlhfv_ray.models.hub import hub_commit
 from rlhfv_ray.models.muffin import MuffinConfig, take_token_ids
-from rlhfv_ray.models.processors import load_processor, processor_digest, processor_of
+from rlhfv_ray.models.processors import processor_digest, processor_of
 from rlhfv_ray.storage.files import file_digest
 
 # Files of a model folder that, with its config.json, determine the model and how it decodes.
@@ -138,7 +138,7 @@ def load_weights(source: str, config: ModelConfig, dtype: str = "auto") -> Any:
     return model
 
 
-def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> None:
+def check_image_tokens(model: ModelConfig) -> None:
     """Check that the template expands an image to as many tokens as the model has features for it.
 
     The model is built without weights (torch's meta device), so this costs no memory. Models that
@@ -148,10 +148,10 @@ def check_image_tokens(path: str | Path, *, trust_remote_code: bool = False) -> 
         ConfigError: the counts differ, or the template has no place for an image.
         StageFailedError: a training made the model, and a file of it is missing or damaged.
     """
-    check_exported(str(path))
-    source = resolve_model(str(path))
+    check_exported(model.path)
+    source, trust_remote_code = resolve_model(model.path), model.trust_remote_code
     check_trainable(source, trust_remote_code=trust_remote_code)
-    processor = load_processor(source, trust_remote_code=trust_remote_code)
+    processor = processor_of(replace(model, path=source))
     config = architecture_of(source, trust_remote_code=trust_remote_code)
     image = Image.new("RGB", (336, 336))  # the size of CLIP-L at LLaVA-1.5; any would do
     token = getattr(config, "image_token_id", None)

@@ -27,6 +27,14 @@ def with_memory(job, gib):
     return replace(job, scale=ScaleConfig(memory_gib=gib))
 
 
+def step_fits(config, data, shards):
+    try:
+        check_step_fits(config, data, shards)
+    except ConfigError:
+        return False
+    return True
+
+
 def test_a_step_that_cannot_fit_ends_the_stage_before_its_pass(job, tmp_path):
     """Catches: a lack of memory that is said after the reference pass was paid for."""
     shards = list_slices(job.data.path)
@@ -38,7 +46,9 @@ def test_a_step_that_cannot_fit_ends_the_stage_before_its_pass(job, tmp_path):
 
 
 def test_fine_tuning_that_cannot_fit_ends_before_its_examples(job, tmp_path):
-    """Catches: a lack of memory that fine-tuning says after its examples were encoded."""
+    """Catches: a lack of memory that fine-tuning says after its examples were encoded, or that only
+    another source of mixed data has.
+    """
     rows = []
     for pair in careless_pairs(6):
         (tmp_path / f"{pair.id}.png").write_bytes(pair.image)
@@ -55,6 +65,20 @@ def test_fine_tuning_that_cannot_fit_ends_before_its_examples(job, tmp_path):
     with pytest.raises(ConfigError, match=r"needs .* GiB a worker .*would fit"):
         stage.run(tmp_path / "examples", "")
     assert not (tmp_path / "examples").exists()
+
+    longer = tmp_path / "longer.jsonl"
+    longer.write_text("\n".join(json.dumps(row | {"answer": "a star " * 60}) for row in rows))
+    mixed = replace(data, mixed_with=(str(longer),))
+    shards = list_slices(str(path), format="vqa", examples=True)
+    fits = next(
+        gib
+        for gib in (0.001 * 1.1**power for power in range(80))
+        if step_fits(with_memory(config, gib), data, shards)
+    )
+    check_step_fits(with_memory(config, fits), data, shards)
+    stage = examples_stage(with_memory(replace(config, data=mixed), fits), mixed, {})
+    with pytest.raises(ConfigError, match=r"needs .* GiB a worker .*would fit"):
+        stage.run(tmp_path / "examples", "")
 
 
 def test_rows_that_cannot_be_used_are_left_to_the_stage(job, tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 from transformers import LlamaConfig, Qwen2_5OmniConfig
 
+from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import architecture_of, check_image_tokens, load_policy, load_processor
 from tests.unit.models.conftest import change_json
@@ -12,10 +13,14 @@ from tests.unit.models.conftest import change_json
 SCREEN = 24 * 80  # characters
 
 
+def check_folder(path):
+    check_image_tokens(ModelConfig(path=str(path)))
+
+
 def refusals(folder):
     """Return what is said of a folder before anything starts, and when it is loaded."""
     texts = []
-    for read in (check_image_tokens, load_policy):
+    for read in (check_folder, load_policy):
         with pytest.raises(ConfigError) as error:
             read(folder)
         texts.append(str(error.value))
@@ -64,7 +69,7 @@ def test_a_folder_of_2024_takes_its_patches_from_the_models_config(copy, small_m
         settings.pop(name)
     path.write_text(json.dumps(settings))
     assert load_processor(copy).to_dict() == load_processor(small_model).to_dict()
-    check_image_tokens(copy)
+    check_folder(copy)
     load_policy(copy, dtype="fp32", device="cpu")
 
 
@@ -80,11 +85,11 @@ def test_weights_of_more_words_than_the_config_has_are_refused(copy):
 def test_a_padding_token_without_an_embedding_is_refused(copy):
     """Catches: a token added for padding alone, which ends in an index error in the first batch."""
     processor = load_processor(copy)
-    check_image_tokens(copy)
+    check_folder(copy)
     processor.tokenizer.add_special_tokens({"pad_token": "<added>"})
     processor.save_pretrained(copy)
     with pytest.raises(ConfigError, match="tokenizer has tokens up to number"):
-        check_image_tokens(copy)
+        check_folder(copy)
 
 
 def test_tokens_that_nothing_uses_need_no_embedding(copy):
@@ -92,7 +97,7 @@ def test_tokens_that_nothing_uses_need_no_embedding(copy):
     processor = load_processor(copy)
     processor.tokenizer.add_tokens(["<unused>"])
     processor.save_pretrained(copy)
-    check_image_tokens(copy)
+    check_folder(copy)
 
 
 def test_a_model_whose_processor_takes_no_template_loads_as_it_is_told(copy):

@@ -35,6 +35,10 @@ from rlhfv_ray.storage.stages import Stage, run_stages
 from tests.unit.models.conftest import change_json
 
 
+def check_folder(path):
+    check_image_tokens(ModelConfig(path=str(path)))
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -114,10 +118,10 @@ def test_image_tokens_that_do_not_fit_the_model(copy):
     64 x 64 pixels in patches of 16 are 16 features. A processor set to patches of 8 writes 64
     tokens.
     """
-    check_image_tokens(copy)
+    check_folder(copy)
     change_json(copy / "processor_config.json", patch_size=8)
     with pytest.raises(ConfigError, match="64 image tokens .* 16 features"):
-        check_image_tokens(copy)
+        check_folder(copy)
 
 
 def test_weights_digest_sees_one_byte(copy, small_model):
@@ -156,7 +160,7 @@ def test_a_model_that_training_exported_is_checked(small_model, tmp_path, name):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    for use in (model_inputs, lambda config: check_image_tokens(config.path)):
+    for use in (model_inputs, lambda config: check_image_tokens(config)):
         with pytest.raises(StageFailedError, match=f"model/{name} is not what the stage wrote"):
             use(config)
 
@@ -271,7 +275,7 @@ def test_template_without_a_place_for_the_image_is_refused(copy):
         "{% for message in messages %}{{ message['role'] }}{% endfor %}"
     )
     with pytest.raises(ConfigError, match="leaves no place for an image"):
-        check_image_tokens(copy)
+        check_folder(copy)
 
 
 CODE = """
@@ -299,7 +303,7 @@ def shy(copy):
 
 def test_code_of_a_checkpoint_runs_only_when_asked(shy, pairs, small_model):
     """Catches: a checkpoint's code that runs without permission, or gives other numbers."""
-    for read in (load_policy, architecture_of, check_image_tokens, weights_digest_of_hub):
+    for read in (load_policy, architecture_of, check_folder, weights_digest_of_hub):
         with pytest.raises(
             ConfigError, match=r"brings Python code of its own.*--model.trust-remote-code"
         ):
@@ -307,7 +311,7 @@ def test_code_of_a_checkpoint_runs_only_when_asked(shy, pairs, small_model):
     config = ModelConfig(path=str(shy), dtype="fp32", trust_remote_code=True)
     model, processor = load_model(config)
     assert type(model).__name__ == "Shy"
-    check_image_tokens(shy, trust_remote_code=True)
+    check_image_tokens(ModelConfig(path=str(shy), trust_remote_code=True))
     layout = layout_of(model)
     assert layout == layout_of(model, "shared")  # which the self-check tries, like all others
     known, _ = load_policy(small_model, device="cpu")
@@ -348,7 +352,7 @@ def test_settings_for_videos_survive_saving(small_model, tmp_path):
     }
 
 
-@pytest.mark.parametrize("read", [load_policy, check_image_tokens, architecture_of])
+@pytest.mark.parametrize("read", [load_policy, check_folder, architecture_of])
 def test_unknown_architecture_is_refused(copy, read):
     """Catches: a model of another library, shown as a stack trace."""
     change_json(copy / "config.json", model_type="nonesuch")

@@ -68,7 +68,7 @@ def test_pickles_need_permission_and_then_load(release):
     with pytest.raises(ConfigError, match=r"pickles.*--model\.allow-pickle"):
         load_policy(release, dtype="fp32", device="cpu")
     model, processor = load_model(of(release))
-    check_image_tokens(release)
+    check_image_tokens(ModelConfig(path=str(release)))
     words = processor.tokenizer
     assert words.is_fast
     assert words.convert_ids_to_tokens(model.config.image_token_id) == "<im_patch>"

@@ -12,9 +12,16 @@ from rlhfv_ray.config import DataConfig, ModelConfig
 from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.data.templates import answering_prompt, prompt_text
+from rlhfv_ray.doctor import Checkup, doctor
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.inference.reference import encode_slice, reference_inputs
-from rlhfv_ray.models import load_model, load_processor, processor_digest, processor_of
+from rlhfv_ray.models import (
+    check_image_tokens,
+    load_model,
+    load_processor,
+    processor_digest,
+    processor_of,
+)
 from rlhfv_ray.models.loading import model_inputs
 
 OPENED = "{% if add_generation_prompt %}ASSISTANT:\n"
@@ -86,6 +93,19 @@ def test_arguments_that_do_nothing_are_refused(thinking):
             ModelConfig(template_arguments=(entry,))
     with pytest.raises(ConfigError, match=r"loading.template_arguments = .*NAME=VALUE"):
         LoadConfig(template_arguments=("thinking",))
+
+
+def test_checks_of_a_model_render_its_prompts_with_them(copy, capsys):
+    """Catches: a template that needs an argument, refused before the job or by the doctor."""
+    file = copy / "chat_template.jinja"
+    needs = "{% if style is not defined %}{{ raise_exception('style is missing') }}{% endif %}"
+    file.write_text(needs + file.read_text())
+    given = ("style=short",)
+    check_image_tokens(ModelConfig(path=str(copy), template_arguments=given))
+    assert doctor(Checkup(model=str(copy), template_arguments=given)) == 0
+    assert "LlavaForConditionalGeneration" in capsys.readouterr().out
+    with pytest.raises(Exception, match="style is missing"):
+        check_image_tokens(ModelConfig(path=str(copy)))
 
 
 def test_an_evaluation_gives_them_to_the_models_it_loads(thinking):
