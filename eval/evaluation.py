@@ -278,7 +278,7 @@ def named(paths: Sequence[str]) -> dict[str, str]:
         if path.startswith(f"{API}:"):
             shown = path.removeprefix(f"{API}:").partition("@http")[0]  # without the address
         is_file = path.endswith(("json", "jsonl"))
-        parts = [part for part in (Path(shown).with_suffix("") if is_file else Path(shown)).parts]
+        parts = list((Path(shown).with_suffix("") if is_file else Path(shown)).parts)
         name = parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
         while name in paths_by_name:
             name += "'"

@@ -27,7 +27,7 @@ ROWS = [
     ["rlhfv_ray.config rlhfv_ray.records"],
     [
         "rlhfv_ray.segments rlhfv_ray.logps rlhfv_ray.stats",
-        "rlhfv_ray.loss rlhfv_ray.hierarchical rlhfv_ray.clusters",
+        "rlhfv_ray.loss rlhfv_ray.hierarchical rlhfv_ray.image_clusters",
     ],
     ["rlhfv_ray.storage", "rlhfv_ray.console rlhfv_ray.data", "rlhfv_ray.command_line"],
     [
@@ -73,7 +73,7 @@ NO_TORCH = (
     "endpoint",
     "console",
     "stats",
-    "clusters",
+    "image_clusters",
     "redaction",
 )
 NUMERIC_CORE = (

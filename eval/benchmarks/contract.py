@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from eval.chair import AnswerScore
 from eval.config import JudgeConfig
 from eval.judge.prompts import JudgePrompt
-from rlhfv_ray.clusters import by_cluster, cluster_interval, has_clusters, swap_test
 from rlhfv_ray.config import fingerprint
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import DataError
+from rlhfv_ray.image_clusters import by_cluster, cluster_interval, has_clusters, swap_test
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.stats import (
     Interval,

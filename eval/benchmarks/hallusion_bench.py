@@ -194,10 +194,10 @@ def _complete(
     for number, question in enumerate(questions):
         if key(question):
             members[key(question)].append(number)
-    return {
-        numbers[-1]: Ratio(int(all(right[number] for number in numbers)), 1)
-        for numbers in members.values()
-    }
+    complete: dict[int, Ratio] = {}
+    for numbers in members.values():
+        complete[numbers[-1]] = Ratio(int(all(right[number] for number in numbers)), 1)
+    return complete
 
 
 def _parse_question(row: JsonRow, source: str) -> Question:

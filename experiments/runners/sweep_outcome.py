@@ -227,7 +227,7 @@ def track_settings(
         numbers["beyond guard"] = setting.value.violation if objective.guard else None
         for trial in setting.trials:
             child = run.stage(trial.title)
-            child.set_tags({"setting": setting.title, **tags})
+            child.set_tags(tags)
             metrics = {f"setting/{name}": x for name, x in numbers.items() if x is not None}
             child.log_metrics(metrics)
             child.end("FAILED" if trial.status == "failed" else "FINISHED")

@@ -169,16 +169,12 @@ class ReferenceActor:
         A batch that fails is scored pair by pair: the pair at fault becomes its id and reason.
 
         Raises:
-            torch.OutOfMemoryError, torch.AcceleratorError: the device fails, at which no pair is
-                at fault.
+            torch.OutOfMemoryError, torch.AcceleratorError: the device fails at a pair alone, which
+                is no fault of the pair.
         """
-        pairs = attempt(
-            lambda: self.score(batch),
-            batch[0].position,
-            raised=DEVICE_ERRORS
-            if len(batch) == 1
-            else (),  # one pair may fit where several do not
-        )
+        # Alone, a pair may fit into memory where several do not.
+        raised = DEVICE_ERRORS if len(batch) == 1 else ()
+        pairs = attempt(lambda: self.score(batch), batch[0].position, raised=raised)
         if not isinstance(pairs, DataError):
             return {pair.id: _finite(pair) for pair in pairs}
         if len(batch) == 1:

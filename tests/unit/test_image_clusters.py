@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from rlhfv_ray.clusters import by_cluster, cluster_interval, swap_test
 from rlhfv_ray.errors import DataError
+from rlhfv_ray.image_clusters import by_cluster, cluster_interval, swap_test
 from rlhfv_ray.stats import RatioSample, bootstrap_interval, mcnemar, wilson_interval
 
 CLUSTERS = (100, 300, 500)  # the numbers of images in benchmarks
