@@ -21,10 +21,10 @@ from rlhfv_ray.models.muffin import MuffinForConditionalGeneration
 from rlhfv_ray.models.muffin_processor import MuffinProcessor
 from rlhfv_ray.models.policy import AnswerPolicy, generator, recompute_activations
 from rlhfv_ray.models.processors import (
-    keep_video_settings,
     load_processor,
     processor_digest,
     processor_of,
+    save_processor,
 )
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "check_pickles",
     "fit_memory",
     "generator",
-    "keep_video_settings",
     "layout_of",
     "load_model",
     "load_policy",
@@ -53,6 +52,7 @@ __all__ = [
     "processor_of",
     "recompute_activations",
     "resolve_model",
+    "save_processor",
     "step_size",
     "weights_digest",
 ]

@@ -213,15 +213,29 @@ def without_video_part(full_class: Any) -> Any:
     return type(full_class.__name__, (full_class, _PartsAtHand), body)
 
 
-def keep_video_settings(source: str, folder: Path) -> None:
-    """Copy a checkpoint's video settings to a model saved from it.
+def save_processor(processor: Any, source: str, folder: Path) -> None:
+    """Save a processor beside a model, with all settings of the checkpoint that it came from.
 
-    A processor that was loaded without its video part was saved without these settings.
+    The files do not depend on the texts that the processor was used for.
 
     Args:
-        source: folder or hub name that the model was loaded from.
-        folder: folder that the model and its processor were saved to.
+        processor: loaded from `source`.
+        source: folder or hub name.
+        folder: folder of the saved model.
     """
+    _forget_last_call(processor.tokenizer.backend_tokenizer)
+    processor.save_pretrained(folder)
+    _keep_video_settings(source, folder)
+
+
+def _forget_last_call(tokenizer: Any) -> None:
+    """Remove the padding and truncation that the last call left in a tokenizer of `tokenizers`."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+
+
+def _keep_video_settings(source: str, folder: Path) -> None:
+    """Copy the video settings, which a processor that was loaded without its video part lacks."""
     video_file = cached_file_of(source, VIDEO_PROCESSOR_NAME)
     if video_file and not (folder / VIDEO_PROCESSOR_NAME).exists():
         shutil.copyfile(video_file, folder / VIDEO_PROCESSOR_NAME)
@@ -248,8 +262,7 @@ def processor_digest(processor: Any) -> dict[str, str]:
         if isinstance(value, int | str | None)
     }
     tokenizer = copy.deepcopy(processor.tokenizer.backend_tokenizer)
-    tokenizer.no_padding()  # which the last call leaves there
-    tokenizer.no_truncation()
+    _forget_last_call(tokenizer)
     arguments = template_arguments(processor)
     parts = {
         "tokenizer": tokenizer.to_str() + special_tokens,

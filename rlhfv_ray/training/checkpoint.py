@@ -303,7 +303,7 @@ def export_policy(
     if dist.get_rank() == 0:
         model = engine.module.model
         state = _model_state(state or engine.module.state_dict())
-        from rlhfv_ray.models import keep_video_settings, load_model, merge_adapters, resolve_model
+        from rlhfv_ray.models import load_model, merge_adapters, resolve_model, save_processor
 
         if config.lora_rank:
             base, _ = load_model(replace(config, dtype="fp32", attention="auto"))
@@ -314,8 +314,7 @@ def export_policy(
             draft,
             state_dict={name: tensor.contiguous().cpu() for name, tensor in state.items()},
         )
-        processor.save_pretrained(draft)
-        keep_video_settings(resolve_model(config.path), draft)
+        save_processor(processor, resolve_model(config.path), draft)
 
     def publish_model() -> None:
         shutil.rmtree(folder, ignore_errors=True)

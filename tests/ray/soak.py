@@ -91,28 +91,34 @@ STOPPED_AT = (  # files whose appearance says how far a driver is, and the sizes
 )
 
 
-def test_stopped_and_replaced_drivers_change_nothing(tmp_path: Path):
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, str]:
+    """Return the digests of a small experiment that nobody disturbed."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    assert start_driver(storage).wait(900) == 0
+    return digests_of(storage)
+
+
+@pytest.mark.parametrize(("pattern", "sizes"), STOPPED_AT)
+def test_stopped_and_replaced_drivers_change_nothing(
+    pattern: str, sizes: tuple[str, ...], undisturbed: dict[str, str], tmp_path: Path
+):
     """Catches: a driver that sleeps, is replaced, wakes up, and writes; rows lost or computed in
     another way by a successor with other sizes.
 
-    The drivers that are stopped run under another host name, so that only the heartbeat tells of
-    them. Their Ray goes on.
+    The driver that is stopped runs under another host name, so that only the heartbeat tells of
+    it. Its Ray goes on.
     """
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    assert start_driver(undisturbed).wait(900) == 0
-    for pattern, sizes in STOPPED_AT:
-        known = set(disturbed.glob(pattern))
-        sleeper = start_driver(disturbed, host="sleeper")
-        wait_for(lambda pattern=pattern, known=known: set(disturbed.glob(pattern)) > known, 300)
-        leases = {path: path.read_text() for path in disturbed.glob("*-*/lease.json")}
-        sleeper.send_signal(signal.SIGSTOP)
-        successor = start_driver(disturbed, *sizes)
-        wait_for(lambda leases=leases: any_taken_over(leases), 300)
-        sleeper.send_signal(signal.SIGCONT)
-        assert sleeper.wait(300) == 4
-        end_family(successor)
-    assert start_driver(disturbed).wait(900) == 0
-    assert digests_of(disturbed) == digests_of(undisturbed)
+    sleeper = start_driver(tmp_path, host="sleeper")
+    wait_for(lambda: any(tmp_path.glob(pattern)), 300)
+    sleeper.send_signal(signal.SIGSTOP)
+    leases = {path: path.read_text() for path in tmp_path.glob("*-*/lease.json")}
+    successor = start_driver(tmp_path, *sizes)
+    wait_for(lambda: any_taken_over(leases), 300)
+    sleeper.send_signal(signal.SIGCONT)
+    assert sleeper.wait(300) == 4
+    assert successor.wait(900) == 0
+    assert digests_of(tmp_path) == undisturbed
 
 
 def start_driver(storage: Path, *flags: str, host: str = "") -> subprocess.Popen:

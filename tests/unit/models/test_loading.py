@@ -19,7 +19,6 @@ from rlhfv_ray.models import (
     AnswerPolicy,
     architecture_of,
     check_image_tokens,
-    keep_video_settings,
     layout_of,
     load_model,
     load_policy,
@@ -27,6 +26,7 @@ from rlhfv_ray.models import (
     planned_counts,
     processor_digest,
     resolve_model,
+    save_processor,
     weights_digest,
 )
 from rlhfv_ray.models.batch import collate_pairs
@@ -339,17 +339,28 @@ def test_settings_for_videos_survive_saving(small_model, tmp_path):
     loaded here and so not saved."""
     source, folder = tmp_path / "source", shutil.copytree(small_model, tmp_path / "saved")
     shutil.copytree(small_model, source)
-    keep_video_settings(str(source), folder)
+    save_processor(load_processor(small_model), str(source), folder)
     assert {path.name for path in folder.iterdir()} == {path.name for path in small_model.iterdir()}
     (source / "video_preprocessor_config.json").write_text('{"fps": 2}')
     change_json(source / "processor_config.json", video_processor={"fps": 2}, image_seq_length=77)
-    keep_video_settings(str(source), folder)
+    save_processor(load_processor(small_model), str(source), folder)
     assert json.loads((folder / "video_preprocessor_config.json").read_text()) == {"fps": 2}
     saved = json.loads((folder / "processor_config.json").read_text())
     assert saved == {
         **json.loads((small_model / "processor_config.json").read_text()),
         "video_processor": {"fps": 2},
     }
+
+
+def test_a_saved_tokenizer_does_not_depend_on_its_last_call(small_model, tmp_path):
+    """Catches: two exports of one training whose files differ, because one process has padded
+    texts before it and the other has not."""
+    processor = load_processor(small_model)
+    save_processor(processor, str(small_model), tmp_path / "unused")
+    processor.tokenizer(["one", "one and two"], padding=True, truncation=True, max_length=2)
+    save_processor(processor, str(small_model), tmp_path / "used")
+    for path in (tmp_path / "unused").iterdir():
+        assert path.read_bytes() == (tmp_path / "used" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("read", [load_policy, check_folder, architecture_of])
