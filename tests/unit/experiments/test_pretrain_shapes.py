@@ -1,8 +1,18 @@
 """The texts that the shapes world's base models learn from."""
 
+import math
 import random
 
-from experiments.pretrain_shapes import caption_batch, careful_caption
+import pytest
+import torch
+
+from experiments.pretrain_shapes import (
+    SETTING_WEIGHT,
+    caption_batch,
+    caption_loss,
+    careful_caption,
+    setting_tokens,
+)
 from rlhfv_ray.shapes.balanced import make_balanced_scenes
 from rlhfv_ray.shapes.captions import caption
 
@@ -15,3 +25,22 @@ def test_only_the_answer_is_learnt(processor):
     for row, scene in enumerate(scenes):
         learnt = processor.tokenizer.decode(labels[row][labels[row] >= 0])
         assert learnt == f"{caption(scene.setting, scene.groups)}</s>"
+
+
+def test_a_setting_counts_more_than_another_word():
+    """Catches: a weight on the wrong token, on the question, or none."""
+    labels = torch.tensor([[-100, -100, 7, 3, 4]])  # 7 names the setting
+    likely = torch.full((1, 5, 9), -1e9)
+    for place, token in enumerate([0, 7, 3, 4]):  # logits predict the next token
+        likely[0, place, token] = 0
+    likely[0, 1] = 0  # nine equally likely settings: the only loss
+    assert caption_loss(likely, labels, []).item() == pytest.approx(math.log(9) / 3)
+    share = SETTING_WEIGHT / (SETTING_WEIGHT + 2)
+    assert caption_loss(likely, labels, [7]).item() == pytest.approx(share * math.log(9))
+
+
+def test_each_setting_is_one_token_of_its_caption(processor):
+    """Catches: tokens of a setting at the start of a text, which captions never hold."""
+    scenes = make_balanced_scenes(8, seed=3)
+    _, _, labels = caption_batch(processor, scenes, random.Random(0), careful_caption)
+    assert torch.isin(labels, torch.tensor(setting_tokens(processor))).sum() == len(scenes)
