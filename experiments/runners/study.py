@@ -55,7 +55,7 @@ class Planned:
 
     config: StudyConfig
     storage: Path
-    configs: Mapping[tuple[str, int], DDPOConfig | None]  # by arm and seed; None: the base model
+    pipelines: Mapping[tuple[str, int], Pipeline | None]  # by arm and seed; None: the base model
     read: Callable[[Scores], Mapping[str, float | None]]
 
 
@@ -89,7 +89,9 @@ def run_study(
     ) as opened:
         run = opened.run
         planned = plan_study(config, study, storage, console=console)
-        trial_folders = {pair: folder / "trials" / training_name(*pair) for pair in planned.configs}
+        trial_folders = {
+            pair: folder / "trials" / training_name(*pair) for pair in planned.pipelines
+        }
         open_places = {
             str(trial_folder): functools.partial(run_arm, pair, trial_folder, planned=planned)
             for pair, trial_folder in trial_folders.items()
@@ -113,7 +115,7 @@ def run_study(
 
 def plan_study(config: StudyConfig, study: Study, storage: Path, *, console: Console) -> Planned:
     """Make the stages that arms share, and check every arm's configuration before any training."""
-    configs: dict[tuple[str, int], DDPOConfig | None] = {}
+    pipelines: dict[tuple[str, int], Pipeline | None] = {}
     for seed in config.seeds:
         base = replace(
             config.ddpo,
@@ -122,12 +124,13 @@ def plan_study(config: StudyConfig, study: Study, storage: Path, *, console: Con
         )
         pipeline = make_shared(base, storage, console=console)
         for arm in study.arms:
-            trained = arm.change(base, pipeline) if arm.change else None
-            if trained is not None:
-                make_shared(trained, storage, console=console)
-            configs[arm.name, seed] = trained
+            pipelines[arm.name, seed] = (
+                make_shared(arm.change(base, pipeline), storage, console=console)
+                if arm.change
+                else None
+            )
     by_arm = {
-        (arm.name, seed): configs[arm.name, seed] for arm in study.arms for seed in config.seeds
+        (arm.name, seed): pipelines[arm.name, seed] for arm in study.arms for seed in config.seeds
     }
     return Planned(config, storage, by_arm, study.read)
 
@@ -180,9 +183,8 @@ def run_arm(pair: tuple[str, int], trial_folder: Path, *, planned: Planned) -> N
     trial_folder.mkdir(parents=True, exist_ok=True)
     write_json(trial_folder / "params.json", {ARM: arm, SEED: seed})
     started = time.monotonic()
-    config, path, step = planned.configs[pair], planned.config.ddpo.model.path, 0
-    if config is not None:
-        pipeline = plan_pipeline(config, planned.storage, seen=lambda records: None)
+    pipeline, path, step = planned.pipelines[pair], planned.config.ddpo.model.path, 0
+    if pipeline is not None:
         folder = pipeline.train.folder(planned.storage)
         if not (trial_folder / "train.json").exists():
             train = {"folder": folder.name, "made": not is_there(folder)}

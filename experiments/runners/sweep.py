@@ -10,7 +10,7 @@ import functools
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def sweep(
         console.print("\n".join(lines), highlight=False, soft_wrap=True)
         run_trials(planned, shared, folder, opened.run)
         retrain = functools.partial(
-            retrain_command, config=config.ddpo, recipe=recipe, reference=shared.reference
+            retrain_command, config=config.ddpo, recipe=recipe, reference=shared.pipeline.reference
         )
         outcome = conclude(
             config, shared.measured, folder, opened.run, retrain=retrain, console=console
@@ -181,7 +181,7 @@ class Shared:
 
     config: SweepConfig  # with a trial's share of the judge's pace
     storage: Path
-    reference: Path
+    pipeline: Pipeline
     measured: Measured
     answered_s: float  # how long the base model's answers to one part took
     keeps_checkpoints: bool  # of trials that wait for a rung's decision
@@ -218,7 +218,7 @@ def prepare(planned: Planned, objective: Objective, folder: Path, *, console: Co
     return Shared(
         with_shared_pace(config, planned.concurrent),
         storage,
-        pipeline.reference,
+        pipeline,
         Measured(bases, objective),
         (time.monotonic() - started) / len(parts),
         keeps_checkpoints(config, storage, disk),
@@ -273,9 +273,8 @@ def run_trials(planned: Planned, shared: Shared, folder: Path, run: TrackedRun) 
 def run_one(trial_params: TrialParams, folder: Path, rung: int, *, shared: Shared) -> None:
     """Run one trial up to a rung: train, answer, score, and write the scores to its folder."""
     config, storage = shared.config, shared.storage
-    base = on_reference(config.ddpo, shared.reference)
-    pipeline = plan_pipeline(base, storage, seen=lambda records: None)
-    trained = apply_params(base, trial_params)
+    pipeline = shared.pipeline  # planned once: its digests are of all data and weights
+    trained = apply_params(config.ddpo, trial_params)
     train = train_stage(
         trained, pipeline.reference, pipeline.reference_inputs, lambda records: None
     )
@@ -304,8 +303,3 @@ def run_one(trial_params: TrialParams, folder: Path, rung: int, *, shared: Share
         made = json.loads((folder / "train.json").read_text())["made"]
         if made and not shared.keeps_checkpoints:
             delete_training(train_folder)  # if the trial goes on, it is trained again
-
-
-def on_reference(config: DDPOConfig, reference: Path) -> DDPOConfig:
-    """Return the configuration with a finished reference folder."""
-    return replace(config, data=replace(config.data, reference=str(reference)))

@@ -50,7 +50,7 @@ from rlhfv_ray.data.row_fields import Row, attempt, column_map, renamed, row_err
 from rlhfv_ray.data.sft_formats import EXAMPLE_FORMATS, read_example
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Example, PreferencePair
-from rlhfv_ray.storage.files import file_digest
+from rlhfv_ray.storage.files import known_digest
 from rlhfv_ray.storage.folder import fetch
 
 PARQUET = ".parquet"
@@ -246,7 +246,7 @@ def data_digest(
     """
     digest = hashlib.sha256()
     for file in data_files(path):
-        digest.update(f"{file.name}\0{file_digest(file.path)}\n".encode())
+        digest.update(f"{file.name}\0{known_digest(file.path)}\n".encode())
     slices = list_slices(path, format=format, rows=sys.maxsize, examples=examples, options=options)
     for part in slices:
         with _naming(Path(part.file)):

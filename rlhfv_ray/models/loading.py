@@ -30,7 +30,7 @@ from rlhfv_ray.models.checkpoint_files import (
 from rlhfv_ray.models.hub import hub_commit
 from rlhfv_ray.models.muffin import MuffinConfig, take_token_ids
 from rlhfv_ray.models.processors import processor_digest, processor_of
-from rlhfv_ray.storage.files import file_digest
+from rlhfv_ray.storage.files import known_digest
 
 # Files of a model folder that, with its config.json, determine the model and how it decodes.
 CONTENTS = ("*.safetensors", "*.bin", "*.py", "generation_config.json")
@@ -240,7 +240,7 @@ def weights_digest(path: str | Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        digest.update(bytes.fromhex(file_digest(file)))
+        digest.update(bytes.fromhex(known_digest(file)))
     return digest.hexdigest()
 
 

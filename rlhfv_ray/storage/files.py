@@ -3,14 +3,19 @@
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhfv_ray.storage.folder import publish
+from rlhfv_ray.storage.transfers import State, state_of
 
 SEAL = "seal"
+# Two changes of a file this close may leave it with one and the same time of change.
+SETTLED_NS = 2 * 10**9
+_known: dict[Path, tuple[State, str]] = {}  # digests of this process, each with its file's state
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -28,6 +33,22 @@ def file_digest(path: Path) -> str:
     """Return the sha256 of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def known_digest(path: Path) -> str:
+    """Return the sha256 of a file's content; a process reads a file once until it changes.
+
+    Its time of change, inode and size show a change. What may miss a change by another program, as
+    on a damaged disk, must be told by `file_digest`.
+    """
+    state = state_of(path)
+    known_state, digest = _known.get(path, (None, ""))
+    if known_state != state:
+        is_settled = time.time_ns() - state[0] > SETTLED_NS
+        digest = file_digest(path)
+        if is_settled:
+            _known[path] = state, digest
+    return digest
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,21 @@
 """JSON files: whole or absent; seals."""
 
 import contextlib
+import hashlib
 import json
+import os
+import time
 
 import pytest
 
-from rlhfv_ray.storage.files import sealed, unsealed, write_json
+from rlhfv_ray.storage.files import (
+    SETTLED_NS,
+    file_digest,
+    known_digest,
+    sealed,
+    unsealed,
+    write_json,
+)
 
 
 def test_a_file_that_cannot_be_written_keeps_its_former_content(tmp_path):
@@ -16,6 +26,24 @@ def test_a_file_that_cannot_be_written_keeps_its_former_content(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"step": 1}
     write_json(tmp_path / "a.json", {"step": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"step": 2}
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    """Catches: gigabytes read again for every trial; the digest of a file's former content, also
+    where the change keeps its size, its inode and its time of modification.
+    """
+    reads, read, now = [], hashlib.file_digest, time.time_ns
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: reads.append(1) or read(*given))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"aaaa")
+    modified = path.stat().st_mtime_ns
+    first = known_digest(path)
+    assert known_digest(path) == first and len(reads) == 2  # it has just been written
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 2 * SETTLED_NS)
+    assert [known_digest(path) for _ in range(3)] == 3 * [first] and len(reads) == 3
+    path.write_bytes(b"bbbb")
+    os.utime(path, ns=(modified, modified))
+    assert known_digest(path) == file_digest(path) != first
 
 
 VALUE = {"step": 12, "loss": 0.1 + 0.2, "files": {"b": None, "a": "é"}, "pairs": ["x", "y"]}
