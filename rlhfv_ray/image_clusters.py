@@ -164,25 +164,33 @@ def swap_test(
     observed = ours[0] / ours[1] - theirs[0] / theirs[1]
     extreme = 0
     exchanges = 0
-    for swaps in _exchanges(len(gap), permutations, seed):
-        moved = swaps @ gap  # (chunk, 2)
+    for moved in _exchanges(gap, permutations, seed):
         with np.errstate(divide="ignore", invalid="ignore"):
             rates = (ours - moved)[:, 0] / (ours - moved)[:, 1]
             difference = rates - (theirs + moved)[:, 0] / (theirs + moved)[:, 1]
         # A rate without cases is no number; it counts against the difference.
         extreme += int((~(np.abs(difference) < abs(observed) - ROUNDING)).sum())
-        exchanges += len(swaps)
+        exchanges += len(moved)
     return extreme / exchanges
 
 
-def _exchanges(clusters: int, permutations: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield exchanges, (chunk, clusters): 1 where the systems are exchanged, else 0."""
+def _exchanges(gap: np.ndarray, permutations: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield what exchanges of clusters move from one system to the other, (chunk, 2).
+
+    Args:
+        gap: what each cluster's exchange moves, (clusters, 2).
+        permutations: number of random exchanges.
+        seed: of the random exchanges.
+    """
+    clusters = len(gap)
     if clusters < permutations.bit_length():  # all 2^clusters exchanges
         codes = np.arange(2**clusters)[:, None]
-        yield (codes >> np.arange(clusters)) & 1
+        yield ((codes >> np.arange(clusters)) & 1) @ gap
         return
-    yield np.zeros((1, clusters))  # the observed one
+    yield np.zeros((1, 2))  # the observed one
+    # Of n clusters with equal gaps, Binomial(n, 1/2) are exchanged.
+    kinds, counts = np.unique(gap, axis=0, return_counts=True)
     draw = np.random.default_rng(seed)
     for start in range(0, permutations, CHUNK):
-        count = min(CHUNK, permutations - start)
-        yield draw.integers(2, size=(count, clusters), dtype=np.int8).astype(float)
+        size = (min(CHUNK, permutations - start), len(kinds))
+        yield draw.binomial(counts, 0.5, size=size) @ kinds

@@ -16,6 +16,8 @@ from scipy.stats import binomtest, t
 
 from rlhfv_ray.errors import DataError
 
+DRAWN_AT_ONCE = 2**22  # counts of a bootstrap, which bounds the memory
+
 
 class Interval(NamedTuple):
     """A two-sided confidence interval."""
@@ -295,11 +297,21 @@ def minimum_detectable_difference(
 
 
 def _resampled_sums(items: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Draw the items (columns) with replacement and return each resample's sums, (resamples, k)."""
+    """Draw the items (columns) with replacement and return each resample's sums, (resamples, k).
+
+    Most items have equals, so those that differ are few. How often each of these is drawn has a
+    multinomial distribution.
+    """
+    # Whole columns, so that what belongs to an item stays together: (k, kinds), (kinds,)
+    kinds, counts = np.unique(items, axis=1, return_counts=True)
     n = items.shape[1]
     draw = np.random.default_rng(seed)
-    # One set of indices for all rows of `items`: what belongs to an item stays together.
-    return np.array([items[:, draw.integers(n, size=n)].sum(axis=1) for _ in range(resamples)])
+    chunk = max(1, DRAWN_AT_ONCE // len(counts))
+    sums = []
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        sums.append(draw.multinomial(n, counts / n, size=size) @ kinds.T)
+    return np.concatenate(sums)
 
 
 def _compare(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -106,6 +106,13 @@ class Scores:
     manifest: Mapping[str, Any]  # what was measured, and how
     # Reported but not compared, e.g. the rates by the release's own reading.
     extras: Mapping[str, Any] = field(default_factory=dict)
+    # Computed once, because every table, figure and page shows them.
+    _intervals: dict[str | None, dict[str, Interval | None]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _comparisons: dict[int, "tuple[Scores, Comparison]"] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def sums(self, group: str | None = None) -> dict[str, Ratio]:
         """Sum numerators and denominators of every metric over all answers or one group."""
@@ -134,14 +141,12 @@ class Scores:
         A proportion has Wilson's interval of the effective sample size, and any other metric a
         bootstrap over images.
         """
-        answers = self._answers_in(group)
-        intervals: dict[str, Interval | None] = {}
-        for metric in self.metrics:
-            items = [item for item in answers if metric.name in item.ratios]
-            sample = _by_image([item.ratios[metric.name] for item in items], items)
-            bound = cluster_interval if metric.is_proportion else bootstrap_interval
-            intervals[metric.name] = bound(sample)
-        return intervals
+        if group not in self._intervals:
+            answers = self._answers_in(group)
+            self._intervals[group] = {
+                metric.name: _interval(metric, answers) for metric in self.metrics
+            }
+        return dict(self._intervals[group])
 
     def sample(self, name: str) -> RatioSample:
         """Return every answer's contribution to a metric, in the order of the answers."""
@@ -267,6 +272,12 @@ def compare(base: Scores, aligned: Scores) -> Comparison:
     Raises:
         DataError: the manifests differ; the message names the fields.
     """
+    if id(aligned) not in base._comparisons:
+        base._comparisons[id(aligned)] = aligned, _compare(base, aligned)
+    return base._comparisons[id(aligned)][1]
+
+
+def _compare(base: Scores, aligned: Scores) -> Comparison:
     check_comparable(base.manifest, aligned.manifest)
     metric = base.metrics[0]
     pairs = [
@@ -331,6 +342,13 @@ def _significance(metric: Metric, pairs: Sequence[Pair]) -> tuple[str, float | N
         len(old), sum(old) / len(old), discordant=discordant or None
     )
     return MCNEMAR, p_value, detectable
+
+
+def _interval(metric: Metric, answers: Sequence[JudgedAnswer]) -> Interval | None:
+    """Return the 95 % interval of a metric over the answers that have it."""
+    items = [item for item in answers if metric.name in item.ratios]
+    sample = _by_image([item.ratios[metric.name] for item in items], items)
+    return cluster_interval(sample) if metric.is_proportion else bootstrap_interval(sample)
 
 
 def _paired(pairs: Sequence[Pair], name: str) -> PairedDifference:

@@ -1,5 +1,6 @@
 """Scores and their comparison, counted by hand."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -117,6 +118,21 @@ def test_groups_add_up_to_the_whole() -> None:
     }
     assert both.rates("nosuch") == {"average_score": None, "n": 0, "missing": 0}
     assert scores(judged(1, 0, 1, 1)).groups == ()
+
+
+def test_intervals_and_comparisons_are_computed_once() -> None:
+    """Catches: every table and figure that pays again, or one model's numbers for another's."""
+    base, aligned = rated(*[0, 6, 5] * 9_000, group="a"), rated(*[2, 6, 4] * 9_000, group="a")
+    worse = rated(*[0, 6, 4] * 9_000, group="a")
+    start = time.process_time()
+    first = (base.intervals(), base.intervals("b"), compare(base, aligned), compare(base, worse))
+    computed = time.process_time()
+    again = (base.intervals(), base.intervals("b"), compare(base, aligned), compare(base, worse))
+    repeated = time.process_time()
+    assert again == first and first[0] != first[1] and first[2] != first[3]
+    assert repeated - computed < (computed - start) / 20
+    base.intervals().clear()  # the caller's own copy
+    assert base.intervals() == first[0] == replace(base).intervals()
 
 
 def test_a_mean_has_a_bootstrap_interval() -> None:
