@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -24,7 +24,7 @@ from eval.config import API, BenchmarkSettings, EvalConfig
 from eval.inputs.answer_files import read_answer_file
 from eval.inputs.endpoint_answers import check_decoding, endpoint_answers
 from eval.judge.records import verdict_rows
-from eval.judge.run import judge_answers
+from eval.judge.run import judge_answers, shortfall
 from eval.reporting.html import Section, write_page
 from eval.reporting.mlflow_log import description, log_to_checkpoints, track_models
 from eval.reporting.score_files import save_scores
@@ -43,13 +43,14 @@ from rlhfv_ray.console import new_console
 from rlhfv_ray.endpoint.budget import Ledger
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.endpoint.run import check_endpoint
-from rlhfv_ray.errors import ConfigError, DataError
+from rlhfv_ray.errors import ConfigError, DataError, JudgeError
 from rlhfv_ray.inference.generate import answers_stage, read_answers, write_answers
 from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import write_benchmark
 from rlhfv_ray.shapes.worlds import WORLDS
 from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.storage.stages import Stage, run_stages
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import open_run_folder
@@ -97,7 +98,8 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
     """Run an evaluation, or the rest of it; returns what it writes to `summary.json`.
 
     Raises:
-        RlhfvError: something the user can mend.
+        RlhfvError: something the user can mend. Too few verdicts are told after the report is
+            written, and end the MLflow run as FAILED.
     """
     storage.mkdir(parents=True, exist_ok=True)
     connect()
@@ -129,8 +131,9 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
         opened.run.log_file(folder / "summary.json")
         track_sections(evaluation, sections, opened.run, folder)
         opened.run.set_tags(description(sections))
-    for section in sections:
-        console.print(table(section.models))
+        for section in sections:
+            console.print(table(section.models))
+        check_verdicts(sections, folder / "report.html")
     log_to_checkpoints(evaluation.paths, sections, config.tracking, evaluation=folder.name)
     opened.print_locations({"report": folder / "report.html"}, console=console)
     return outcome
@@ -342,9 +345,11 @@ def evaluate(
     answers = {name: answers_of(evaluation, benchmark, name) for name in evaluation.candidates}
     requests = {name: benchmark.requests(texts) for name, texts in answers.items()}
     verdicts: dict[str, dict[str, list[Reply]]] = {name: {} for name in answers}
+    lacking = ""
     if any(requests.values()):
-        verdicts, ledger = judge_models(evaluation, benchmark, answers, requests, console=console)
-        write_json(target / "ledger.json", asdict(ledger))
+        judged = judge_models(evaluation, benchmark, answers, requests, console=console)
+        verdicts, lacking = judged.verdicts, judged.shortfall
+        write_json(target / "ledger.json", asdict(judged.ledger))
     models: dict[str, Scores] = {}
     for name, texts in answers.items():
         if requests[name]:
@@ -353,7 +358,26 @@ def evaluate(
             (target / f"{name}.verdicts.jsonl").write_text(lines, encoding="utf-8")
         models[name] = benchmark.score(texts, verdicts[name])
         save_scores(models[name], target / f"{name}.json")
-    return Section(benchmark.name, models, benchmark.prompts, draw(models, target))
+    return Section(benchmark.name, models, benchmark.prompts, draw(models, target), lacking)
+
+
+def check_verdicts(sections: Sequence[Section], report: Path) -> None:
+    """Check, once scores and report are written, that enough answers have a verdict.
+
+    Raises:
+        JudgeError: a benchmark lacks more verdicts than `judge.max_missing`.
+    """
+    lacking = [f"{section.name}: {section.shortfall}" for section in sections if section.shortfall]
+    if lacking:
+        raise JudgeError(f"{' '.join(lacking)} The others are in {display_path(report)}.")
+
+
+class Judged(NamedTuple):
+    """The verdicts on the answers of all models to one benchmark."""
+
+    verdicts: dict[str, dict[str, list[Reply]]]  # by model and request id, one for each vote
+    ledger: Ledger
+    shortfall: str  # why the verdicts are too few; empty if they are enough
 
 
 def judge_models(
@@ -363,7 +387,7 @@ def judge_models(
     requests: Mapping[str, Sequence[Request]],
     *,
     console: Console,
-) -> tuple[dict[str, dict[str, list[Reply]]], Ledger]:
+) -> Judged:
     """Return the verdicts on all models' answers, asked for together: one estimate, one bar."""
     owners: dict[str, tuple[str, Request]] = {}
     oracles: dict[str, Callable[[Request], str]] = {}
@@ -377,9 +401,11 @@ def judge_models(
         name, original = owners[request.id]
         return oracles[name](original)
 
+    judge = evaluation.settings.judge
+    ballots = [replace(request, id=key) for key, (_, request) in owners.items()]
     verdicts, ledger = judge_answers(
-        [replace(request, id=key) for key, (_, request) in owners.items()],
-        evaluation.settings.judge,
+        ballots,
+        judge,
         evaluation.settings.cache(evaluation.storage),
         readable=benchmark.readable,
         oracle=tell_truth if oracles else None,
@@ -388,7 +414,8 @@ def judge_models(
     by_model: dict[str, dict[str, list[Reply]]] = {name: {} for name in answers}
     for key, (name, request) in owners.items():
         by_model[name][request.id] = verdicts[key]
-    return by_model, ledger
+    lacking = shortfall(ballots, verdicts, judge.max_missing, benchmark.readable)
+    return Judged(by_model, ledger, lacking)
 
 
 def answers_of(evaluation: Evaluation, benchmark: Benchmark, name: str) -> list[Answer]:

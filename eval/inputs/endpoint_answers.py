@@ -43,8 +43,9 @@ def endpoint_answers(
     settings = replace(
         endpoint, temperature=generation.temperature, max_tokens=generation.max_new_tokens
     )
+    title = f"Answers, {endpoint.model}"
     replies, _ = ask(
-        requests, settings, cache, readable=said_something, title="Answers, api", console=console
+        requests, settings, cache, readable=said_something, title=title, console=console
     )
     missing: list[str] = []
     answers: list[Answer] = []

@@ -1,6 +1,6 @@
 """Verdicts on many answers: from a model behind an endpoint, a recording, or known truth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from eval.judge.records import OracleJudge, ReplayJudge
 from rlhfv_ray.endpoint.budget import Ledger
 from rlhfv_ray.endpoint.records import Reply, Request, useful
 from rlhfv_ray.endpoint.run import ask
-from rlhfv_ray.errors import ConfigError, JudgeError
+from rlhfv_ray.errors import ConfigError
 
 
 def judge_answers(
@@ -34,8 +34,7 @@ def judge_answers(
         console: where the estimate and the ledger are printed.
 
     Raises:
-        JudgeError: more than `judge.max_missing` of the requests have no readable verdict, or the
-            judge cannot be used.
+        JudgeError: the judge cannot be used.
         ConfigError: `judge.kind` is oracle, and this benchmark has none.
     """
     replay = _replay(judge, oracle)
@@ -51,7 +50,6 @@ def judge_answers(
     verdicts: dict[str, list[Reply]] = {request.id: [] for request in requests}
     for ballot, reply in zip(ballots, replies, strict=True):
         verdicts[ballot.id].append(reply)
-    _check_missing(requests, verdicts, judge.max_missing, readable)
     return verdicts, ledger
 
 
@@ -71,21 +69,29 @@ def _replay(
     return OracleJudge(oracle)
 
 
-def _check_missing(
+def shortfall(
     requests: Sequence[Request],
-    verdicts: dict[str, list[Reply]],
+    verdicts: Mapping[str, Sequence[Reply]],
     max_missing: float,
     readable: Callable[[str], bool],
-) -> None:
-    """Raise JudgeError if too large a share of the requests has no readable verdict."""
+) -> str:
+    """Return a sentence if too large a share of the requests has no readable verdict, else nothing.
+
+    Args:
+        requests: one per answer.
+        verdicts: by request id, as `judge_answers` returns them.
+        max_missing: largest share that may have none, 0 to 1.
+        readable: returns True if a verdict's text can be read.
+    """
     unjudged = [
         request.id
         for request in requests
         if not any(useful(verdict, readable, request) for verdict in verdicts[request.id])
     ]
-    if len(unjudged) > max_missing * len(requests):
-        raise JudgeError(
-            f"{len(unjudged)} of {len(requests)} answers have no readable verdict "
-            f"({', '.join(unjudged[:5])}), more than judge.max_missing = {max_missing:g}. The same "
-            "command asks again for verdicts that never came; or set a higher --judge.max-missing."
-        )
+    if len(unjudged) <= max_missing * len(requests):
+        return ""
+    return (
+        f"{len(unjudged)} of {len(requests)} answers have no readable verdict "
+        f"({', '.join(unjudged[:5])}), more than judge.max_missing = {max_missing:g}. The same "
+        "command asks again for verdicts that never came; or set a higher --judge.max-missing."
+    )

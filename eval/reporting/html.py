@@ -51,6 +51,7 @@ class Section:
     models: Models  # the first is the base
     prompts: Sequence[Prompt] = ()  # for their images
     figures: Mapping[str, Path] = field(default_factory=dict)  # PNG by caption
+    shortfall: str = ""  # why the judge's verdicts are too few; empty if they are enough
 
 
 class TextRun(NamedTuple):
@@ -110,6 +111,7 @@ def _section(section: Section, *, count: int) -> dict[str, Any]:
         "rows": table_rows(models),
         "result_sentences": result_sentences(comparisons(models)),
         "missing": {name: text for name, text in missing.items() if text},
+        "shortfall": section.shortfall,
         "extras": {name: flat(scores.extras) for name, scores in models.items() if scores.extras},
         "released": released,
         "manifest": flat(base.manifest),

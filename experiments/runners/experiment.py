@@ -20,12 +20,13 @@ from eval.evaluation import (
     Candidate,
     Evaluation,
     check_services,
+    check_verdicts,
     evaluate_all,
     plan_evaluation,
     track_sections,
 )
 from eval.reporting.figures import training_figure
-from eval.reporting.html import write_page
+from eval.reporting.html import Section, write_page
 from eval.reporting.mlflow_log import description, metrics
 from eval.reporting.tables import summary, table
 from experiments.runners.config import ExperimentConfig
@@ -85,13 +86,14 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         monitor = StageMonitor(pipeline, run, feed, console)
         results = run_stages(stages, storage, around=monitor.stage)
         seconds = {result.stage.title: result.seconds for result in results}
-        outcome = {
-            **report(config, pipeline, evaluation, folder=folder, run=run, console=console),
-            "seconds": seconds,
-            "self_check": rows_of(read_check(pipeline.reference)),
-        }
+        sections, scores = report(
+            config, pipeline, evaluation, folder=folder, run=run, console=console
+        )
+        check = rows_of(read_check(pipeline.reference))
+        outcome = {**scores, "seconds": seconds, "self_check": check}
         write_json(folder / "summary.json", outcome)
         run.log_file(folder / "summary.json")
+        check_verdicts(sections, folder / "report.html")
     locations = {
         "aligned model": Path(pipeline.aligned.path),
         "report": folder / "report.html",
@@ -141,12 +143,13 @@ def report(
     folder: Path,
     run: TrackedRun,
     console: Console,
-) -> dict[str, Any]:
+) -> tuple[list[Section], dict[str, Any]]:
     """Score both models on every benchmark and write the report.
 
     Returns:
-        `benchmarks`: the summary of each, by name; and the first one's scores of `base` and
-        `aligned` with their `comparison`. Empty without benchmarks.
+        The sections of the report, and what they say in numbers. These are empty without
+        benchmarks; else `benchmarks` has the summary of each, by name, beside the first one's
+        scores of `base` and `aligned` and their `comparison`.
     """
     training_figure(read_records(pipeline.train.folder(pipeline.storage)), folder / "training.png")
     run.log_file(folder / "training.png", "figures")
@@ -165,7 +168,7 @@ def report(
         run.log_metrics(metrics(section.name, section.models["aligned"]))
         console.print(table(section.models))
     if not sections:
-        return {}
+        return [], {}
     first = summaries[sections[0].name]
     comparison = first["comparisons"]["aligned"]
     for name, scores in sections[0].models.items():
@@ -173,7 +176,7 @@ def report(
         run.log_metrics({metric: rate for metric, rate in rates.items() if rate is not None})
     numbers = {name: value for name, value in comparison.items() if isinstance(value, float)}
     run.log_metrics(numbers)
-    return {**first["models"], "comparison": comparison, "benchmarks": summaries}
+    return sections, {**first["models"], "comparison": comparison, "benchmarks": summaries}
 
 
 def rows_of(check: SelfCheck) -> dict[str, Any]:

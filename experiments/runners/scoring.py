@@ -12,6 +12,7 @@ from eval.config import ShapesBenchConfig
 from eval.evaluation import (
     Candidate,
     check_services,
+    check_verdicts,
     evaluate_all,
     plan_answers,
     plan_evaluation,
@@ -91,6 +92,7 @@ def score_model(
     check_services(evaluation, config.ddpo.generation)
     run_stages(list(evaluation.stages), storage)
     (section,) = evaluate_all(evaluation, folder, console=Console(quiet=True))
+    check_verdicts([section], folder)
     (scores,) = section.models.values()
     return scores
 

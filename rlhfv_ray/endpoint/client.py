@@ -20,7 +20,7 @@ import openai
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.body_limit import HEADERS, RefusedBodyError, limit_body
 from rlhfv_ray.endpoint.completion import read_completion
-from rlhfv_ray.endpoint.key import read_key
+from rlhfv_ray.endpoint.key import NO_KEY, read_key
 from rlhfv_ray.endpoint.records import Reply, Request, Status, Usage
 from rlhfv_ray.redaction import redact, secrets_in
 
@@ -61,7 +61,9 @@ class ChatClient:
 
     def __init__(self, endpoint: EndpointConfig) -> None:
         self.endpoint = endpoint
-        key = read_key(endpoint).value
+        secret = read_key(endpoint)
+        key = secret.value
+        self.sends_key = secret is not NO_KEY
         url = httpx2.URL(endpoint.base_url)
         user = f"{url.username}:{url.password}"
         basic = base64.b64encode(user.encode()).decode()  # as it is sent
@@ -146,6 +148,8 @@ class ChatClient:
         status = error.status_code
         code = str(error.code or "")
         message = redact(f"{status}: {error.message}", self.secrets)
+        if status == 401 and not self.sends_key:
+            message = f"{message} (no key was sent, as {self.endpoint.key_env} is not set)"
         reason = shorten(message)
         unavailable = Reply("unavailable")
         if status == 429 and code != QUOTA:

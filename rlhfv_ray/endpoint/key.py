@@ -1,12 +1,17 @@
 """The API key of an endpoint: read from a file or the environment, and never shown."""
 
+import ipaddress
 import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.errors import ConfigError
+
+# Ends of names that are for private networks alone (RFC 6761, RFC 6762, ICANN's .internal).
+PRIVATE_NAMES = (".localhost", ".local", ".internal")
 
 
 @dataclass(frozen=True)
@@ -16,8 +21,33 @@ class Secret:
     value: str = field(repr=False)
 
 
+NO_KEY = Secret("none")  # protects nothing; the protocol's clients refuse to send an empty key
+
+
+def is_private(address: str) -> bool:
+    """Return True if the host of an address is this machine or in a private network, by its name
+    or number alone.
+
+    Example:
+        >>> is_private("http://127.0.0.1:8000/v1"), is_private("http://judge.team.internal/v1")
+        (True, True)
+        >>> is_private("http://vllm:8000/v1"), is_private("https://api.openai.com/v1")
+        (True, False)
+    """
+    host = (urlsplit(address).hostname or "").removesuffix(".")
+    try:
+        return ipaddress.ip_address(host).is_private  # loopback and link-local numbers too
+    except ValueError:
+        pass
+    # A name without a dot is completed by the network that it is in.
+    return bool(host) and ("." not in host or host.endswith(PRIVATE_NAMES))
+
+
 def read_key(endpoint: EndpointConfig) -> Secret:
     """Return the key, from its file or from the environment of this process.
+
+    A server on this machine or in a private network may need no key: where the variable is not
+    set, `NO_KEY` is sent to it.
 
     Raises:
         ConfigError: no key is set, it contains white space, or other users can read its file.
@@ -37,6 +67,8 @@ def read_key(endpoint: EndpointConfig) -> Secret:
     else:
         source = f"environment variable {endpoint.key_env}"
         key = os.environ.get(endpoint.key_env, "").strip()
+    if not key and not endpoint.key_file and is_private(endpoint.base_url):
+        return NO_KEY
     if not key:
         raise ConfigError(
             f"{source} is empty or not set on the machine that calls {endpoint.address}. Set it "

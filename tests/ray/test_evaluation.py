@@ -292,3 +292,34 @@ def test_a_wrong_key_is_one_error_before_any_answer(aligned: Path, tmp_path: Pat
         "ConfigError" in done.stderr and "ray::" not in done.stderr
     )  # not where in Ray it happened
     assert not list((tmp_path / "runs").glob("answers-*"))
+
+
+def test_models_behind_servers_without_a_key_and_too_few_verdicts(tmp_path: Path) -> None:
+    """Catches: a key that a local server is said to need; models that share a name; a report that
+    is not written, or an exit code of 0, where the judge's replies cannot be read.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    texts = {"base": "There is a red circle.", "tuned": "There is a street.", "judge": "hm"}
+    with contextlib.ExitStack() as stack:
+        base, tuned, judging = (
+            stack.enter_context(OpenAIServer(lambda _, text=text: text, log=tmp_path / name)).url
+            for name, text in texts.items()
+        )
+        models = (f"api:org/base@{base}", f"api:tuned@{tuned}")
+        answered = ["--model", *models, "--shapes.scenes", "6", "--shapes.mode", "judge"]
+        judged = ["--judge.model", "judge", "--judge.base-url", judging]
+        stored = ["--storage", str(tmp_path / "runs")]
+        done = subprocess.run(
+            [sys.executable, "eval/run.py", *stored, *answered, *judged],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "12 of 12 answers have no readable verdict" in " ".join(done.stderr.split())
+    (report,) = tmp_path.glob("runs/eval-*/report.html")
+    page = report.read_text()
+    assert "Do not rely on these scores yet" in page
+    assert "<th>base</th>" in page and "<th>tuned</th>" in page

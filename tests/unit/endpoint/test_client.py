@@ -47,6 +47,16 @@ def test_a_reply(tmp_path: Path) -> None:
     assert outcome == Outcome("reply", reply, usage=Usage(2, 10))
 
 
+def test_a_refusal_says_that_no_key_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a local server with a key, whose 401 leaves the user to guess why."""
+    monkeypatch.delenv("MY_KEY")
+    outcome = call(error(401, "invalid_api_key"), tmp_path)
+    assert outcome.kind == "rejected" and "no key was sent, as MY_KEY is not set" in outcome.reason
+    assert call(None, tmp_path).reply.text == "Rating: 4"
+
+
 def choice(**changes: Any) -> Fault:
     def change(reply: dict[str, Any]) -> dict[str, Any]:
         first = reply["choices"][0]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.endpoint.key import Secret, read_key
+from rlhfv_ray.endpoint.key import NO_KEY, Secret, is_private, read_key
 from rlhfv_ray.errors import ConfigError
 
 
@@ -35,3 +35,46 @@ def test_key_comes_from_file_or_environment(
     assert secret == Secret("sk-canary") and "canary" not in f"{secret!r} {secret}"
     with pytest.raises(ConfigError, match="cannot be read on this machine"):
         read_key(replace(config, key_file=str(tmp_path / "none")))
+
+
+def test_a_server_in_a_private_network_needs_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a key that is left out although one is set, or although the server is a public one.
+
+    A key file that was named and cannot be read stays an error: its server needs one.
+    """
+    monkeypatch.delenv("MY_KEY", raising=False)
+    here = EndpointConfig(model="qwen", base_url="http://10.1.2.3:8000/v1", key_env="MY_KEY")
+    assert read_key(here) == NO_KEY
+    for public in (
+        "https://api.openai.com/v1",
+        "http://8.8.8.8/v1",
+        "https://10.1.2.3.example.com",
+    ):
+        with pytest.raises(ConfigError, match="MY_KEY is empty or not set"):
+            read_key(replace(here, base_url=public))
+    with pytest.raises(ConfigError, match="cannot be read on this machine"):
+        read_key(replace(here, key_file=str(tmp_path / "none")))
+    monkeypatch.setenv("MY_KEY", "sk-canary")
+    assert read_key(here) == Secret("sk-canary")
+
+
+@pytest.mark.parametrize(
+    ("address", "private"),
+    [
+        ("http://localhost:8000/v1", True),
+        ("http://me:pass@[::1]:8000/v1", True),
+        ("http://192.168.0.7/v1", True),
+        ("http://judge.models.svc.cluster.local:8000/v1", True),
+        ("http://localhost.example.com/v1", False),
+        ("http://mylocal/v1", True),
+        ("http://api.mylocal/v1", False),
+        ("https://127.0.0.1@api.example.com/v1", False),
+        ("https://api.example.com./v1", False),
+        ("api.example.com/v1", False),
+    ],
+)
+def test_private_addresses(address: str, private: bool) -> None:
+    """Catches: a public server taken for a private one by a part of its name or its user."""
+    assert is_private(address) == private
