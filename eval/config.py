@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rlhfv_ray.config import (
     EndpointConfig,
@@ -14,19 +14,25 @@ from rlhfv_ray.config import (
     check_template_arguments,
 )
 
-BenchmarkName = Literal[
-    "shapes",
-    "object_halbench",
-    "mmhal_bench",
-    "llava_bench",
-    "pope",
-    "amber",
-    "chair",
-    "mme",
-    "hallusion_bench",
-    "llava_wild",
-    "refomb",
-]
+# Benchmarks by the name on the command line: the place of the function that makes each from the
+# settings and a `Setup`, `module:name`. docs/extending.md shows a new one.
+BENCHMARKS = {
+    "shapes": "eval.benchmarks:make_shapes",
+    "object_halbench": "eval.benchmarks:make_object_halbench",
+    "mmhal_bench": "eval.benchmarks:make_mmhal_bench",
+    "llava_bench": "eval.benchmarks:make_llava_bench",
+    "pope": "eval.benchmarks:make_pope",
+    "amber": "eval.benchmarks:make_amber",
+    "chair": "eval.benchmarks:make_chair",
+    "mme": "eval.benchmarks:make_mme",
+    "hallusion_bench": "eval.benchmarks:make_hallusion_bench",
+    "llava_wild": "eval.benchmarks:make_llava_wild",
+    "refomb": "eval.benchmarks:make_refomb",
+}
+if TYPE_CHECKING:
+    BenchmarkName = str
+else:  # the choices that `--help` lists
+    BenchmarkName = Literal[tuple(BENCHMARKS)]
 API = "api"  # stands for the model of --endpoint among the models
 # The settings of the release (Muffin, eval/muffin_inference_logp.py and its siblings).
 RELEASED_DECODING = GenerationConfig(max_new_tokens=1024, beams=3, repetition_penalty=1.1)
@@ -251,6 +257,19 @@ class BenchmarkFiles:
     hallusion_bench: HallusionBenchConfig = field(default_factory=HallusionBenchConfig)
     llava_wild: LLaVAWildConfig = field(default_factory=LLaVAWildConfig)
     refomb: RefoMBConfig = field(default_factory=RefoMBConfig)
+    files: tuple[str, ...] = ()
+    """Files and folders of benchmarks that have no settings of their own, as
+    BENCHMARK.NAME=PATH."""
+
+    def file(self, name: str) -> str:
+        """Return the path that `files` gives a name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        paths = dict(entry.split("=", 1) for entry in self.files if "=" in entry)
+        check_setting(name in paths, "files", self.files, f"with {name}=PATH")
+        return paths[name]
 
     def with_shapes(self, shapes: ShapesBenchConfig) -> "BenchmarkSettings":
         """Add the shapes benchmark, which needs no files."""

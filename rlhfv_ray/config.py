@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.redaction import redact
@@ -25,6 +25,29 @@ OWN_TEMPLATE_ARGUMENTS = (
     *("continue_final_message", "return_dict", "return_tensors", "processor_kwargs", "answering"),
 )
 Part = Literal["vision", "projector", "language"]  # of a model
+# What people add to, by the name on the command line: the place of each, `module:name`, which is
+# imported when it is asked for. docs/extending.md shows a new one of both kinds.
+PREFERENCE_LOSSES = {
+    "dpo": "rlhfv_ray.loss:dpo_loss",
+    "ipo": "rlhfv_ray.losses.ipo:ipo_loss",
+}
+PAIR_FORMATS = {
+    "rlhfv": "rlhfv_ray.data.pair_formats:RLHFV",
+    "rlaifv": "rlhfv_ray.data.pair_formats:RLAIFV",
+    "muffin_tsv": "rlhfv_ray.data.pair_formats:MUFFIN_TSV",
+    "trl": "rlhfv_ray.data.pair_formats:TRL",
+    "llamafactory": "rlhfv_ray.data.pair_formats:LLAMAFACTORY",
+    "povid": "rlhfv_ray.data.pair_formats:POVID",
+    "swift": "rlhfv_ray.data.pair_formats:SWIFT",
+    "label_studio": "rlhfv_ray.data.pair_formats:LABEL_STUDIO",
+}
+EXAMPLE_FORMATS = ("conversations", "unimm_chat", "messages", "completion", "vqa", "caption")
+if TYPE_CHECKING:
+    LossName = str
+    FormatName = str
+else:  # the choices that `--help` lists
+    LossName = Literal[tuple(PREFERENCE_LOSSES)]
+    FormatName = Literal[("auto", *PAIR_FORMATS, *EXAMPLE_FORMATS)]
 
 
 def check_setting(ok: bool, name: str, given: object, allowed: str) -> None:
@@ -124,10 +147,7 @@ class DataConfig:
     path: str = ""
     """File, folder, glob or hub name (`owner/name`) of preference pairs, as docs/data.md lists
     them. `shapes` makes pairs in the shapes world."""
-    format: Literal[
-        "auto", "rlhfv", "rlaifv", "muffin_tsv", "trl", "llamafactory", "povid", "swift",
-        "label_studio", "conversations", "unimm_chat", "messages", "completion", "vqa", "caption",
-    ] = "auto"  # fmt: skip
+    format: FormatName = "auto"
     """Format of the data; `auto` detects it. From `conversations` on: for fine-tuning only."""
     mixed_with: tuple[str, ...] = ()
     """Further data to fine-tune on, each as `path`. Rows are taken in blocks: so many of `path`, so
@@ -275,8 +295,13 @@ class LossConfig:
     sft_mean: Literal["answers", "tokens"] = "answers"
     """Mean of supervised fine-tuning: over the answers of an update, or over all their tokens, as
     transformers and TRL do. With `answers` a token of a short answer weighs more (normalize)."""
+    kind: LossName = "dpo"
+    """Preference loss. `dpo`: with gamma, RLHF-V's DDPO. `ipo`: a squared distance to a margin of
+    1 / (2 beta), which does not grow without an end on pairs that are told apart already."""
 
     def __post_init__(self) -> None:
+        known = f"one of {', '.join(PREFERENCE_LOSSES)}"
+        check_setting(self.kind in PREFERENCE_LOSSES, "loss.kind", self.kind, known)
         _check_above_zero(self, "loss.", "beta")
         _check_at_least(self, "loss.", 1, gamma="1 is plain DPO")
         _check_at_least(self, "loss.", 0, "sft_weight", "preference_weight")
@@ -341,8 +366,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """Distribution of the work: speed and fault tolerance, not results. One exception: answers that
-    are sampled depend on rows and inference_batch.
+    """Distribution of the work: speed and fault tolerance, not results, which change by rounding at
+    most.
     """
 
     workers: int | tuple[int, int] = 1

@@ -4,6 +4,7 @@ Symbols: P pairs, B = 2P answers of up to A tokens. The policy pi_theta is train
 pi_ref is its frozen start. y_w is the chosen answer, y_l the rejected one.
 """
 
+import pkgutil
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhfv_ray.config import LossConfig
+from rlhfv_ray.config import PREFERENCE_LOSSES, LossConfig
 from rlhfv_ray.logps import segment_weights, weighted_logps
 from rlhfv_ray.records import PairBatch
 
@@ -70,9 +71,10 @@ class StepLoss(NamedTuple):
 
 
 def batch_loss(scored: Float[Tensor, "B A"], batch: PairBatch, config: LossConfig) -> StepLoss:
-    """Return the loss of a batch: DDPO on its pairs, imitation of its chosen answers, or both.
+    """Return the loss of a batch: a preference loss of its pairs, by default DDPO, imitation of its
+    chosen answers, or both.
 
-        total = preference_weight * mean DDPO loss - sft_weight * mean over pairs of log pi(y_w|x)
+        total = preference_weight * mean of the pairs - sft_weight * mean of log pi(y_w|x)
 
     The second term is the RLHF-V release's. It uses the score of the preference itself, so with
     `normalize` every answer weighs the same. Supervised fine-tuning can also take the mean over all
@@ -104,7 +106,8 @@ def batch_loss(scored: Float[Tensor, "B A"], batch: PairBatch, config: LossConfi
     reference = weighted_logps(  # (B,)
         batch.reference_token_logps.to(scored.dtype), weights, normalize=config.normalize
     )
-    preference = dpo_loss(  # rows 0 .. P-1 are chosen, P .. 2P-1 rejected
+    preference_loss = pkgutil.resolve_name(PREFERENCE_LOSSES[config.kind])
+    preference = preference_loss(  # rows 0 .. P-1 are chosen, P .. 2P-1 rejected
         logps[:pairs], logps[pairs:], reference[:pairs], reference[pairs:], beta=config.beta
     )
     preference_term = config.preference_weight * preference.losses.mean()

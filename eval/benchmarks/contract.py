@@ -11,6 +11,7 @@ manifests are not compared.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from eval.chair import AnswerScore
@@ -175,6 +176,14 @@ def without_images(prompts: Sequence[Prompt]) -> dict[str, str]:
     So scores without pictures are compared with each other only.
     """
     return {} if all(prompt.image for prompt in prompts) else {"images": "not given"}
+
+
+class Setup(NamedTuple):
+    """The arguments of a benchmark besides its settings."""
+
+    decoding: dict[str, Any]  # recorded in the manifest
+    storage: Path  # folder for reduced annotations
+    shapes_folder: Path | None  # pictures of the shapes benchmark
 
 
 class Benchmark(ABC):

@@ -21,9 +21,11 @@ code: `empty_answer: ...`.
 
 import base64
 import json
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from rlhfv_ray.config import PAIR_FORMATS
 from rlhfv_ray.data.files.image_sources import ImageRoots, image_bytes
 from rlhfv_ray.data.messages import (
     Message,
@@ -256,15 +258,16 @@ class Format(NamedTuple):
     fields: Callable[[Row], Row]
 
 
+RLHFV = Format(("image", "text"), _rlhfv)
+RLAIFV = Format((IMAGE, "question", "chosen", "rejected"), dict)
+MUFFIN_TSV = Format(TSV_COLUMNS, _muffin_tsv)
+TRL = Format(("prompt", "chosen", "rejected", IMAGE), _trl)
+LLAMAFACTORY = Format(("conversations", "chosen", "rejected", IMAGE), _llamafactory)
+POVID = Format(("conversations", "rejected_conversations", IMAGE), _povid)
+SWIFT = Format(("messages", "rejected_response|rejected_messages", IMAGE), _swift)
+LABEL_STUDIO = Format(("data",), _label_studio)
 FORMATS: Mapping[str, Format] = {
-    "rlhfv": Format(("image", "text"), _rlhfv),
-    "rlaifv": Format((IMAGE, "question", "chosen", "rejected"), dict),
-    "muffin_tsv": Format(TSV_COLUMNS, _muffin_tsv),
-    "trl": Format(("prompt", "chosen", "rejected", IMAGE), _trl),
-    "llamafactory": Format(("conversations", "chosen", "rejected", IMAGE), _llamafactory),
-    "povid": Format(("conversations", "rejected_conversations", IMAGE), _povid),
-    "swift": Format(("messages", "rejected_response|rejected_messages", IMAGE), _swift),
-    "label_studio": Format(("data",), _label_studio),
+    name: pkgutil.resolve_name(place) for name, place in PAIR_FORMATS.items()
 }
 
 
