@@ -1,13 +1,15 @@
 """Starts or joins Ray, checks that a job fits the cluster, and unwraps Ray's errors."""
 
+import contextlib
 import logging
 import os
 import re
 import secrets
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -35,6 +37,8 @@ from rlhfv_ray.errors import MENDED_BY_USERS, ConfigError, RlhfvError, StageFail
 
 logger = logging.getLogger(__name__)
 
+STDERR = 2  # file descriptor
+LEVEL_LINE = b"Set ray log level from environment variable"
 NEVER_RAN = "The actor never ran"  # in Ray's error for an actor that it thinks nobody needs
 OBJECT_STORE_BYTES = 512 * 1024**2  # for a Ray started here; a cluster keeps its own setting
 OWN_RAY = {  # environment of a Ray started here, which this command alone uses
@@ -71,7 +75,8 @@ def connect() -> None:
     if address:
         os.environ.pop("RLHFV_PRIVATE_RAY", None)  # of a Ray that started this command
         try:
-            ray.init(address, **settings)
+            with _without_level_line():
+                ray.init(address, **settings)
         except (ConnectionError, RuntimeError) as error:  # RuntimeError: of another version
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
@@ -83,13 +88,13 @@ def connect() -> None:
         os.environ.setdefault(name, value)
     if not os.access(os.path.expanduser("~"), os.W_OK):  # where Ray would keep a token of its own
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    settings |= {
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": False,  # ten processes that nobody looks at
+    }
     try:
-        ray.init(
-            "local",
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,  # ten processes that nobody looks at
-            **settings,
-        )
+        with _without_level_line():
+            ray.init("local", **settings)
     except OSError as error:
         if "AF_UNIX" not in str(error):
             raise
@@ -98,6 +103,28 @@ def connect() -> None:
             f"TMPDIR = {folder!r} has {len(folder)} characters, and Ray puts sockets below it, "
             "whose names may have 107 in all: give TMPDIR one of at most 40."
         ) from error
+
+
+@contextlib.contextmanager
+def _without_level_line() -> Iterator[None]:
+    """Keep a line of Ray's on the log level of `OWN_RAY` off the terminal.
+
+    Ray's C++ code writes it to the process's standard error, where Python cannot filter it. Every
+    other line of the body is written after it.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(STDERR)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), STDERR)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, STDERR)
+            os.close(terminal)
+            written.seek(0)
+            lines = [line for line in written if LEVEL_LINE not in line]
+            os.write(STDERR, b"".join(lines))
 
 
 def is_private() -> bool:

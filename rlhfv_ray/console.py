@@ -5,6 +5,7 @@ Progress is a bar on a terminal, and a line every few seconds in a job's log.
 
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import shlex
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.panel import Panel
@@ -32,13 +33,64 @@ from rich.text import Text
 from rlhfv_ray.errors import MENDED_BY_USERS, JudgeError, RlhfvError, StageFailedError
 
 LINE_EVERY_S = 10.0
+REPEATED_S = 60.0
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LARGEST_BAR, BESIDE_BAR = 40, 70  # characters
 STOPPED, TERMINATED = 130, 143
 EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first class that matches
 
 
+@functools.cache
 def new_console() -> Console:
-    """Return a console that prints names as they are: `[x]` in a path is no markup."""
+    """Return this process's console, which prints names as they are: `[x]` in a path is no markup.
+
+    It is one for all, so that a line that is printed while a bar is shown stands above the bar.
+    """
     return Console(markup=False, highlight=False)
+
+
+def stage_line(title: str, state: str, place: int, total: int) -> Text:
+    """Return the line that begins a stage: "stage 2 of 6, training: running"; with the time in a
+    job's log.
+    """
+    head = f"{time_stamp()}stage {place} of {total}, "
+    return Text.assemble(head, (title, "bold"), f": {state}")
+
+
+def time_stamp() -> str:
+    """Return the time for the head of a line in a job's log; empty on a terminal."""
+    return "" if sys.stdout.isatty() else time.strftime(f"{TIME_FORMAT} ")
+
+
+class TerminalHandler(logging.StreamHandler):
+    """Writes warnings to the standard error of the moment, which a bar keeps for itself while it is
+    shown; the same text again within a minute is left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(LOG_FORMAT, TIME_FORMAT))
+        self.addFilter(self.is_new)
+        self.times: dict[str, float] = {}
+
+    @property
+    def stream(self) -> Any:
+        """The standard error of the moment."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        """Leave it as it is."""
+
+    def is_new(self, record: logging.LogRecord) -> bool:
+        """Return False for a text that was written less than a minute ago."""
+        text, now = record.getMessage(), time.monotonic()
+        last = self.times.get(text)
+        if last is not None and now - last < REPEATED_S:
+            return False
+        self.times[text] = now
+        return True
 
 
 def program(name: str) -> str:
@@ -70,7 +122,7 @@ class ProgressBar:
         elif time.monotonic() - self.printed > LINE_EVERY_S or to == self.total:
             self.printed = time.monotonic()
             seconds = self.printed - self.started
-            line = f"{self.title}: {to}/{self.total} after {seconds:.0f} s {note}"
+            line = f"{time_stamp()}{self.title}: {to}/{self.total} after {seconds:.0f} s {note}"
             print(line.rstrip(), flush=True)
 
 
@@ -80,14 +132,17 @@ def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressB
     if not sys.stdout.isatty():
         yield ProgressBar(title, total, None)
         return
+    console = new_console()
     columns = (
-        TextColumn("{task.description:<26}", markup=False),
-        BarColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(max(8, min(LARGEST_BAR, console.width - BESIDE_BAR))),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    note = TextColumn("{task.fields[note]}", markup=False)
-    with Progress(*columns, TimeRemainingColumn(), note, refresh_per_second=2) as bar:
+    own = {"console": console, "redirect_stderr": sys.stderr.isatty()}
+    with Progress(*columns, refresh_per_second=2, **own) as bar:
         counter = ProgressBar(title, total, bar)
         counter.advance(done)
         yield counter
@@ -115,7 +170,7 @@ def poll(look: Callable[[], None], every: float) -> Iterator[None]:
 def run_command(body: Callable[[], None]) -> int:
     """Run a command; show an error of ours without a traceback; return the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, handlers=[TerminalHandler()])
     try:
         body()
     except KeyboardInterrupt:

@@ -115,14 +115,35 @@ def format_cell(metric: Metric, value: float | None, interval: Interval | None =
     if value is None:
         return Cell(NO_VALUE)
     digits = _digits(metric, value)
-    bounds = [f"{metric.scale * bound:.{digits}f}" for bound in interval or ()]
-    return Cell(f"{metric.scale * value:.{digits}f}", " to ".join(bounds))
+    bounds = [unsigned(metric.scale * bound, digits) for bound in interval or ()]
+    return Cell(unsigned(metric.scale * value, digits), " to ".join(bounds))
 
 
 def _change(metric: Metric, before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return ""
-    return f"{metric.scale * (after - before):+.{_digits(metric, before)}f}"
+    return signed(metric.scale * (after - before), _digits(metric, before))
+
+
+def unsigned(value: float, digits: int) -> str:
+    """Return a number without a plus sign; one that rounds to 0 has no minus sign either.
+
+    Example:
+        >>> unsigned(-0.04, 1), unsigned(-0.06, 1)
+        ('0.0', '-0.1')
+    """
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """Return a number with its sign; one that rounds to 0 has none.
+
+    Example:
+        >>> signed(1.25, 1), signed(-3.0, 1), signed(-0.04, 1)
+        ('+1.2', '-3.0', '0.0')
+    """
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
 
 
 def _digits(metric: Metric, value: float) -> int:
@@ -167,10 +188,10 @@ def _estimate(
     if value is None:
         return f"not defined at n = {n}"
     digits = 1 if scale == PER_CENT else 2
-    number = f"{scale * value:+.{digits}f}{unit}"
+    number = f"{signed(scale * value, digits)}{unit}"
     if interval is None:
         return f"{number}, not resolved at n = {n}: too few cases for an interval"
-    low, high = (f"{scale * bound:+.{digits}f}" for bound in interval)
+    low, high = (signed(scale * bound, digits) for bound in interval)
     resolved = "" if _resolved(interval) else f", not resolved at n = {n}: the interval includes 0"
     return f"{number} (95 % interval {low} to {high}){resolved}"
 
@@ -237,7 +258,9 @@ def missing_reasons(scores: Scores) -> dict[str, int]:
 def _extras_notes(scores: Scores) -> Iterator[str]:
     ungrouped = {}
     for name, value in scores.extras.items():
-        if isinstance(value, Mapping):
+        if name == "over_generalization":
+            yield rise_text(value["mean_rise"])
+        elif isinstance(value, Mapping):
             # Nested values are left to the file of scores, unless there is nothing else.
             totals = {key: item for key, item in value.items() if not isinstance(item, Mapping)}
             yield f"{name}: {join_values(totals or value)}"
@@ -245,6 +268,22 @@ def _extras_notes(scores: Scores) -> Iterator[str]:
             ungrouped[name] = value
     if ungrouped:
         yield join_values(ungrouped)
+
+
+def rise_text(mean_rise: float | None) -> str:
+    """Return over-generalisation (`eval/over_generalization.py`) in words.
+
+    Example:
+        >>> rise_text(0.0766)
+        "a scene's typical objects are made up 7.7 points more often in such scenes than overall"
+    """
+    if mean_rise is None:
+        return "over-generalisation is not known: no typical object of a scene was named"
+    points, more = f"{abs(PER_CENT * mean_rise):.1f}", "more" if mean_rise >= 0 else "less"
+    return (
+        f"a scene's typical objects are made up {points} points {more} often in such scenes "
+        "than overall"
+    )
 
 
 def join_values(values: Mapping[str, Any]) -> str:

@@ -83,7 +83,7 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         config={"config": plain(config), "stages": stage_names, **origin()},
     ) as opened:
         run = opened.run
-        monitor = StageMonitor(pipeline, run, feed, console)
+        monitor = StageMonitor(pipeline, run, feed, console, len(stages))
         results = run_stages(stages, storage, around=monitor.stage)
         seconds = {result.stage.title: result.seconds for result in results}
         sections, scores = report(

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
-from rlhfv_ray.console import ProgressBar, progress_bar
+from rlhfv_ray.console import ProgressBar, progress_bar, stage_line
 from rlhfv_ray.data.audit_page import AUDIT_FILES
 from rlhfv_ray.data.mixture import mixed_rows
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
@@ -51,7 +50,8 @@ class TrainingFeed:
             every = record["recompute"]
             activations = f"activations of every {every}. layer recomputed" if every else "all kept"
             memory = (
-                f"  {record['memory/predicted_gib']:.2f} GiB a worker; activations: {activations}"
+                f"  memory of a worker: {record['memory/predicted_gib']:.2f} GiB; activations: "
+                f"{activations}"
             )
             self.console.print(memory, highlight=False)
 
@@ -64,13 +64,16 @@ class StageMonitor:
     run: TrackedRun
     feed: TrainingFeed
     console: Console
+    stages: int  # number of them
+    place: int = 0  # of the stage that runs, from 1
     started: bool = False  # true once Ray was started
 
     @contextlib.contextmanager
     def stage(self, stage: Stage, skipped: bool) -> Iterator[None]:
         """Enclose one stage: a line on the terminal, a child run, and a bar for training."""
         state = "done before, skipped" if skipped else "running"
-        self.console.print(Text.assemble((stage.title, "bold"), f": {state}"))
+        self.place += 1
+        self.console.print(stage_line(stage.title, state, self.place, self.stages))
         if not skipped and not self.started:
             start(self.pipeline.config)
             self.started = True
@@ -82,7 +85,7 @@ class StageMonitor:
                 yield
             child.log_metrics({"seconds": seconds_of(folder)})
             if folder == self.pipeline.reference:
-                self.console.print(f"  {read_check(folder)}", highlight=False)
+                self.console.print(f"  self-check: {read_check(folder)}", highlight=False)
                 unusable = unusable_rows(folder)
                 rows = {"usable": len(load_reference(folder)), "unusable": len(unusable)}
                 child.log_metrics({f"rows/{name}": count for name, count in rows.items()})

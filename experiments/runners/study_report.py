@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.reporting.figures import BLUE, GREY
-from eval.reporting.wording import format_cell, format_p, humanize, label
+from eval.reporting.wording import format_cell, format_p, humanize, label, signed
 from experiments.runners.contrasts import Contrast
 from experiments.runners.study_results import StudyResults
 
@@ -37,11 +37,11 @@ def describe(contrast: Contrast, results: StudyResults) -> str:
         format_cell(metric, results.mean(arm, metric.name).mean).number
         for arm in (contrast.arm, contrast.than)
     ]
-    bounds = [f"{metric.scale * bound:+.1f}" for bound in difference.interval or ()]
+    bounds = [signed(metric.scale * bound, 1) for bound in difference.interval or ()]
     unit = " %" if metric.scale == 100 else ""
     text = (
         f"{humanize(metric.name)} {means[0]}{unit} with {contrast.arm}, {means[1]}{unit} with "
-        f"{contrast.than}, difference {metric.scale * difference.mean:+.1f} "
+        f"{contrast.than}, difference {signed(metric.scale * difference.mean, 1)} "
         f"(95 % interval {' to '.join(bounds)}"
     )
     if contrast.adjusted_p is not None:

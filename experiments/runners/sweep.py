@@ -44,7 +44,7 @@ from experiments.runners.sweep_plan import (
 )
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import DDPOConfig, fingerprint, plain
-from rlhfv_ray.console import poll, progress_bar
+from rlhfv_ray.console import poll, progress_bar, stage_line
 from rlhfv_ray.data.reference_table import load_reference
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, rung_stage, train_stage
@@ -194,10 +194,11 @@ def prepare(planned: Planned, objective: Objective, folder: Path, *, console: Co
         ConfigError: the base model has no value of the metric or guard; the disk is too small.
     """
     config, pipeline, storage = planned.config, planned.pipeline, planned.storage
-    for stage in pipeline.stages[:-1]:
+    shared = pipeline.stages[:-1]
+    for place, stage in enumerate(shared, start=1):
         done = is_done(stage.folder(storage))
         state = "done before, skipped" if done else "running"
-        console.print(Text.assemble((stage.title, "bold"), f": {state}"))
+        console.print(stage_line(stage.title, state, place, len(shared)))
         run_stages([stage], storage)
     started = time.monotonic()
     parts: tuple[Part, ...] = ("rungs", "choice") if config.search.rungs > 1 else ("choice",)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from eval.benchmarks.contract import Ratio, Scores, check_comparable
-from eval.reporting.wording import humanize
+from eval.reporting.wording import humanize, signed
 from experiments.runners.sweep_report import PER_CENT, shown
 from rlhfv_ray.stats import RatioSample
 from rlhfv_ray.sweep.estimate import Estimate, estimate, paired_estimate
@@ -142,10 +142,11 @@ def _change(measure: Measure, numbers: FreshMeasure) -> str:
     if numbers.change_interval is None:
         return text
     digits = 1 if measure.scale == PER_CENT else 2
-    low, high = numbers.change_interval
+    change, low, high = (
+        signed(number, digits) for number in (numbers.change, *numbers.change_interval)
+    )
     verdict = "" if numbers.resolved else ", not resolved"
-    text += f", change {numbers.change:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}"
-    return f"{text}){verdict}"
+    return f"{text}, change {change} ({low} to {high}){verdict}"
 
 
 def guard_state(numbers: FreshMeasure, guard: Measure, within: float) -> str:

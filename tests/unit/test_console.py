@@ -1,7 +1,11 @@
 """Progress, errors and exit codes of a command, without a terminal."""
 
+import contextlib
 import errno
+import logging
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +16,8 @@ from rich.table import Table
 from rlhfv_ray import console
 from rlhfv_ray.console import new_console, poll, progress_bar, run_command
 from rlhfv_ray.errors import ConfigError, JudgeError, StageFailedError, StorageError
+
+STAMP = len("2026-01-01 00:00:00 ")
 
 
 @pytest.fixture(autouse=True)
@@ -111,10 +117,12 @@ def test_a_job_s_log_gets_a_line_every_few_seconds(monkeypatch, capsys):
         for done, now in ((1, 9.0), (2, 11.0), (3, 12.0), (4, 13.0)):
             clock[0] = now
             bar.advance(done, "well")
-    assert capsys.readouterr().out.splitlines() == [
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[STAMP:] for line in lines] == [
         "Trials: 2/4 after 11 s well",
         "Trials: 4/4 after 13 s well",
     ]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
 
 
 def test_the_last_look_comes_after_the_body():
@@ -151,3 +159,59 @@ def test_a_program_is_called_as_people_can_type_it(monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(path))
         assert console.program("mlflow") == expected
     assert console.program("absent") == "absent"
+
+
+def test_a_warning_is_written_once_with_its_time(capsys):
+    """Catches: the same warning twice in a row; a job's log that does not say when."""
+    handler = console.TerminalHandler()
+    logger = logging.Logger("rlhfv_ray.storage")
+    logger.addHandler(handler)
+    for text in ("the server is away", "the server is away", "the server is back"):
+        logger.warning(text)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[STAMP:] for line in lines] == [
+        "WARNING rlhfv_ray.storage: the server is away",
+        "WARNING rlhfv_ray.storage: the server is back",
+    ]
+    handler.times["the server is away"] -= console.REPEATED_S
+    logger.warning("the server is away")
+    assert "is away" in capsys.readouterr().err
+
+
+TERMINAL = """
+import logging, sys
+from rlhfv_ray.console import new_console, progress_bar, run_command, stage_line
+
+def body():
+    new_console().print(stage_line("training", "running", 2, 6))
+    with progress_bar("DDPO updates", 306) as bar:
+        for update in range(300, 307):
+            bar.advance(update, "loss 0.499  margin 0.471")
+            new_console().print(f"line {update}")
+            logging.getLogger("rlhfv_ray").warning(f"warning {update}")
+
+sys.exit(run_command(body))
+"""
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_lines_stand_above_the_bar(columns):
+    """Catches: a bar that another console's line or a warning tears; one wider than the screen."""
+    process, terminal = pty.fork()
+    if process == 0:  # the child has a terminal of its own
+        os.environ |= {"COLUMNS": str(columns), "TERM": "xterm"}
+        os.execv(sys.executable, [sys.executable, "-c", TERMINAL])
+    written = b""
+    with contextlib.suppress(OSError):  # the end of the child
+        while data := os.read(terminal, 65536):
+            written += data
+    os.waitpid(process, 0)
+    lines = re.split(r"\r\n|\r", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode()))
+    shown = [line.strip() for line in lines if line.strip()]
+    assert shown[0] == "stage 2 of 6, training: running"
+    bars = [line for line in shown if line.startswith("DDPO updates")]
+    assert re.search(r"306/306 \d:\d\d:\d\d 0:00:00 loss 0.499  margin 0.471$", bars[-1])
+    assert all(len(line) <= columns for line in bars)
+    others = [line for line in shown[1:] if line not in bars]
+    assert len(others) == 14
+    assert all(re.match(r"line \d+$|\S+ \S+ WARNING rlhfv_ray: warning", line) for line in others)
