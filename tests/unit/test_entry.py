@@ -1,0 +1,54 @@
+"""The start of the command, and the names that the package lends."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rlhfv_ray
+from rlhfv_ray.entry import OURS, location_of
+
+LENT = "import sys, rlhfv_ray; {}; print('torch' in sys.modules)"
+
+
+def run(*arguments: str, cwd: Path = OURS, path: Path = OURS) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["eval", "experiments"])
+def test_a_folder_that_hides_ours_is_named(tmp_path, name):
+    """Catches: "No module named experiments.command", where another project's folder is in front
+    of ours; a namespace package, which is behind ours, taken for one that hides it.
+    """
+    (tmp_path / name).mkdir()
+    assert run("-m", "rlhfv_ray.entry", "--version", cwd=tmp_path).returncode == 0
+    (tmp_path / name / "__init__.py").touch()
+    done = run("-m", "rlhfv_ray.entry", "--version", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"`import {name}` finds {tmp_path / name}" in done.stderr
+
+
+def test_our_own_packages_are_found():
+    """Catches: a check that refuses every start, in the checkout or in a wheel."""
+    assert location_of("eval") == OURS / "eval"
+    assert location_of("no_such_package") is None
+
+
+def test_names_are_lent_and_loaded_late():
+    """Catches: a name that stands for nothing; seconds of torch for `import rlhfv_ray`."""
+    for name, module in rlhfv_ray.PUBLIC.items():
+        assert getattr(rlhfv_ray, name).__module__.startswith(f"rlhfv_ray.{module}")
+        assert name in dir(rlhfv_ray)
+    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
+        _ = rlhfv_ray.nosuch
+    assert run("-c", LENT.format("pass")).stdout == "False\n"
+    assert run("-c", LENT.format("rlhfv_ray.token_logps")).stdout == "True\n"
