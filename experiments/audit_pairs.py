@@ -16,6 +16,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
+from rlhfv_ray.command_line import call
 from rlhfv_ray.config import DataConfig
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.errors import ConfigError
@@ -120,7 +121,7 @@ def _image_ids(file: Path) -> frozenset[str]:
 
 def main() -> None:
     """Run the command line."""
-    tyro.cli(audit, description=__doc__)
+    call(audit, description=__doc__, group="data")
 
 
 if __name__ == "__main__":

@@ -102,12 +102,10 @@ def audit() -> int:
 
 def convert() -> int:
     """Write preference data in another format."""
-    import tyro
-
     from experiments import convert
     from rlhfv_ray.console import run_command
 
-    return run_command(lambda: tyro.cli(convert.main, description=convert.__doc__))
+    return run_command(convert.main)
 
 
 def runs() -> int:

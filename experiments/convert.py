@@ -17,8 +17,9 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from rlhfv_ray.command_line import call
 from rlhfv_ray.config import DataConfig
-from rlhfv_ray.console import new_console
+from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.data import ReadOptions, Slice, list_slices, read_slice, write_pairs
 from rlhfv_ray.data.row_fields import attempt
 from rlhfv_ray.data.targets import TARGETS, check_held, traits
@@ -27,7 +28,7 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import PreferencePair
 
 
-def main(
+def convert(
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")],
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     *,
@@ -48,6 +49,11 @@ def main(
     conversion = Conversion(to, out.with_name(f"_{out.name}.left_out.jsonl"))
     write_pairs(conversion.pairs(slices), out, format=to)
     conversion.print_losses(new_console(), out)
+
+
+def main() -> None:
+    """Run the command line."""
+    call(convert, description=__doc__, group="data")
 
 
 class Conversion:
@@ -104,4 +110,4 @@ class Conversion:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    leave(run_command(main))

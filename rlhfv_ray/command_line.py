@@ -4,6 +4,7 @@ A file's settings become flags in front of those that people typed, which theref
 """
 
 import ast
+import functools
 import inspect
 import json
 import logging
@@ -84,6 +85,38 @@ def choose(
         raise SystemExit(0)
     configs = {name: (first_paragraph(recipe), recipe()) for name, recipe in recipes.items()}
     return tyro.extras.overridable_config_cli(configs, description=description, args=arguments)
+
+
+def call(function: Callable[..., C], *, description: str | None, group: str) -> C:
+    """Call a function with the arguments of the command line.
+
+    Args:
+        function: its parameters are the flags, and its docstring their help.
+        description: of the command, for its help.
+        group: parameter of many settings, which only `--help-all` shows.
+    """
+    if wants_short_help():
+        title_and_examples = (description or "").strip().split("\n\n")[:2]
+        all_settings = f"--help-all also lists {group}.*, which most people leave as they are."
+        description = "\n\n".join([*title_and_examples, all_settings])
+        function = _without(function, group)
+    return tyro.cli(function, description=description, args=read_arguments())
+
+
+def _without(function: Callable[..., C], name: str) -> Callable[..., C]:
+    """Return a function as another, for help that does not show one of its parameters."""
+
+    @functools.wraps(function)
+    def shown(*args: Any, **kwargs: Any) -> C:
+        return function(*args, **kwargs)
+
+    signature = inspect.signature(function)
+    parameters = [each for each in signature.parameters.values() if each.name != name]
+    shown.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
+    shown.__annotations__ = {
+        key: kind for key, kind in shown.__annotations__.items() if key != name
+    }
+    return shown
 
 
 def first_paragraph(documented: Any) -> str:

@@ -14,11 +14,13 @@ pytestmark = pytest.mark.slow
 COMMANDS = tuple(experiments.command.COMMANDS)
 
 
-def run(installed_wheel: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(
+    installed_wheel: Path, *arguments: str, cwd: Path, columns: int = 200
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "experiments.command", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(installed_wheel), "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": str(installed_wheel), "COLUMNS": str(columns)},
         capture_output=True,
         text=True,
         check=False,
@@ -40,9 +42,13 @@ def test_the_wheel_holds_everything(installed_wheel):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_subcommand_explains_itself(installed_wheel, tmp_path, name):
-    """Catches: a subcommand that needs the checkout, or a help that starts the work."""
-    done = run(installed_wheel, name, "--help", cwd=tmp_path)
+    """Catches: a subcommand that needs the checkout; a help that starts the work, or whose first
+    screen is more than 40 lines of 80 columns.
+    """
+    done = run(installed_wheel, name, "--help", cwd=tmp_path, columns=80)
     assert done.returncode == 0, done.stderr
+    lines = [-(-len(line) // 80) or 1 for line in done.stdout.splitlines()]
+    assert sum(lines) <= 40
     assert "usage: " in done.stdout and f"rlhfv-ray {name}" in done.stdout
 
 
