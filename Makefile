@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 # Ray starts many Python processes. Bytecode saves each of them from compiling torch again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check image unit soak models walk bench clean
+.PHONY: demo test check image unit soak models walk bench docs clean
 
 demo: .venv/ready
 	$(BIN)/python experiments/ddpo.py shapes
@@ -46,6 +46,11 @@ bench: .venv/ready
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[bench]"
 	$(BIN)/python benchmarks/run.py --json runs/benchmarks.json --page docs/benchmarks/cpu.md
 
+# Builds the pages into site/, and fails for a page, a link or a function that is not there.
+docs: .venv/ready
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[docs]"
+	$(BIN)/mkdocs build
+
 check: .venv/dev-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,4 +75,4 @@ image:
 	touch $@
 
 clean:
-	rm -rf runs .venv .venv-vision
+	rm -rf runs site .venv .venv-vision

@@ -1,5 +1,7 @@
 """Type every command of the README in a fresh clone and a clean shell: `make walk`.
 
+It does so with each Python that the project supports and the machine has.
+
 Placeholders of the README stand for the small model and data of the demo, and GPUs for CPUs.
 Commands that leave something out (`...`), and `make test`, are named and not run.
 """
@@ -7,6 +9,8 @@ Commands that leave something out (`...`), and `make test`, are named and not ru
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +29,7 @@ REPLACED = {
 }
 NOT_RUN = re.compile(r"\.\.\.|make test")
 KEPT = ("HOME", "USER", "LANG", "TMPDIR")  # of the environment; pip's own settings are files
+PYTHONS = ("python3.11", "python3.12")
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -45,8 +50,28 @@ def conversations(folder: Path) -> None:
     (folder / "conversations.json").write_text(json.dumps(rows))
 
 
+def size_check() -> str:
+    """A shell line that fails if `.venv` is far larger than the README says.
+
+    CUDA's torch is larger, by another amount with each release.
+    """
+    (gigabytes,) = re.findall(r"about\s+(\d+) GB for `\.venv`", (ROOT / "README.md").read_text())
+    smallest, largest = 700 * int(gigabytes), 1300 * int(gigabytes)
+    return (
+        "[ -e .venv/lib/*/site-packages/nvidia ] || { size=$(du -sm .venv | cut -f1); "
+        f'echo ".venv takes $size MB"; [ $size -gt {smallest} ] && [ $size -lt {largest} ]; }}'
+    )
+
+
 def main() -> int:
-    """Run the commands in one shell; return the exit code, 1 with the first that fails."""
+    """Walk with every Python; return the exit code, 0 if all commands ran."""
+    pythons = [name for name in PYTHONS if shutil.which(name)]
+    return max(map(walk, pythons)) if pythons else 1
+
+
+def walk(python: str) -> int:
+    """Run the commands in one shell; return the exit code of the first that fails, else 0."""
+    print(f"walking with {python}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name) / "rlhfv-ray"
         subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
@@ -59,10 +84,14 @@ def main() -> int:
                 command = command.replace(placeholder, value)
             if "conversations.json" in command:
                 lines.append(f"(cd {ROOT} && {sys.executable} -m tests.walk {clone})")
-            lines += [f"echo; echo {json.dumps('$ ' + command)}", command]
+            lines += [f"echo; echo {shlex.quote('$ ' + command)}", command]
+        lines.append(size_check())
         found = os.environ.get("PATH", SYSTEM_PATH).split(":")
         path = ":".join(folder for folder in found if not folder.startswith(sys.prefix))
-        environment = {key: os.environ[key] for key in KEPT if key in os.environ} | {"PATH": path}
+        environment = {key: os.environ[key] for key in KEPT if key in os.environ} | {
+            "PATH": path,
+            "PYTHON": python,
+        }
         shell = ["bash", "--noprofile", "--norc", "-c", "\n".join(lines)]
         return subprocess.run(shell, env=environment, check=False).returncode
 
