@@ -39,7 +39,7 @@ def conversations(folder: Path) -> None:
     rows = [
         {
             "id": f"{place}",
-            "image": str(picture),
+            "image": picture.relative_to(folder).as_posix(),
             "conversations": [
                 {"from": "human", "value": "<image>\nDescribe the picture."},
                 {"from": "gpt", "value": "a beach with a blue heart at the top left."},
@@ -75,25 +75,26 @@ def walk(python: str) -> int:
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name) / "rlhfv-ray"
         subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
-        lines = ["set -euo pipefail", f"cd {clone}"]
-        for command in commands_of((ROOT / "README.md").read_text()):
-            if NOT_RUN.search(command):
-                print(f"not run: {command}")
-                continue
-            for placeholder, value in REPLACED.items():
-                command = command.replace(placeholder, value)
-            if "conversations.json" in command:
-                lines.append(f"(cd {ROOT} && {sys.executable} -m tests.walk {clone})")
-            lines += [f"echo; echo {shlex.quote('$ ' + command)}", command]
-        lines.append(size_check())
         found = os.environ.get("PATH", SYSTEM_PATH).split(":")
         path = ":".join(folder for folder in found if not folder.startswith(sys.prefix))
-        environment = {key: os.environ[key] for key in KEPT if key in os.environ} | {
-            "PATH": path,
-            "PYTHON": python,
-        }
-        shell = ["bash", "--noprofile", "--norc", "-c", "\n".join(lines)]
-        return subprocess.run(shell, env=environment, check=False).returncode
+        kept = {key: os.environ[key] for key in KEPT if key in os.environ}
+        shell = ["bash", "--noprofile", "--norc", "-c", script(clone)]
+        return subprocess.run(shell, env=kept | {"PATH": path, "PYTHON": python}).returncode
+
+
+def script(clone: Path) -> str:
+    """Return the README's commands for one shell in a clone, each printed before it runs."""
+    lines = ["set -euo pipefail", f"cd {clone}"]
+    for command in commands_of((ROOT / "README.md").read_text()):
+        if NOT_RUN.search(command):
+            print(f"not run: {command}")
+            continue
+        for placeholder, value in REPLACED.items():
+            command = command.replace(placeholder, value)
+        if "conversations.json" in command:
+            lines.append(f"(cd {ROOT} && {sys.executable} -m tests.walk {clone})")
+        lines += [f"echo; echo {shlex.quote('$ ' + command)}", command]
+    return "\n".join([*lines, size_check()])
 
 
 if __name__ == "__main__":
