@@ -25,7 +25,7 @@ from eval.inputs.answer_files import read_answer_file
 from eval.inputs.endpoint_answers import check_decoding, endpoint_answers
 from eval.judge.records import verdict_rows
 from eval.judge.run import judge_answers, shortfall
-from eval.reporting.html import Section, write_page
+from eval.reporting.html import Heading, Section, write_page
 from eval.reporting.mlflow_log import description, log_to_checkpoints, track_models
 from eval.reporting.score_files import save_scores
 from eval.reporting.tables import draw, summary, table
@@ -52,8 +52,9 @@ from rlhfv_ray.shapes.worlds import WORLDS
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.storage.stages import Stage, run_stages
+from rlhfv_ray.tracking.origin import page_origin
 from rlhfv_ray.tracking.run import TrackedRun
-from rlhfv_ray.tracking.run_folder import open_run_folder
+from rlhfv_ray.tracking.run_folder import RUN_NAME, open_run_folder
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,14 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
         config.tracking,
         store=storage,
         params=plain(config),
-        tags={},
+        tags={RUN_NAME: title_of(config, evaluation)},
         config={"config": plain(config)},
     ) as opened:
         run_stages(list(evaluation.stages), storage)
         sections = evaluate_all(evaluation, folder, console=console)
         outcome = {section.name: summary(section.models) for section in sections}
         write_json(folder / "summary.json", outcome)
-        title = f"Evaluation of {', '.join(evaluation.candidates)}"
-        write_page(folder / "report.html", sections, title=title)
+        write_page(folder / "report.html", sections, heading=heading_of(config, evaluation))
         opened.run.log_file(folder / "summary.json")
         track_sections(evaluation, sections, opened.run, folder)
         opened.run.set_tags(description(sections))
@@ -137,6 +137,19 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
     log_to_checkpoints(evaluation.paths, sections, config.tracking, evaluation=folder.name)
     opened.print_locations({"report": folder / "report.html"}, console=console)
     return outcome
+
+
+def title_of(config: EvalConfig, evaluation: Evaluation) -> str:
+    """Return the name of an evaluation's run: what was evaluated on what."""
+    return f"{config.name} {', '.join(evaluation.candidates)} on {', '.join(config.benchmarks)}"
+
+
+def heading_of(config: EvalConfig, evaluation: Evaluation) -> Heading:
+    """Return the head of an evaluation's report."""
+    models = {f"model {name}": path for name, path in evaluation.paths.items()}
+    decoding = ", ".join(f"{name} {value}" for name, value in plain(config.decoded).items())
+    rows = {**models, "decoding": decoding, **page_origin()}
+    return Heading(f"Evaluation of {', '.join(evaluation.candidates)}", rows)
 
 
 def plan_evaluation(
@@ -430,11 +443,21 @@ def answers_of(evaluation: Evaluation, benchmark: Benchmark, name: str) -> list[
 
 
 def track_sections(
-    evaluation: Evaluation, sections: Sequence[Section], run: TrackedRun, folder: Path
+    evaluation: Evaluation,
+    sections: Sequence[Section],
+    run: TrackedRun,
+    folder: Path,
+    *,
+    name: str = "",
 ) -> None:
-    """Log the report and figures to a run, and each model's scores to its own child run."""
+    """Log report, figures and benchmarks to a run, and each model's scores to its own child run,
+    whose name ends with `name`.
+    """
     run.log_file(folder / "report.html", "report")
     for section in sections:
+        base = next(iter(section.models.values()))
+        measured = {"digest": base.manifest_hash, "rows": len(base.answers)}
+        run.log_dataset(section.name, **measured, source=section.name, use="evaluation")
         for figure in section.figures.values():
             run.log_file(figure, f"figures/{section.name}")
-    track_models(evaluation.paths, sections, run)
+    track_models(evaluation.paths, sections, run, name=name)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tyro
 
 from eval.benchmarks.contract import Scores
-from eval.reporting.html import Section, write_page
+from eval.reporting.html import Heading, Section, write_page
 from eval.reporting.score_files import holds_scores, load_scores
 from eval.reporting.tables import BASE, draw, table
 from eval.reporting.wording import Models, benchmark_of
@@ -115,5 +115,5 @@ def report_runs(
             Section(name, models, figures=draw(models, Path(folder) / str(index)))
             for index, (name, models) in enumerate(benchmarks.items())
         ]
-        write_page(page, sections, title="Comparison of models")
+        write_page(page, sections, heading=Heading("Comparison of models", page_origin()))
     console.print(f"page: {page}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Figures as PNG files: training curves, and rates of models in total and by group of questions.
+"""Figures as SVG files: training curves, and rates of models in total and by group of questions.
 
 Models go by name. The first model is the base. Colours are safe for colour-blind readers (Okabe
 and Ito).
@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from eval.benchmarks.contract import Metric, Scores
+from eval.reporting.svg import BLUE, GREEN, GREY, INK, VERMILION, save_svg
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.stats import Interval
 
-GREY, BLUE, VERMILION, GREEN = "#9aa3ad", "#0072b2", "#d55e00", "#009e73"
 COLORS = (GREY, BLUE, VERMILION, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#222222")  # of models
 PANELS = {
     "lower": ("↓ lower is better", "#fdf3ec"),
@@ -29,6 +29,8 @@ PANELS = {
 REDUNDANT = {"response_rate_all"}  # adds little to response_rate; the table has it
 PER_CENT = 100.0
 GROUP_WIDTH = 0.8  # of all bars at one position, which are 1 apart
+LOWEST_TOP = 1.0  # per cent, of an axis whose bars are all near 0
+HEADROOM = 1.12  # of an axis, for the number above the highest bar
 MAX_NAME_LENGTH = 42  # characters of a group's name
 SMOOTH = 15  # a bold curve is a running mean over 1/15 of the run
 
@@ -66,7 +68,7 @@ def rates_figure(models: Models, path: Path) -> None:
     # At least 1.7 units wide, so that the panels' titles fit.
     widths = [max(1.7, len(group) * (1 + len(models)) / 3) for group in panels.values()]
     figure = Figure(figsize=(max(7.0, 2 + 1.6 * sum(widths)), 4.6), dpi=150, layout="constrained")
-    columns = figure.subplots(1, len(panels), sharey=True, width_ratios=widths, squeeze=False)[0]
+    columns = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
     for axes, (better, group) in zip(columns, panels.items(), strict=True):
         for order, scores in enumerate(models.values()):
             values, intervals = scores.rates(), scores.intervals()
@@ -137,13 +139,15 @@ def _draw_bars(axes: Axes, bars: Sequence[Bar], *, model: int, models: int) -> N
     small = {"ha": "center", "va": "bottom", "fontsize": 9 if models < 3 else 7}
     for position, rate, interval in bars:
         x = position + shift
+        above = {"xytext": (0, 2), "textcoords": "offset points", **small}
         if rate is None:
-            axes.text(x, 1, "none", rotation=90, **small)
+            axes.annotate("none", (x, 0), rotation=90, **above)
             continue
         low, high = interval or (rate, rate)
-        axes.bar(x, PER_CENT * rate, width=0.95 * width, color=color)
-        axes.vlines(x, PER_CENT * low, PER_CENT * high, color="black", linewidth=1.2)
-        axes.text(x, PER_CENT * high + 1, f"{PER_CENT * rate:.1f}", **small)
+        # The edge keeps a bar of 0 % visible, as a line.
+        axes.bar(x, PER_CENT * rate, width=0.95 * width, color=color, edgecolor=color)
+        axes.vlines(x, PER_CENT * low, PER_CENT * high, color=INK, linewidth=1.2)
+        axes.annotate(f"{PER_CENT * rate:.1f}", (x, PER_CENT * high), **above)
 
 
 def _label_positions(axes: Axes, names: Sequence[str], *, better: str) -> None:
@@ -158,10 +162,9 @@ def _label_positions(axes: Axes, names: Sequence[str], *, better: str) -> None:
 def _finish(
     figure: Figure, columns: Sequence[Axes], models: Models, path: Path, *, label: str = "rate"
 ) -> None:
-    first = columns[0]
-    # A score relative to a reference answer's can be above 100 %.
-    top = max(108.0, *(axes.dataLim.y1 + 8 for axes in columns))
-    first.set(ylabel=f"{label} / %", ylim=(0, top), yticks=range(0, int(top) + 1, 20))
+    columns[0].set_ylabel(f"{label} / %")
+    for axes in columns:  # each has a scale of its own, so that small bars are seen
+        axes.set_ylim(0, HEADROOM * max(LOWEST_TOP, axes.dataLim.y1))
     if len(models) > 1:
         handles = [Patch(color=color) for color, _ in zip(COLORS, models, strict=False)]
         figure.legend(
@@ -171,7 +174,7 @@ def _finish(
     benchmark = base.manifest.get("benchmark", "benchmark")
     only_model = "" if len(models) > 1 else f", {next(iter(models))}"
     figure.suptitle(f"{benchmark}{only_model}, n = {len(base.answers)}; lines: 95 % intervals")
-    figure.savefig(path, format="png")
+    save_svg(figure, path)
 
 
 def training_figure(records: Sequence[Record], path: Path) -> None:
@@ -192,20 +195,20 @@ def training_figure(records: Sequence[Record], path: Path) -> None:
     _draw_curve(loss, records, "loss/preference", color=BLUE)
     loss.axhline(
         math.log(2),
-        color="black",
+        color=INK,
         linestyle="--",
         linewidth=1,
         label="start, policy = reference: ln 2",
     )
-    loss.set(title="Loss", ylabel="preference loss / nats", ylim=(0, None))
-    for name, color in (("chosen", GREEN), ("rejected", VERMILION), ("margins", "black")):
+    loss.set(title="Loss", ylabel="preference loss / nats")
+    for name, color in (("chosen", GREEN), ("rejected", VERMILION), ("margins", INK)):
         _draw_curve(rewards, records, f"rewards/{name}", color=color, label=name)
-    rewards.axhline(0, color="black", linestyle="--", linewidth=1)
+    rewards.axhline(0, color=INK, linestyle="--", linewidth=1)
     rewards.set(
         title="Rewards, and margins between them", ylabel="beta x log(policy / reference) / nats"
     )
     _draw_curve(accuracies, records, "rewards/accuracies", color=BLUE, factor=100)
-    accuracies.axhline(50, color="black", linestyle="--", linewidth=1, label="chance: 50 %")
+    accuracies.axhline(50, color=INK, linestyle="--", linewidth=1, label="chance: 50 %")
     accuracies.set(title="Accuracies", ylabel="pairs with margin > 0 / %", ylim=(0, 103))
     skipped = [record["step"] for record in records if record.get("skipped")]
     if skipped:
@@ -213,6 +216,7 @@ def training_figure(records: Sequence[Record], path: Path) -> None:
             skipped,
             [0] * len(skipped),
             "x",
+            transform=loss.get_xaxis_transform(),  # at the bottom, whatever the losses are
             color=VERMILION,
             clip_on=False,
             label=f"skipped: {len(skipped)}",
@@ -222,7 +226,7 @@ def training_figure(records: Sequence[Record], path: Path) -> None:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
         _tidy(axes)
     figure.suptitle(_training_title(records))
-    figure.savefig(path, format="png")
+    save_svg(figure, path)
 
 
 def sft_figure(records: Sequence[Record], path: Path) -> None:
@@ -234,11 +238,10 @@ def sft_figure(records: Sequence[Record], path: Path) -> None:
         title="Loss",
         ylabel="negative log-likelihood of the answers / nats",
         xlabel="update",
-        ylim=(0, None),
     )
     _tidy(axes)
     figure.suptitle(_training_title(records))
-    figure.savefig(path, format="png")
+    save_svg(figure, path)
 
 
 def _training_title(records: Sequence[Record]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,6 +19,7 @@ from PIL import Image
 
 from eval.benchmarks.contract import WORDS, JudgedAnswer, Metric, Scores, Span
 from eval.reporting.shown_answers import ShownAnswer, choose_answers, count_changes
+from eval.reporting.svg import width_of
 from eval.reporting.wording import (
     Models,
     benchmark_of,
@@ -39,7 +41,6 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 PAPER = Path(__file__).parents[1] / "data" / "paper.json"
 SMALL_IMAGE = 160  # pixels of the longer side, below which an image is enlarged without smoothing
 LARGE_IMAGE = 640  # pixels of the longer side, above which an image is made smaller
-FIGURE_SCALE = 0.68  # page width per pixel: makes a figure's letters about as large as the page's
 SEED = 0  # of the random sample of the answers that are shown
 
 
@@ -50,8 +51,15 @@ class Section:
     name: str
     models: Models  # the first is the base
     prompts: Sequence[Prompt] = ()  # for their images
-    figures: Mapping[str, Path] = field(default_factory=dict)  # PNG by caption
+    figures: Mapping[str, Path] = field(default_factory=dict)  # SVG by caption
     shortfall: str = ""  # why the judge's verdicts are too few; empty if they are enough
+
+
+class Heading(NamedTuple):
+    """The head of the page."""
+
+    title: str
+    rows: Mapping[str, str] = MappingProxyType({})  # what was run, on what and when, by name
 
 
 class TextRun(NamedTuple):
@@ -65,7 +73,7 @@ def write_page(
     path: Path,
     sections: Sequence[Section],
     *,
-    title: str,
+    heading: Heading,
     figures: Mapping[str, Path] | None = None,
     facts: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     count: int = 20,
@@ -75,8 +83,8 @@ def write_page(
     Args:
         path: of the file; its folder is made.
         sections: benchmarks, in order.
-        title: of the page.
-        figures: PNG by caption, shown above the sections.
+        heading: title and first lines of the page.
+        figures: SVG by caption, shown above the sections.
         facts: tables of two columns by caption, shown below the sections.
         count: number of answers to show in a section.
     """
@@ -88,7 +96,8 @@ def write_page(
         lstrip_blocks=True,
     )
     page = templates.get_template("page.html").render(
-        title=title,
+        title=heading.title,
+        heading=heading.rows,
         figures=_embed_figures(figures or {}),
         facts=facts or {},
         sections=[_section(section, count=count) for section in sections],
@@ -276,9 +285,8 @@ def _embed_figures(figures: Mapping[str, Path]) -> dict[str, EmbeddedFigure]:
 
 
 def _embed_figure(path: Path) -> EmbeddedFigure:
-    with Image.open(path) as opened:
-        width = round(opened.width * FIGURE_SCALE)
-    return EmbeddedFigure(_data_uri(path.read_bytes(), "image/png"), width)
+    svg = path.read_text(encoding="utf-8")
+    return EmbeddedFigure(_data_uri(svg.encode(), "image/svg+xml"), width_of(svg))
 
 
 def _data_uri(data: bytes, mime: str) -> str:

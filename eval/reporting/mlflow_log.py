@@ -8,21 +8,39 @@ from typing import Any
 from eval.benchmarks.contract import JudgedAnswer, Scores
 from eval.reporting.html import Section
 from eval.reporting.tables import markdown_table
-from eval.reporting.wording import headline
+from eval.reporting.wording import (
+    PER_CENT,
+    comparisons,
+    headline,
+    humanize,
+    result_sentences,
+    table_rows,
+)
 from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.storage.folder import fetch, local_path
 from rlhfv_ray.tracking.replay import SPOOL
 from rlhfv_ray.tracking.run import TrackedRun, tracked_run
-from rlhfv_ray.tracking.run_folder import CONFIG_FILE, HEADLINE
+from rlhfv_ray.tracking.run_folder import CONFIG_FILE, HEADLINE, RUN_NAME
 
 
-def track_models(models: Mapping[str, str], sections: Sequence[Section], run: TrackedRun) -> None:
-    """Log one child run per model, with equal metric names, so that the UI compares them."""
+def track_models(
+    models: Mapping[str, str], sections: Sequence[Section], run: TrackedRun, *, name: str = ""
+) -> None:
+    """Log one child run per model, with equal metric names, so that the UI compares them.
+
+    Args:
+        models: paths by name.
+        sections: their scores.
+        run: of the experiment or evaluation.
+        name: of that run, which the children's names repeat; empty: they are the models' alone.
+    """
     for model, path in models.items():
         child = run.stage(model, {"model": path})
         for section in sections:
             child.log_metrics(metrics(section.name, section.models[model]))
             child.log_table(f"{section.name}_answers", answer_rows(section.models[model]))
+        if name:
+            child.set_tags({RUN_NAME: f"{model}, {name}"})
         child.set_tags({f"manifest.{s.name}": s.models[model].manifest_hash for s in sections})
         child.end()
 
@@ -41,15 +59,39 @@ def metrics(benchmark: str, scores: Scores) -> dict[str, float]:
     return named
 
 
+def first_metric(model: str, scores: Scores) -> dict[str, float]:
+    """Return a model's first metric, a rate in per cent, under a name that MLflow sorts first.
+
+    MLflow takes no % in a name. The space comes before the / of all other metrics.
+    """
+    metric = scores.metrics[0]
+    value = scores.rates().get(metric.name)
+    if value is None:
+        return {}
+    unit = " percent" if metric.scale == PER_CENT else ""
+    return {f"{model} {humanize(metric.name)}{unit}": metric.scale * value}
+
+
 def description(sections: Sequence[Section]) -> dict[str, str]:
-    """Return the tags that describe a run: the first metric of each benchmark as `headline`, and
-    the tables, which MLflow shows above everything else.
+    """Return the tags that describe a run.
+
+    They are the first metric of each benchmark as `headline`; that of the first benchmark by
+    model, with its interval; what its comparison shows, as `result`; and the tables, which MLflow
+    shows above everything else.
     """
     if not sections:
         return {}
+    first = sections[0].models
+    row = table_rows(first)[0]
+    by_model = {
+        f"model.{name}": f"{row.label} {cell}" for name, cell in zip(first, row.cells, strict=True)
+    }
+    sentences = result_sentences(comparisons(first))
+    result = {"result": sentences[0]} if sentences else {}
     tables = [f"## {section.name}\n\n{markdown_table(section.models)}" for section in sections]
     lines = [f"{section.name}: {headline(section.models)}" for section in sections]
-    return {HEADLINE: "; ".join(lines), "mlflow.note.content": "\n".join(tables)}
+    tags = {HEADLINE: "; ".join(lines), "mlflow.note.content": "\n".join(tables)}
+    return {**tags, **by_model, **result}
 
 
 def answer_rows(scores: Scores) -> list[dict[str, Any]]:

@@ -113,11 +113,11 @@ def _sentences(models: Models) -> list[str]:
 def draw(models: Models, folder: Path) -> dict[str, Path]:
     """Draw one benchmark's figures into a folder; return their paths by caption."""
     folder.mkdir(parents=True, exist_ok=True)
-    rates_figure(models, folder / "rates.png")
-    figures = {"All rates": folder / "rates.png"}
+    rates_figure(models, folder / "rates.svg")
+    figures = {"All rates": folder / "rates.svg"}
     metric = grouped_metric(models)
     if metric is not None:
-        groups_figure(models, folder / "groups.png")
+        groups_figure(models, folder / "groups.svg")
         caption = f"{humanize(metric.name).capitalize()} by group of questions"
-        figures[caption] = folder / "groups.png"
+        figures[caption] = folder / "groups.svg"
     return figures

@@ -5,10 +5,7 @@ The experiment's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `
 and answers are in the stages' folders, which `config.json` names.
 """
 
-import importlib.metadata
-import platform
 import shlex
-import subprocess
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from eval.benchmarks.contract import Scores
 from eval.evaluation import (
     Candidate,
     Evaluation,
@@ -26,8 +24,8 @@ from eval.evaluation import (
     track_sections,
 )
 from eval.reporting.figures import training_figure
-from eval.reporting.html import Section, write_page
-from eval.reporting.mlflow_log import description, metrics
+from eval.reporting.html import Heading, Section, write_page
+from eval.reporting.mlflow_log import description, first_metric, metrics
 from eval.reporting.tables import summary, table
 from experiments.runners.config import ExperimentConfig
 from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
@@ -39,16 +37,15 @@ from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.models.self_check import SelfCheck
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
 from rlhfv_ray.shapes_stages import read_audit
-from rlhfv_ray.storage.files import file_digest, write_json
+from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.storage.stages import run_stages
 from rlhfv_ray.sweep.search_space import arguments_of
+from rlhfv_ray.tracking.origin import page_origin
 from rlhfv_ray.tracking.run import TrackedRun
-from rlhfv_ray.tracking.run_folder import open_run_folder
+from rlhfv_ray.tracking.run_folder import RUN_NAME, open_run_folder
 from rlhfv_ray.training.metrics_log import read_records
 
-SOURCES = ("rlhfv_ray", "eval", "experiments")
-PACKAGES = ("ray", "torch", "transformers", "deepspeed", "datasets", "mlflow", "pillow")
 LISTED_ROWS = 20  # unusable rows on the report; all are in the reference folder
 
 
@@ -79,12 +76,13 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         config.tracking,
         store=storage,
         params=flat(plain(config)),
-        tags={**origin(), "mlflow.runName": title_of(config)},
-        config={"config": plain(config), "stages": stage_names, **origin()},
+        tags={RUN_NAME: title_of(config)},
+        config={"config": plain(config), "stages": stage_names},
     ) as opened:
         run = opened.run
-        monitor = StageMonitor(pipeline, run, feed, console, len(stages))
+        monitor = StageMonitor(pipeline, run, feed, console, title_of(config), len(stages))
         results = run_stages(stages, storage, around=monitor.stage)
+        track_lineage(config, pipeline, run)
         seconds = {result.stage.title: result.seconds for result in results}
         sections, scores = report(
             config, pipeline, evaluation, folder=folder, run=run, console=console
@@ -151,17 +149,17 @@ def report(
         benchmarks; else `benchmarks` has the summary of each, by name, beside the first one's
         scores of `base` and `aligned` and their `comparison`.
     """
-    training_figure(read_records(pipeline.train.folder(pipeline.storage)), folder / "training.png")
-    run.log_file(folder / "training.png", "figures")
+    training_figure(read_records(pipeline.train.folder(pipeline.storage)), folder / "training.svg")
+    run.log_file(folder / "training.svg", "figures")
     sections = evaluate_all(evaluation, folder, console=console)
     write_page(
         folder / "report.html",
         sections,
-        title="Base and aligned model",
-        figures={"Training": folder / "training.png"},
+        heading=Heading("Base and aligned model", heading_rows(config, pipeline)),
+        figures={"Training": folder / "training.svg"},
         facts=run_facts(config, pipeline),
     )
-    track_sections(evaluation, sections, run, folder)
+    track_sections(evaluation, sections, run, folder, name=title_of(config))
     run.set_tags(description(sections))
     summaries = {section.name: summary(section.models) for section in sections}
     for section in sections:
@@ -171,18 +169,54 @@ def report(
         return [], {}
     first = summaries[sections[0].name]
     comparison = first["comparisons"]["aligned"]
-    for name, scores in sections[0].models.items():
-        rates = {f"{name}/{metric}": rate for metric, rate in scores.rates().items()}
-        run.log_metrics({metric: rate for metric, rate in rates.items() if rate is not None})
+    # The base model's scores are the same in all runs that are compared, so they are no metrics.
+    run.log_params({"base": known_rates(sections[0].models["base"])})
+    aligned = sections[0].models["aligned"]
+    run.log_metrics(first_metric("aligned", aligned))
+    run.log_metrics({f"aligned/{name}": rate for name, rate in known_rates(aligned).items()})
     numbers = {name: value for name, value in comparison.items() if isinstance(value, float)}
     run.log_metrics(numbers)
     return sections, {**first["models"], "comparison": comparison, "benchmarks": summaries}
+
+
+def known_rates(scores: Scores) -> dict[str, float]:
+    """Return the rates of a model without those for which nothing was counted."""
+    return {name: rate for name, rate in scores.rates().items() if rate is not None}
+
+
+def track_lineage(config: ExperimentConfig, pipeline: Pipeline, run: TrackedRun) -> None:
+    """Log the data that a finished training used, and the model that it made."""
+    digest = str(pipeline.reference_inputs["rows"])
+    rows = len(load_reference(pipeline.reference))
+    data = {"digest": digest.rpartition("-")[2], "rows": rows, "source": pipeline.pairs}
+    run.log_dataset(Path(pipeline.pairs).name, **data, use="training")
+    params = {"base": config.model.path, "loss": changed_settings(config.loss), "seed": config.seed}
+    run.log_model(title_of(config), Path(pipeline.aligned.path), params)
 
 
 def rows_of(check: SelfCheck) -> dict[str, Any]:
     """Return what a self-check decided, without distances, which are rounding."""
     names = ("layout", "split_head", "dtype", "tokens")
     return {name: getattr(check, name) for name in names}
+
+
+def heading_rows(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, str]:
+    """Return what the report says first: method, data, code, time and machine."""
+    loss, optim = config.loss, config.optim
+    updates = read_records(pipeline.train.folder(pipeline.storage))[-1]["step"]
+    details = [
+        f"learning rate {optim.learning_rate:g}",
+        f"{updates} updates of {optim.batch} pairs",
+    ]
+    if not loss.is_sft:
+        details.append(f"normalize {'on' if loss.normalize else 'off'}")
+    pairs = len(load_reference(pipeline.reference))
+    return {
+        "configuration": f"{title_of(config)}, {', '.join(details)}",
+        "model": config.model.path,
+        "data": f"{pipeline.pairs}, {pairs} pairs",
+        **page_origin(),
+    }
 
 
 def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tuple[str, str]]]:
@@ -235,24 +269,3 @@ def score_command(config: ExperimentConfig, pipeline: Pipeline) -> str:
     if config.model.template_arguments:
         words += ["--loading.template-arguments", *config.model.template_arguments]
     return shlex.join([*words, "--benchmarks", "object_halbench"])
-
-
-def origin() -> dict[str, str]:
-    """Return the versions of what the result depends on, and the commit in a checkout."""
-    versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
-    git = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    commit = subprocess.run(
-        git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    versions["version.python"] = platform.python_version()
-    versions["git_commit"] = commit.stdout.strip() or "none"
-    versions["source"] = source_digest()  # a job's working directory comes without .git
-    return versions
-
-
-def source_digest() -> str:
-    """Return twelve digits of the SHA-256 of this project's Python files, names and content."""
-    root = Path(__file__).parents[2]
-    files = [file for name in SOURCES for file in (root / name).rglob("*.py")]
-    digests = {file.relative_to(root).as_posix(): file_digest(file) for file in files}
-    return fingerprint(digests)

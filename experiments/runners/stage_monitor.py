@@ -16,6 +16,7 @@ from rlhfv_ray.models import planned_counts
 from rlhfv_ray.pipeline import Pipeline, start
 from rlhfv_ray.storage.stages import Stage, seconds_of
 from rlhfv_ray.tracking.run import TrackedRun
+from rlhfv_ray.tracking.run_folder import RUN_NAME
 from rlhfv_ray.training.metrics_log import read_records
 
 
@@ -64,6 +65,7 @@ class StageMonitor:
     run: TrackedRun
     feed: TrainingFeed
     console: Console
+    name: str  # of the run, which the names of its children end with
     stages: int  # number of them
     place: int = 0  # of the stage that runs, from 1
     started: bool = False  # true once Ray was started
@@ -80,6 +82,7 @@ class StageMonitor:
         folder = stage.folder(self.pipeline.storage)
         params = {"folder": folder.name, **flat(stage.inputs)}
         with self.run.stage(stage.title, params=params) as child:
+            child.set_tags({RUN_NAME: f"{stage.title}, {self.name}"})
             training = self.training(child, skipped) if stage is self.pipeline.train else None
             with training or contextlib.nullcontext():
                 yield

@@ -22,7 +22,6 @@ from eval.reporting.score_files import holds_scores, load_scores
 from experiments.runners.config import Pictures, StudyConfig
 from experiments.runners.contrasts import contrasts_of
 from experiments.runners.controls import kept_gains, with_controls
-from experiments.runners.experiment import origin
 from experiments.runners.scoring import TrialMonitor, score_model
 from experiments.runners.stage_monitor import flat, without
 from experiments.runners.study_arms import Study
@@ -43,7 +42,7 @@ from rlhfv_ray.sweep.search_space import name_of
 from rlhfv_ray.sweep.trainings import train_all
 from rlhfv_ray.sweep.trials import trials_at_once
 from rlhfv_ray.tracking.run import TrackedRun
-from rlhfv_ray.tracking.run_folder import HEADLINE, open_run_folder
+from rlhfv_ray.tracking.run_folder import HEADLINE, RUN_NAME, open_run_folder
 
 POLL_S = 2.0
 ARM, SEED = "arm", "seed"
@@ -84,8 +83,8 @@ def run_study(
         config.ddpo.tracking,
         store=storage,
         params=flat(plain(config)),
-        tags=origin(),
-        config={"config": plain(config), **origin()},
+        tags={RUN_NAME: f"{config.name} study, {len(config.seeds)} seeds"},
+        config={"config": plain(config)},
     ) as opened:
         run = opened.run
         planned = plan_study(config, study, storage, console=console)

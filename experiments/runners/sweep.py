@@ -19,7 +19,6 @@ from rich.text import Text
 
 from eval.benchmarks.contract import Benchmark
 from experiments.runners.config import Part, SweepConfig
-from experiments.runners.experiment import origin
 from experiments.runners.picture_parts import check_parts, questions_by_part
 from experiments.runners.scoring import (
     Measured,
@@ -57,7 +56,7 @@ from rlhfv_ray.sweep.search_space import TrialParams, apply_params, plan_trials
 from rlhfv_ray.sweep.setting_value import Objective, Rates
 from rlhfv_ray.sweep.trials import SweepJob, run_sweep, trials_at_once
 from rlhfv_ray.tracking.run import TrackedRun
-from rlhfv_ray.tracking.run_folder import open_run_folder
+from rlhfv_ray.tracking.run_folder import RUN_NAME, open_run_folder
 from rlhfv_ray.tracking.target import find_target
 
 POLL_S = 2.0
@@ -99,8 +98,8 @@ def sweep(
         config.ddpo.tracking,
         store=storage,
         params=flat(plain(config)),
-        tags=origin(),
-        config={"config": plain(config), **origin()},
+        tags={RUN_NAME: f"{config.name} sweep, {len(trials)} trials"},
+        config={"config": plain(config)},
     ) as opened:
         shared = prepare(planned, objective, folder, console=console)
         lines = planned.lines(look_s=shared.answered_s)

@@ -24,6 +24,7 @@ from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path, fetch
+from rlhfv_ray.tracking.lineage import send_dataset, send_model
 from rlhfv_ray.tracking.target import database, with_secrets
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ LOGIN_HINT = (
     "The server asks who you are: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
     "MLFLOW_TRACKING_TOKEN."
 )
+# Kinds that older servers do not know, which answer with this error.
+NEWER_KINDS, UNKNOWN_TO_SERVER = ("dataset", "model"), "ENDPOINT_NOT_FOUND"
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -143,7 +146,9 @@ class Replay:
         try:
             SENDERS[event["kind"]](client, self.state["runs"][event["run"]], group, self.folder)
         except (MlflowException, FileNotFoundError) as error:
-            if getattr(error, "error_code", "INVALID_STATE") not in REFUSALS:
+            code = getattr(error, "error_code", "INVALID_STATE")
+            is_newer = event["kind"] in NEWER_KINDS and code == UNKNOWN_TO_SERVER
+            if code not in REFUSALS and not is_newer:
                 raise
             self._refuse(client, group, error)
 
@@ -364,6 +369,8 @@ SENDERS: dict[str, Callable[["MlflowClient", str, Sequence[Event], Path], None]]
     "tags": _send_tags,
     "file": _send_file,
     "table": _send_table,
+    "dataset": send_dataset,
+    "model": send_model,
     "status": _send_status,
 }
 

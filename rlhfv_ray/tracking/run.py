@@ -10,11 +10,13 @@ A sweep deletes the training folders of its worse trials, perhaps before MLflow 
 """
 
 import contextlib
+import getpass
 import json
 import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -57,6 +59,7 @@ class Spool:
         self.events: list[Event] = []
         self.keys: set[str] = set()
         self.statuses: dict[str, list[Status]] = {}  # by run, in order
+        self.finish_times: dict[str, int] = {}  # by run, ms: when it was finished first
         # Step and value of the last point, by run and metric.
         self.last_points: dict[tuple[str, str], tuple[int, float]] = {}
         self._lock = threading.Lock()
@@ -67,17 +70,19 @@ class Spool:
             if stream.tell() and os.pread(stream.fileno(), 1, stream.tell() - 1) != b"\n":
                 stream.write(b"\n")
 
-    def append(self, kind: str, run: str, content: Any, *, ident: str | None = None) -> None:
+    def append(
+        self, kind: str, run: str, content: Any, *, ident: str | None = None, at: int | None = None
+    ) -> None:
         """Add an event, unless one of the same kind, run and `ident` exists.
 
-        `ident` defaults to a fingerprint of the content.
+        `ident` defaults to a fingerprint of the content, and `at`, in ms, to now.
         """
         key = f"{kind}:{run}:{fingerprint({'content': content}) if ident is None else ident}"
         event = {
             "key": key,
             "kind": kind,
             "run": run,
-            "time": time.time_ns() // 1_000_000,
+            "time": time.time_ns() // 1_000_000 if at is None else at,
             "content": content,
         }
         with self._lock:
@@ -111,14 +116,21 @@ class Spool:
             self.append("metrics", run, usable)
 
     def set_status(self, run: str, status: Status) -> None:
-        """Add a run's new status."""
-        self.append("status", run, status, ident=str(len(self.statuses.get(run, []))))
+        """Add a run's new status.
+
+        A run that was finished before has finished at that time: a later command that only reads
+        its results does not make it longer.
+        """
+        at = self.finish_times.get(run) if status == "FINISHED" else None
+        self.append("status", run, status, ident=str(len(self.statuses.get(run, []))), at=at)
 
     def _index(self, event: Event) -> None:
         self.events.append(event)
         self.keys.add(event["key"])
         if event["kind"] == "status":
             self.statuses.setdefault(event["run"], []).append(event["content"])
+            if event["content"] == "FINISHED":
+                self.finish_times.setdefault(event["run"], event["time"])
         elif event["kind"] == "metrics":
             for name, value, step in event["content"]:
                 self.last_points[event["run"], name] = (step, value)
@@ -137,7 +149,7 @@ class TrackedRun:
         )
         spool.set_status(self.path, "RUNNING")
         if params:
-            spool.append("params", self.path, _flatten(params))
+            self.log_params(params)
 
     def stage(self, name: str, params: Mapping[str, Any] | None = None) -> "TrackedRun":
         """Start the child run with this name, or continue it."""
@@ -159,6 +171,10 @@ class TrackedRun:
             points += [(name, record[name], record["step"]) for name in record if name != "step"]
         self.spool.append_points(self.path, points)
 
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log params that are known only now; they may be nested."""
+        self.spool.append("params", self.path, _flatten(params))
+
     def log_file(self, path: Path, folder: str = "") -> None:
         """Log a file as an artifact, again only when its content changed."""
         relative = os.path.relpath(path, self.spool.folder)  # so that the storage can be moved
@@ -175,6 +191,24 @@ class TrackedRun:
         self.spool.append(
             "table", self.path, {"file": f"{name.removesuffix('.json')}.json", "table": table}
         )
+
+    def log_dataset(self, name: str, *, digest: str, rows: int, source: str, use: str) -> None:
+        """Log data that this run used.
+
+        Args:
+            name: of the data.
+            digest: of its content.
+            rows: number of its rows.
+            source: its path or address.
+            use: `training` or `evaluation`.
+        """
+        described = {"name": name, "digest": digest, "rows": rows, "source": source, "use": use}
+        self.spool.append("dataset", self.path, described)
+
+    def log_model(self, name: str, folder: Path, params: Mapping[str, Any]) -> None:
+        """Log a model that this run made. Its files stay in their folder."""
+        described = {"name": name, "folder": display_path(folder), "params": _flatten(params)}
+        self.spool.append("model", self.path, described, ident=name)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags. The last value of a tag replaces earlier ones."""
@@ -235,6 +269,7 @@ def tracked_run(
             *(limit, target["uri"]),
         )
     with _syncing(spool), TrackedRun(spool, name, params=params) as run:
+        spool.append("tags", run.path, _source_tags(), ident="source")  # of the first command
         run.set_tags(tags)
         publish(folder / SPOOL)  # from here on, a successor on any node continues this run
         yield run
@@ -323,6 +358,17 @@ def _status_after(error: BaseException | None) -> Status:
     if isinstance(error, KeyboardInterrupt):
         return "KILLED"
     return "FAILED" if error else "FINISHED"
+
+
+def _source_tags() -> dict[str, str]:
+    """Return who started the run and with which command, by MLflow's own names."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    command = Path(sys.argv[0]).name
+    kind = "JOB" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else "LOCAL"
+    return {"mlflow.user": user, "mlflow.source.name": command, "mlflow.source.type": kind}
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -19,6 +19,7 @@ URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 DEFAULT_EXPERIMENT = "rlhfv-ray"
 SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://", "databricks", "uc:")  # choose the place of artifacts themselves
+LOCAL_UI = "http://127.0.0.1:5000"  # where `ui_command` listens
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -122,6 +123,25 @@ def ui_command(uri: str) -> str:
         if uri.startswith(SERVERS)
         else f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1"
     )
+
+
+def run_page(uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run in MLflow's training view; empty where its form is not known.
+
+    Of a store without a server it is the page of `ui_command`, which listens on port 5000.
+
+    Example:
+        >>> run_page("sqlite:////data/runs/mlflow.db", "1", "5f2c")
+        'http://127.0.0.1:5000/#/experiments/1/runs/5f2c?workflowType=machine_learning'
+        >>> run_page("databricks", "1", "5f2c")
+        ''
+    """
+    server = redact(uri) if uri.startswith(SERVERS) else LOCAL_UI
+    if not server.startswith("http"):
+        return ""
+    # Without the query, MLflow 3 may open its view of traces, which has no curves.
+    view = "workflowType=machine_learning"
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{view}"
 
 
 def describe_target(target: Target) -> str:

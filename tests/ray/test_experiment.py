@@ -215,7 +215,7 @@ def test_summary_report_model_and_runs(finished):
     assert {"relative_reduction", "p_value"} <= found["comparison"].keys()
     (folder,) = finished.glob("shapes-*")
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    assert {"config.json", "report.html", "training.png", "shapes/rates.png"} <= names
+    assert {"config.json", "report.html", "training.svg", "shapes/rates.svg"} <= names
     (record, *_) = (
         json.loads(line) for line in next(finished.glob("train-*/metrics.jsonl")).open()
     )
@@ -228,9 +228,20 @@ def test_summary_report_model_and_runs(finished):
     assert {one.info.status for one in tracked} == {"FINISHED"}
     assert {"audit.html", "audit.json"} <= logged_files(finished)
     assert parents[0].data.params["loss.gamma"] == "5.0"
-    assert parents[0].data.metrics["base/object_recall"] == pytest.approx(
-        found["base"]["object_recall"]
-    )
+    parent = parents[0].data
+    assert float(parent.params["base.object_recall"]) == found["base"]["object_recall"]
+    assert not [name for name in parent.metrics if name.startswith("base")]
+    rate = parent.metrics["aligned response rate percent"]
+    assert rate == pytest.approx(100 * found["aligned"]["response_rate"])
+    assert min(parent.metrics) == "aligned response rate percent"
+    assert {one.info.run_name for one in tracked} >= {
+        title := "shapes beta 0.1 gamma 5 seed 0",
+        f"training, {title}",
+        f"aligned, {title}",
+    }
+    used = [dataset.dataset for dataset in parents[0].inputs.dataset_inputs]
+    assert sorted(data.name for data in used) == ["shapes", "shapes"]  # pairs and benchmark
+    assert len(parents[0].outputs.model_outputs) == 1
 
 
 def test_same_command_again_skips_everything(finished):

@@ -120,6 +120,50 @@ def test_a_resumed_run_continues_and_doubles_nothing(store: Path) -> None:
     assert "config_changed" not in second["ddpo"].data.tags
 
 
+def test_a_finished_run_keeps_its_times_and_its_source(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a second command that reads the results, and makes a run of minutes one of days,
+    or its own user and script the run's.
+    """
+    with track(store) as run:
+        fill(run, 8)
+    first = runs(client(store))
+    time.sleep(0.05)
+    monkeypatch.setattr(sys, "argv", ["another.py"])
+    with track(store) as run:
+        fill(run, 8)
+    for name, again in runs(client(store)).items():
+        assert again.info.status == "FINISHED"
+        assert again.info.end_time == first[name].info.end_time
+        assert again.data.tags == first[name].data.tags
+
+
+def test_data_and_model_are_listed_with_the_run_and_not_twice(store: Path) -> None:
+    """Catches: a run without its data and model; a replay that doubles them; a model whose
+    weights are copied to MLflow.
+    """
+    model = store / "train-1" / "model"
+    for _ in range(2):
+        with track(store) as run:
+            data = {"digest": "d" * 64, "rows": 40, "source": "/data/pairs.parquet"}
+            run.log_dataset("pairs.parquet", **data, use="training")
+            run.log_model("aligned", model, {"loss": {"beta": 0.1}})
+        (store / "ddpo-1" / STATE).unlink()
+    mlflow = client(store)
+    run = runs(mlflow)["ddpo"]
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("pairs.parquet", "d" * 36)
+    assert json.loads(used.dataset.profile) == {"num_rows": 40}
+    (made,) = mlflow.search_logged_models([run.info.experiment_id])
+    assert [output.model_id for output in run.outputs.model_outputs] == [made.model_id]
+    assert (made.name, made.status, made.params) == ("aligned", "READY", {"loss.beta": "0.1"})
+    assert made.tags["folder"] == str(model)
+    files = [file for file in Path(made.artifact_location).rglob("*") if file.is_file()]
+    assert [file.name for file in files] == ["MLmodel"]
+    assert '"question"' in files[0].read_text() and '"answer"' in files[0].read_text()
+
+
 def test_a_lost_state_doubles_nothing(store: Path) -> None:
     """Bug: a crash between MLflow's answer and the state's file doubles runs and points."""
     with track(store, params={"beta": 0.1}) as run:

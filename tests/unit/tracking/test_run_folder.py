@@ -1,9 +1,11 @@
 """One folder with its lease, its MLflow run and its config, on a real SQLite store."""
 
+import getpass
 import io
 import json
 import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from rlhfv_ray.storage.lease_file import LEASE
 from rlhfv_ray.storage.mirror import mirror_path
 from rlhfv_ray.tracking import replay as tracking_replay
 from rlhfv_ray.tracking import run as tracking
+from rlhfv_ray.tracking.origin import origin
 from rlhfv_ray.tracking.run_folder import RunFolder, open_run_folder
 
 CONFIG = TrackingConfig(experiment="hallucinations")
@@ -37,7 +40,7 @@ def opened_folder(store: Path, config: TrackingConfig = CONFIG) -> Any:
         config,
         store=store,
         params={"loss": {"beta": 0.1}},
-        tags={"git_commit": "none"},
+        tags={"kind": "study"},
         config={"seeds": [0, 1]},
     )
 
@@ -66,17 +69,24 @@ def test_a_run_leaves_its_folder_config_run_and_location(store: Path) -> None:
         assert (store / "study-1" / LEASE).exists()
         opened.run.log_metrics({"pairs": 40})
     assert not (store / "study-1" / LEASE).exists()
-    assert json.loads((store / "study-1" / "config.json").read_text()) == {"seeds": [0, 1]}
+    written = {"seeds": [0, 1], **origin()}
+    assert json.loads((store / "study-1" / "config.json").read_text()) == written
     run = only_run(store)
     assert (run.info.run_name, run.info.status) == ("study-1", "FINISHED")
     assert (run.data.params, run.data.metrics) == ({"loss.beta": "0.1"}, {"pairs": 40})
-    assert run.data.tags["git_commit"] == "none"
-    assert json.loads(artifact(store, run, "config.json").read_text()) == {"seeds": [0, 1]}
+    assert run.data.tags["kind"] == "study"
+    assert run.data.tags["mlflow.source.git.commit"] == origin()["git_commit"]
+    assert json.loads(artifact(store, run, "config.json").read_text()) == written
+    assert run.data.tags.items() >= origin().items()
     database = f"sqlite:///{store.resolve() / 'mlflow.db'}"
     assert printed(opened, report=store / "report.html") == [
         f"report         {store / 'report.html'}",
         f"MLflow         {program('mlflow')} ui --backend-store-uri {database} --host 127.0.0.1",
+        f"run in MLflow  http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/"
+        f"{run.info.run_id}?workflowType=machine_learning",
     ]
+    assert run.data.tags["mlflow.user"] == getpass.getuser()
+    assert run.data.tags["mlflow.source.name"] == Path(sys.argv[0]).name
 
 
 def test_after_an_error_the_run_is_tracked_and_the_folder_is_free(store: Path) -> None:

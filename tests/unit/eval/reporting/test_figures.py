@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from PIL import Image
 
-from eval.benchmarks.contract import WORDS, Scores
+from eval.benchmarks.contract import WORDS, Ratio, Scores
 from eval.reporting.figures import (
     COLORS,
     grouped_metric,
@@ -14,16 +14,19 @@ from eval.reporting.figures import (
     rates_figure,
     training_figure,
 )
+from eval.reporting.svg import DARK, width_of
 from rlhfv_ray.errors import DataError
 from tests.hand_scores import base, judged, models, pets, rated
 
+SVG = "{http://www.w3.org/2000/svg}"
 
-def check_png(path: Path) -> None:
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        assert image.width > 800 and image.height > 400
-        colors = image.convert("RGB").getcolors(maxcolors=1 << 24)
-    assert colors is not None and len(colors) > 50  # something is drawn
+
+def check_svg(path: Path) -> ElementTree.Element:
+    """Return a figure; fail if it cannot be read, is small, or shows nothing."""
+    figure = ElementTree.parse(path).getroot()
+    assert width_of(path.read_text()) > 600
+    assert len(list(figure.iter(f"{SVG}path"))) > 20  # something is drawn
+    return figure
 
 
 def record(step: int) -> dict[str, float]:
@@ -43,8 +46,8 @@ def record(step: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("count", [1, 40])
 def test_training_figure(count: int, tmp_path: Path) -> None:
-    training_figure([record(step) for step in range(1, count + 1)], tmp_path / "training.png")
-    check_png(tmp_path / "training.png")
+    training_figure([record(step) for step in range(1, count + 1)], tmp_path / "training.svg")
+    check_svg(tmp_path / "training.svg")
 
 
 def test_training_figure_bridges_skipped_updates(tmp_path: Path) -> None:
@@ -53,35 +56,60 @@ def test_training_figure_bridges_skipped_updates(tmp_path: Path) -> None:
         {"step": 2, "skipped": 1},
         record(3),
     ]  # a non-finite loss is not in the record
-    training_figure(records, tmp_path / "training.png")
-    check_png(tmp_path / "training.png")
+    training_figure(records, tmp_path / "training.svg")
+    check_svg(tmp_path / "training.svg")
     with pytest.raises(DataError, match="no records"):
-        training_figure([], tmp_path / "training.png")
+        training_figure([], tmp_path / "training.svg")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_rates_figure(count: int, tmp_path: Path) -> None:
     scores = [*models().values()] * 2
-    rates_figure({f"model {n}": scores[n] for n in range(count)}, tmp_path / "rates.png")
-    check_png(tmp_path / "rates.png")
+    rates_figure({f"model {n}": scores[n] for n in range(count)}, tmp_path / "rates.svg")
+    check_svg(tmp_path / "rates.svg")
 
 
 def test_rates_figure_of_nothing_counted_and_above_100_per_cent(tmp_path: Path) -> None:
     silent = pets([replace(judged(0), ratios={})])
-    rates_figure({"base": silent, "aligned": silent}, tmp_path / "rates.png")
-    check_png(tmp_path / "rates.png")
+    rates_figure({"base": silent, "aligned": silent}, tmp_path / "rates.svg")
+    check_svg(tmp_path / "rates.svg")
     above = rated([6, 5])
     metrics = (above.metrics[0], above.metrics[1]._replace(scale=100.0))  # 550 %
-    rates_figure({"base": replace(above, metrics=metrics)}, tmp_path / "rates.png")
-    check_png(tmp_path / "rates.png")
+    rates_figure({"base": replace(above, metrics=metrics)}, tmp_path / "rates.svg")
+    check_svg(tmp_path / "rates.svg")
 
 
 def test_each_model_has_its_color(tmp_path: Path) -> None:
-    rates_figure(models(), tmp_path / "rates.png")
-    with Image.open(tmp_path / "rates.png") as image:
-        pixels = {color for _, color in image.convert("RGB").getcolors(maxcolors=1 << 24) or []}
-    as_tuples = [tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in COLORS[:4]]
-    assert [color in pixels for color in as_tuples] == [True, True, False, False]
+    rates_figure(models(), tmp_path / "rates.svg")
+    drawn = (tmp_path / "rates.svg").read_text()
+    body = drawn[drawn.index("</style>") :]
+    number = list(DARK).index(COLORS[1])
+    assert COLORS[0] in body and f"var(--c{number})" in body
+    assert f"--c{number}:{COLORS[1]};" in drawn and f"--c{number}:{DARK[COLORS[1]]};" in drawn
+    assert COLORS[4] not in body and COLORS[1] not in body
+
+
+def heights(path: Path) -> list[float]:
+    """Return the heights of a figure's bars, in points, in the order of drawing."""
+    found = []
+    for path_ in check_svg(path).iter(f"{SVG}path"):
+        numbers = [float(word) for word in path_.get("d", "").split() if word[-1].isdigit()]
+        if "stroke-linejoin: miter" in path_.get("style", "") and "clip-path" in path_.attrib:
+            found.append(max(numbers[1::2]) - min(numbers[1::2]))
+    return found
+
+
+def test_small_bars_are_seen(tmp_path: Path) -> None:
+    """Catches: bars of a few per cent on an axis up to 100, which all look like none."""
+    answers = [judged(number) for number in range(100)]
+    wrong = {"response_rate": Ratio(1, 1)}
+    few = [
+        replace(item, ratios={**item.ratios, **wrong}) if number < 4 else item
+        for number, item in enumerate(answers)
+    ]
+    rates_figure({"base": pets(few), "aligned": pets(answers)}, tmp_path / "rates.svg")
+    bars = heights(tmp_path / "rates.svg")
+    assert max(bars) > 50 and min(bars) == pytest.approx(0, abs=1)  # points, of some 250
 
 
 def test_figures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
@@ -89,20 +117,20 @@ def test_figures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
     for figure in (rates_figure, groups_figure):
         for wrong_number in ({}, many):
             with pytest.raises(DataError, match="models side by side"):
-                figure(wrong_number, tmp_path / "x.png")
+                figure(wrong_number, tmp_path / "x.svg")
     with pytest.raises(DataError, match="none of words is in per cent"):
-        rates_figure({"base": Scores((WORDS,), base().answers, {})}, tmp_path / "x.png")
+        rates_figure({"base": Scores((WORDS,), base().answers, {})}, tmp_path / "x.svg")
     with pytest.raises(DataError, match="two groups"):
-        groups_figure(models(), tmp_path / "x.png")
+        groups_figure(models(), tmp_path / "x.svg")
     assert not list(tmp_path.iterdir())
 
 
 def test_groups_figure(tmp_path: Path) -> None:
     groups_figure(
         {"base": rated([0, 6, 2, "refused"]), "aligned": rated([5, 6, 2, 1])},
-        tmp_path / "groups.png",
+        tmp_path / "groups.svg",
     )
-    check_png(tmp_path / "groups.png")
+    check_svg(tmp_path / "groups.svg")
 
 
 def test_groups_are_shown_by_a_metric_that_they_share() -> None:

@@ -15,7 +15,15 @@ from PIL import Image
 from eval.benchmarks import llava_bench, mmhal_bench, object_halbench
 from eval.benchmarks.contract import JudgedAnswer, Scores, Span
 from eval.reporting.figures import rates_figure
-from eval.reporting.html import PAPER, Section, embed_image, paper_card, text_runs, write_page
+from eval.reporting.html import (
+    PAPER,
+    Heading,
+    Section,
+    embed_image,
+    paper_card,
+    text_runs,
+    write_page,
+)
 from rlhfv_ray.errors import DataError
 from tests.hand_scores import CAT, RED_DOGS, TEXT, judged, models, pets, png, prompts, rated
 
@@ -80,8 +88,11 @@ class PageReader(HTMLParser):
             self.cells[-1] += " ".join(data.split())
 
 
+HEADING = Heading("Some <models>", {"data": "<b> and 40 pairs"})
+
+
 def read_page(path: Path, *sections: Section, **options: Any) -> PageReader:
-    write_page(path, sections, title="Some <models>", **options)
+    write_page(path, sections, heading=HEADING, **options)
     reader = PageReader()
     reader.feed(path.read_text(encoding="utf-8"))
     return reader
@@ -121,8 +132,8 @@ def test_page_escapes_text_of_models_and_judges(tmp_path: Path) -> None:
         extras={"release_compatible": {ATTACK: 1}, "x": ATTACK},
     )
     attacks = [replace(prompt, question=ATTACK) for prompt in prompts(3)]
-    rates_figure({"m": pets([judged(0)])}, tmp_path / "rates.png")
-    figures = {f'"{ATTACK}': tmp_path / "rates.png"}
+    rates_figure({"m": pets([judged(0)])}, tmp_path / "rates.svg")
+    figures = {f'"{ATTACK}': tmp_path / "rates.svg"}
     sections = [
         Section(ATTACK, {ATTACK: scores, f"2{ATTACK}": scores}, attacks, figures),
         Section("b", {"m": scores}),
@@ -133,27 +144,28 @@ def test_page_escapes_text_of_models_and_judges(tmp_path: Path) -> None:
         and "onclick" not in page.attributes
         and "onerror" not in page.attributes
     )
-    assert all(
-        source.startswith(("data:image/png;base64,", "#section-")) for source in page.sources
-    )
+    images = ("data:image/png;base64,", "data:image/svg+xml;base64,", "#section-")
+    assert all(source.startswith(images) for source in page.sources)
     assert (
         sum(text_of(answer) == ATTACK for answer in page.answers) == 3
     )  # line end and spaces as they were
     assert sum(text_of(answer) == "(empty answer)" for answer in page.answers) == 6
     assert page.verdicts == [ATTACK] * 3
     text = (tmp_path / "page.html").read_text()
-    assert "Some &lt;models&gt;" in text and "no verdict: &lt;/p&gt;" in text
+    assert "Some &lt;models&gt;" in text and "<dd>&lt;b&gt; and 40 pairs</dd>" in text
+    assert "no verdict: &lt;/p&gt;" in text
 
 
 def test_page_needs_no_other_file(tmp_path: Path) -> None:
-    rates_figure(models(), tmp_path / "rates.png")
-    figures = {"Rates": tmp_path / "rates.png"}
+    rates_figure(models(), tmp_path / "rates.svg")
+    figures = {"Rates": tmp_path / "rates.svg"}
     page = read_page(
         tmp_path / "page.html", Section("pets", models(), prompts(10)), count=4, figures=figures
     )
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(page.answers) == 8 and len(page.sources) == 5  # 4 pictures and a figure
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    kinds = sorted(source.partition(";base64,")[0] for source in page.sources)
+    assert kinds == [*["data:image/png"] * 4, "data:image/svg+xml"]
     assert "http" not in text and "@import" not in text and "url(" not in text
     words = " ".join(text.split())
     assert "1 of the 3 in which aligned does better than base" in words
@@ -238,6 +250,8 @@ def test_page_refuses_scores_that_were_measured_differently(tmp_path: Path) -> N
     other: Scores = replace(models()["base"], manifest={"benchmark": "cars"})
     with pytest.raises(DataError, match="'pets' against 'cars'"):
         write_page(
-            tmp_path / "page.html", [Section("pets", {**models(), "other": other})], title=""
+            tmp_path / "page.html",
+            [Section("pets", {**models(), "other": other})],
+            heading=Heading(""),
         )
     assert not (tmp_path / "page.html").exists()

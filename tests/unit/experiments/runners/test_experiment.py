@@ -1,37 +1,10 @@
 """The record of where an experiment came from, without Ray (tests/ray runs whole experiments)."""
 
-import shutil
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 from experiments.recipes import RECIPES
-from experiments.runners import experiment
 from experiments.runners.config import ExperimentConfig
-from experiments.runners.experiment import audit_text, origin, source_digest, title_of
-
-ROOT = Path(__file__).parents[4]
-
-
-def test_the_source_is_known_without_a_repository(tmp_path, monkeypatch):
-    """Catches: a job on a cluster, which has no .git, whose code nobody can name afterwards;
-    changes that no commit has, taken for the commit.
-    """
-    copy = tmp_path / "uploaded"
-    for name in experiment.SOURCES:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    here = source_digest()
-    monkeypatch.setattr(experiment, "__file__", str(copy / "experiments/runners/experiment.py"))
-    assert (origin()["git_commit"], origin()["source"]) == ("none", here)
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(copy)]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *words], check=True)
-    commit = origin()["git_commit"]
-    assert len(commit) == 40
-    with (copy / "eval" / "run.py").open("a") as stream:
-        stream.write("# changed\n")
-    assert origin()["git_commit"] == f"{commit}+changes"
-    assert origin()["source"] != here
+from experiments.runners.experiment import audit_text, title_of
 
 
 def test_a_run_is_named_by_what_experiments_differ_in():
