@@ -29,8 +29,8 @@ ABSENT = {
 def resolve_model(path: str) -> str:
     """Return the folder or hub name behind `model.path`.
 
-    `shapes` and `shapes-balanced` are the models of the shapes world. A model at an address is
-    fetched first.
+    `shapes` and `shapes-balanced` are the base models of the two shapes worlds. A model at an
+    address is fetched first.
 
     Raises:
         ConfigError: no path was given, or it is neither a model folder nor a hub name, or the hub's
@@ -44,11 +44,6 @@ def resolve_model(path: str) -> str:
         from rlhfv_ray.shapes.model import BALANCED, SHIPPED
 
         path = str(SHIPPED if path == SHAPES else BALANCED)
-        if not Path(path).is_dir():
-            raise ConfigError(
-                f"model.path = {SHAPES_BALANCED!r}: this model is not made yet. Make it with "
-                "`python experiments/pretrain_shapes.py --world balanced`."
-            )
     folder = local_path(path)
     fetch(folder)
     if folder.is_dir():

@@ -36,6 +36,7 @@ def test_the_wheel_holds_everything(installed_wheel):
         "eval/data/prompts/mmhal.txt",
         "eval/templates/page.html",
         "rlhfv_ray/shapes/checkpoint/model.safetensors",
+        "rlhfv_ray/shapes/checkpoint_balanced/model.safetensors",
     ):
         assert (installed_wheel / name).is_file(), name
 

@@ -389,17 +389,11 @@ def test_a_digest_does_not_depend_on_the_calls_before(pairs):
     assert processor_digest(processor) == fresh
 
 
-def test_the_balanced_base_model_says_how_it_is_made(monkeypatch, tmp_path, small_model):
-    """Catches: the biased world's model under the balanced world's name; a missing one taken for
-    the name of a model on a hub.
-    """
+def test_each_world_has_its_base_model():
+    """Catches: one world's model under the other world's name; the name of a model on a hub."""
     from rlhfv_ray.shapes import model
 
-    monkeypatch.setattr(model, "BALANCED", tmp_path / "none")
-    with pytest.raises(ConfigError, match=r"not made yet.*pretrain_shapes.py --world balanced"):
-        resolve_model("shapes-balanced")
-    monkeypatch.setattr(model, "BALANCED", small_model)
-    assert resolve_model("shapes-balanced") == str(small_model.resolve())
+    assert resolve_model("shapes-balanced") == str(model.BALANCED)
     assert resolve_model("shapes") == str(model.SHIPPED)
 
 
