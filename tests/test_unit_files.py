@@ -29,6 +29,7 @@ COVERED_ELSEWHERE = {
     "rlhfv_ray/training/reshard.py": "tests/invariants/test_deepspeed.py",
     "rlhfv_ray/sweep/trials.py": "tests/ray/test_sweep.py",
     "rlhfv_ray/sweep/trainings.py": "tests/ray/test_trainings.py",
+    "rlhfv_ray/tracking/lineage.py": "tests/unit/tracking/test_run.py",
     "rlhfv_ray/tracking/replay.py": "tests/unit/tracking/test_run.py",
     "eval/evaluation.py": "tests/ray/test_evaluation.py",
     "eval/run.py": "tests/ray/test_evaluation.py",

@@ -26,6 +26,7 @@ from eval.evaluation import (
 from eval.reporting.figures import training_figure
 from eval.reporting.html import Heading, Section, write_page
 from eval.reporting.mlflow_log import description, first_metric, metrics
+from eval.reporting.model_card import Trained, public_name, write_card
 from eval.reporting.tables import summary, table
 from experiments.runners.config import ExperimentConfig
 from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
@@ -159,6 +160,7 @@ def report(
         figures={"Training": folder / "training.svg"},
         facts=run_facts(config, pipeline),
     )
+    write_card(Path(pipeline.aligned.path), trained_facts(config, pipeline), sections)
     track_sections(evaluation, sections, run, folder, name=title_of(config))
     run.set_tags(description(sections))
     summaries = {section.name: summary(section.models) for section in sections}
@@ -182,6 +184,26 @@ def report(
 def known_rates(scores: Scores) -> dict[str, float]:
     """Return the rates of a model without those for which nothing was counted."""
     return {name: rate for name, rate in scores.rates().items() if rate is not None}
+
+
+def trained_facts(config: ExperimentConfig, pipeline: Pipeline) -> Trained:
+    """Return what the card of the aligned model says beside its scores."""
+    data = {
+        "source": public_name(pipeline.pairs),
+        "digest": str(pipeline.reference_inputs["rows"]),
+        "pairs": str(len(load_reference(pipeline.reference))),
+        "unusable rows": str(len(unusable_rows(pipeline.reference))),
+    }
+    recipe = {
+        "seed": config.seed,
+        "rule": config.data.rule,
+        "trained parts": ", ".join(config.model.trainable),
+        "rank of LoRA": config.model.lora_rank or "no LoRA",
+        **flat(plain(config.loss), "loss."),
+        **flat(plain(config.optim), "optim."),
+    }
+    method = "SFT" if config.loss.is_sft else "DDPO"
+    return Trained(title_of(config), config.model.path, method, data, recipe)
 
 
 def track_lineage(config: ExperimentConfig, pipeline: Pipeline, run: TrackedRun) -> None:

@@ -6,6 +6,7 @@ LoRA (arXiv 2106.09685) is peft's.
 import logging
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,7 +135,9 @@ def with_adapters(model: Any, config: ModelConfig) -> Any:
     return get_peft_model(model, settings, autocast_adapter_dtype=False)
 
 
-def merge_adapters(model: Any, config: ModelConfig, state: Mapping[str, Tensor]) -> Any:
+def merge_adapters(
+    model: Any, config: ModelConfig, state: Mapping[str, Tensor], *, keep_in: Path | None = None
+) -> Any:
     """Return a plain model with trained adapters merged into its weights.
 
     The sums are computed in fp32 and then rounded to the dtype of the weights.
@@ -143,11 +146,16 @@ def merge_adapters(model: Any, config: ModelConfig, state: Mapping[str, Tensor])
         model: the model as loaded for training, without adapters; it is changed.
         config: the configuration of the training.
         state: the trained weights, by their names in the model with adapters.
+        keep_in: folder that receives the adapters alone, which peft loads onto the base model. It
+            is not made if other parts were trained too: adapters are not the whole change then.
     """
     dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     adapted = with_adapters(model.float(), config)
     widened = {name: tensor.float() for name, tensor in state.items()}
     adapted.get_base_model().load_state_dict(widened)
+    if keep_in is not None and set(config.trainable) == {"language"}:
+        adapted.peft_config["default"].base_model_name_or_path = config.path
+        adapted.save_pretrained(keep_in, save_embedding_layers=False)  # peft asks the hub else
     return adapted.merge_and_unload().to(dtype)
 
 

@@ -18,6 +18,7 @@ Digests = Mapping[str, str | None]  # sha256 by relative name; None for a folder
 CHECKED = ".checked.json"  # hidden: every machine has its own
 # Neither payload nor constant: the lease, Ray's own files, checkpoints that a user may delete.
 LEFT_OUT = ("SUCCESS", "lease.json", "ray", "checkpoints")
+CARD = "model/README.md"  # not payload: it is written anew after every evaluation of the model
 
 
 def payload_digests(folder: Path) -> dict[str, str | None]:
@@ -31,12 +32,13 @@ def payload_digests(folder: Path) -> dict[str, str | None]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         is_hidden = any(part.startswith(".") for part in name.split("/"))
-        if path.is_file() and not is_hidden and name.split("/")[0] not in LEFT_OUT:
+        is_payload = name != CARD and name.split("/")[0] not in LEFT_OUT
+        if path.is_file() and not is_hidden and is_payload:
             states[name] = state_of(path)
             digests[name] = file_digest(path)
     for name in LARGE_DIRS:
-        is_payload = name not in LEFT_OUT and not (folder / name).exists()
-        if is_payload and is_there(folder / name):
+        is_elsewhere = name not in LEFT_OUT and not (folder / name).exists()
+        if is_elsewhere and is_there(folder / name):
             digests[name] = None
     _write_states(folder, states)
     return digests

@@ -29,6 +29,15 @@ def write_json(path: Path, value: Any) -> None:
     publish(path)
 
 
+def apply_umask(folder: Path) -> None:
+    """Give all files below a folder the mode of new files. Some libraries write theirs as 600."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+
+
 def file_digest(path: Path) -> str:
     """Return the sha256 of a file's content."""
     with path.open("rb") as stream:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError, StageFailedError, StorageError
-from rlhfv_ray.storage.files import file_digest, sealed, unsealed, write_json
+from rlhfv_ray.storage.files import apply_umask, file_digest, sealed, unsealed, write_json
 from rlhfv_ray.storage.folder import (
     discard,
     display_path,
@@ -291,7 +291,8 @@ def export_policy(
 ) -> None:
     """Write the engine's weights as a folder that `from_pretrained` loads; called by every worker.
 
-    LoRA adapters are merged into the base model's weights.
+    LoRA adapters are merged into the base model's weights. Where they are all that was trained,
+    `adapter/` in the folder has them alone.
 
     Raises:
         CheckpointError: another driver has taken the folder over; on every rank.
@@ -305,16 +306,17 @@ def export_policy(
         state = _model_state(state or engine.module.state_dict())
         from rlhfv_ray.models import load_model, merge_adapters, resolve_model, save_processor
 
+        shutil.rmtree(draft, ignore_errors=True)
         if config.lora_rank:
             base, _ = load_model(replace(config, dtype="fp32", attention="auto"))
-            model = merge_adapters(base.cpu(), config, state)
+            model = merge_adapters(base.cpu(), config, state, keep_in=draft / "adapter")
             state = model.state_dict()
-        shutil.rmtree(draft, ignore_errors=True)
         model.save_pretrained(
             draft,
             state_dict={name: tensor.contiguous().cpu() for name, tensor in state.items()},
         )
         save_processor(processor, resolve_model(config.path), draft)
+        apply_umask(draft)
 
     def publish_model() -> None:
         shutil.rmtree(folder, ignore_errors=True)

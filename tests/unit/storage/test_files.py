@@ -10,6 +10,7 @@ import pytest
 
 from rlhfv_ray.storage.files import (
     SETTLED_NS,
+    apply_umask,
     file_digest,
     known_digest,
     sealed,
@@ -74,3 +75,19 @@ def test_what_is_no_object_is_refused(text):
     """Catches: an emptied or torn file that ends in another exception."""
     with pytest.raises(ValueError):
         unsealed(text)
+
+
+def test_files_get_the_mode_of_new_files(tmp_path):
+    """Catches: weights that safetensors writes for their owner alone, so that no colleague's job
+    can load the model; a mode wider than the user's umask.
+    """
+    weights = tmp_path / "model" / "adapter" / "a.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch(mode=0o600)
+    before = os.umask(0o027)
+    try:
+        apply_umask(tmp_path / "model")
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert weights.stat().st_mode & 0o777 == 0o640

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rlhfv_ray.config import DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
+from rlhfv_ray.config import DDPOConfig, ModelConfig, OptimConfig, Part, ScaleConfig
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, prepare_training
 from rlhfv_ray.training.worker import start_engine
 
@@ -29,10 +29,16 @@ def new_engine(group) -> Iterator[Callable[..., Any]]:
     """A function that starts an engine with AdamW on a saved model."""
 
     def start(
-        model: Path, zero: int = 2, dtype: str = "fp32", lora_rank: int = 0, **optim: Any
+        model: Path,
+        zero: int = 2,
+        dtype: str = "fp32",
+        lora_rank: int = 0,
+        trainable: tuple[Part, ...] = ModelConfig().trainable,
+        **optim: Any,
     ) -> Any:
         loaded, _ = load_policy(model, dtype=dtype, device="cpu")
-        settings = ModelConfig(path=str(model), dtype=dtype, lora_rank=lora_rank)
+        parts = {"lora_rank": lora_rank, "trainable": trainable}
+        settings = ModelConfig(path=str(model), dtype=dtype, **parts)
         prepare_training(loaded, settings)
         policy = AnswerPolicy(loaded, layout_of(loaded))
         config = DDPOConfig(

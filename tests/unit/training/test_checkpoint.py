@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import PeftModel
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError
@@ -360,6 +361,9 @@ def test_exported_policy_loads_with_the_same_logits(
         assert torch.equal(logps(AnswerPolicy(model, layout_of(model))), logps(engine))
     assert processor_digest(exported) == processor_digest(processor)
     assert not (folder / "left_over").exists()
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in [*folder.iterdir(), tmp_path / "new"]}
+    assert len(modes) == 1  # a colleague can read all of it, or nothing
 
 
 @pytest.mark.parametrize("zero", [2, 3])
@@ -377,3 +381,22 @@ def test_adapters_are_merged_on_export(zero, new_engine, small_model, writer, tm
         exported, trained = logps(AnswerPolicy(model, layout_of(model))), logps(engine)
     torch.testing.assert_close(exported, trained, atol=1e-5, rtol=0)
     assert (trained - before).abs().max() > 1e-3
+    assert not (tmp_path / "model" / "adapter").exists()  # the projector was trained, too
+
+
+def test_adapters_alone_are_exported_beside_the_merged_model(
+    new_engine, small_model, writer, tmp_path
+):
+    """Catches: adapters that peft cannot load onto the base, or that are another model's."""
+    model, processor = load_policy(small_model, dtype="fp32", device="cpu")
+    parts = {"lora_rank": 4, "trainable": ("language",)}
+    engine = new_engine(small_model, 2, **parts)
+    update(engine)
+    config = ModelConfig(path=str(small_model), **parts)
+    export_policy(engine, processor, tmp_path / "model", config, writer=writer)
+    adapted = PeftModel.from_pretrained(model, tmp_path / "model" / "adapter").eval()
+    plain = adapted.get_base_model()
+    with torch.no_grad():
+        alone, trained = logps(AnswerPolicy(plain, layout_of(plain))), logps(engine)
+    torch.testing.assert_close(alone, trained, atol=1e-5, rtol=0)
+    assert adapted.peft_config["default"].base_model_name_or_path == str(small_model)
