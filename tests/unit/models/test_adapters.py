@@ -1,5 +1,7 @@
 """Trained parts and adapters; merging adapters changes nothing."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -33,11 +35,17 @@ def load(folder):
     return load_policy(folder, dtype="fp32", device="cpu")[0]
 
 
-def test_parts_are_found_in_every_family(folder):
+@pytest.fixture(scope="module")
+def untrained(folder):
+    """The family's model. Tests that change it do so to a copy, which is faster than loading."""
+    return load(folder)
+
+
+def test_parts_are_found_in_every_family(folder, untrained):
     """Catches: a family whose parts have other names, so that freezing one does nothing."""
     for part in ("vision", "projector", "language"):
         config = ModelConfig(path=str(folder), trainable=(part,))
-        model = load(folder)
+        model = deepcopy(untrained)
         prepare_training(model, config)
         counts = parameter_counts(model)
         assert planned_counts(config) == counts
@@ -46,11 +54,11 @@ def test_parts_are_found_in_every_family(folder):
         assert counts[part][0] == counts[part][1]
 
 
-def test_adapters_train_alone_and_merge_to_the_same_model(folder):
+def test_adapters_train_alone_and_merge_to_the_same_model(folder, untrained):
     """Catches: base weights trained with the adapters, adapters on the vision tower, a merge at
     another scale."""
     config = ModelConfig(path=str(folder), trainable=("language",), **LORA)
-    model = load(folder)
+    model = deepcopy(untrained)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     prepare_training(model, config)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -62,7 +70,7 @@ def test_adapters_train_alone_and_merge_to_the_same_model(folder):
     with torch.no_grad():
         for weight in trained.values():
             weight.normal_(0, 0.1)
-    plain = merge_adapters(load(folder), config, model.state_dict())
+    plain = merge_adapters(deepcopy(untrained), config, model.state_dict())
     assert plain.state_dict().keys() == start.keys()
     moved = {
         name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, start[name])
@@ -72,8 +80,8 @@ def test_adapters_train_alone_and_merge_to_the_same_model(folder):
     with torch.no_grad():
         adapted = model(input_ids=ids, use_cache=False).logits  # (1, 12, V)
         merged = plain(input_ids=ids, use_cache=False).logits
-        untrained = load(folder)(input_ids=ids, use_cache=False).logits
-    assert (adapted - untrained).abs().max() > 1e-2
+        before = untrained(input_ids=ids, use_cache=False).logits
+    assert (adapted - before).abs().max() > 1e-2
     torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
 
 
