@@ -113,10 +113,11 @@ def with_adapters(model: Any, config: ModelConfig) -> Any:
         if weight.ndim > 2 and part_of(name) == "language"
     ]
     if fused:
+        kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in fused})
         logger.warning(
             "%d fused weights of the language model (experts, convolutions) get no adapters and "
-            "stay as they are; the first is %s.",
-            *(len(fused), fused[0]),
+            "stay as they are: %s.",
+            *(len(fused), ", ".join(kinds)),
         )
     available = sorted({name.rsplit(".", 1)[-1] for name in linear})
     unknown = sorted(set(config.lora_targets) - set(available))

@@ -143,6 +143,8 @@ def test_experts_without_adapters_are_told_of(tmp_path, caplog):
     models = {make.__name__: make for make in FAMILIES_A}
     model = load(save(models["qwen3_vl_moe"], tmp_path / "moe"))
     prepare_training(model, ModelConfig(path="moe", **LORA))
-    assert "fused weights of the language model" in caplog.text
+    assert "4 fused weights of the language model" in caplog.text
+    for name in ("gate_up_proj", "down_proj"):
+        assert f"language_model.layers.*.mlp.experts.{name}" in caplog.text
     ids = torch.randint(150, 250, (1, 12))
     assert model(input_ids=ids, use_cache=False).logits.isfinite().all()
