@@ -64,14 +64,14 @@ def _tuples_to_lists(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(models: Models) -> Table:
     """Return the scores as a table for the terminal, with result sentences and notes below."""
-    caption = Text("\n".join(_sentences(models)))
+    caption = Text("\n".join(["", *_sentences(models)]))
     terminal_table = Table(
         title=Text(title(models)),
         caption=caption,
         caption_justify="left",
-        box=SIMPLE_HEAD,  # with vertical lines, two models do not fit 80 columns
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        box=SIMPLE_HEAD,  # two models fit 80 columns: with lines between columns they do not
+        padding=0,
+        show_edge=False,
     )
     for index, column in enumerate(_columns(models)):
         terminal_table.add_column(Text(column), justify="right" if index > 1 else "left")

@@ -136,14 +136,13 @@ def unsigned(value: float, digits: int) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """Return a number with its sign; one that rounds to 0 has none.
+    """Return a number with its sign; one that rounds to 0 has no minus sign.
 
     Example:
         >>> signed(1.25, 1), signed(-3.0, 1), signed(-0.04, 1)
-        ('+1.2', '-3.0', '0.0')
+        ('+1.2', '-3.0', '+0.0')
     """
-    text = f"{value:+.{digits}f}"
-    return text if float(text) else text[1:]
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def _digits(metric: Metric, value: float) -> int:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from eval.benchmarks.contract import Scores
+from eval.benchmarks.contract import Metric, Ratio, Scores
 from eval.reporting.comparison import read_runs
 from eval.reporting.score_files import save_scores
 from eval.reporting.tables import markdown_table, summary, table
@@ -107,6 +108,17 @@ def test_terminal_table_shows_the_same() -> None:
         assert part in text
     text = shown({"[red]one[/red]": rated([1, "refused", 5])})
     assert "[red]one[/red]" in text and "1 of 3 answers without a verdict: refused 1" in text
+
+
+def test_two_models_fit_80_columns() -> None:
+    """Catches: rows that break, with the longest name and interval that the shapes world has."""
+    name = "response_rate_all"
+    answers = tuple(replace(judged(0), ratios={name: Ratio(1, 1)}) for _ in range(50))
+    scores = Scores((Metric(name, "higher"),), answers, {"benchmark": "shapes"})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table({"base": scores, "aligned": scores}))
+    row = r"response rate all / % +higher +(100\.0 \(92\.\d to 100\.0\) +){2}\+0\.0 *\n"
+    assert re.search(row, console.export_text())
 
 
 def test_a_rate_of_nothing_is_no_zero() -> None:

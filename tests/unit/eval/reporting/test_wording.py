@@ -13,6 +13,7 @@ from eval.reporting.wording import (
     missing_text,
     notes,
     result_sentences,
+    rise_text,
     table_rows,
     title,
 )
@@ -130,12 +131,12 @@ def test_missing_verdicts_are_counted_by_reason_and_noted() -> None:
 
 
 def test_notes_give_totals_and_not_every_part():
-    """Catches: a screen full of parts beside six rates."""
+    """Catches: a screen full of parts beside six rates; a number whose name says nothing."""
     parts = {"street": {"in_scene": 0.5, "n": 10}, "mean_rise": 0.25}
     scores = replace(
         base(), extras={"over_generalization": parts, "only_parts": {"conv": {"n": 3}}}
     )
     assert notes({"m": scores}) == [
-        "m: over_generalization: mean rise 0.25",
+        f"m: {rise_text(0.25)}",
         "m: only_parts: conv n 3",
     ]
