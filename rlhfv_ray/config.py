@@ -561,7 +561,8 @@ class EndpointConfig:
     base_url: str = "https://api.openai.com/v1"
     """Address of a server that speaks OpenAI's chat completions protocol."""
     key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key, on the machines that call. Never the key itself."""
+    """Environment variable that holds the key, on the machines that call. Never the key itself.
+    If it is not set, servers in private networks are called without a key."""
     key_file: str = ""
     """File that holds the key, readable by its owner only. Used instead of the variable."""
     temperature: float = 0.0

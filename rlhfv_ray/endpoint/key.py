@@ -34,7 +34,10 @@ def is_private(address: str) -> bool:
         >>> is_private("http://vllm:8000/v1"), is_private("https://api.openai.com/v1")
         (True, False)
     """
-    host = (urlsplit(address).hostname or "").removesuffix(".")
+    try:
+        host = (urlsplit(address).hostname or "").removesuffix(".")
+    except ValueError:  # no address; the client refuses it
+        return False
     try:
         return ipaddress.ip_address(host).is_private  # loopback and link-local numbers too
     except ValueError:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.folder import display_path, open_folder
+from rlhfv_ray.storage.folder import discard, display_path, open_folder, publish
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.tracking.origin import PATCH_FILE, origin, uncommitted_changes
 from rlhfv_ray.tracking.replay import STATE
@@ -92,9 +92,12 @@ def open_run_folder(
     ):
         write_json(folder / CONFIG_FILE, {**config, **source})
         run.log_file(folder / CONFIG_FILE)
-        if patch := uncommitted_changes():
-            (folder / PATCH_FILE).write_text(patch, encoding="utf-8")
-            run.log_file(folder / PATCH_FILE)
+        patch = folder / PATCH_FILE
+        discard(patch)  # an earlier command's
+        if changes := uncommitted_changes():
+            patch.write_text(changes, encoding="utf-8")
+            publish(patch)
+            run.log_file(patch)
         open_folder(folder).link(LATEST)
         opened = RunFolder(folder, run)
         yield opened

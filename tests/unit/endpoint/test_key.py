@@ -73,6 +73,7 @@ def test_a_server_in_a_private_network_needs_no_key(
         ("https://127.0.0.1@api.example.com/v1", False),
         ("https://api.example.com./v1", False),
         ("api.example.com/v1", False),
+        ("http://[::1/v1", False),
     ],
 )
 def test_private_addresses(address: str, private: bool) -> None:

@@ -89,14 +89,15 @@ def test_each_model_has_its_color(tmp_path: Path) -> None:
     assert COLORS[4] not in body and COLORS[1] not in body
 
 
-def heights(path: Path) -> list[float]:
+def heights(figure: Path) -> list[float]:
     """Return the heights of a figure's bars, in points, in the order of drawing."""
-    found = []
-    for path_ in check_svg(path).iter(f"{SVG}path"):
-        numbers = [float(word) for word in path_.get("d", "").split() if word[-1].isdigit()]
-        if "stroke-linejoin: miter" in path_.get("style", "") and "clip-path" in path_.attrib:
-            found.append(max(numbers[1::2]) - min(numbers[1::2]))
-    return found
+    bars = []
+    for shape in check_svg(figure).iter(f"{SVG}path"):
+        if "stroke-linejoin: miter" in shape.get("style", "") and "clip-path" in shape.attrib:
+            words = shape.get("d", "").split()
+            numbers = [float(word) for word in words if word[-1].isdigit()]
+            bars.append(max(numbers[1::2]) - min(numbers[1::2]))  # x and y take turns
+    return bars
 
 
 def test_small_bars_are_seen(tmp_path: Path) -> None:

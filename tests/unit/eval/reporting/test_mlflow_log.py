@@ -1,12 +1,20 @@
 """The names, numbers and rows that an evaluation sends to MLflow."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from eval.reporting.mlflow_log import answer_rows, experiment_of, metrics
-from tests.hand_scores import CAT, RED_DOGS, TEXT, base, judged, pets, rated
+from eval.reporting.html import Section
+from eval.reporting.mlflow_log import (
+    answer_rows,
+    description,
+    experiment_of,
+    first_metric,
+    metrics,
+)
+from tests.hand_scores import CAT, RED_DOGS, TEXT, base, judged, models, pets, rated
 
 
 def test_metrics_carry_the_benchmark_and_the_bounds_of_intervals() -> None:
@@ -24,6 +32,26 @@ def test_a_metric_without_answers_is_left_out() -> None:
     logged = metrics("mmhal_bench", rated(["refused", "unparsed"]))
     assert "mmhal_bench/hallucination_rate" not in logged
     assert logged["mmhal_bench/missing"] == 2
+
+
+def test_the_first_rate_comes_first_and_in_per_cent() -> None:
+    """Catches: a comparison of runs that opens with another metric, or with fractions."""
+    first = first_metric("aligned", base())
+    assert first == {"aligned response rate percent": pytest.approx(60)}  # 6 of 10 answers
+    assert min([*metrics("aligned", base()), *metrics("pets", base()), *first]) in first
+    silent = pets([replace(judged(0), ratios={})])
+    assert first_metric("aligned", silent) == {}
+
+
+def test_tags_say_rate_interval_and_if_it_is_resolved() -> None:
+    """Catches: a run whose interval or test stands in its report alone."""
+    tags = description([Section("pets", models())])
+    assert tags["model.base"] == "response rate / % 60.0 (31.3 to 83.2)"
+    assert tags["model.aligned"].startswith("response rate / % ")
+    assert tags["result"].startswith("Relative reduction of the response rate: ")
+    assert "| response rate / % |" in tags["mlflow.note.content"]
+    assert "result" not in description([Section("pets", {"base": base()})])
+    assert description([]) == {}
 
 
 def test_rows_name_the_hallucinated_objects_and_other_mistakes() -> None:
