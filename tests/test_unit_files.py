@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[1]
 COVERED_ELSEWHERE = {
     "rlhfv_ray/doctor/__main__.py": "tests/ray/test_experiment.py",
     "rlhfv_ray/pipeline.py": "tests/unit/test_cli.py",
-    "rlhfv_ray/shapes/model.py": "tests/invariants/test_numeric.py",
     "rlhfv_ray/errors.py": "tests/unit/test_cli.py",
     "rlhfv_ray/records.py": "tests/unit/models/test_batch.py",
     "rlhfv_ray/data/audit_page.py": "tests/unit/data/test_audit.py",

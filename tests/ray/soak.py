@@ -38,7 +38,6 @@ from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import wait_for
 from tests.lease_race import most_holders
 from tests.ray.conftest import (
-    end_family,
     losses,
     ray_processes,
     train,

@@ -40,6 +40,7 @@ from rlhfv_ray.models import load_processor
 from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.pipeline import Pipeline, finished_reference, plan_pipeline
 from rlhfv_ray.shapes.model import SHIPPED, build_model
+from rlhfv_ray.storage.digests import CARD
 from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.stages import Stage, run_stages
 from rlhfv_ray.training.metrics_log import METRICS_FILE, read_records
@@ -94,8 +95,9 @@ class Case(NamedTuple):
         name = Path(self.file).name
         if name == "SUCCESS":
             return SUCCESS
-        hidden = any(part.startswith(".") for part in Path(self.file).parts)
-        return NO_RESULT if hidden or "/checkpoints/" in self.file else PAYLOAD
+        is_hidden = any(part.startswith(".") for part in Path(self.file).parts)
+        is_no_result = is_hidden or "/checkpoints/" in self.file or self.file.endswith(CARD)
+        return NO_RESULT if is_no_result else PAYLOAD
 
     @property
     def remakes(self) -> bool:
@@ -179,7 +181,9 @@ def read_all(pipeline: Pipeline, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+    """Return the digests of a folder's files, without the card, which the evaluation writes."""
+    paths = [path for path in sorted(folder.iterdir()) if not str(path).endswith(CARD)]
+    return {path.name: file_digest(path) for path in paths}
 
 
 def without_facts(record: dict[str, Any]) -> dict[str, Any]:
