@@ -103,8 +103,9 @@ def shapes_balanced() -> DDPOConfig:
         name="shapes-balanced",
         model=replace(recipe.model, path=SHAPES_BALANCED),
         # Sampled as the base model learnt them, mistakes and their reverse are equally frequent.
-        shapes=ShapesConfig(world="balanced", temperature=1.0),
-        optim=replace(recipe.optim, learning_rate=5e-5),
+        shapes=ShapesConfig(world="balanced", temperature=1.0, scenes=1200),
+        loss=replace(recipe.loss, beta=1.0),
+        optim=replace(recipe.optim, learning_rate=8e-5, steps=100),
     )
 
 
