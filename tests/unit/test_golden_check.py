@@ -108,6 +108,7 @@ def test_the_release_s_figures_agree(
     assert float(report[2]) <= KINDS[kind].tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_every_field_is_compared(kind: str, tmp_path: Path) -> None:
     """Catches: a field that is never recomputed, so that a wrong figure in it would pass."""

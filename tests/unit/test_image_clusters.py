@@ -49,6 +49,7 @@ def test_intervals_cover_the_rate(setting):
     assert LOWEST <= ours <= HIGHEST
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_rate_in_a_tenth():
     """The same on a tenth, over all settings: the plain interval covers far less."""
     settings = list(product(CLUSTERS, SIZES, RATES, CORRELATIONS))

@@ -23,6 +23,7 @@ def claim_until_refused(cache: Path) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_processes_at_the_same_time_share_one_limit(tmp_path: Path) -> None:
     """Catches: two trials that both take the last dollar."""
     # A fork would copy the locks of this process's threads as they are, some of them held for ever.

@@ -107,6 +107,7 @@ def test_a_sample_depends_on_its_prompt_and_the_seed_alone(small_model, prompts)
     assert draw(1, 6, [prompts]) != together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sampled_tokens_have_the_scores_probabilities(dtype):
     """Catches: a token too likely by its place, or an impossible one.

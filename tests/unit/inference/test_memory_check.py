@@ -1,6 +1,7 @@
 """Memory is checked on the job's first rows, before the reference pass."""
 
 import json
+from bisect import bisect_left
 from dataclasses import replace
 
 import psutil
@@ -35,6 +36,7 @@ def step_fits(config, data, shards):
     return True
 
 
+@pytest.mark.slow
 def test_a_step_that_cannot_fit_ends_the_stage_before_its_pass(job, tmp_path):
     """Catches: a lack of memory that is said after the reference pass was paid for."""
     shards = list_slices(job.data.path)
@@ -45,6 +47,7 @@ def test_a_step_that_cannot_fit_ends_the_stage_before_its_pass(job, tmp_path):
     assert not (tmp_path / "reference").exists()
 
 
+@pytest.mark.slow
 def test_fine_tuning_that_cannot_fit_ends_before_its_examples(job, tmp_path):
     """Catches: a lack of memory that fine-tuning says after its examples were encoded, or that only
     another source of mixed data has.
@@ -70,11 +73,10 @@ def test_fine_tuning_that_cannot_fit_ends_before_its_examples(job, tmp_path):
     longer.write_text("\n".join(json.dumps(row | {"answer": "a star " * 60}) for row in rows))
     mixed = replace(data, mixed_with=(str(longer),))
     shards = list_slices(str(path), format="vqa", examples=True)
-    fits = next(
-        gib
-        for gib in (0.001 * 1.1**power for power in range(80))
-        if step_fits(with_memory(config, gib), data, shards)
-    )
+    sizes = [0.001 * 1.1**power for power in range(80)]
+    fits = sizes[
+        bisect_left(sizes, True, key=lambda gib: step_fits(with_memory(config, gib), data, shards))
+    ]
     check_step_fits(with_memory(config, fits), data, shards)
     stage = examples_stage(with_memory(replace(config, data=mixed), fits), mixed, {})
     with pytest.raises(ConfigError, match=r"needs .* GiB a worker .*would fit"):

@@ -103,6 +103,7 @@ def test_what_is_saved_from_here_needs_no_permission(release, tmp_path):
         assert torch.equal(weight, again.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_true_size_has_the_names_and_numbers_of_the_release(tmp_path):
     """Catches: a module that the release's model does not have, has by another name, or has in
     another shape; a step whose memory is off by its vision tower."""

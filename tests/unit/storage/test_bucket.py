@@ -98,6 +98,7 @@ def test_a_file_of_equal_size_and_other_content_is_transferred(node):
     assert (first / "weights").read_bytes() == b"2" * LARGE
 
 
+@pytest.mark.slow
 def test_another_process_of_a_node_knows_what_was_transferred(node):
     """Catches: every file fetched once a process; a file that another process rewrote kept back."""
     folder = node("a") / "data"

@@ -86,6 +86,7 @@ def test_a_held_lease_shows_its_heartbeat(tmp_path, monkeypatch):
         wait_for(lambda: open_lease(tmp_path, token).read() != before, 10)
 
 
+@pytest.mark.slow
 def test_one_driver_at_a_time_and_the_dead_are_taken_over(node, monkeypatch):
     """Catches: two writers of a folder; one locked for ever, or taken from a node that lives."""
     storage = node("a") / "folder"
@@ -139,6 +140,7 @@ def test_a_lease_that_was_lost_is_not_renewed(node):
     assert holds_lease(folder, "successor") and is_there(folder / "late")
 
 
+@pytest.mark.slow
 def test_of_many_claims_one_succeeds(node):
     """Catches: a lease that two hold."""
     folder = node("a") / "folder"

@@ -58,6 +58,7 @@ def test_intervals_cover_the_truth_in_a_thousand_sweeps():
     check(1000, margin=0.0)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_in_a_hundred_sweeps():
     """The same on a tenth, whose coverage has a standard error of 2 points."""
     check(100, margin=0.05)

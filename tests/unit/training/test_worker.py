@@ -70,6 +70,7 @@ def shifted(batch, shift: float):
     return batch._replace(reference_token_logps=logps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.01, -0.01, math.nan])
 def test_first_update_stops_at_another_models_reference(engine, batches, job, shift):
     """Catches: a run that trains against another model's log-probs, the gate switched off."""
@@ -77,6 +78,7 @@ def test_first_update_stops_at_another_models_reference(engine, batches, job, sh
         update(engine, iter([shifted(batches[0], shift), batches[1]]), job, step=0, rate=0.0)
 
 
+@pytest.mark.slow
 def test_every_batch_of_the_first_update_is_checked(new_engine, small_model, batches, job):
     """Catches: a gate that looks at the first batch alone."""
     engine = new_engine(small_model, batch=2)  # one that stops amid an update is of no further use
@@ -84,6 +86,7 @@ def test_every_batch_of_the_first_update_is_checked(new_engine, small_model, bat
         update(engine, iter([batches[0], shifted(batches[1], 0.01)]), job, step=0, rate=0.0)
 
 
+@pytest.mark.slow
 def test_only_the_first_update_must_start_at_the_reference(engine, batches, job):
     """Catches: a gate that refuses the right reference, or a trained policy for leaving it."""
     losses, suspects = update(engine, iter(batches), job, step=0, rate=0.0)
@@ -93,6 +96,7 @@ def test_only_the_first_update_must_start_at_the_reference(engine, batches, job)
     assert update(engine, iter(moved), job, step=1, rate=0.0)[1] == []
 
 
+@pytest.mark.slow
 def test_skipped_update_blames_the_pairs_of_the_non_finite_pass(engine, batches, job):
     """Catches: a skipped update that blames no pair, or the pairs of a finite pass."""
     broken = [batches[0], shifted(batches[1], math.nan)]
@@ -101,6 +105,7 @@ def test_skipped_update_blames_the_pairs_of_the_non_finite_pass(engine, batches,
     assert update(engine, iter(batches), job, step=2, rate=0.0)[1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("zero_stage", "value"),
     [(0, math.inf), (1, math.inf), (2, math.inf), (3, math.inf), (2, math.nan)],
@@ -126,6 +131,7 @@ def test_update_with_a_non_finite_gradient_changes_no_weight(
     assert any(not torch.equal(moved[name], before[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_fine_tuning_has_no_first_loss_to_check(engine, batches, job):
     """Catches: an SFT run refused because its first loss is not ln 2."""
     sft = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
@@ -133,6 +139,7 @@ def test_fine_tuning_has_no_first_loss_to_check(engine, batches, job):
     assert update(engine, iter(batches), job, step=0, rate=0.0)[1] == []
 
 
+@pytest.mark.slow
 def test_first_update_after_a_resume_repeats_the_recorded_one(engine, batches, job):
     """Catches: a resume with other weights, pairs or reference than those of the record."""
     losses, _ = update(engine, iter(batches), job, step=4, rate=0.0)
@@ -146,6 +153,7 @@ def test_first_update_after_a_resume_repeats_the_recorded_one(engine, batches, j
     check_repeated_loss(moved, recorded, step=6, dtype="fp32")  # the resume was before update 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2])
 def test_nothing_to_repeat_is_not_compared(engine, batches, job, step):
     """Catches: a start, or a resume from the last recorded update, stopped for lack of a record."""
@@ -210,6 +218,7 @@ def test_biases_and_norms_do_not_decay(policy):
     assert sorted(map(id, both)) == sorted(map(id, everything["params"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_weights_at_rate_0_stay_and_the_others_move(group, small_model, batches, job, zero_stage):
     """Catches: a group whose rate is set with the others'; a pattern that no name has."""
@@ -234,6 +243,7 @@ def test_weights_at_rate_0_stay_and_the_others_move(group, small_model, batches,
     assert moved >= {name for name in before if "language_model.layers" in name} - resting
 
 
+@pytest.mark.slow
 def test_fine_tuning_weighs_tokens_alike(new_engine, small_model, encoded, processor):
     """Catches: a token of a short answer that weighs more; a mean that depends on the passes."""
     tokens = [len(pair.chosen_ids) for pair in encoded]
@@ -263,6 +273,7 @@ def test_fine_tuning_weighs_tokens_alike(new_engine, small_model, encoded, proce
     assert totals == pytest.approx({1: expected, 2: expected}, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("group")
 def test_memory_that_cannot_be_predicted_stops_nothing(tmp_path, pairs, caplog):
     """Catches: a model whose code cannot run without weights, refused after its reference pass."""
