@@ -1,8 +1,8 @@
 """A cluster on this machine whose autoscaler starts and stops nodes, as it does in a cloud.
 
-Ray's own provider of such nodes is used, with the autoscaler that `ray up` and KubeRay use
-(version 2). `ray.cluster_utils.AutoscalingCluster` is not: it runs `ray stop --force`, which ends
-every Ray of the machine, and reads a file that the wheel of Ray 2.60 lacks.
+Ray's own provider of such nodes is used (node_folders.py), with the autoscaler that `ray up` and
+KubeRay use (version 2). `ray.cluster_utils.AutoscalingCluster` is not: it runs `ray stop --force`,
+which ends every Ray of the machine, and reads a file that the wheel of Ray 2.60 lacks.
 """
 
 import contextlib
@@ -68,7 +68,6 @@ class Rehearsal:
             for name, (resources, most) in node_types.items()
         }
         kinds[HEAD] = {"resources": {"CPU": 0}, "max_workers": 0, "node_config": {}}
-        provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
         return {
             **EMPTY,
             "cluster_name": "rehearsal",
@@ -79,7 +78,8 @@ class Rehearsal:
             "head_node_type": HEAD,
             "provider": {
                 "type": "external",
-                "module": provider,
+                "module": "tests.ray.node_folders.OwnFolders",
+                "temporary": self.temporary,
                 "gcs_address": self.address,
                 "head_node_id": FAKE_HEAD_NODE_ID,
                 "launch_multiple": True,
@@ -96,12 +96,14 @@ class Rehearsal:
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
             "RAY_NODE_TYPE_NAME": HEAD,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),  # of the provider
         }
         line = [
             *(f"{self.bin}/ray", "start", "--head", f"--port={self.port}"),
             *("--num-cpus=0", "--object-store-memory=100000000", f"--temp-dir={self.temporary}"),
             *(f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={self.dashboard_port}", f"--autoscaling-config={self.file}"),
+            f"--dashboard-agent-listen-port={free_port()}",  # another cluster may have Ray's
         ]
         environment = {**self.environment, **autoscaler}
         subprocess.run(line, env=environment, check=True, capture_output=True, timeout=120)

@@ -103,6 +103,22 @@ def test_an_evaluation_brings_nodes_and_ends_in_scores(autoscaled, undisturbed, 
     wait_for(lambda: started_nodes(autoscaled) == 0, 120)
 
 
+def test_a_sweep_brings_nodes_and_ends_in_its_best(autoscaled, tmp_path):
+    """Catches: a sweep that finds no node, or leaves nodes behind."""
+    swept = submitted(
+        autoscaled,
+        *("python", "experiments/sweep.py", "shapes-small", "--ddpo.storage", str(tmp_path)),
+        *("--ddpo.shapes.scenes", "60", "--ddpo.shapes.evaluation-scenes", "40"),
+        *("--ddpo.optim.steps", "6", "--ddpo.scale.workers", "2", "--ddpo.scale.cpus", "0.9"),
+        *("--space.beta", "0.1", "--search.rungs", "1"),
+    )
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    assert "CPU hours: " in swept.stdout
+    (best,) = tmp_path.glob("shapes-small-*/best.json")
+    assert json.loads(best.read_text())["trial_params"]["loss.gamma"] in (1.0, 5.0)
+    wait_for(lambda: started_nodes(autoscaled) == 0, 120)
+
+
 def test_an_elastic_job_outlives_its_node(tmp_path, tmp_path_factory):
     """Catches: a job that gives up, or waits, when one of its two nodes is lost for good; one that
     does not use a node that joins; updates lost or done otherwise.
