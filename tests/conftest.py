@@ -1,6 +1,7 @@
 """Shared fixtures: small real models and pairs of the shapes world.
 
-Importing this module switches jaxtyping's shape checks on for the numeric modules.
+Importing this module switches jaxtyping's shape checks on for the numeric modules. It does not
+import torch or transformers: the process that hands tests out to others needs neither.
 """
 
 import os
@@ -23,12 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.shapes.annotator import correct
 from rlhfv_ray.shapes.captions import QUESTIONS, careless_caption
-from rlhfv_ray.shapes.model import SHIPPED
 from rlhfv_ray.shapes.scenes import make_scenes, render
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +98,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def processor():
     from rlhfv_ray.models import load_processor
+    from rlhfv_ray.shapes.model import SHIPPED
 
     return load_processor(SHIPPED)
 
@@ -107,6 +107,7 @@ def processor():
 def policy():
     """Load the shipped shapes model, fp32 on the CPU."""
     from rlhfv_ray.models import load_policy
+    from rlhfv_ray.shapes.model import SHIPPED
 
     model, _ = load_policy(SHIPPED, dtype="fp32", device="cpu")
     return model
@@ -115,6 +116,8 @@ def policy():
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory, processor) -> Path:
     """Save a LLaVA with 60 k random parameters, and return its folder."""
+    import torch
+
     from rlhfv_ray.shapes.model import build_model
 
     torch.manual_seed(0)
