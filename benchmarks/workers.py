@@ -26,6 +26,7 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks.measure import Row
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import write_pairs
+from rlhfv_ray.data.prefetch import prefetched
 from rlhfv_ray.data.reference_table import load_reference, pair_sizes
 from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
@@ -40,7 +41,7 @@ from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import append_records, read_records
-from rlhfv_ray.training.sampler import micro_batches, prefetched
+from rlhfv_ray.training.sampler import micro_batches
 from rlhfv_ray.training.train import train_ddpo
 from rlhfv_ray.training.worker import load_engine, train_worker, update
 

@@ -399,11 +399,15 @@ class ScaleConfig:
     actors: int = 1
     """Actors of the reference pass and of generation, >= 1."""
     rows: int = 64
-    """Rows that an actor takes at a time, >= 1. After a fault, work resumes at this granularity."""
+    """Rows that an actor takes at a time, >= 1. After a fault, work resumes at this granularity.
+    Of several actors, each takes whole batches of prompts, and fewer where some would have none."""
     inference_batch: int = 16
     """Pairs (reference pass) or prompts (generation) per forward pass of an actor, >= 1."""
     checkpoint_every: int = 50
     """Updates between checkpoints, >= 1. One is always written at the end."""
+    checkpoint_minutes: float = 0.0
+    """Also write a checkpoint at the first report (log_every) that comes so many minutes after the
+    last checkpoint, >= 0. 0 goes by updates alone."""
     keep: int = 2
     """Number of newest checkpoints that are kept, >= 1."""
     max_failures: int = 3
@@ -428,6 +432,7 @@ class ScaleConfig:
         _check_at_least(self, "scale.", -1, recompute="-1: auto, 0: all kept")
         _check_at_least(self, "scale.", 0, "max_failures", memory_gib="0: measured")
         _check_at_least(self, "scale.", 0, row_tokens="0: one pair a row")
+        _check_at_least(self, "scale.", 0, checkpoint_minutes="0: by updates alone")
         lowest_stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         allowed = f"none below ZeRO stage {lowest_stage}"
         check_setting(self.zero_stage >= lowest_stage, "scale.offload", self.offload, allowed)

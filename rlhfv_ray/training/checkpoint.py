@@ -7,13 +7,11 @@ their files. If the storage is an address, each node sends its workers' files an
 resume, each node fetches the whole checkpoint.
 """
 
-import functools
 import json
 import logging
-import operator
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,16 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError, StageFailedError, StorageError
-from rlhfv_ray.storage.files import apply_umask, file_digest, sealed, unsealed, write_json
+from rlhfv_ray.storage.files import apply_umask, file_digest, unsealed
 from rlhfv_ray.storage.folder import (
     discard,
     display_path,
     fetch,
     is_there,
-    make,
     names_in,
     open_folder,
     publish,
 )
-from rlhfv_ray.storage.lease import holds_lease
 from rlhfv_ray.storage.lease_file import Lease, open_lease
 from rlhfv_ray.training.reshard import can_reshard, load_resharded
 
@@ -76,46 +72,6 @@ class Writer:
         return open_lease(self.folder, self.token)
 
 
-def save_checkpoint(
-    engine: Any, writer: Writer, *, step: int, records: list[dict[str, Any]]
-) -> None:
-    """Save the engine's state; called by every worker.
-
-    Rank 0 removes checkpoints beyond the newest `keep` once the new one is published.
-
-    Raises:
-        CheckpointError: another driver has taken the folder over, or the disk has no room; on every
-            rank.
-    """
-    world = dist.get_world_size()
-    target = writer.checkpoints / f"step-{step:06d}-{world}w-{writer.token[:4]}"
-    if dist.get_rank() == 0 and holds_lease(writer.folder, writer.token):
-        _clear_torn(writer)
-        discard(target)  # a damaged one of the same step
-    _check_space(engine, writer)
-    once_a_folder(target, lambda: make(target))
-    engine.save_checkpoint(str(target), tag=TAG, client_state={"step": step}, save_latest=False)
-    if dist.get_rank() == 0:
-        (target / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
-    dist.barrier()
-    digests: dict[str, str] = {}
-    once_a_folder(target, lambda: digests.update(_sent_files(target)))
-    digests_by_rank: list[Any] = [None] * world
-    dist.all_gather_object(digests_by_rank, digests)
-    files = functools.reduce(operator.or_, digests_by_rank)
-    stage = engine.zero_optimization_stage()
-    manifest = Manifest(step, world, stage, dict(sorted(files.items())), writer.reference)
-
-    def publish_manifest() -> None:
-        write_json(target / MANIFEST, sealed(asdict(manifest)))
-        _prune(writer, target)
-
-    try:
-        publish_from_rank_0(writer, publish_manifest)
-    finally:
-        open_folder(target).drop_copy()
-
-
 def publish_from_rank_0(writer: Writer, work: Callable[[], None]) -> None:
     """Do the work on rank 0 while the driver holds its lease; called by every worker.
 
@@ -149,24 +105,14 @@ def once_a_folder(folder: Path, work: Callable[[], Any]) -> None:
     dist.barrier()
 
 
-def _sent_files(target: Path) -> dict[str, str]:
-    """Publish a folder if it is a mirror, and return the digests of all its files."""
-    publish(target)
-    return {
-        str(path.relative_to(target)): file_digest(path)
-        for path in sorted(target.rglob("*"))
-        if path.is_file()
-    }
-
-
-def _clear_torn(writer: Writer) -> None:
+def clear_torn(writer: Writer) -> None:
     """Delete the unfinished checkpoints of lost attempts, which take the room of the next one."""
     for name in _names(writer.folder):
         if not is_there(writer.checkpoints / name / MANIFEST):
             discard(writer.checkpoints / name)
 
 
-def _check_space(engine: Any, writer: Writer) -> None:
+def check_space(engine: Any, writer: Writer) -> None:
     """Refuse, on every rank, a checkpoint that the disk cannot hold: half of one only fills it."""
     sizes = [0, 0]  # bytes needed and free
     if dist.get_rank() == 0:
@@ -360,7 +306,7 @@ def _read_manifest(target: Path) -> Manifest | None:
     return manifest if intact else None
 
 
-def _prune(writer: Writer, newest: Path) -> None:
+def prune(writer: Writer, newest: Path) -> None:
     """Keep the newest `keep` complete checkpoints, up to the one just written.
 
     A checkpoint of a later step is damaged: training resumed from an earlier one.

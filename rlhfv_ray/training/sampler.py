@@ -6,7 +6,6 @@ global batch takes the next `optim.batch` positions.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -59,15 +58,6 @@ def micro_batches(
             group = rows[first : first + size]
             batch = collate([from_row(pairs[row], chosen_only=config.loss.is_sft) for row in group])
             yield batch._replace(pass_tokens=pass_tokens)
-
-
-def prefetched(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
-    """Yield the same batches; a thread collates the next one (images) while one is used."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = thread.submit(next, batches, None)
-            yield batch
 
 
 def nested_subset(pairs: int, count: int, *, seed: int) -> list[int]:

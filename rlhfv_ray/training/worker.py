@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import torch
@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data.mixture import mixed_rows
+from rlhfv_ray.data.prefetch import prefetched
 from rlhfv_ray.data.reference_table import (
     PairSizes,
     from_row,
@@ -50,11 +51,11 @@ from rlhfv_ray.training.checkpoint import (
     export_policy,
     load_checkpoint,
     once_a_folder,
-    save_checkpoint,
 )
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_reporter import MetricsReporter
-from rlhfv_ray.training.sampler import micro_batches, nested_subset, prefetched
+from rlhfv_ray.training.sampler import micro_batches, nested_subset
+from rlhfv_ray.training.saver import CheckpointSaver
 from rlhfv_ray.training.step_checks import (
     check_first_loss,
     check_repeated_loss,
@@ -83,11 +84,11 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     pairs, sizes = load_training_pairs(job.config, job.reference)
     check = read_check(job.reference)
     config, predicted_gib = fit_worker(checked_config(job.config, check), pairs, sizes)
-    scale = config.scale
-    total_steps = config.optim.total_steps(len(pairs))
+    scale, total_steps = config.scale, config.optim.total_steps(len(pairs))
     last_step = job.stop_after or total_steps
     engine, processor = load_engine(config, check)
     writer = Writer(job.folder, job.token, scale.keep, reference_digest(job.reference))
+    saver = CheckpointSaver(engine, writer, minutes=scale.checkpoint_minutes)
     step, records = load_checkpoint(engine, job.folder, reference=writer.reference)
     recorded = loss_to_repeat(job.folder, step)
     reporter = MetricsReporter(
@@ -100,8 +101,9 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     batches = prefetched(micro_batches(pairs, sizes, collate, config, start=step, stop=last_step))
     skipped = 0  # updates in a row
     while step < last_step:
-        rate = learning_rate(config.optim, step, total_steps)
-        losses, suspects = update(engine, batches, job, step=step, rate=rate)
+        losses, suspects = update(
+            engine, batches, job, step=step, rate=learning_rate(config.optim, step, total_steps)
+        )
         step += 1
         check_repeated_loss(losses, recorded, step=step, dtype=config.model.dtype)
         skipped = skipped + 1 if suspects else 0
@@ -110,22 +112,51 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
         is_checkpoint_step = step == last_step or step % scale.checkpoint_every == 0
         if must_stop or is_checkpoint_step or step % scale.log_every == 0:
             reporter.flush()
+            is_checkpoint_step |= saver.check()
         if must_stop:
-            raise StageFailedError(
-                f"Updates {step - skipped + 1} to {step} were skipped: loss or gradient is not "
-                f"finite with the pairs {', '.join(suspects)}. {skipped} in a row stop the run "
-                "(optim.max_skipped); the last checkpoint is intact. "
-                "Look at these pairs, or lower --optim.learning-rate."
-            )
+            stop_skipping(saver, suspects, step=step, skipped=skipped)
         if is_checkpoint_step and not suspects:
-            save_checkpoint(engine, writer, step=step, records=reporter.records)
-    if step > last_step:
-        raise StageFailedError(
-            f"{job.folder} is at update {step} already; the model of update {last_step} is gone."
-        )
+            saver.save(step, reporter.records)
+    saver.close()
+    check_not_past(last_step, step, job.folder)
     export_policy(
         engine, processor, (job.export or job.folder) / "model", config.model, writer=writer
     )
+
+
+def stop_skipping(
+    saver: CheckpointSaver, suspects: Sequence[str], *, step: int, skipped: int
+) -> NoReturn:
+    """End training after several skipped updates; called by every worker.
+
+    Args:
+        saver: whose last checkpoint is completed first.
+        suspects: pairs for which the last update was skipped.
+        step: updates done.
+        skipped: skipped updates in a row.
+
+    Raises:
+        StageFailedError: always.
+    """
+    saver.wait()
+    raise StageFailedError(
+        f"Updates {step - skipped + 1} to {step} were skipped: loss or gradient is not "
+        f"finite with the pairs {', '.join(suspects)}. {skipped} in a row stop the run "
+        "(optim.max_skipped); the last checkpoint is intact. "
+        "Look at these pairs, or lower --optim.learning-rate."
+    )
+
+
+def check_not_past(last_step: int, step: int, folder: Path) -> None:
+    """Check that a resumed training is not past its last update.
+
+    Raises:
+        StageFailedError: it is.
+    """
+    if step > last_step:
+        raise StageFailedError(
+            f"{folder} is at update {step} already; the model of update {last_step} is gone."
+        )
 
 
 def collation(

@@ -30,10 +30,10 @@ from rlhfv_ray.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     require_space,
-    save_checkpoint,
     weights_of,
 )
 from tests.conftest import small_disk
+from tests.unit.training.saving import equal, logps, save_checkpoint, update
 
 pytestmark = pytest.mark.slow
 
@@ -53,22 +53,6 @@ def trained(new_engine, small_model):
 def other(new_engine, small_model):
     """A second engine, to load into."""
     return new_engine(small_model)
-
-
-def update(engine, token: int = 9) -> None:
-    engine.backward(logps(engine, token).mean())
-    engine.step()
-
-
-def logps(engine, token: int = 9):
-    """Log-probability of a token after each of four."""
-    return engine(
-        {"input_ids": torch.tensor([[1, 5, 6, 7]])}, torch.arange(4), torch.full((4,), token)
-    )
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture
@@ -212,7 +196,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_begun(share, trained, group, writ
 def test_a_checkpoint_that_fits_passes_the_disk_check(share, trained, group, writer):
     """Catches: a disk check that always refuses, or counts AdamW's states of frozen weights."""
     engine = meta_engine(writer, share, trained)
-    with pytest.raises(AttributeError, match="save_checkpoint"):  # past the check: no real engine
+    with pytest.raises(AttributeError, match="checkpoint_engine"):  # past the check: no real engine
         save_checkpoint(engine, writer, step=1, records=[])
 
 
