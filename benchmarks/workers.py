@@ -26,9 +26,9 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks.measure import Row
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import write_pairs
-from rlhfv_ray.data.prefetch import prefetched
 from rlhfv_ray.data.reference_table import load_reference, pair_sizes
 from rlhfv_ray.inference.model_check import read_check
+from rlhfv_ray.inference.prefetch import prefetched
 from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.models import load_processor
 from rlhfv_ray.models.batch import collate_pairs, to_device

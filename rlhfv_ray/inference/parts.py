@@ -114,7 +114,7 @@ def map_parts(
         RlhfvError: as raised by `prepare` or the actor.
         StageFailedError: Ray Data ended with parts missing, or the lease was lost.
     """
-    missing = [number for number in range(len(shards)) if not _has_part(folder, number)]
+    missing = [number for number in range(len(shards)) if not has_part(folder, number)]
     if not missing:
         return
     preparing = [] if prepare is None or not scale.gpu else [{"CPU": prepare_cpus(scale)}]
@@ -134,7 +134,7 @@ def map_parts(
         except (RayError, RlhfvError) as error:
             raise unwrap(error) from error
     fetch(folder)  # parts of other nodes
-    lost = [number for number in missing if not _has_part(folder, number)]
+    lost = [number for number in missing if not has_part(folder, number)]
     if lost:
         raise StageFailedError(
             f"{len(lost)} of {len(shards)} parts of {display_path(folder)} are missing "
@@ -232,7 +232,7 @@ def read_parts(folder: Path) -> pa.Table:
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
 
 
-def _has_part(folder: Path, number: int) -> bool:
+def has_part(folder: Path, number: int) -> bool:
     """Return True if a part exists and has its digest; warn about one that has another."""
     path = part_path(folder, number)
     if not path.exists():

@@ -19,7 +19,6 @@ import torch.distributed as dist
 
 from rlhfv_ray.config import DDPOConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data.mixture import mixed_rows
-from rlhfv_ray.data.prefetch import prefetched
 from rlhfv_ray.data.reference_table import (
     PairSizes,
     from_row,
@@ -29,6 +28,7 @@ from rlhfv_ray.data.reference_table import (
 )
 from rlhfv_ray.errors import ConfigError, RlhfvError, StageFailedError
 from rlhfv_ray.inference.model_check import read_check
+from rlhfv_ray.inference.prefetch import prefetched
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import StepLoss, batch_loss
 from rlhfv_ray.models import (

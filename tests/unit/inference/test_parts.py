@@ -7,9 +7,9 @@ from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.inference.parts import (
     SIZES,
-    _has_part,
     begun_scale,
     digest_path,
+    has_part,
     map_parts,
     part_path,
     read_parts,
@@ -59,9 +59,9 @@ def test_existing_parts_need_no_actor(tmp_path):
         raise AssertionError("an actor was started")
 
     map_parts(["a", "b"], tmp_path, actor=actor, scale=ScaleConfig(), title="")
-    assert [_has_part(tmp_path, number) for number in range(3)] == [True, True, False]
+    assert [has_part(tmp_path, number) for number in range(3)] == [True, True, False]
     part_path(tmp_path, 2).touch()  # as a node leaves it that lost power
-    assert not _has_part(tmp_path, 2)
+    assert not has_part(tmp_path, 2)
     part_path(tmp_path, 2).unlink()
     assert read_parts(tmp_path)["id"].to_pylist() == ["row 0", "row 1"]
 
@@ -77,10 +77,10 @@ def test_a_part_with_another_byte_is_no_part(tmp_path, position, caplog):
         size = 64 if path == digest_path(tmp_path, 0) else len(whole)
         changed[int(position * size)] ^= 1
         path.write_bytes(changed)
-        assert not _has_part(tmp_path, 0)
+        assert not has_part(tmp_path, 0)
         assert str(part_path(tmp_path, 0)) in caplog.text
         path.write_bytes(whole)
-        assert _has_part(tmp_path, 0)
+        assert has_part(tmp_path, 0)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"rows": 9, "inference_batch": 2}'])
@@ -90,10 +90,10 @@ def test_damaged_sizes_make_all_parts_again(tmp_path, damage):
     assert begun_scale(tmp_path, scale) == scale
     write_part(table(0), tmp_path, 0)
     assert begun_scale(tmp_path, ScaleConfig(rows=7, inference_batch=3)) == scale
-    assert _has_part(tmp_path, 0)
+    assert has_part(tmp_path, 0)
     (tmp_path / SIZES).write_text(damage)
     assert begun_scale(tmp_path, scale) == scale
-    assert not _has_part(tmp_path, 0)
+    assert not has_part(tmp_path, 0)
     assert begun_scale(tmp_path, ScaleConfig(rows=7)) == scale
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from rlhfv_ray.data.prefetch import prefetched
+from rlhfv_ray.inference.prefetch import prefetched
 
 
 def test_prefetched_passes_everything_in_order():
