@@ -358,6 +358,9 @@ class EvalConfig(BenchmarkSettings):
     decoding: Literal["custom", "released"] = "custom"
     """`released`: as in the RLHF-V release, with 3 beams, repetition penalty 1.1 and 1024 tokens.
     `custom`: by the generation fields."""
+    least_agreement: float = 0.0
+    """Least share, 0 to 1, of answers of every further model that must equal the first model's word
+    for word; with less, the evaluation stops. It checks that a server runs the model it should."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     loading: LoadConfig = field(default_factory=LoadConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
@@ -372,6 +375,10 @@ class EvalConfig(BenchmarkSettings):
             "set, or else --answers, but not both",
         )
         check_setting(bool(self.benchmarks), "benchmarks", self.benchmarks, "at least one")
+        share = self.least_agreement
+        check_setting(0 <= share <= 1, "least_agreement", share, "0 to 1")
+        is_comparison = not share or len(self.model) > 1
+        check_setting(is_comparison, "least_agreement", share, "0, or with two models")
         check_setting(
             not self.answers or len(self.benchmarks) == 1,
             "benchmarks",

@@ -25,6 +25,7 @@ from eval.inputs.answer_files import read_answer_file
 from eval.inputs.endpoint_answers import check_decoding, endpoint_answers
 from eval.judge.records import verdict_rows
 from eval.judge.run import judge_answers, shortfall
+from eval.reporting.agreement import check_agreement
 from eval.reporting.html import Heading, Section, write_page
 from eval.reporting.mlflow_log import description, log_to_checkpoints, track_models
 from eval.reporting.score_files import save_scores
@@ -124,6 +125,8 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
         config={"config": plain(config)},
     ) as opened:
         run_stages(list(evaluation.stages), storage)
+        if config.least_agreement:
+            print_agreement(evaluation, least=config.least_agreement, console=console)
         sections = evaluate_all(evaluation, folder, console=console)
         outcome = {section.name: summary(section.models) for section in sections}
         write_json(folder / "summary.json", outcome)
@@ -150,6 +153,22 @@ def heading_of(config: EvalConfig, evaluation: Evaluation) -> Heading:
     decoding = ", ".join(f"{name} {value}" for name, value in plain(config.decoded).items())
     rows = {**models, "decoding": decoding, **page_origin()}
     return Heading(f"Evaluation of {', '.join(evaluation.candidates)}", rows)
+
+
+def print_agreement(evaluation: Evaluation, *, least: float, console: Console) -> None:
+    """Print how far the models' answers agree with the first one's.
+
+    Raises:
+        DataError: a model's answers agree less than `least`.
+    """
+    for benchmark in evaluation.benchmarks:
+        folders = {
+            name: evaluation.answers[benchmark.name, name].folder(evaluation.storage)
+            for name in evaluation.candidates
+        }
+        answers = {name: read_answers(folder) for name, folder in folders.items()}
+        for sentence in check_agreement(answers, least=least).values():
+            console.print(f"{benchmark.name}: {sentence}", highlight=False, soft_wrap=True)
 
 
 def plan_evaluation(
@@ -267,7 +286,7 @@ def check_services(evaluation: Evaluation, generation: GenerationConfig) -> None
 
 def evaluation_folder(config: EvalConfig, evaluation: Evaluation) -> Path:
     """Return the evaluation's folder, named by its settings and its answers."""
-    unnamed = ("storage", "tracking", "inference")
+    unnamed = ("storage", "tracking", "inference", "least_agreement")
     changed = changed_settings(config)
     settings = {name: value for name, value in changed.items() if name not in unnamed}
     answers = {
