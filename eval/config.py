@@ -50,7 +50,7 @@ class JudgeConfig(EndpointConfig):
     objects.txt, mmhal.txt and llava.txt (or llava.json). Empty: the prompts of this project."""
     structured: bool = False
     """Request JSON that follows a schema when a judge lists objects. The server must support it.
-    `eval/report.py` refuses to compare such scores with scores made without a schema."""
+    `rlhfv-ray report` refuses to compare such scores with scores made without a schema."""
     votes: int = 1
     """Number of verdicts on every answer; more than 1 needs a temperature above 0."""
     verdicts: str = ""

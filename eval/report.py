@@ -1,6 +1,6 @@
 """Compare the scores of finished evaluations, as tables and as a page.
 
-    python eval/report.py RUN RUN --page comparison.html
+    rlhfv-ray report RUN RUN --page comparison.html
 
 A RUN is the folder of an evaluation, with a file `<benchmark>/<model>.json` for each model's
 scores, or one such file. The base, with which all others are compared, is the model that --base

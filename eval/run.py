@@ -1,11 +1,11 @@
 r"""Evaluate models, files of answers or a model behind an API on hallucination benchmarks.
 
     # the shapes world: no judge, no download
-    python eval/run.py --model shapes runs/train-1a2b3c/model
+    rlhfv-ray eval --model shapes runs/train-1a2b3c/model
     ray job submit --working-dir . -- python eval/run.py --model BASE ALIGNED \
         --benchmarks object_halbench mmhal_bench --judge.model gpt-4o-2024-08-06 \
         --object-halbench.questions ... --mmhal-bench.questions ...
-    python eval/run.py --answers answers.jsonl --benchmarks mmhal_bench ...
+    rlhfv-ray eval --answers answers.jsonl --benchmarks mmhal_bench ...
 
 The first model is the base that the others are compared with. Every score has an interval and the
 manifest of its measurement. Answers are sent to the judge's server. The judge's key is read from

@@ -3,8 +3,8 @@ r"""Ablation (RLHF-V, arXiv 2312.00849, Table 3): compare DDPO with three other 
 They are plain DPO, fine-tuning on the chosen answers, and DDPO on cropped images.
 
     # the shapes world, three seeds, two CPU cores
-    python experiments/ablation.py shapes
-    python experiments/ablation.py paper --ddpo.model.path MODEL \
+    rlhfv-ray study ablation shapes
+    rlhfv-ray study ablation paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --benchmark object_halbench ...
 
 The first argument is a recipe; every field of it can be changed. All arms use the recipe's settings

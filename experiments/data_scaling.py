@@ -3,8 +3,8 @@ r"""Data scaling (RLHF-V, arXiv 2312.00849, Fig. 2): number of corrections, agai
 A ranking is a preference between two whole answers.
 
     # the shapes world, three seeds, two CPU cores
-    python experiments/data_scaling.py shapes
-    python experiments/data_scaling.py paper --ddpo.model.path MODEL \
+    rlhfv-ray study data_scaling shapes
+    rlhfv-ray study data_scaling paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --rankings rankings.parquet ...
 
 The first argument is a recipe; every field of it can be changed. Smaller sets are subsets of larger

@@ -1,9 +1,9 @@
 r"""Align a vision-language model by segment-weighted preference optimisation (DDPO), and score it.
 
     # the shapes world: minutes on two CPU cores
-    python experiments/ddpo.py shapes
+    rlhfv-ray train shapes
     # your model and pairs; both models are scored on the benchmarks named
-    python experiments/ddpo.py paper --model.path MODEL --data.path rows.parquet \
+    rlhfv-ray train paper --model.path MODEL --data.path rows.parquet \
         --benchmarks object_halbench pope --pope.questions coco/pope ...
     ray job submit --working-dir . -- python experiments/ddpo.py shapes
 

@@ -4,8 +4,8 @@ A model over-generalises when it hallucinates the objects that are frequent in a
 there than elsewhere. The study measures by how much.
 
     # the shapes world, three seeds, two CPU cores
-    python experiments/over_generalization.py shapes
-    python experiments/over_generalization.py paper --ddpo.model.path MODEL \
+    rlhfv-ray study over_generalization shapes
+    rlhfv-ray study over_generalization paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --benchmark object_halbench ...
 
 The first argument is a recipe; every field of it can be changed. In the shapes world a scene is a

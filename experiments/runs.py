@@ -1,7 +1,7 @@
 """List the runs of a storage folder, and free the disk space that no run needs any more.
 
-    python experiments/runs.py                 # of ./runs
-    python experiments/runs.py /shared/runs --prune
+    rlhfv-ray runs                 # of ./runs
+    rlhfv-ray runs /shared/runs --prune
 
 Each run has its state, its main result, and its size with that of its stages. Without --yes,
 --prune only says what it would delete: checkpoints of finished trainings, and stages that no run

@@ -1,8 +1,8 @@
 r"""Compare which tokens weigh more: none, the release's, all changed, human-marked spans.
 
     # the shapes world, three seeds, two CPU cores
-    python experiments/segment_rules.py shapes
-    python experiments/segment_rules.py paper --ddpo.model.path MODEL \
+    rlhfv-ray study segment_rules shapes
+    rlhfv-ray study segment_rules paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --benchmark object_halbench ...
 
 The first argument is a recipe; every field of it can be changed. For data without marked spans the

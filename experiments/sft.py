@@ -1,8 +1,8 @@
 """Fine-tune a vision-language model on answers, captions or conversations about images.
 
     # the shapes world: minutes on two CPU cores
-    python experiments/sft.py shapes
-    python experiments/sft.py llava15 --model.path MODEL --data.path conversations.json
+    rlhfv-ray sft shapes
+    rlhfv-ray sft llava15 --model.path MODEL --data.path conversations.json
     ray job submit --working-dir . -- python experiments/sft.py shapes
 
 The first argument is a recipe; every field of it can be changed. Formats of the data: LLaVA's

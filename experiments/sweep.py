@@ -1,7 +1,7 @@
 r"""Sweep beta, gamma and other settings; find those that hallucinate least without saying less.
 
     # the shapes world: minutes on two CPU cores
-    python experiments/sweep.py shapes-small
+    rlhfv-ray sweep shapes-small
     ray job submit --working-dir . -- python experiments/sweep.py paper \
         --ddpo.model.path MODEL --ddpo.data.path rows.parquet ...
 

@@ -1,6 +1,6 @@
 """Replay tracked experiments into MLflow: add the records that it missed, each exactly once.
 
-Example: python experiments/sync_tracking.py runs
+Example: rlhfv-ray sync runs
 """
 
 import logging

@@ -531,7 +531,7 @@ class DDPOConfig:
         allowed = "one number at ZeRO stage 0 in bf16, whose checkpoints fit one number of workers"
         check_setting(is_movable or not scale.is_elastic, "scale.workers", scale.workers, allowed)
         can_mix = self.loss.is_sft and not self.data.reference and self.data.path != SHAPES
-        allowed = "empty, except in fine-tuning on files (experiments/sft.py)"
+        allowed = "empty, except in fine-tuning on files (`rlhfv-ray sft`)"
         mixed = self.data.mixed_with
         check_setting(can_mix or not mixed, "data.mixed_with", mixed, allowed)
 

@@ -24,6 +24,7 @@ from experiments.runners.sweep_report import (
     sweep_table,
 )
 from rlhfv_ray.config import DDPOConfig, plain
+from rlhfv_ray.console import program
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path, is_there
@@ -268,11 +269,11 @@ def retrain_command(
     Args:
         trial_params: of the trial.
         config: that the sweep varies.
-        recipe: the named configuration of experiments/ddpo.py from which `config` was changed.
+        recipe: the named configuration of `rlhfv-ray train` from which `config` was changed.
         reference: folder of the reference log-probs.
     """
     usual = flat(plain(recipe))
     settings = flat(plain(config))
     changed = {name: value for name, value in settings.items() if value != usual[name]}
     words = arguments_of({**changed, **trial_params, "data.reference": display_path(reference)})
-    return f"python experiments/ddpo.py {recipe.name} {words}"
+    return f"{program('rlhfv-ray')} train {recipe.name} {words}"

@@ -141,7 +141,7 @@ def list_slices(
     known = EXAMPLE_FORMATS if examples else FORMATS
     if format not in ("auto", *known):
         is_for_sft = format in EXAMPLE_FORMATS
-        hint = " (it has no rejected answers; experiments/sft.py reads it)" if is_for_sft else ""
+        hint = " (it has no rejected answers; `rlhfv-ray sft` reads it)" if is_for_sft else ""
         raise ConfigError(
             f"format {format!r} cannot be read here{hint}; formats: auto, {', '.join(known)}"
         )

@@ -1,7 +1,6 @@
-"""Check every node of the Ray cluster before a job runs, and print how to fix each problem.
+"""Check every node of the Ray cluster before a job, and print each problem's fix.
 
-Every node reports the same facts in a Ray task of its own (`node_facts`); the driver judges them
-(`findings`).
+Every node reports its facts (`node_facts`); the driver judges them (`findings`).
 """
 
 import json

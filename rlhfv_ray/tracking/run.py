@@ -264,7 +264,7 @@ def tracked_run(
     if limit and destination.artifacts:
         log.warning(
             "%s: MLflow's store is %s, on this node alone. Runs are recorded at the address all "
-            "the same (experiments/sync_tracking.py brings them to any MLflow); --tracking.uri "
+            "the same (`rlhfv-ray sync` brings them to any MLflow); --tracking.uri "
             "names a server that others reach.",
             *(limit, target["uri"]),
         )

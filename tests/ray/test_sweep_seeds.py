@@ -76,7 +76,14 @@ def test_a_seeded_sweep_is_the_same_after_kills_and_trains_again(tmp_path: Path)
     assert best["value"]["mean"] == pytest.approx(mean)
 
     words = shlex.split(best["retrain"])
-    again = [sys.executable, *words[1:], "--storage", str(tmp_path / "again")]
+    again = [
+        sys.executable,
+        "-m",
+        "rlhfv_ray.entry",
+        *words[1:],
+        "--storage",
+        str(tmp_path / "again"),
+    ]
     subprocess.run(again, cwd=ROOT, check=True)
     (model,) = (tmp_path / "again").glob("train-*/model")
     assert digest_of(str(model)) == digest_of(best["model"])

@@ -33,9 +33,9 @@ def test_the_command_gives_the_configuration_of_the_trial(preset, monkeypatch, t
     command = retrain_command(
         trial_params, config=config, recipe=RECIPES[sweep.ddpo.name](), reference=tmp_path
     )
-    python, script, *arguments = shlex.split(command)
-    assert (python, script) == ("python", "experiments/ddpo.py")
-    monkeypatch.setattr("sys.argv", [script, *arguments])
+    program, subcommand, *arguments = shlex.split(command)
+    assert (Path(program).name, subcommand) == ("rlhfv-ray", "train")
+    monkeypatch.setattr("sys.argv", [subcommand, *arguments])
     expected = apply_params(config, trial_params)
     expected = replace(expected, data=replace(expected.data, reference=str(tmp_path)))
     assert experiment_config(RECIPES, None).ddpo == expected
