@@ -39,7 +39,7 @@ PAIR_FORMATS = {
     "llamafactory": "rlhfv_ray.data.pair_formats:LLAMAFACTORY",
     "povid": "rlhfv_ray.data.pair_formats:POVID",
     "swift": "rlhfv_ray.data.pair_formats:SWIFT",
-    "label_studio": "rlhfv_ray.data.pair_formats:LABEL_STUDIO",
+    "label_studio": "rlhfv_ray.data.formats.label_studio:LABEL_STUDIO",
 }
 EXAMPLE_FORMATS = ("conversations", "unimm_chat", "messages", "completion", "vqa", "caption")
 if TYPE_CHECKING:

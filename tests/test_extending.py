@@ -13,7 +13,9 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-BLOCK = re.compile(r"^```python\n# (\S+\.py)(?:, in (\w+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```python\n# (\S+\.py)(?:, as the last line of (\w+))?\n(.*?)^```", re.MULTILINE | re.DOTALL
+)
 LOSS = """
 import sys
 import torch
@@ -61,10 +63,10 @@ def extended(tmp_path_factory) -> Path:
             path.write_text(code)
             continue
         (line,) = code.splitlines()  # one line of registration
-        opening = f"{table} = {{\n"
-        source = path.read_text()
-        assert opening in source
-        path.write_text(source.replace(opening, f"{opening}{line}\n"))
+        head, opening, rest = path.read_text().partition(f"\n{table} = {{\n")
+        entries, end, tail = rest.partition("\n}\n")
+        assert opening and end
+        path.write_text(f"{head}{opening}{entries}\n{line}{end}{tail}")
     return copy
 
 

@@ -205,15 +205,6 @@ def _swift(row: Row) -> Row:
     return _fields(row, messages[:-1], messages[-1:], row.get("rejected_response"))
 
 
-def _label_studio(row: Row) -> Row:
-    if row.get("annotations") or row.get("predictions"):
-        raise unusable("unsupported_field", "annotations of a task are not read, only its data")
-    data = row.get("data")
-    if not isinstance(data, dict):
-        raise unusable("bad_row", "data must hold image, question, chosen and rejected")
-    return data
-
-
 def _two_conversations(row: Row, chosen: object, rejected: object) -> Row:
     """Return the fields of two whole conversations that differ in their last answers."""
     preferred = messages_of(chosen, "user")
@@ -265,7 +256,6 @@ TRL = Format(("prompt", "chosen", "rejected", IMAGE), _trl)
 LLAMAFACTORY = Format(("conversations", "chosen", "rejected", IMAGE), _llamafactory)
 POVID = Format(("conversations", "rejected_conversations", IMAGE), _povid)
 SWIFT = Format(("messages", "rejected_response|rejected_messages", IMAGE), _swift)
-LABEL_STUDIO = Format(("data",), _label_studio)
 FORMATS: Mapping[str, Format] = {
     name: pkgutil.resolve_name(place) for name, place in PAIR_FORMATS.items()
 }

@@ -1,0 +1,1 @@
+"""Formats of preference pairs, one file each; `config.PAIR_FORMATS` names them."""
