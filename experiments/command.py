@@ -118,11 +118,10 @@ def runs() -> int:
 
 def sync() -> int:
     """Send MLflow what it missed."""
-    import tyro
-
     from experiments import sync_tracking
+    from rlhfv_ray.console import run_command
 
-    return tyro.cli(sync_tracking.main, description=sync_tracking.__doc__)
+    return run_command(sync_tracking.main)
 
 
 def doctor() -> int:

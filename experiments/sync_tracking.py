@@ -3,18 +3,17 @@
 Example: rlhfv-ray sync runs
 """
 
-import logging
-import sys
 from typing import Annotated
 
 import tyro
 
+from rlhfv_ray.console import leave, run_command
 from rlhfv_ray.storage.folder import LARGE_DIRS, display_path, fetch, fetch_local
 from rlhfv_ray.tracking.replay import SPOOL
 from rlhfv_ray.tracking.run import sync_tracking
 
 
-def main(storage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORAGE")]) -> int:
+def sync(storage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORAGE")]) -> int:
     """Replay every experiment of a storage folder.
 
     Args:
@@ -40,6 +39,10 @@ def main(storage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ST
     return 0 if complete else 1
 
 
+def main() -> int:
+    """Run the command line; return its exit code."""
+    return tyro.cli(sync, description=__doc__)
+
+
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    sys.exit(tyro.cli(main, description=__doc__))
+    leave(run_command(main))

@@ -167,12 +167,14 @@ def poll(look: Callable[[], None], every: float) -> Iterator[None]:
         look()
 
 
-def run_command(body: Callable[[], None]) -> int:
-    """Run a command; show an error of ours without a traceback; return the exit code."""
+def run_command(body: Callable[[], int | None]) -> int:
+    """Run a command; show an error of ours without a traceback; return the exit code, which a body
+    without an error may return itself.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     logging.basicConfig(level=logging.WARNING, handlers=[TerminalHandler()])
     try:
-        body()
+        return body() or 0
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on where this one was.")
         return STOPPED
@@ -186,7 +188,6 @@ def run_command(body: Callable[[], None]) -> int:
         text = f"{error.strerror}{location}. Mend that, then run the same command again to go on."
         _print_error("The system refused a file", text)
         return EXIT_CODES[StageFailedError]
-    return 0
 
 
 def leave(code: int) -> NoReturn:

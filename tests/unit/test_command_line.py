@@ -10,7 +10,7 @@ import pytest
 from eval.config import EvalConfig
 from experiments.recipes import EXPERIMENT_FLAGS, RECIPES, STUDY_FLAGS, SWEEP_FLAGS, SWEEPS
 from experiments.runners.config import ExperimentConfig, StudyConfig
-from rlhfv_ray.command_line import choose, current_flags, print_short_help, read_arguments
+from rlhfv_ray.command_line import call, choose, current_flags, print_short_help, read_arguments
 from rlhfv_ray.config import ModelConfig, TrackingConfig, plain
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.storage.files import write_json
@@ -155,3 +155,26 @@ def test_values_and_other_flags_stay(caplog):
     arguments = ["--data.path", "data.max-rejected", "--mydata.max-rejected", "1"]
     assert current_flags(arguments) == arguments
     assert not caplog.records
+
+
+def test_the_short_help_of_a_function_leaves_out_a_group(monkeypatch, capsys):
+    """Catches: a group that nobody can set any more; a help that is not about the function."""
+
+    def shown(rows: int = 3, *, data: ModelConfig = ModelConfig()) -> tuple[int, str]:  # noqa: B008
+        """Show rows.
+
+        Args:
+            rows: how many to show.
+            data: where they are.
+        """
+        return rows, data.path
+
+    for word, has_all in (("--help", False), ("--help-all", True)):
+        monkeypatch.setattr(sys, "argv", ["show", word])
+        with pytest.raises(SystemExit):
+            call(shown, description="Show rows.\n\n    show --rows 3\n\nMore.", group="data")
+        printed = capsys.readouterr().out
+        assert "how many to show" in printed and "show --rows 3" in printed
+        assert ("--data.path" in printed, "More." in printed) == (has_all, has_all)
+    monkeypatch.setattr(sys, "argv", ["show", "--rows", "4", "--data.path", "model"])
+    assert call(shown, description=None, group="data") == (4, "model")

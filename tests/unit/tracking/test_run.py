@@ -22,7 +22,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from experiments.sync_tracking import main
+from experiments.sync_tracking import sync
 from rlhfv_ray.config import TrackingConfig, plain
 from rlhfv_ray.console import program
 from rlhfv_ray.tracking import replay as tracking_replay
@@ -623,9 +623,9 @@ def test_an_outage_costs_nothing_and_is_made_good(
     assert time.monotonic() - started < 5
     (warning,) = caplog.records
     assert f"rlhfv-ray sync {store}" in warning.getMessage()
-    assert main(store) == 1
+    assert sync(store) == 1
     served()
-    assert main(store) == main(store) == 0
+    assert sync(store) == sync(store) == 0
     mlflow = MlflowClient(config.uri)
     by_name = runs(mlflow)
     assert {name: run.info.status for name, run in by_name.items()} == {
