@@ -75,7 +75,7 @@ def connect() -> None:
     if address:
         os.environ.pop("RLHFV_PRIVATE_RAY", None)  # of a Ray that started this command
         try:
-            with _without_level_line():
+            with without_level_line():
                 ray.init(address, **settings)
         except (ConnectionError, RuntimeError) as error:  # RuntimeError: of another version
             reason = str(error).strip().splitlines()[0]
@@ -93,7 +93,7 @@ def connect() -> None:
         "include_dashboard": False,  # ten processes that nobody looks at
     }
     try:
-        with _without_level_line():
+        with without_level_line():
             ray.init("local", **settings)
     except OSError as error:
         if "AF_UNIX" not in str(error):
@@ -106,7 +106,7 @@ def connect() -> None:
 
 
 @contextlib.contextmanager
-def _without_level_line() -> Iterator[None]:
+def without_level_line() -> Iterator[None]:
     """Keep a line of Ray's on the log level of `OWN_RAY` off the terminal.
 
     Ray's C++ code writes it to the process's standard error, where Python cannot filter it. Every

@@ -1,6 +1,7 @@
 """Which Ray a command joins, without a Ray."""
 
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import grpc
 import pytest
 
 from rlhfv_ray import cluster
-from rlhfv_ray.cluster import answers, cluster_address
+from rlhfv_ray.cluster import answers, cluster_address, without_level_line
 from rlhfv_ray.errors import ConfigError
 
 
@@ -82,3 +83,15 @@ def test_a_dead_ray_address_is_an_error_that_says_the_fix(dead, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", dead)
     with pytest.raises(ConfigError, match="RAY_ADDRESS.*no Ray answers there.*correct the address"):
         cluster_address()
+
+
+def test_one_line_of_rays_start_is_left_out(capfd):
+    """Catches: Ray's line on its log level on the terminal; another line, or an error, that is lost
+    with it; a standard error that stays redirected.
+    """
+    with pytest.raises(ZeroDivisionError), without_level_line():
+        os.write(2, b"[2026 I 1 1] logging.cc:303: Set ray log level from environment variable X\n")
+        os.write(2, b"the disk is full\n")
+        raise ZeroDivisionError
+    os.write(2, b"later\n")
+    assert capfd.readouterr().err == "the disk is full\nlater\n"
