@@ -13,6 +13,7 @@ from typing import NoReturn
 OURS = Path(__file__).resolve().parents[1]
 COMMAND = "experiments.command:start"
 PACKAGES = ("eval", "experiments")
+SETTINGS_ERROR = 2  # as `console.EXIT_CODES` has it
 
 
 def start() -> NoReturn:
@@ -20,11 +21,13 @@ def start() -> NoReturn:
     for name in PACKAGES:
         location = location_of(name)
         if location != OURS / name:
-            sys.exit(
+            print(
                 f"`import {name}` finds {location or 'nothing'} in place of rlhfv-ray's own "
                 f"{OURS / name}. Start the command in another folder, take that one off "
-                "PYTHONPATH, or rename it."
+                "PYTHONPATH, or rename it.",
+                file=sys.stderr,
             )
+            sys.exit(SETTINGS_ERROR)
     pkgutil.resolve_name(COMMAND)()
     raise AssertionError("the command ends its process")
 

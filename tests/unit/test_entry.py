@@ -33,7 +33,7 @@ def test_a_folder_that_hides_ours_is_named(tmp_path, name):
     assert run("-m", "rlhfv_ray.entry", "--version", cwd=tmp_path).returncode == 0
     (tmp_path / name / "__init__.py").touch()
     done = run("-m", "rlhfv_ray.entry", "--version", cwd=tmp_path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"`import {name}` finds {tmp_path / name}" in done.stderr
 
 
