@@ -64,9 +64,14 @@ def size_check() -> str:
 
 
 def main() -> int:
-    """Walk with every Python; return the exit code, 0 if all commands ran."""
-    pythons = [name for name in PYTHONS if shutil.which(name)]
-    return max(map(walk, pythons)) if pythons else 1
+    """Walk with every Python; return the exit code, 0 if all commands ran with each."""
+    pythons = [name for name in PYTHONS if is_python(name)]
+    return int(not pythons or any(map(walk, pythons)))
+
+
+def is_python(name: str) -> bool:
+    """Return True if a program runs; pyenv has names of Pythons that are not installed."""
+    return bool(shutil.which(name)) and subprocess.run([name, "-c", ""]).returncode == 0
 
 
 def walk(python: str) -> int:
