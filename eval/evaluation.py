@@ -48,6 +48,7 @@ from rlhfv_ray.errors import ConfigError, DataError, JudgeError
 from rlhfv_ray.inference.generate import answers_stage, read_answers, write_answers
 from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.records import Answer
+from rlhfv_ray.redaction import redact
 from rlhfv_ray.shapes.world import write_benchmark
 from rlhfv_ray.shapes.worlds import WORLDS
 from rlhfv_ray.storage.files import write_json
@@ -149,7 +150,7 @@ def title_of(config: EvalConfig, evaluation: Evaluation) -> str:
 
 def heading_of(config: EvalConfig, evaluation: Evaluation) -> Heading:
     """Return the head of an evaluation's report."""
-    models = {f"model {name}": path for name, path in evaluation.paths.items()}
+    models = {f"model {name}": redact(path) for name, path in evaluation.paths.items()}
     decoding = ", ".join(f"{name} {value}" for name, value in plain(config.decoded).items())
     rows = {**models, "decoding": decoding, **page_origin()}
     return Heading(f"Evaluation of {', '.join(evaluation.candidates)}", rows)

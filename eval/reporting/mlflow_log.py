@@ -17,6 +17,7 @@ from eval.reporting.wording import (
     table_rows,
 )
 from rlhfv_ray.config import TrackingConfig
+from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.folder import fetch, local_path
 from rlhfv_ray.tracking.replay import SPOOL
 from rlhfv_ray.tracking.run import TrackedRun, tracked_run
@@ -35,7 +36,7 @@ def track_models(
         name: of that run, which the children's names repeat; empty: they are the models' alone.
     """
     for model, path in models.items():
-        child = run.stage(model, {"model": path})
+        child = run.stage(model, {"model": redact(path)})
         for section in sections:
             child.log_metrics(metrics(section.name, section.models[model]))
             child.log_table(f"{section.name}_answers", answer_rows(section.models[model]))

@@ -37,6 +37,7 @@ from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.models.self_check import SelfCheck
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
+from rlhfv_ray.redaction import redact
 from rlhfv_ray.shapes_stages import read_audit
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
@@ -210,9 +211,10 @@ def track_lineage(config: ExperimentConfig, pipeline: Pipeline, run: TrackedRun)
     """Log the data that a finished training used, and the model that it made."""
     digest = str(pipeline.reference_inputs["rows"])
     rows = len(load_reference(pipeline.reference))
-    data = {"digest": digest.rpartition("-")[2], "rows": rows, "source": pipeline.pairs}
+    data = {"digest": digest.rpartition("-")[2], "rows": rows, "source": redact(pipeline.pairs)}
     run.log_dataset(Path(pipeline.pairs).name, **data, use="training")
-    params = {"base": config.model.path, "loss": changed_settings(config.loss), "seed": config.seed}
+    base = redact(config.model.path)
+    params = {"base": base, "loss": changed_settings(config.loss), "seed": config.seed}
     run.log_model(title_of(config), Path(pipeline.aligned.path), params)
 
 
@@ -235,8 +237,8 @@ def heading_rows(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, str]
     pairs = len(load_reference(pipeline.reference))
     return {
         "configuration": f"{title_of(config)}, {', '.join(details)}",
-        "model": config.model.path,
-        "data": f"{pipeline.pairs}, {pairs} pairs",
+        "model": redact(config.model.path),
+        "data": f"{redact(pipeline.pairs)}, {pairs} pairs",
         **page_origin(),
     }
 

@@ -5,6 +5,7 @@ MLflow gets a description with its signature and its folder.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.models import Model
 
 MAX_DIGEST_LENGTH = 36  # characters of a dataset's digest that MLflow takes
+FORBIDDEN = re.compile(r"""[/:.%"']""")  # characters that MLflow takes in no model's name
 KEY = "rlhfv_ray.key"  # tag that identifies a model
 
 
@@ -53,7 +55,7 @@ def send_model(
         content = event["content"]
         model = client.create_logged_model(
             experiment_id,
-            name=content["name"],
+            name=FORBIDDEN.sub("_", content["name"]),
             source_run_id=run_id,
             tags={KEY: key, "folder": content["folder"], "mlflow.model.isExternal": "true"},
             params=content["params"],

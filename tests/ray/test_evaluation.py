@@ -24,7 +24,9 @@ from eval.benchmarks.shapes import ShapesBenchmark
 from eval.chair import ObjectVocabulary
 from eval.config import JudgeConfig
 from rlhfv_ray.config import GenerationConfig, plain
+from rlhfv_ray.console import EXIT_CODES
 from rlhfv_ray.endpoint.records import Reply
+from rlhfv_ray.errors import JudgeError
 from rlhfv_ray.inference.generate import answer_prompts, read_answers
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.records import Answer
@@ -317,7 +319,7 @@ def test_models_behind_servers_without_a_key_and_too_few_verdicts(tmp_path: Path
             text=True,
             check=False,
         )
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == EXIT_CODES[JudgeError], done.stdout + done.stderr
     assert "12 of 12 answers have no readable verdict" in " ".join(done.stderr.split())
     (report,) = tmp_path.glob("runs/eval-*/report.html")
     page = report.read_text()

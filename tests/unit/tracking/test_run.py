@@ -148,7 +148,7 @@ def test_data_and_model_are_listed_with_the_run_and_not_twice(store: Path) -> No
         with track(store) as run:
             data = {"digest": "d" * 64, "rows": 40, "source": "/data/pairs.parquet"}
             run.log_dataset("pairs.parquet", **data, use="training")
-            run.log_model("aligned", model, {"loss": {"beta": 0.1}})
+            run.log_model("beta 0.1", model, {"loss": {"beta": 0.1}})
         (store / "ddpo-1" / STATE).unlink()
     mlflow = client(store)
     run = runs(mlflow)["ddpo"]
@@ -157,7 +157,7 @@ def test_data_and_model_are_listed_with_the_run_and_not_twice(store: Path) -> No
     assert json.loads(used.dataset.profile) == {"num_rows": 40}
     (made,) = mlflow.search_logged_models([run.info.experiment_id])
     assert [output.model_id for output in run.outputs.model_outputs] == [made.model_id]
-    assert (made.name, made.status, made.params) == ("aligned", "READY", {"loss.beta": "0.1"})
+    assert (made.name, made.status, made.params) == ("beta 0_1", "READY", {"loss.beta": "0.1"})
     assert made.tags["folder"] == str(model)
     files = [file for file in Path(made.artifact_location).rglob("*") if file.is_file()]
     assert [file.name for file in files] == ["MLmodel"]
