@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -46,7 +47,8 @@ def report_model(config: ModelConfig, console: Console) -> None:
     model, processor = load_model(config)
     console.print(f"{type(model).__name__}, {type(processor).__name__}", highlight=False)
     samples = made_samples(processor)
-    console.print(f"  {self_check(model, processor, samples, layout=config.layout)}")
+    outcome = self_check(model, processor, samples, layout=config.layout)
+    console.print(f"  {outcome}")
     if not ends_answers(processor):
         end, *_ = end_tokens(processor)
         console.print(f"  the chat template does not end answers: {end} is added and learnt")
@@ -56,14 +58,19 @@ def report_model(config: ModelConfig, console: Console) -> None:
     for part, (everything, trained) in planned_counts(config).items():
         line = f"  {part:<10} {everything:>15,} parameters, {trained:>15,} trained"
         console.print(line, highlight=False)
-    console.print(f"  {memory_line(config, processor, samples)}", highlight=False)
+    config = replace(config, layout=outcome.layout)
+    memory = memory_line(config, processor, samples, split_head=outcome.split_head)
+    console.print(f"  {memory}", highlight=False)
 
 
-def memory_line(config: ModelConfig, processor: object, samples: Sequence[Sample]) -> str:
+def memory_line(
+    config: ModelConfig, processor: object, samples: Sequence[Sample], *, split_head: bool
+) -> str:
     """Return the memory of a training step on these pairs, or why it is not known."""
     experiment = DDPOConfig(model=config)
     try:
-        step = step_size([sample.pair for sample in samples], processor, experiment)
+        pairs = [sample.pair for sample in samples]
+        step = step_size(pairs, processor, experiment, split_head=split_head)
         return f"a step of {len(samples)} such pairs takes {predict_memory(experiment, step)}"
     except (RuntimeError, ValueError, TypeError, AttributeError, ConfigError) as error:
         return f"memory of a step: not known ({type(error).__name__}: {error})".splitlines()[0]

@@ -32,6 +32,7 @@ class StepSize:
     images: Mapping[str, Tensor]  # the processor's image tensors, for all rows
     scored: int  # answer tokens
     forks: Sequence[ForkSizes] = ()  # of shared rows that attention reads without a mask
+    split_head: bool = True  # the output head runs on answer tokens alone
 
 
 def activation_bytes(model: Any, step_size: StepSize, every: int) -> tuple[int, int]:

@@ -46,8 +46,16 @@ class Memory:
         return f"{self.total / GIB:.2f} GiB a worker ({parts})"
 
 
-def step_size(pairs: Sequence[EncodedPair], processor: Any, config: DDPOConfig) -> StepSize:
+def step_size(
+    pairs: Sequence[EncodedPair], processor: Any, config: DDPOConfig, *, split_head: bool = True
+) -> StepSize:
     """Return the size of one forward pass over these pairs.
+
+    Args:
+        pairs: of the pass.
+        processor: the model's.
+        config: model, layout of its rows, and rule.
+        split_head: as the self-check found it; before it, the cheaper case is assumed.
 
     Raises:
         ConfigError: a pair is longer than `scale.row_tokens`.
@@ -68,7 +76,7 @@ def step_size(pairs: Sequence[EncodedPair], processor: Any, config: DDPOConfig) 
     image_names = layout.image_inputs(processor, [pairs[0].image]).keys()
     images = {name: tensor for name, tensor in batch.inputs.items() if name in image_names}
     forks = batch.inputs[FORKS].tolist() if layout.shared and layout.forked else ()
-    return StepSize(rows, tokens, images, len(batch.targets), forks)
+    return StepSize(rows, tokens, images, len(batch.targets), forks, split_head)
 
 
 def predict_memory(config: DDPOConfig, step_size: StepSize) -> Memory:
@@ -91,7 +99,12 @@ def predict_memory(config: DDPOConfig, step_size: StepSize) -> Memory:
     optimizer = 0 if scale.offload != "none" else trained * 12 // shards[1]
     bucket = int(min(trained, BUCKET)) * width if shards[2] > 1 else 0
     gradients = trained * width // shards[2] + bucket
-    head = head_bytes(model.get_output_embeddings().weight, step_size.scored, gpu=scale.gpu)
+    weight = model.get_output_embeddings().weight
+    if step_size.split_head:
+        head = head_bytes(weight, step_size.scored, gpu=scale.gpu)
+    else:
+        capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        head = whole_head_bytes(weight, step_size, capped=bool(capped))
     activations, working = activation_bytes(model, step_size, max(0, scale.recompute))
     # The head's backward ends before that of the layers begins, so only the larger counts.
     return Memory(weights, gradients, optimizer, activations, max(head, working))
@@ -115,6 +128,25 @@ def head_bytes(weight: Tensor, scored: int, *, gpu: bool) -> int:
     # A half-precision product is added to it, which a CPU widens first.
     product = weight.nbytes + (0 if gpu else sums) if narrow else 0
     return logits + sums + product
+
+
+def whole_head_bytes(weight: Tensor, step_size: StepSize, *, capped: bool) -> int:
+    """Return the bytes that the logits of all tokens need, where the head cannot run alone.
+
+    Args:
+        weight: the head's, (V, D).
+        step_size: rows, tokens and scored tokens of a forward pass.
+        capped: the model caps its logits by a tanh, whose output is kept for backward.
+    """
+    words = len(weight)
+    logits = step_size.rows * step_size.tokens * words * weight.itemsize
+    scored = 4 * step_size.scored * words  # fp32 logits of the answers' tokens
+    product = weight.nbytes if weight.requires_grad else 0  # of the weight's gradient
+    kept = logits if capped else 0
+    forward = kept + logits + 2 * scored  # the answers' logits, and their logarithms beside them
+    backward = kept + logits + max(product, kept)
+    # Logarithms, their gradient and that of the logits are there before the latter's gradient is.
+    return max(forward, kept + 3 * scored, backward)
 
 
 def fit_memory(

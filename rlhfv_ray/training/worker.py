@@ -83,7 +83,9 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     job = replace(job, config=job.config.with_workers(dist.get_world_size()))
     pairs, sizes = load_training_pairs(job.config, job.reference)
     check = read_check(job.reference)
-    config, predicted_gib = fit_worker(checked_config(job.config, check), pairs, sizes)
+    config, predicted_gib = fit_worker(
+        checked_config(job.config, check), pairs, sizes, split_head=check.split_head
+    )
     scale, total_steps = config.scale, config.optim.total_steps(len(pairs))
     last_step = job.stop_after or total_steps
     engine, processor = load_engine(config, check)
@@ -203,8 +205,16 @@ def load_training_pairs(config: DDPOConfig, reference: Path) -> tuple[Any, PairS
     return pairs.select(rows), sizes.of(rows)
 
 
-def fit_worker(config: DDPOConfig, pairs: Any, sizes: PairSizes) -> tuple[DDPOConfig, float]:
+def fit_worker(
+    config: DDPOConfig, pairs: Any, sizes: PairSizes, *, split_head: bool = True
+) -> tuple[DDPOConfig, float]:
     """Check, before weights are loaded, that the longest pairs fit into every worker's memory.
+
+    Args:
+        config: with the layout of rows that the self-check found right.
+        pairs: of the training.
+        sizes: of the pairs.
+        split_head: as the self-check found it.
 
     Returns:
         The configuration with its choice of activations to recompute, and the GiB a worker needs;
@@ -222,7 +232,8 @@ def fit_worker(config: DDPOConfig, pairs: Any, sizes: PairSizes) -> tuple[DDPOCo
     longest = [from_row(pairs[row], chosen_only=config.loss.is_sft) for row in longest_rows]
     processor = processor_of(config.model)
     try:
-        fitting, memory = fit_memory(config, step_size(longest, processor, config), int(least))
+        step = step_size(longest, processor, config, split_head=split_head)
+        fitting, memory = fit_memory(config, step, int(least))
     except RlhfvError:  # it does not fit
         raise
     except BROKEN as error:  # the meta device cannot run every model

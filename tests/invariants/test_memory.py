@@ -11,6 +11,7 @@ from benchmarks.settings import LLAVA, MUFFIN, make_setting
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import (
+    AnswerPolicy,
     StepSize,
     fit_memory,
     layout_of,
@@ -89,6 +90,25 @@ def test_a_large_head_is_within_15_percent_in_both_precisions(tmp_path, dtype):
         recompute_activations(setting.model, every)
         predicted = memory.activations + memory.working
         assert predicted / peak_bytes(step, CPU) == pytest.approx(1, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_logits_of_all_tokens_are_within_15_percent_where_the_head_cannot_run_alone(
+    tmp_path, dtype
+):
+    """Catches: the logits of the prompt's 576 image tokens left out, several times the rest."""
+    size = replace(LLAVA, layers=2, words=32_000)
+    setting = make_setting(size, pairs=2, device=CPU, dtype=DTYPES[dtype])
+    setting.model.save_pretrained(tmp_path)
+    policy = AnswerPolicy(setting.model, layout_of(setting.model, split_head=False))
+    step = our_step(setting, policy, keep_gradients=True)
+    step()
+    config = config_of(tmp_path)
+    config = replace(config, model=replace(config.model, dtype=dtype))
+    pass_size = step_size(setting.pairs, setting.processor, config, split_head=False)
+    memory = predict_memory(config, pass_size)
+    predicted = memory.activations + memory.working
+    assert predicted / peak_bytes(step, CPU) == pytest.approx(1, abs=TOLERANCE)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)

@@ -6,7 +6,7 @@ import torch
 from rlhfv_ray.config import DDPOConfig, ModelConfig, ScaleConfig
 from rlhfv_ray.models.activations import StepSize
 from rlhfv_ray.models.adapters import planned_counts
-from rlhfv_ray.models.memory import Memory, head_bytes, predict_memory
+from rlhfv_ray.models.memory import Memory, head_bytes, predict_memory, whole_head_bytes
 
 GIB = 2**30
 
@@ -28,6 +28,25 @@ def test_bytes_of_the_head_by_hand():
     assert head_bytes(weight, 10, gpu=False) == 4000 + 2000 + 3200 + 1600 + 3200
     assert head_bytes(weight.detach(), 10, gpu=True) == 6000
     assert head_bytes(weight.detach().float().requires_grad_(), 10, gpu=True) == 4000 + 3200
+
+
+@pytest.mark.parametrize(
+    ("tokens", "scored", "capped", "expected"),
+    [
+        (500, 10, False, 200_000 + 8_000),  # forward: all logits, the answers' and their logarithms
+        (500, 10, True, 600_000),  # backward: what is capped, and the gradients on both sides of it
+        (10, 10, False, 12_000),  # the answers' logarithms, their gradient and the logits'
+        (10, 1, False, 4_000 + 1_600),  # the gradients of the logits and the weight
+    ],
+)
+def test_bytes_of_all_logits_by_hand(tokens, scored, capped, expected):
+    """Catches: logits of the prompt left out where the head cannot run alone.
+
+    2 rows, 100 words, 8 features in bf16: logits of 200 bytes a token, in fp32 400 bytes.
+    """
+    weight = torch.empty(100, 8, dtype=torch.bfloat16, requires_grad=True)  # 1,600 bytes
+    size = StepSize(2, tokens, {}, scored, split_head=False)
+    assert whole_head_bytes(weight, size, capped=capped) == expected
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
