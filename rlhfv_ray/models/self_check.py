@@ -63,6 +63,9 @@ class SelfCheck:
     distance: float  # largest distance from the model's own log-probs, nats
     gradient_distance: float | None  # of plain rows', as a share; None: not compared
     refused: Mapping[str, str]  # faster layouts, with the reason
+    # Mean distance of a token's log-prob between two passes of the same rows in half precision,
+    # nats; None: the model is in fp32, or the check was made before this was measured.
+    rounding: float | None = None
 
     def __str__(self) -> str:
         head = "the head on answer tokens alone" if self.split_head else "all logits"
@@ -71,7 +74,11 @@ class SelfCheck:
             f"{self.layout} rows, {head}: {self.tokens} answer tokens within {self.distance:.1e} "
             f"nats of the model's own ({self.dtype})"
         )
-        return text if gradient is None else f"{text}, gradients within {gradient:.1e}"
+        if gradient is not None:
+            text += f", gradients within {gradient:.1e}"
+        if self.rounding is not None:
+            text += f"; in half precision, two passes are {self.rounding:.1e} nats apart"
+        return text
 
 
 def self_check(
@@ -109,7 +116,14 @@ def self_check(
                 "processor belong together?"
             ) from error
         check_pictures(model, processor, samples[0], truth[0])
-        return _first_right(model, processor, samples, truth, layout)
+        outcome = _first_right(model, processor, samples, truth, layout)
+    if model.dtype == torch.float32:
+        return outcome
+    pairs = [sample.pair for sample in samples]
+    with contextlib.suppress(torch.OutOfMemoryError):  # of several pairs at once
+        apart = rounding_distance(model, processor, pairs, checked_layout(model, outcome))
+        return replace(outcome, rounding=apart)
+    return outcome
 
 
 def _first_right(
@@ -248,6 +262,32 @@ def _distance(
     apart = torch.cat(differences)
     largest = apart.max() if model.dtype == torch.float32 else apart.mean()
     return largest.item(), len(apart)
+
+
+@torch.no_grad()
+def rounding_distance(
+    model: Any, processor: Any, pairs: Sequence[EncodedPair], layout: Layout
+) -> float:
+    """Return how far apart two passes of the same rows are, because their batches are not the same.
+
+    A batch of another size or with other padding may run other kernels, which round otherwise.
+
+    Returns:
+        The mean distance of a token's log-prob, of the pair where it is largest, nats.
+    """
+    distances = [0.0]
+    together = _logps(model, processor, pairs, layout).float()  # (2P, A)
+    twice = _logps(model, processor, [*pairs, *pairs], layout).float()  # (4P, A)
+    for number, pair in enumerate(pairs):
+        alone = _logps(model, processor, [pair], layout).float()  # (2, A')
+        for side, ids in enumerate((pair.chosen_ids, pair.rejected_ids)):
+            if not ids:  # of an example
+                continue
+            own = alone[side, : len(ids)]
+            for batch in (together, twice):
+                row = number + side * (len(batch) // 2)
+                distances.append((batch[row, : len(ids)] - own).abs().mean().item())
+    return max(distances)
 
 
 def _logps(model: Any, processor: Any, pairs: Sequence[EncodedPair], layout: Layout) -> Tensor:

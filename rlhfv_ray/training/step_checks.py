@@ -15,14 +15,18 @@ from torch import Tensor
 
 from rlhfv_ray.data.reference_table import check_reference
 from rlhfv_ray.errors import CheckpointError
+from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.loss import PreferenceLoss, StepLoss
 from rlhfv_ray.records import PairBatch
 from rlhfv_ray.storage.folder import display_path
 from rlhfv_ray.training.metrics_log import METRICS_FILE, recorded_loss
 
 # By dtype: the largest distance of the first loss from ln 2, and of a token's log-prob from the
-# reference's, in nats.
+# reference's, in nats. bf16 where the self-check has not measured its rounding.
 GATE = {"fp32": (1e-6, 1e-5), "bf16": (1e-2, 1e-2)}
+# Largest distance of a token's log-prob in bf16, as a multiple of what the self-check measured
+# between two passes of the same rows, which knows two pairs alone.
+ROUNDINGS = 4
 # By dtype: the largest distance of a repeated update's loss from the recorded one, relative to a
 # recorded loss above 1. The same workers repeat it to the bit on CPUs. Other workers, another micro
 # batch or other GPUs round differently, which beta, gamma and long answers magnify.
@@ -43,6 +47,7 @@ def starts_at_reference(
     reference_logps: Tensor,  # (N,) nats, of the same tokens
     *,
     dtype: str,
+    rounding: float | None = None,  # that the self-check measured in this dtype, nats
 ) -> Tensor:
     """Return a scalar that is true if the policy still is the reference, up to rounding.
 
@@ -60,6 +65,9 @@ def starts_at_reference(
     loss_error = (losses.mean() - math.log(2)).abs()
     token_error = (policy_logps - reference_logps).abs().mean()
     loss_tolerance, token_tolerance = GATE[dtype]
+    if dtype == "bf16" and rounding is not None:
+        loss_tolerance, token_tolerance = GATE["fp32"]
+        token_tolerance = max(token_tolerance, ROUNDINGS * rounding)
     return (loss_error <= loss_tolerance) | (token_error <= token_tolerance)
 
 
@@ -69,7 +77,7 @@ def check_first_loss(
     loss: PreferenceLoss,
     *,
     dtype: str,
-    reference: Path,  # folder of the reference log-probs
+    reference: Path,  # folder of the reference log-probs, with the self-check
     reference_inputs: Mapping[str, Any],  # what its config.json should say
 ) -> None:
     """Check a batch of the first update: policy and reference must agree; called by every worker.
@@ -84,6 +92,7 @@ def check_first_loss(
         scored.detach()[is_answer],
         batch.reference_token_logps[is_answer],
         dtype=dtype,
+        rounding=read_check(reference).rounding if dtype == "bf16" else None,
     )
     failed = (~passed).float()
     dist.all_reduce(failed, dist.ReduceOp.MAX)

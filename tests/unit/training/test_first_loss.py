@@ -13,6 +13,8 @@ from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import batch_loss
 from rlhfv_ray.models import AnswerPolicy, layout_of, load_policy, prepare_training
 from rlhfv_ray.models.batch import collate_pairs, to_device
+from rlhfv_ray.models.self_check import rounding_distance
+from rlhfv_ray.training.step_checks import starts_at_reference
 from rlhfv_ray.training.worker import start_engine
 from tests.unit.training.conftest import RANK_0_OF_1
 
@@ -72,6 +74,35 @@ def test_engine_is_the_reference(stage, dtype, variant, biased_model, encoded, m
     assert step.preference is not None
     assert step.preference.losses.mean().item() == pytest.approx(math.log(2), abs=1e-6)
     engine.destroy()
+
+
+def test_the_gate_in_bf16_sees_another_model_and_no_other_batch(biased_model, encoded):
+    """Catches: another model that passes because its mean loss is within 1e-2 of ln 2; rows of the
+    same model refused because training lays them out in other batches than the reference.
+    """
+    model, processor = load_policy(biased_model, dtype="bf16", device="cpu")
+    policy = AnswerPolicy(model, layout_of(model))
+    pairs = score_pairs(policy, processor, encoded[:PAIRS])
+    rounding = rounding_distance(model, processor, encoded[:2], policy.layout)
+
+    @torch.no_grad()
+    def passes(rows, rounding: float | None) -> bool:
+        batch = collate_pairs(rows, processor, rule="muffin", layout=policy.layout)
+        batch = to_device(batch, model.device, model.dtype)
+        scored = policy_token_logps(policy, batch)
+        loss = batch_loss(scored, batch, LossConfig(beta=0.1, gamma=1.0, normalize=True))
+        assert loss.preference is not None and batch.reference_token_logps is not None
+        answers = batch.answers >= 0
+        logps = scored[answers], batch.reference_token_logps[answers]
+        losses = loss.preference.losses
+        return bool(starts_at_reference(losses, *logps, dtype="bf16", rounding=rounding))
+
+    assert passes(pairs, rounding)
+    assert all(passes([pair], rounding) for pair in pairs)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1.05)
+    assert passes(pairs, None)
+    assert not passes(pairs, rounding)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,27 @@ def test_first_loss_passes_by_loss_or_by_tokens(loss_error, token_error, dtype, 
     assert bool(result) is passes
 
 
+@pytest.mark.parametrize(
+    ("token_error", "rounding", "passes"),
+    [
+        (9e-3, None, True),  # a check from before rounding was measured
+        (9e-3, 3e-3, True),
+        (9e-3, 2e-3, False),
+        (0.0, 0.0, True),
+        (9e-6, 0.0, True),  # as in fp32
+        (1e-4, 0.0, False),
+        (math.nan, 3e-3, False),
+    ],
+)
+def test_first_loss_in_bf16_is_as_close_as_two_passes(token_error, rounding, passes):
+    """Catches: a tolerance so wide that another forward pass goes unseen where rows repeat."""
+    losses = LN_2 - 2.3e-3  # within the tolerance of a check that measured nothing
+    result = starts_at_reference(
+        losses, LOGPS, LOGPS + token_error, dtype="bf16", rounding=rounding
+    )
+    assert bool(result) is (passes or rounding is None)
+
+
 def test_first_loss_of_a_batch_is_its_mean():
     """Catches: one pair's loss taken for the batch's. Off by +1e-3 and -1e-3: ln 2 together."""
     losses = LN_2 + torch.tensor([1e-3, -1e-3])
