@@ -76,7 +76,7 @@ IMITATION = LossConfig(
 FROZEN_VISION = ModelConfig(trainable=("projector", "language"))
 # Muffin gives BEiT-3's weights for pictures the learning rate 0; queries and B weights are trained.
 MUFFIN_RESTING = ("beit3.*[.]A[.]", "beit3.vision_embed")
-EIGHT_A100 = ScaleConfig(workers=8, gpu=True, cpus=4, micro_batch=1, actors=8, checkpoint_every=100)
+EIGHT_A100 = ScaleConfig(workers=8, gpu=True, cpus=4, micro_batch=0, actors=8, checkpoint_every=100)
 
 
 def shapes() -> DDPOConfig:

@@ -379,8 +379,9 @@ class ScaleConfig:
     cpus: float = 1.0
     """CPUs of every worker and actor, > 0."""
     micro_batch: int = 1
-    """Pairs per worker and forward pass, >= 1. An update accumulates optim.batch / (workers *
-    micro_batch) passes. Raise it while memory lasts."""
+    """Pairs per worker and forward pass, >= 0. An update accumulates optim.batch / (workers *
+    micro_batch) passes. 0 takes the largest of 4, 2 and 1 that fits into memory without
+    recomputation."""
     row_tokens: int = 0
     """Longest row, in tokens, that pairs of one forward pass share, >= 0. 0 gives each pair its own
     row. Needs shared rows (model.layout)."""
@@ -392,7 +393,8 @@ class ScaleConfig:
     """Memory of a worker's device in GiB, for the check that a step fits. 0 measures it."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage, 0 to 3: 0 shards nothing, 1 the optimizer state, 2 also the gradients,
-    3 also the parameters."""
+    3 also the parameters. In bf16, 2 and 3 add up the gradients of several passes in fp32, 0 and 1
+    in bf16."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """State kept in CPU memory: `none`, `optimizer` (needs ZeRO >= 1), or `all`, which adds the
     parameters (needs ZeRO 3)."""
@@ -425,7 +427,7 @@ class ScaleConfig:
         is_range &= not self.is_elastic or self.least_workers < self.most_workers
         allowed = ">= 1, or the least and a larger most"
         check_setting(is_range, "scale.workers", self.workers, allowed)
-        _check_at_least(self, "scale.", 1, "micro_batch", "actors", "rows", "keep")
+        _check_at_least(self, "scale.", 1, "actors", "rows", "keep")
         _check_at_least(self, "scale.", 1, "inference_batch", "checkpoint_every", "log_every")
         _check_at_least(self, "scale.", 1, "start_attempts")
         _check_above_zero(self, "scale.", "cpus", "start_timeout")
@@ -433,6 +435,7 @@ class ScaleConfig:
         _check_at_least(self, "scale.", 0, "max_failures", memory_gib="0: measured")
         _check_at_least(self, "scale.", 0, row_tokens="0: one pair a row")
         _check_at_least(self, "scale.", 0, checkpoint_minutes="0: by updates alone")
+        _check_at_least(self, "scale.", 0, micro_batch="0: the largest of 4, 2 and 1 that fits")
         lowest_stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         allowed = f"none below ZeRO stage {lowest_stage}"
         check_setting(self.zero_stage >= lowest_stage, "scale.offload", self.offload, allowed)
@@ -523,7 +526,7 @@ class DDPOConfig:
     def __post_init__(self) -> None:
         scale = self.scale
         for workers in (scale.least_workers, scale.most_workers):
-            per_pass = workers * scale.micro_batch
+            per_pass = workers * max(1, scale.micro_batch)
             allowed = f"a multiple of scale.workers * scale.micro_batch = {per_pass}"
             is_multiple = self.optim.batch % per_pass == 0
             check_setting(is_multiple, "optim.batch", self.optim.batch, allowed)
@@ -544,7 +547,7 @@ class DDPOConfig:
             [2, 4, 8]
         """
         counts = range(self.scale.least_workers, self.scale.most_workers + 1)
-        micro_batch = self.scale.micro_batch
+        micro_batch = max(1, self.scale.micro_batch)
         return [count for count in counts if self.optim.batch % (count * micro_batch) == 0]
 
     def with_workers(self, count: int) -> "DDPOConfig":
@@ -553,8 +556,11 @@ class DDPOConfig:
 
     @property
     def accumulation(self) -> int:
-        """Forward passes per update and worker, with the least workers if their number varies."""
-        return self.optim.batch // (self.scale.least_workers * self.scale.micro_batch)
+        """Forward passes per update and worker, with the least workers if their number varies.
+
+        As long as micro_batch is 0, that of one pair per pass.
+        """
+        return self.optim.batch // (self.scale.least_workers * max(1, self.scale.micro_batch))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,20 @@ IGNORED = -100  # label of a token that is not scored: prompt or padding
 # Bytes of fp32 logits held at a time. With more tokens than fit, the tokens are scored in chunks,
 # and each chunk is computed again in backward.
 HEAD_BYTES = 48 * 1024**2
+HEAD_SHARE = 128  # a GPU may hold this part of its memory, because every chunk is a few launches
+
+
+def head_limit(gpu_bytes: int) -> int:
+    """Return the bytes of fp32 logits to hold at a time.
+
+    Args:
+        gpu_bytes: memory of the GPU; 0 on a CPU.
+
+    Example:
+        >>> head_limit(0) // 2**20, head_limit(80 * 2**30) // 2**20
+        (48, 640)
+    """
+    return max(HEAD_BYTES, gpu_bytes // HEAD_SHARE)
 
 
 def token_logps(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B S"]:

@@ -188,6 +188,8 @@ def train_stage(
         "loss": changed_settings(config.loss),
         "optim": optim,
         "seed": config.seed,
+        # bf16's gradients were once added up in bf16.
+        **({"gradients": "fp32"} if config.model.dtype == "bf16" else {}),
         **({"limit": config.data.limit} if config.data.limit else {}),
         **({"mix_weights": config.data.source_weights} if config.data.mixed_with else {}),
     }

@@ -15,7 +15,7 @@ from rlhfv_ray.config import DataConfig, DDPOConfig, ScaleConfig
 from rlhfv_ray.data import Slice
 from rlhfv_ray.errors import RlhfvError
 from rlhfv_ray.inference.model_check import usable_samples
-from rlhfv_ray.models import fit_memory, processor_of, step_size
+from rlhfv_ray.models import fit_step, processor_of
 from rlhfv_ray.models.loading import BROKEN
 
 LOOKED_AT = 32  # first usable rows, of which the longest make a step
@@ -41,8 +41,7 @@ def check_step_fits(config: DDPOConfig, data: DataConfig, shards: Sequence[Slice
     if not pairs:  # no row is usable, which ends the stage with its own error
         return
     try:
-        step = step_size(pairs[-config.scale.micro_batch :], processor, config)
-        fit_memory(config, step, largest_memory(config.scale))
+        fit_step(config, pairs, processor, largest_memory(config.scale))
     except RlhfvError:  # it does not fit
         raise
     except BROKEN:  # the meta device cannot run every model; training says so when it starts

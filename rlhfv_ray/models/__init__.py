@@ -16,7 +16,7 @@ from rlhfv_ray.models.loading import (
     model_digests,
     weights_digest,
 )
-from rlhfv_ray.models.memory import Memory, fit_memory, predict_memory, step_size
+from rlhfv_ray.models.memory import Memory, fit_memory, fit_step, predict_memory, step_size
 from rlhfv_ray.models.muffin import MuffinForConditionalGeneration
 from rlhfv_ray.models.muffin_processor import MuffinProcessor
 from rlhfv_ray.models.policy import AnswerPolicy, generator, recompute_activations
@@ -37,6 +37,7 @@ __all__ = [
     "check_image_tokens",
     "check_pickles",
     "fit_memory",
+    "fit_step",
     "generator",
     "layout_of",
     "load_model",

@@ -15,7 +15,7 @@ Shapes: P pairs, B = 2P answers of up to A tokens, R rows of T tokens, N scored 
 position ids per token (1, or 3 in Qwen-VL).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, takewhile
 from typing import Any
@@ -254,6 +254,27 @@ def to_device(batch: PairBatch, device: torch.device, dtype: torch.dtype) -> Pai
         answers=move(batch.answers),
         changed=move(batch.changed),
         reference_token_logps=reference,
+    )
+
+
+def pinned(batch: PairBatch) -> PairBatch:
+    """Return the batch in pinned memory, from which a GPU copies while it computes."""
+    return map_tensors(batch, Tensor.pin_memory)
+
+
+def map_tensors(batch: PairBatch, change: Callable[[Tensor], Tensor]) -> PairBatch:
+    """Return the batch with every tensor changed that goes to the device: all but the forks."""
+    inputs = {
+        name: tensor if name == FORKS else change(tensor) for name, tensor in batch.inputs.items()
+    }
+    reference = batch.reference_token_logps
+    return batch._replace(
+        inputs=inputs,
+        predictors=change(batch.predictors),
+        targets=change(batch.targets),
+        answers=change(batch.answers),
+        changed=change(batch.changed),
+        reference_token_logps=None if reference is None else change(reference),
     )
 
 

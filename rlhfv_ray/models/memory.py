@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.logps import HEAD_BYTES
+from rlhfv_ray.logps import HEAD_BYTES, head_limit
 from rlhfv_ray.models.activations import StepSize, activation_bytes
 from rlhfv_ray.models.adapters import meta_model, parameter_counts
 from rlhfv_ray.models.batch import FORKS, collate_pairs
@@ -22,7 +22,11 @@ from rlhfv_ray.records import EncodedPair
 
 GIB = 2**30
 SPARE = 0.08  # fraction of the device for fragmentation, libraries and collectives' buffers
-BUCKET = 5e8  # elements of DeepSpeed's reduction bucket, its default
+# Most elements of DeepSpeed's reduction bucket: large enough that an exchange takes milliseconds,
+# and small enough that the first of them starts early in the backward pass.
+BUCKET = 200_000_000
+SHARDED_GRADIENTS = 2  # lowest ZeRO stage that shards gradients
+MICRO_BATCHES = (4, 2, 1)  # tried for `scale.micro_batch` 0
 CHOICES = (0, 4, 2, 1)  # values of `scale.recompute`, from the fastest to the leanest
 
 
@@ -79,12 +83,14 @@ def step_size(
     return StepSize(rows, tokens, images, len(batch.targets), forks, split_head)
 
 
-def predict_memory(config: DDPOConfig, step_size: StepSize) -> Memory:
+def predict_memory(config: DDPOConfig, step_size: StepSize, *, available: int = 0) -> Memory:
     """Return the peak memory of one worker in a training step.
 
     Args:
         config: model, dtype, ZeRO stage, offload, adapters, recomputed layers.
         step_size: rows, tokens and images of one forward pass.
+        available: bytes of the worker's device, by which a GPU sizes the head's chunks; 0: as if
+            it were small.
     """
     model = meta_model(config.model)
     counts = parameter_counts(model).values()
@@ -97,11 +103,13 @@ def predict_memory(config: DDPOConfig, step_size: StepSize) -> Memory:
     weights = 0 if scale.offload == "all" else parameters * width // shards[3]
     # fp32 master weights and two Adam moments: 3 * 4 bytes per trained parameter.
     optimizer = 0 if scale.offload != "none" else trained * 12 // shards[1]
-    bucket = int(min(trained, BUCKET)) * width if shards[2] > 1 else 0
-    gradients = trained * width // shards[2] + bucket
+    # ZeRO 2 fills a bucket while another one is reduced.
+    bucket_bytes = (0, 0, 2, 1)[scale.zero_stage] * min(trained, BUCKET) * width
+    gradients = trained * (4 if sums_in_fp32(config) else width) // shards[2] + bucket_bytes
     weight = model.get_output_embeddings().weight
     if step_size.split_head:
-        head = head_bytes(weight, step_size.scored, gpu=scale.gpu)
+        limit = head_limit(available if scale.gpu else 0)
+        head = head_bytes(weight, step_size.scored, gpu=scale.gpu, limit=limit)
     else:
         capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         head = whole_head_bytes(weight, step_size, capped=bool(capped))
@@ -110,17 +118,27 @@ def predict_memory(config: DDPOConfig, step_size: StepSize) -> Memory:
     return Memory(weights, gradients, optimizer, activations, max(head, working))
 
 
-def head_bytes(weight: Tensor, scored: int, *, gpu: bool) -> int:
+def sums_in_fp32(config: DDPOConfig) -> bool:
+    """Return True if DeepSpeed adds up in fp32 the bf16 gradients of an update's forward passes.
+
+    It can where it shards gradients. A single pass needs no sum, and no memory for it.
+    """
+    is_sharded = config.scale.zero_stage >= SHARDED_GRADIENTS
+    return config.model.dtype == "bf16" and is_sharded and config.accumulation > 1
+
+
+def head_bytes(weight: Tensor, scored: int, *, gpu: bool, limit: int = HEAD_BYTES) -> int:
     """Return the bytes that the output head's backward needs (`logps.head_logps`).
 
     Args:
         weight: the head's, (V, D).
         scored: answer tokens of a forward pass.
         gpu: the step runs on a GPU.
+        limit: bytes of fp32 logits of a chunk.
     """
     narrow = weight.itemsize < 4
     # fp32 logits of a chunk, and their slopes in the weight's own precision.
-    logits = min(HEAD_BYTES, 4 * scored * len(weight))
+    logits = min(limit, 4 * scored * len(weight))
     logits += logits // 2 if narrow else 0
     if not weight.requires_grad:
         return logits
@@ -149,6 +167,53 @@ def whole_head_bytes(weight: Tensor, step_size: StepSize, *, capped: bool) -> in
     return max(forward, kept + 3 * scored, backward)
 
 
+def loaded_bytes(config: DDPOConfig) -> int:
+    """Return the bytes of all weights, which a worker loads before ZeRO 3 leaves it a share."""
+    counts = parameter_counts(meta_model(config.model)).values()
+    return sum(total for total, _ in counts) * (2 if config.model.dtype == "bf16" else 4)
+
+
+def fit_step(
+    config: DDPOConfig,
+    longest: Sequence[EncodedPair],
+    processor: Any,
+    available: int,
+    *,
+    split_head: bool = True,
+) -> tuple[DDPOConfig, Memory]:
+    """Choose `scale.micro_batch` and `scale.recompute` so that a step of the longest pairs fits.
+
+    A micro batch above 0 is left as it is. 0 is replaced by the largest of `MICRO_BATCHES` that
+    divides the batch and fits without further recomputation, or else by 1: fewer passes exchange
+    gradients less often, but recomputation costs more than they save.
+
+    Args:
+        config: configuration of the training.
+        longest: its longest pairs, the longest last.
+        processor: of its model.
+        available: bytes of one worker's device.
+        split_head: as the self-check found it.
+
+    Raises:
+        ConfigError: the step cannot fit; the message says what would.
+    """
+    scale, budget = config.scale, int(available * (1 - SPARE))
+
+    def sized(micro_batch: int) -> tuple[DDPOConfig, StepSize]:
+        chosen = replace(config, scale=replace(scale, micro_batch=micro_batch))
+        step = step_size(longest[-micro_batch:], processor, chosen, split_head=split_head)
+        return chosen, step
+
+    for micro_batch in () if scale.micro_batch else MICRO_BATCHES:
+        if config.optim.batch % (scale.least_workers * micro_batch) == 0:
+            chosen, step = sized(micro_batch)
+            lean = replace(chosen, scale=replace(chosen.scale, recompute=max(0, scale.recompute)))
+            if predict_memory(lean, step, available=available).total <= budget:
+                return fit_memory(lean, step, available)
+    chosen, step = sized(scale.micro_batch or 1)
+    return fit_memory(chosen, step, available)
+
+
 def fit_memory(
     config: DDPOConfig, step_size: StepSize, available: int
 ) -> tuple[DDPOConfig, Memory]:
@@ -166,10 +231,19 @@ def fit_memory(
         ConfigError: the step cannot fit; the message says what would.
     """
     budget = int(available * (1 - SPARE))
+    loaded = loaded_bytes(config)
+    if config.scale.zero_stage == 3 and loaded > budget:
+        raise ConfigError(
+            f"model.path = {config.model.path!r}: its weights take {loaded / GIB:.2f} GiB in "
+            f"{config.model.dtype}, and every worker loads all of them before ZeRO 3 leaves it a "
+            f"share. It has {available / GIB:.2f}, of which {SPARE:.0%} stay spare. Use GPUs with "
+            "more memory or a smaller model. (--scale.memory-gib sets the memory, if this figure "
+            "is wrong.)"
+        )
     choices = CHOICES if config.scale.recompute < 0 else (config.scale.recompute,)
     for every in choices:
         chosen = replace(config, scale=replace(config.scale, recompute=every))
-        memory = predict_memory(chosen, step_size)
+        memory = predict_memory(chosen, step_size, available=available)
         if memory.total <= budget:
             return chosen, memory
     raise ConfigError(
@@ -205,6 +279,10 @@ def remedies(config: DDPOConfig, step_size: StepSize, budget: int) -> str:
         "--scale.offload optimizer": replace(config, scale=offloaded),
         "--model.lora-rank 16 --model.trainable language": replace(config, model=adapters),
     }
+    if loaded_bytes(config) > budget:  # refused there
+        changes = {
+            flags: changed for flags, changed in changes.items() if changed.scale.zero_stage < 3
+        }
     fitting = [
         flags
         for flags, changed in changes.items()

@@ -7,11 +7,12 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlhfv_ray.logps import HEAD_BYTES, head_logps, widened
+from rlhfv_ray.logps import head_limit, head_logps, widened
 from rlhfv_ray.models.attention import select_forked_attention
 from rlhfv_ray.models.batch import FORKS, Layout, branch_mask
 
@@ -46,14 +47,15 @@ class AnswerPolicy(nn.Module):
         model: an image-text-to-text model. Where the layout has forks, its language model switches
             to `attention.forked_attention`, which without forks equals transformers' sdpa.
         layout: the layout of the batches, from `layout_of`.
-        head_bytes: logits held at a time, in bytes.
+        head_bytes: logits held at a time, in bytes; 0: `logps.head_limit` of the model's device.
     """
 
-    def __init__(self, model: Any, layout: Layout, *, head_bytes: int = HEAD_BYTES) -> None:
+    def __init__(self, model: Any, layout: Layout, *, head_bytes: int = 0) -> None:
         super().__init__()
         self.model = model
         self.layout = layout
-        self.head = AnswerHead(model.get_output_embeddings(), head_bytes)
+        head = model.get_output_embeddings()
+        self.head = AnswerHead(head, head_bytes or head_limit(gpu_bytes(head.weight.device)))
         if layout.shared and layout.forked:
             select_forked_attention(model)
 
@@ -91,6 +93,11 @@ class AnswerPolicy(nn.Module):
         if self.layout.forked:
             arguments[FORKS] = forks.tolist()
         return arguments
+
+
+def gpu_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU in bytes; 0 for another device."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
 
 
 def generator(model: Any) -> Callable[..., Any]:

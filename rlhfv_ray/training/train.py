@@ -35,6 +35,7 @@ from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import Record, RecordWriter, cut_damaged, tail_records
 
 COLLECTIVE_TIMEOUT_S = 600
+ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # torch's old and new name
 
 
 def ignore_records(records: Sequence[Record]) -> None:
@@ -154,8 +155,20 @@ def ray_trainer(job: TrainJob) -> TorchTrainer:
             ),
             callbacks=[RecordWriter(job.folder, job.token)],
             logging_config=ray.train.LoggingConfig("WARNING"),
+            worker_runtime_env=worker_environment(scale),
         ),
     )
+
+
+def worker_environment(scale: ScaleConfig) -> dict[str, Any]:
+    """Return Ray's runtime environment of a worker.
+
+    Batches differ in length. With segments that grow, torch's allocator leaves no gaps between
+    those of other sizes. A setting of the driver's own is left alone.
+    """
+    if not scale.gpu or any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        return {}
+    return {"env_vars": {ALLOCATOR_SETTINGS[0]: "expandable_segments:True"}}
 
 
 def run_worker(settings: dict[str, TrainJob]) -> None:

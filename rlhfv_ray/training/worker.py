@@ -33,16 +33,16 @@ from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.loss import StepLoss, batch_loss
 from rlhfv_ray.models import (
     AnswerPolicy,
-    fit_memory,
+    fit_step,
     load_model,
     prepare_training,
     processor_of,
     recompute_activations,
-    step_size,
 )
 from rlhfv_ray.models.augmentation import augmentation
-from rlhfv_ray.models.batch import Layout, collate_pairs, to_device
+from rlhfv_ray.models.batch import Layout, collate_pairs, pinned, to_device
 from rlhfv_ray.models.loading import BROKEN
+from rlhfv_ray.models.memory import MICRO_BATCHES
 from rlhfv_ray.models.self_check import SelfCheck, checked_layout
 from rlhfv_ray.records import EncodedPair, PairBatch
 from rlhfv_ray.storage.folder import fetch, make
@@ -52,6 +52,7 @@ from rlhfv_ray.training.checkpoint import (
     load_checkpoint,
     once_a_folder,
 )
+from rlhfv_ray.training.engine_settings import engine_settings
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_reporter import MetricsReporter
 from rlhfv_ray.training.sampler import micro_batches, nested_subset
@@ -79,8 +80,7 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     Raises:
         RlhfvError: on every rank.
     """
-    prepare(job)
-    job = replace(job, config=job.config.with_workers(dist.get_world_size()))
+    job = prepare(job)
     pairs, sizes = load_training_pairs(job.config, job.reference)
     check = read_check(job.reference)
     config, predicted_gib = fit_worker(
@@ -89,6 +89,7 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     scale, total_steps = config.scale, config.optim.total_steps(len(pairs))
     last_step = job.stop_after or total_steps
     engine, processor = load_engine(config, check)
+    job = replace(job, config=config)
     writer = Writer(job.folder, job.token, scale.keep, reference_digest(job.reference))
     saver = CheckpointSaver(engine, writer, minutes=scale.checkpoint_minutes)
     step, records = load_checkpoint(engine, job.folder, reference=writer.reference)
@@ -96,7 +97,11 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     reporter = MetricsReporter(
         records,
         report,
-        {"memory/predicted_gib": round(predicted_gib, 3), "recompute": scale.recompute},
+        {
+            "memory/predicted_gib": round(predicted_gib, 3),
+            "recompute": scale.recompute,
+            "micro_batch": scale.micro_batch,
+        },
         workers_by_node(),
     )
     collate = collation(config, processor, engine.module.layout)
@@ -169,7 +174,8 @@ def collation(
 
     def collate(pairs: Sequence[EncodedPair]) -> PairBatch:
         seen = pairs if augment is None else [augment.changed(pair) for pair in pairs]
-        return collate_pairs(seen, processor, rule=config.data.rule, layout=layout)
+        batch = collate_pairs(seen, processor, rule=config.data.rule, layout=layout)
+        return pinned(batch) if config.scale.gpu else batch
 
     return collate
 
@@ -181,11 +187,16 @@ def workers_by_node() -> dict[str, int]:
     return dict(Counter(nodes))
 
 
-def prepare(job: TrainJob) -> None:
-    """Seed torch, bring the reference to this node, and make the folder of the training there."""
+def prepare(job: TrainJob) -> TrainJob:
+    """Seed torch, bring the reference to this node, and make the folder of the training there.
+
+    Returns:
+        The job with the number of workers that there are.
+    """
     torch.manual_seed(job.config.seed)
     once_a_folder(job.reference, lambda: fetch(job.reference))
     once_a_folder(job.folder, lambda: make(job.folder))
+    return replace(job, config=job.config.with_workers(dist.get_world_size()))
 
 
 def checked_config(config: DDPOConfig, check: SelfCheck) -> DDPOConfig:
@@ -217,8 +228,8 @@ def fit_worker(
         split_head: as the self-check found it.
 
     Returns:
-        The configuration with its choice of activations to recompute, and the GiB a worker needs;
-        0 where they cannot be predicted, which is logged.
+        The configuration with its choice of pairs per forward pass and of activations to recompute,
+        and the GiB a worker needs; 0 where they cannot be predicted, which is logged.
 
     Raises:
         ConfigError: they do not fit; on every rank.
@@ -228,21 +239,21 @@ def fit_worker(
     least = torch.tensor(available_memory(scale), device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     by_length = sorted(range(len(sizes.tokens)), key=lambda row: sizes.tokens[row])
-    longest_rows = by_length[-scale.micro_batch :]
+    longest_rows = by_length[-max(*MICRO_BATCHES, scale.micro_batch) :]
     longest = [from_row(pairs[row], chosen_only=config.loss.is_sft) for row in longest_rows]
     processor = processor_of(config.model)
     try:
-        step = step_size(longest, processor, config, split_head=split_head)
-        fitting, memory = fit_memory(config, step, int(least))
+        fitting, memory = fit_step(config, longest, processor, int(least), split_head=split_head)
     except RlhfvError:  # it does not fit
         raise
     except BROKEN as error:  # the meta device cannot run every model
         logger.warning(
             "The memory of a step is not known before it runs: %s cannot be computed without its "
-            "weights (%s). Nothing is recomputed unless --scale.recompute says so.",
+            "weights (%s). Nothing is recomputed unless --scale.recompute says so, and a pass "
+            "takes one pair unless --scale.micro-batch says otherwise.",
             *(config.model.path, str(error).strip().splitlines()[0]),
         )
-        kept = replace(config.scale, recompute=max(0, config.scale.recompute))
+        kept = replace(scale, recompute=max(0, scale.recompute), micro_batch=scale.micro_batch or 1)
         return replace(config, scale=kept), 0.0
     return fitting, memory.total / 2**30
 
@@ -327,32 +338,12 @@ def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConf
     if not config.scale.gpu:
         # No compiled ops: gloo carries the collectives, and a build takes 90 s.
         setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
-    optim, scale = config.optim, config.scale
-    # DeepSpeed's stage 0 in fp32 neither detects nor skips a non-finite gradient. Stage 1 does,
-    # and computes the same.
-    stage = 1 if scale.zero_stage == 0 and config.model.dtype == "fp32" else scale.zero_stage
-    # `memory_efficient_linear` replaces torch's linear layers in stage 3. It adds the bias after
-    # rounding to bf16, and the policy would not be the reference.
-    zero: dict[str, Any] = {"stage": stage, "memory_efficient_linear": False}
-    if scale.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if scale.offload == "all":
-        zero["offload_param"] = {"device": "cpu"}
-    settings = {
-        "train_batch_size": optim.batch,
-        "train_micro_batch_size_per_gpu": scale.micro_batch,
-        "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": optim.clip,
-        "bf16": {"enabled": config.model.dtype == "bf16"},
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }
     gc.freeze()  # ZeRO 3 collects garbage, and need not look through the modules
+    trained = sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
+    settings = engine_settings(config, trained=trained)
     engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
     engine.eval()  # no dropout: policy and reference are the same function
-    recompute_activations(policy.model, max(0, scale.recompute))
+    recompute_activations(policy.model, max(0, config.scale.recompute))
     return engine
 
 

@@ -63,7 +63,7 @@ ALLOWED = {
 }
 # Of a record: what depends on the machine, and what only the first one of a process has.
 OF_A_RUN = ("system/tokens_per_second", "system/worker_memory_gib", "memory/predicted_gib")
-OF_A_RUN += ("recompute",)
+OF_A_RUN += ("recompute", "micro_batch")
 
 
 def flipped(content: bytes, name: str) -> bytes:

@@ -1,5 +1,6 @@
 """forked_attention: it equals masked attention, and no model but ours is touched by it."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -11,7 +12,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlhfv_ray.models import AnswerPolicy, attention, layout_of, load_policy
-from rlhfv_ray.models.attention import FORKED_SDPA, forked_attention
+from rlhfv_ray.models.attention import (
+    FORKED_SDPA,
+    PLAIN,
+    Paths,
+    attention_paths,
+    forked_attention,
+    paths_of,
+)
 from rlhfv_ray.models.batch import branch_mask
 from tests.families import FAMILIES, save
 
@@ -90,6 +98,51 @@ def test_forks_equal_their_mask():
     assert weights is None
     torch.testing.assert_close(found[used], masked[used])
     assert (found[~used] == 0).all()
+
+
+PATHS = [Paths(*switches) for switches in itertools.product((False, True), repeat=3)]
+
+
+@pytest.mark.parametrize("paths", PATHS, ids=str)
+def test_all_paths_equal_the_mask(paths):
+    """Catches: a path of GPUs that pairs heads with the wrong keys, mixes up stacked pairs, or
+    shifts the diagonal; a gradient that one of them drops.
+
+    Rows 0 and 2 hold pairs of equal sizes (2 + 1 + 2), at two places; row 1 one of other sizes.
+    """
+    torch.manual_seed(0)
+    tensors = [torch.randn(3, heads, 8, 3, dtype=torch.double) for heads in (4, 2, 2)]
+    forks = [(0, 0, 2, 1, 2), (0, 5, 1, 2, 0), (1, 0, 3, 0, 1), (2, 0, 1, 1, 0), (2, 2, 2, 1, 2)]
+    branches = torch.tensor(
+        [[0, 0, 1, 2, 2, 3, 4, 4], [0, 0, 0, 2, -1, -1, -1, -1], [0, 1, 3, 3, 4, 5, 5, -1]]
+    )
+    used = branches >= 0
+    results = []
+    for is_forked in (True, False):
+        query, key, value = leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        if is_forked:
+            with attention_paths(paths):
+                output, _ = forked_attention(None, query, key, value, None, forks, scaling=0.3)
+        else:
+            output = scaled_dot_product_attention(
+                query,
+                key.repeat_interleave(2, dim=1),
+                value.repeat_interleave(2, dim=1),
+                attn_mask=branch_mask(branches),
+                scale=0.3,
+            ).transpose(1, 2)
+        (output[used] ** 2).sum().backward()
+        results.append([output[used], *(leaf.grad for leaf in leaves)])
+    for ours, masked in zip(*results, strict=True):
+        torch.testing.assert_close(ours, masked, rtol=1e-12, atol=1e-12)
+
+
+def test_a_cpu_takes_the_plain_path():
+    """Catches: a CPU on a path for GPUs; a choice that outlives its use."""
+    assert paths_of(torch.zeros(1)) == PLAIN
+    with attention_paths(PATHS[-1]):
+        assert paths_of(torch.zeros(1)) == Paths(grouped=True, stacked=True, lower_right=True)
+    assert paths_of(torch.zeros(1)) == PLAIN
 
 
 def test_without_forks_it_is_transformers_sdpa(monkeypatch):

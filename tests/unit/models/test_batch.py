@@ -6,11 +6,13 @@ import torch
 from rlhfv_ray.models.batch import (
     CHOSEN,
     COMMON,
+    FORKS,
     REJECTED,
     Layout,
     branch_mask,
     collate_pairs,
     common_start,
+    map_tensors,
 )
 from rlhfv_ray.records import ReferencePair
 
@@ -111,3 +113,24 @@ def test_pixels_are_the_processors_and_the_same_for_both_answers(encoded, proces
     again = collate_pairs(encoded[:2], processor, rule="muffin").inputs["pixel_values"]
     assert torch.equal(pixels, again)
     assert batch.reference_token_logps is None
+
+
+def test_a_change_reaches_every_tensor_but_the_forks(encoded, processor):
+    """Catches: a tensor left behind in memory from which a GPU cannot copy beside its work."""
+    pairs = [
+        ReferencePair(
+            **vars(pair),
+            chosen_logps=[-0.5] * len(pair.chosen_ids),
+            rejected_logps=[-2.0] * len(pair.rejected_ids),
+        )
+        for pair in encoded[:2]
+    ]
+    batch = collate_pairs(pairs, processor, rule="muffin", layout=LAYOUTS["shared"])
+    copied = map_tensors(batch, torch.clone)
+    for before, after in ((batch.inputs, copied.inputs), (batch._asdict(), copied._asdict())):
+        for name, value in before.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(after[name], value)
+                assert (after[name] is value) == (name == FORKS)
+    encoded_only = collate_pairs(encoded[:1], processor, rule="muffin", layout=LAYOUTS["plain"])
+    assert map_tensors(encoded_only, torch.clone).reference_token_logps is None
