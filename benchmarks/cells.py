@@ -3,40 +3,52 @@
 Shapes: B rows, T tokens of a row, D features, V words.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Row, Timing, assert_close, compare, peak_bytes
+from benchmarks.measure import (
+    Row,
+    Timing,
+    assert_close,
+    assert_gradients_close,
+    compare,
+    peak_bytes,
+)
 from benchmarks.peers import (
     concatenated_inputs,
     concatenated_loss,
     full_head_logps,
+    one_by_one_answers,
     one_by_one_logps,
     trl_step,
 )
 from benchmarks.settings import FIRST_WORD, IMAGE_TOKEN, Setting, on
-from rlhfv_ray.config import LossConfig
+from rlhfv_ray.config import GenerationConfig, LossConfig
 from rlhfv_ray.logps import IGNORED, head_logps, policy_token_logps
 from rlhfv_ray.loss import batch_loss
 from rlhfv_ray.models import AnswerPolicy, recompute_activations
 from rlhfv_ray.models.batch import collate_pairs, to_device
-from rlhfv_ray.records import ReferencePair
+from rlhfv_ray.records import Prompt, ReferencePair
 
 LOSS = LossConfig(beta=0.1, gamma=5.0, normalize=False)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # relative to the peer's norm
 LARGE_HEAD_TOKENS = 1000  # from here on the head has to save LEAST_MEMORY_RATIO of memory
 LEAST_MEMORY_RATIO = 15.0
+GOAL_OF_REFERENCE = 2.5
+QUESTION = "Describe the picture."
 
 
-def gradient_of(model: Any) -> Tensor:
-    """Return the model's three largest gradients as one vector, in fp32 on the CPU."""
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    largest = sorted(gradients, key=lambda gradient: -gradient.numel())[:3]
-    return torch.cat([gradient.float().flatten().cpu() for gradient in largest])
+def gradients_of(model: Any) -> dict[str, Tensor]:
+    """Return the gradients of all parameters that have one, by name, on the CPU."""
+    return {
+        name: weight.grad.detach().clone().cpu()
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    }
 
 
 def our_step(
@@ -205,11 +217,13 @@ def step_cells(setting: Setting, name: str, *, rounds: int, goal: float) -> list
     size, dtype = setting.size, setting.model.dtype
     ours, peer = our_step(setting), concatenated_step(setting, checkpointing=False)
     checkpointed = concatenated_step(setting, checkpointing=True)
-    our_loss, our_gradient = ours(), gradient_of(setting.model)
+    our_loss, our_gradients = ours(), gradients_of(setting.model)
     for step in (peer, checkpointed):
         assert_close(our_loss, step(), tolerance=TOLERANCE[dtype], what=f"{name}: loss")
-        gradient = gradient_of(setting.model)
-        assert_close(our_gradient, gradient, tolerance=TOLERANCE[dtype], what=f"{name}: gradient")
+        gradients = gradients_of(setting.model)
+        assert_gradients_close(
+            our_gradients, gradients, tolerance=TOLERANCE[dtype], what=f"{name}: gradient"
+        )
     formula = size.flops(shared=False) / size.flops(shared=True)
     lengths = f"{size.tokens[0]} -> {size.tokens[1]} tokens"
     note = f"{len(setting.pairs)} pairs, {lengths}; formula {formula:.2f}"
@@ -234,41 +248,86 @@ def step_cells(setting: Setting, name: str, *, rounds: int, goal: float) -> list
 def trl_cells(setting: Setting, name: str, *, rounds: int) -> list[Row]:
     """(c) Compare our step at gamma 1 with TRL's DPOTrainer on the same batch and weights.
 
-    TRL runs without checkpointing, and with it, which is its default.
+    TRL computes the reference of images in every step. Ours is computed once, before training. It
+    is charged in full, as in a training of one epoch; more epochs share it. The last row gives TRL
+    the same stored reference, which TRL's own options refuse for images.
     """
     dpo = LossConfig(beta=LOSS.beta, gamma=1.0, normalize=False)
-    pairs = [
-        replace(pair, **logps)
-        for pair, logps in zip(setting.pairs, true_reference(setting), strict=True)
-    ]
-    ours = our_step(replace(setting, pairs=pairs), setting.policy, loss=dpo)
-    inputs = concatenated_inputs(setting.pairs, setting.processor, setting.plain, rule="both_sides")
-    note = f"{len(pairs)} pairs; TRL runs the reference in every step"
+    stored = true_reference(setting)
+    pairs = [replace(pair, **logps) for pair, logps in zip(setting.pairs, stored, strict=True)]
+    own = replace(setting, pairs=pairs)
+    step = our_step(own, setting.policy, loss=dpo)
+    reference = reference_pass(own)
+
+    def charged() -> Tensor:
+        reference()
+        return step()
+
+    inputs = concatenated_inputs(pairs, setting.processor, setting.plain, rule="both_sides")
     timing = Timing(rounds, setting.device)
     rows = []
-    for goal, checkpointing, variant in (
-        (2.3, False, "equal checkpointing"),
-        (2.6, True, "its defaults"),
-    ):
+    for peer_case in TRL_CASES:
         trl_model, peer = trl_step(
-            setting.model, inputs, beta=dpo.beta, checkpointing=checkpointing
+            setting.model,
+            inputs,
+            beta=dpo.beta,
+            checkpointing=peer_case.checkpointing,
+            stored=peer_case.stored,
         )
-        our_loss, our_gradient = ours(), gradient_of(setting.model)
-        trl_loss, trl_gradient = peer(), gradient_of(trl_model)
+        ours = step if peer_case.stored else charged
+        our_loss, our_gradients = ours(), gradients_of(setting.model)
+        trl_loss, trl_gradients = peer(), gradients_of(trl_model)
         assert_close(our_loss, trl_loss, tolerance=1e-5, what=f"{name}: TRL's loss")
-        assert_close(our_gradient, trl_gradient, tolerance=1e-4, what=f"{name}: TRL's gradient")
-        cell = f"c step, {name}, TRL, {variant}"
-        rows.append(compare(cell, ours, peer, goal=goal, timing=timing, note=note))
+        assert_gradients_close(
+            our_gradients, trl_gradients, tolerance=1e-4, what=f"{name}: TRL's gradient"
+        )
+        cell = f"c step, {name}, TRL, {peer_case.name}"
+        note = f"{len(pairs)} pairs; {peer_case.note}"
+        rows.append(compare(cell, ours, peer, goal=peer_case.goal, timing=timing, note=note))
     return rows
+
+
+class TrlCase(NamedTuple):
+    """One way to run TRL, and the goal of ours against it."""
+
+    name: str
+    goal: float
+    checkpointing: bool
+    stored: bool
+    note: str
+
+
+CHARGED = "TRL runs the reference in every step; our reference pass is charged (one epoch)"
+TRL_CASES = (
+    TrlCase("equal checkpointing", 1.6, checkpointing=False, stored=False, note=CHARGED),
+    TrlCase("its defaults", 1.8, checkpointing=True, stored=False, note=CHARGED),
+    TrlCase(
+        "the same stored reference",
+        1.8,
+        checkpointing=False,
+        stored=True,
+        note="neither side runs the reference, equal checkpointing",
+    ),
+)
+
+
+def reference_pass(setting: Setting) -> Callable[[], Tensor]:
+    """Build our reference pass over all pairs, from encoded pairs to log-probs."""
+    policy, processor = setting.policy, setting.processor
+
+    def score() -> Tensor:
+        batch = collate_pairs(setting.pairs, processor, rule="both_sides", layout=policy.layout)
+        batch = to_device(batch, setting.device, setting.model.dtype)
+        with torch.no_grad():
+            return policy_token_logps(policy, batch).float()  # (2P, A): chosen, then rejected
+
+    return score
 
 
 def true_reference(setting: Setting) -> list[dict[str, list[float]]]:
     """Return the token log-probs of every pair's answers under the setting's own model, in nats."""
-    policy, pairs = setting.policy, setting.pairs
-    batch = collate_pairs(pairs, setting.processor, rule="both_sides", layout=policy.layout)
-    batch = to_device(batch, setting.device, setting.model.dtype)
-    with torch.no_grad():
-        logps = policy_token_logps(policy, batch).tolist()  # (2P, A): chosen, then rejected
+    pairs = setting.pairs
+    logps = reference_pass(setting)().tolist()
     return [
         {
             "chosen_logps": logps[row][: len(pair.chosen_ids)],
@@ -279,24 +338,23 @@ def true_reference(setting: Setting) -> list[dict[str, list[float]]]:
 
 
 def reference_cell(setting: Setting, name: str, *, rounds: int) -> Row:
-    """(e) Compare the reference pass with one answer at a time."""
-    policy, device, pairs = setting.policy, setting.device, setting.pairs
-    batch = collate_pairs(pairs, setting.processor, rule="both_sides", layout=policy.layout)
-    batch = to_device(batch, device, setting.model.dtype)
-    singles = []  # inputs and labels of one answer each: chosen and rejected by turns
-    for pair in pairs:
-        rows = concatenated_inputs([pair], setting.processor, setting.plain, rule="both_sides")
-        for row in range(2):
-            inputs = {key: tensor[row : row + 1] for key, tensor in rows["inputs"].items()}
-            labels = rows["labels"][row : row + 1].to(device)
-            singles.append({"inputs": on(inputs, setting), "labels": labels})
+    """(e) Compare the reference pass with one answer at a time, both from pairs to log-probs.
 
-    def ours() -> Tensor:
-        with torch.no_grad():
-            return policy_token_logps(policy, batch).float()
+    The image processor's time is part of both sides.
+    """
+    device, pairs = setting.device, setting.pairs
+    ours = reference_pass(setting)
+
+    def singles() -> Iterator[dict[str, Any]]:  # chosen and rejected by turns
+        for pair in pairs:
+            rows = concatenated_inputs([pair], setting.processor, setting.plain, rule="both_sides")
+            for row in range(2):
+                inputs = {key: tensor[row : row + 1] for key, tensor in rows["inputs"].items()}
+                labels = rows["labels"][row : row + 1].to(device)
+                yield {"inputs": on(inputs, setting), "labels": labels}
 
     def peer() -> list[Tensor]:
-        return one_by_one_logps(setting.model, singles)
+        return one_by_one_logps(setting.model, singles())
 
     our_logps, peer_logps = ours(), peer()
     tolerance = TOLERANCE[setting.model.dtype]
@@ -305,42 +363,33 @@ def reference_cell(setting: Setting, name: str, *, rounds: int) -> Row:
             our_sum = our_logps[number + side * len(pairs)].sum()
             peer_sum = peer_logps[2 * number + side].sum()
             assert_close(our_sum, peer_sum, tolerance=tolerance, what=f"{name}: reference")
-    cell, note = f"e reference pass, {name}", f"{len(pairs)} pairs"
-    return compare(cell, ours, peer, goal=2.5, timing=Timing(rounds, device), note=note)
+    cell, note = f"e reference pass, {name}", f"{len(pairs)} pairs, with their collation"
+    return compare(
+        cell, ours, peer, goal=GOAL_OF_REFERENCE, timing=Timing(rounds, device), note=note
+    )
 
 
 def generation_cell(
     setting: Setting, name: str, *, rounds: int, batch: int, new_tokens: int, goal: float
 ) -> Row:
-    """(f) Compare greedy answers of a batch of prompts with one prompt at a time.
+    """(f) Compare our greedy answers to a batch of prompts with `generate` on one at a time.
 
-    In fp32 both must give the same tokens.
+    Both sides go from pictures and questions to texts. In fp32 these must be the same.
     """
-    model, device = setting.model, setting.device
+    from rlhfv_ray.inference.generate import answer_prompts  # with Ray
+
     pairs = (list(setting.pairs) * batch)[:batch]
-    ids = torch.tensor([pair.prompt_ids for pair in pairs], device=device)  # (B, T)
-    pixels = pixels_of(setting, pairs)
-    fixed = {
-        "max_new_tokens": new_tokens,
-        "min_new_tokens": new_tokens,
-        "do_sample": False,
-        "pad_token_id": 0,
-    }
+    prompts = [Prompt(str(number), pair.image, QUESTION) for number, pair in enumerate(pairs)]
+    decoding = GenerationConfig(max_new_tokens=new_tokens)
 
-    def answers(rows: slice) -> Tensor:
-        with torch.inference_mode():
-            mask = torch.ones_like(ids[rows])
-            return model.generate(
-                input_ids=ids[rows], attention_mask=mask, pixel_values=pixels[rows], **fixed
-            )
+    def ours() -> list[str]:
+        return answer_prompts(setting.model, setting.processor, prompts, decoding)
 
-    def ours() -> Tensor:
-        return answers(slice(None))
+    def peer() -> list[str]:
+        return one_by_one_answers(setting.model, setting.processor, prompts, new_tokens=new_tokens)
 
-    def peer() -> Tensor:
-        return torch.cat([answers(slice(row, row + 1)) for row in range(batch)])
-
-    if model.dtype == torch.float32:
-        assert torch.equal(ours(), peer()), f"{name}: answers depend on the batch"
-    cell, note = f"f generation, {name}", f"{batch} prompts, {new_tokens} tokens each"
-    return compare(cell, ours, peer, goal=goal, timing=Timing(rounds, device), note=note)
+    if setting.model.dtype == torch.float32:
+        assert ours() == peer(), f"{name}: answers depend on the batch"
+    cell, note = f"f generation, {name}", f"{batch} prompts, at most {new_tokens} tokens each"
+    timing = Timing(rounds, setting.device)
+    return compare(cell, ours, peer, goal=goal, timing=timing, note=note)

@@ -7,19 +7,21 @@ unused cross-entropy. The log-softmax runs in fp32 over the full logits.
 Shapes: P pairs, 2P rows (chosen, then rejected), T tokens of a row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from io import BytesIO
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rlhfv_ray.config import LossConfig
 from rlhfv_ray.logps import IGNORED, token_logps, weighted_logps
 from rlhfv_ray.loss import dpo_loss
 from rlhfv_ray.models.batch import Layout, collate_pairs
-from rlhfv_ray.records import ReferencePair
+from rlhfv_ray.records import Prompt, ReferencePair
 from rlhfv_ray.segments import Rule
 
 
@@ -72,7 +74,27 @@ def full_head_logps(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return token_logps(logits, labels)
 
 
-def one_by_one_logps(model: Any, rows: Sequence[dict[str, Any]]) -> list[Tensor]:
+def one_by_one_answers(
+    model: Any, processor: Any, prompts: Sequence[Prompt], *, new_tokens: int
+) -> list[str]:
+    """Generate greedily, one prompt at a time, as the release's evaluation and most scripts do."""
+    texts = []
+    for prompt in prompts:
+        message = [{"type": "image"}, {"type": "text", "text": prompt.question}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": message}], add_generation_prompt=True
+        )
+        image = Image.open(BytesIO(prompt.image)).convert("RGB")
+        inputs = processor(images=[image], text=[text], return_tensors="pt")
+        inputs = inputs.to(model.device, model.dtype)
+        with torch.inference_mode():
+            tokens = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+        answer = tokens[0, inputs["input_ids"].shape[1] :]
+        texts.append(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
+    return texts
+
+
+def one_by_one_logps(model: Any, rows: Iterable[dict[str, Any]]) -> list[Tensor]:
     """Run a reference pass one answer at a time, as the release's script does.
 
     Each of `rows` holds the inputs and labels of one answer.
@@ -85,12 +107,13 @@ def one_by_one_logps(model: Any, rows: Sequence[dict[str, Any]]) -> list[Tensor]
 
 
 def trl_step(
-    model: Any, rows: dict[str, Any], *, beta: float, checkpointing: bool
+    model: Any, rows: dict[str, Any], *, beta: float, checkpointing: bool, stored: bool
 ) -> tuple[Any, Callable[[], Tensor]]:
     """Set up TRL's DPOTrainer on a batch of `concatenated_inputs`.
 
     TRL refuses cached reference log-probs for batches with images, so it computes them in every
-    step. Its loss has no token weights.
+    step. With `stored` it reads those of the batch, as it does for texts. Its loss has no token
+    weights.
 
     Returns:
         A copy of the model, and a function that computes the copy's loss and gradients.
@@ -130,7 +153,11 @@ def trl_step(
     if checkpointing:  # TRL's own loop enables it before the first step
         policy.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     policy.train()
+    trainer.precompute_ref_logps = stored
+    sums = rows["reference"].sum(-1)  # (2P,) nats
+    chosen, rejected = sums.chunk(2)
     inputs = {**rows["inputs"], "completion_mask": (rows["labels"] != IGNORED).long()}
+    inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected} if stored else {}
 
     def step() -> Tensor:
         policy.zero_grad(set_to_none=True)

@@ -24,7 +24,9 @@ from rlhfv_ray.models import AnswerPolicy, layout_of, load_processor
 from rlhfv_ray.models.batch import Layout
 from rlhfv_ray.records import ChangedTokens, ReferencePair
 
-IMAGE_TOKEN, FIRST_WORD = 1, 10
+IMAGE_TOKEN, FIRST_WORD = 3, 10  # the image token of the shapes world's tokenizer
+
+PATCH = 14  # pixels
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,16 @@ class Size:
     words: int
     vision_width: int
     vision_layers: int
-    image_side: int  # pixels; patches of 14
+    image_side: int  # pixels
     prompt: int  # text tokens, image tokens not included
     answer: int
     common: int  # tokens of the common prefix of both answers
+    group: int = 1  # query heads that share a key head
 
     @property
     def image_tokens(self) -> int:
         """Return the number of patches of an image."""
-        return (self.image_side // 14) ** 2
+        return (self.image_side // PATCH) ** 2
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -108,7 +111,7 @@ def make_setting(size: Size, *, pairs: int, device: torch.device, dtype: torch.d
         num_hidden_layers=size.vision_layers,
         num_attention_heads=max(1, size.vision_width // 64),
         image_size=size.image_side,
-        patch_size=14,
+        patch_size=PATCH,
     )
     text = LlamaConfig(
         vocab_size=size.words,
@@ -116,7 +119,7 @@ def make_setting(size: Size, *, pairs: int, device: torch.device, dtype: torch.d
         intermediate_size=size.feedforward,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
+        num_key_value_heads=size.heads // size.group,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
     )
@@ -138,6 +141,7 @@ def make_setting(size: Size, *, pairs: int, device: torch.device, dtype: torch.d
     side = {"height": size.image_side, "width": size.image_side}
     processor = load_processor("shapes")  # of the same family, for smaller pictures
     processor.image_processor = CLIPImageProcessorPil(size=side, do_center_crop=False)
+    processor.patch_size = PATCH
     return Setting(size, model, processor, make_pairs(size, pairs), device)
 
 
@@ -161,9 +165,9 @@ def make_pairs(size: Size, count: int) -> list[ReferencePair]:
     tail = size.answer - size.common
     for number in range(count):
         common = words(size.common)
-        # Tokens 2 and 3 make the answers differ right after the common prefix.
-        chosen = [*common, 2, *words(tail - 1)]
-        rejected = [*common, 3, *words(tail - 1)]
+        # Two tokens that are no words make the answers differ right after the common prefix.
+        chosen = [*common, FIRST_WORD - 2, *words(tail - 1)]
+        rejected = [*common, FIRST_WORD - 1, *words(tail - 1)]
         changed = ChangedTokens(marks(), marks())
         file = BytesIO()
         Image.effect_noise((640, 480), 60).convert("RGB").save(file, "JPEG")

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.measure import Row
+from benchmarks.measure import Row, idle_load, judged
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.reference_table import load_reference, pair_sizes
@@ -75,9 +75,11 @@ def worker_cells(*, quick: bool) -> list[Row]:
         )
         try:
             config, reference = prepare(folder, steps)
+            others = idle_load()
             rates, losses = measure_jobs(config, reference, folder, jobs=jobs)
             ceiling = side_by_side(config, reference, folder)
             wait_s, collate_s = host_seconds(config, reference, folder / "host")
+            others = max(others, idle_load())
         finally:
             ray.shutdown()
     assert losses["ray"] == losses["bare"], "Ray changes the losses"
@@ -94,7 +96,7 @@ def worker_cells(*, quick: bool) -> list[Row]:
     )
     wait_ms = 1000 * wait_s
     ratio = BUDGET_MS / wait_ms
-    return [
+    rows = [
         rate_row("g Ray Train, steady", rates["ray"], rates["bare"], goal=0.95, note=ray_note),
         rate_row("g two workers, steady", rates["two"], rates["bare"], goal=1.6, note=two_note),
         Row(
@@ -108,6 +110,7 @@ def worker_cells(*, quick: bool) -> list[Row]:
             note=host_note,
         ),
     ]
+    return [judged(replace(row, others=others)) for row in rows]
 
 
 def rate_row(cell: str, ours: float, peer: float, *, goal: float, note: str) -> Row:
