@@ -301,7 +301,9 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         known = f"one of {', '.join(PREFERENCE_LOSSES)}"
-        check_setting(self.kind in PREFERENCE_LOSSES, "loss.kind", self.kind, known)
+        known = "dpo in fine-tuning, which has no preference loss" if self.is_sft else known
+        is_known = self.kind in PREFERENCE_LOSSES and (self.kind == "dpo" or not self.is_sft)
+        check_setting(is_known, "loss.kind", self.kind, known)
         _check_above_zero(self, "loss.", "beta")
         _check_at_least(self, "loss.", 1, gamma="1 is plain DPO")
         _check_at_least(self, "loss.", 0, "sft_weight", "preference_weight")

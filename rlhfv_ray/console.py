@@ -41,12 +41,17 @@ STOPPED, TERMINATED = 130, 143
 EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first class that matches
 
 
-@functools.cache
 def new_console() -> Console:
     """Return this process's console, which prints names as they are: `[x]` in a path is no markup.
 
     It is one for all, so that a line that is printed while a bar is shown stands above the bar.
     """
+    return _console_of(os.environ.get("COLUMNS", ""))
+
+
+@functools.cache
+def _console_of(columns: str) -> Console:
+    """Return the console of a width, which it reads from COLUMNS when it is made."""
     return Console(markup=False, highlight=False)
 
 

@@ -181,6 +181,7 @@ DEFAULTS = {
         "sft_weight": 0.0,
         "preference_weight": 1.0,
         "sft_mean": "answers",
+        "kind": "dpo",
     },
     OptimConfig: {
         "learning_rate": 5e-7,

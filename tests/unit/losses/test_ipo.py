@@ -61,3 +61,5 @@ def test_a_training_takes_the_loss_that_its_settings_name():
     assert total.item() == pytest.approx(1.0)
     with pytest.raises(ConfigError, match="loss.kind = 'ip0': must be one of dpo, ipo"):
         LossConfig(kind="ip0")
+    with pytest.raises(ConfigError, match="loss.kind = 'ipo': must be dpo in fine-tuning"):
+        LossConfig(kind="ipo", preference_weight=0.0, sft_weight=1.0, gamma=1.0)
