@@ -19,6 +19,7 @@ from experiments import (
     sft,
     sweep,
 )
+from experiments.command import STUDIES
 from rlhfv_ray.config import DDPOConfig, ModelConfig
 from rlhfv_ray.console import run_command
 from rlhfv_ray.data import write_pairs
@@ -163,10 +164,9 @@ def test_every_command_explains_itself(run, of):
     """Catches: a command without help, or one that starts on --help."""
     code, printed = run("--help", of=of)
     assert code == 0
-    assert (
-        f"python experiments/{of.__name__.split('.')[-1]}.py" in printed
-        and "subcommands" in printed
-    )
+    name = of.__name__.split(".")[-1]
+    command = f"study {name}" if name in STUDIES else name
+    assert f"rlhfv-ray {command} " in printed and "subcommands" in printed
 
 
 def test_missing_data_path(run, small):
