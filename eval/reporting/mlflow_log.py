@@ -10,10 +10,11 @@ from eval.reporting.html import Section
 from eval.reporting.tables import markdown_table
 from eval.reporting.wording import (
     PER_CENT,
+    comparison_sentences,
     comparisons,
     headline,
     humanize,
-    result_sentences,
+    is_resolved,
     table_rows,
 )
 from rlhfv_ray.config import TrackingConfig
@@ -84,11 +85,16 @@ def description(sections: Sequence[Section]) -> dict[str, str]:
         return {}
     first = sections[0].models
     row = table_rows(first)[0]
+    unit = " %" if row.metric.scale == PER_CENT else ""
+    # MLflow shows some thirty characters of a tag: the number and the verdict come first.
     by_model = {
-        f"model.{name}": f"{row.label} {cell}" for name, cell in zip(first, row.cells, strict=True)
+        f"model.{name}": f"{cell.number}{unit} ({cell.interval}) {humanize(row.metric.name)}"
+        for name, cell in zip(first, row.cells, strict=True)
     }
-    sentences = result_sentences(comparisons(first))
-    result = {"result": sentences[0]} if sentences else {}
+    result = {}
+    for comparison in list(comparisons(first).values())[-1:]:  # none of one model alone
+        verdict = "resolved" if is_resolved(comparison) else "not resolved"
+        result = {"result": f"{verdict}: {comparison_sentences(comparison)[0]}"}
     tables = [f"## {section.name}\n\n{markdown_table(section.models)}" for section in sections]
     lines = [f"{section.name}: {headline(section.models)}" for section in sections]
     tags = {HEADLINE: "; ".join(lines), "mlflow.note.content": "\n".join(tables)}

@@ -195,6 +195,13 @@ def _estimate(
     return f"{number} (95 % interval {low} to {high}){resolved}"
 
 
+def is_resolved(comparison: Comparison) -> bool:
+    """Return True if the interval of the compared metric, as the sentences state it, excludes 0."""
+    lower = comparison.metric.better == "lower"
+    interval = comparison.relative_reduction_interval if lower else comparison.change_interval
+    return _resolved(interval)
+
+
 def _resolved(interval: Interval | None) -> bool:
     return interval is not None and (interval.low > 0 or interval.high < 0)
 

@@ -46,9 +46,9 @@ def test_the_first_rate_comes_first_and_in_per_cent() -> None:
 def test_tags_say_rate_interval_and_if_it_is_resolved() -> None:
     """Catches: a run whose interval or test stands in its report alone."""
     tags = description([Section("pets", models())])
-    assert tags["model.base"] == "response rate / % 60.0 (31.3 to 83.2)"
-    assert tags["model.aligned"].startswith("response rate / % ")
-    assert tags["result"].startswith("Relative reduction of the response rate: ")
+    assert tags["model.base"] == "60.0 % (31.3 to 83.2) response rate"
+    assert tags["model.aligned"] == "40.0 % (16.8 to 68.7) response rate"
+    assert tags["result"].startswith("not resolved: Relative reduction of the response rate: ")
     assert "| response rate / % |" in tags["mlflow.note.content"]
     assert "result" not in description([Section("pets", {"base": base()})])
     assert description([]) == {}
