@@ -62,7 +62,7 @@ def metrics(benchmark: str, scores: Scores) -> dict[str, float]:
 
 
 def first_metric(model: str, scores: Scores) -> dict[str, float]:
-    """Return a model's first metric, a rate in per cent, under a name that MLflow sorts first.
+    """Return a model's first metric, a rate in per cent, under a name that sorts first.
 
     MLflow takes no % in a name. The space comes before the / of all other metrics.
     """

@@ -151,9 +151,15 @@ def report(
         benchmarks; else `benchmarks` has the summary of each, by name, beside the first one's
         scores of `base` and `aligned` and their `comparison`.
     """
-    training_figure(read_records(pipeline.train.folder(pipeline.storage)), folder / "training.svg")
+    records = read_records(pipeline.train.folder(pipeline.storage))
+    training_figure(records, folder / "training.svg")
     run.log_file(folder / "training.svg", "figures")
     sections = evaluate_all(evaluation, folder, console=console)
+    # MLflow compares runs by the metric that was logged first. The curves of the whole experiment
+    # come after it; while the training runs, its child has them.
+    for section in sections[:1]:
+        run.log_metrics(first_metric("aligned", section.models["aligned"]))
+    run.log_records(records)
     write_page(
         folder / "report.html",
         sections,
@@ -175,7 +181,6 @@ def report(
     # The base model's scores are the same in all runs that are compared, so they are no metrics.
     run.log_params({"base": known_rates(sections[0].models["base"])})
     aligned = sections[0].models["aligned"]
-    run.log_metrics(first_metric("aligned", aligned))
     run.log_metrics({f"aligned/{name}": rate for name, rate in known_rates(aligned).items()})
     numbers = {name: value for name, value in comparison.items() if isinstance(value, float)}
     run.log_metrics(numbers)

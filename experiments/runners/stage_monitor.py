@@ -21,17 +21,17 @@ from rlhfv_ray.training.metrics_log import read_records
 
 
 class TrainingFeed:
-    """Hands training records to tracked runs and to a progress bar, as long as there is one."""
+    """Hands training records to a tracked run and to a progress bar, as long as there is one."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.runs: tuple[TrackedRun, ...] = ()
+        self.run: TrackedRun | None = None
         self.bar: ProgressBar | None = None
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Take new records, in the order of their updates."""
-        for run in self.runs:
-            run.log_records(records)
+        if self.run is not None:
+            self.run.log_records(records)
         if self.bar is None:  # records of a finished stage, read again
             return
         for record in records:
@@ -100,7 +100,7 @@ class StageMonitor:
     @contextlib.contextmanager
     def training(self, child: TrackedRun, skipped: bool) -> Iterator[None]:
         """Feed records to the child run and a bar while training runs."""
-        self.feed.runs = (child, self.run)  # people compare curves of whole experiments
+        self.feed.run = child
         config = self.pipeline.config
         if skipped:
             self.feed(read_records(self.pipeline.train.folder(self.pipeline.storage)))
