@@ -41,7 +41,7 @@ model = PeftModel.from_pretrained(base, f"{FOLDER}/adapter")
 
 
 class Trained(NamedTuple):
-    """What is known of a trained model beside its scores."""
+    """Facts about a trained model, beside its scores."""
 
     title: str
     base: str  # path or hub name
