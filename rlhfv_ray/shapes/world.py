@@ -17,7 +17,7 @@ from rlhfv_ray.data import write_pairs
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.records import Answer, PreferencePair, Prompt
 from rlhfv_ray.shapes.annotator import CAREFUL, Care, correct, mistakes
-from rlhfv_ray.shapes.balance import balanced_subset
+from rlhfv_ray.shapes.balance import balanced_subset, even_subset
 from rlhfv_ray.shapes.captions import QUESTIONS, caption, read_phrases
 from rlhfv_ray.shapes.scenes import SHAPES, Group, Scene, render
 from rlhfv_ray.shapes.worlds import WORLDS, WorldName
@@ -60,7 +60,7 @@ def write_corrections(
         answers: one description of each scene.
         path: the file to write.
         care: how the annotator works.
-        is_balanced: leave out pairs until as many corrections add as cut (`balanced_subset`).
+        is_balanced: leave out pairs until texts say little about the direction (`shapes.balance`).
 
     Raises:
         StageFailedError: no description had a mistake that can be corrected.
@@ -85,7 +85,7 @@ def write_corrections(
             )
         )
     if is_balanced:
-        pairs = balanced_subset(pairs)
+        pairs = balanced_subset(even_subset(pairs))
     if not pairs:
         raise StageFailedError(
             "The model made no mistake that the annotator could correct. Give it more scenes with "

@@ -7,11 +7,13 @@ from rlhfv_ray.shapes.balance import (
     Change,
     balanced_subset,
     change_of,
+    even_subset,
     setting_of,
     typical_phrases,
 )
 from rlhfv_ray.shapes.captions import caption
 from rlhfv_ray.shapes.scenes import Group
+from rlhfv_ray.shapes.text_audit import told_apart
 from tests.conftest import careless_pairs
 
 STAR, BAR = Group(1, "red", "star", "top left"), Group(3, "red", "bar", "top left")
@@ -51,3 +53,25 @@ def test_the_biased_world_keeps_no_pair_with_a_direction():
     directions = Counter(change_of(pair) for pair in balanced_subset(pairs))
     assert all(change.typical == change.phrases == 0 for change in directions)
     assert 0 < sum(directions.values()) < len(pairs) / 2
+
+
+def test_words_are_written_in_as_often_as_cut():
+    """Catches: a surplus of a shape or colour that stays; the words of another setting; pairs that
+    take nothing left out; another order.
+    """
+    elsewhere = caption("room", [STAR]), caption("room", [BAR])
+    texts = [(ONE, OTHER)] * 6 + [(OTHER, ONE)] * 2 + [(COLOR, ONE), elsewhere]
+    pairs = [pair(number, *both) for number, both in enumerate(texts)]
+    kept = even_subset(pairs)
+    assert [one.id for one in kept] == ["3", "4", "5", "6", "7", "8", "9"]
+    assert even_subset(kept) == kept and even_subset([]) == []
+
+
+def test_even_pairs_are_told_less_by_their_texts():
+    """Catches: pairs left out of the wrong side, so that texts say more."""
+    pairs = careless_pairs(200)
+    assert told_apart(texts_of(even_subset(pairs))) < told_apart(texts_of(pairs)) - 0.1
+
+
+def texts_of(pairs: list[PreferencePair]) -> list[tuple[str, str]]:
+    return [(one.chosen, one.rejected) for one in pairs]
