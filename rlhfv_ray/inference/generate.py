@@ -1,13 +1,17 @@
 """JOB: answers of a policy to questions about images.
 
-Prompts are cut into shards of `scale.rows`. Actors that hold the model answer a shard in padded
-batches and write it as a part file. Sampling draws every prompt's random numbers from the seed and
-the prompt's id, so its answer does not depend on the shard or the batch that it is in.
+Prompts are cut into shards of `scale.rows`, or of fewer, so that all actors have work. Pictures go
+into one file of the folder, each once, and shards say where. Actors that hold the model answer a
+shard in padded batches, prepare the next batch meanwhile, and write a part file. Sampling draws
+every prompt's random numbers from the seed and the prompt's id, so its answer does not depend on
+the shard or the batch that it is in.
 """
 
+import copy
 import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +29,14 @@ from rlhfv_ray.data import decode_image
 from rlhfv_ray.data.templates import answer_ends, answer_of, answering_prompt, process
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.inference.parts import begun_scale, map_parts, read_parts, write_part
+from rlhfv_ray.inference.pictures import PICTURES, StoredPrompt, load_prompts, store_pictures
+from rlhfv_ray.inference.prefetch import prefetched
 from rlhfv_ray.models import generator, load_model
 from rlhfv_ray.records import Answer, Prompt
-from rlhfv_ray.storage.folder import display_path
+from rlhfv_ray.storage.folder import discard, display_path, fetch
 from rlhfv_ray.storage.stages import Stage
 
+PART_COST = 0.1  # batches; a rough figure, which keeps the parts of many prompts large
 ANSWERS = pa.schema({"id": pa.string(), "question": pa.string(), "text": pa.string()})
 
 
@@ -50,17 +57,24 @@ def generate_answers(
     Raises:
         StageFailedError: the folder holds answers to other prompts.
     """
-    scale = begun_scale(folder, scale)
+    scale = begun_scale(folder, replace(scale, rows=part_rows(len(prompts), scale)))
+    pictures = folder / PICTURES
+    stored = store_pictures(prompts, pictures)
     starts = range(0, len(prompts), scale.rows)
     map_parts(
-        [prompts[start : start + scale.rows] for start in starts],
+        [stored[start : start + scale.rows] for start in starts],
         folder,
         actor=functools.partial(
-            GenerationActor, model=model, generation=generation, batch=scale.inference_batch
+            GenerationActor,
+            model=model,
+            generation=generation,
+            batch=scale.inference_batch,
+            pictures=pictures,
         ),
         scale=scale,
         title=title,
     )
+    discard(pictures)
     answers = read_answers(folder)
     if [answer.id for answer in answers] != [prompt.id for prompt in prompts]:
         raise StageFailedError(
@@ -68,6 +82,32 @@ def generate_answers(
             "command again."
         )
     return answers
+
+
+def part_rows(prompts: int, scale: ScaleConfig) -> int:
+    """Return the number of prompts of a part: at most `scale.rows`, in whole batches.
+
+    Of several actors, each has a part where there are batches enough, and the one with the most
+    work has as little as can be. One actor takes `scale.rows`.
+
+    Example:
+        Eight actors answer 300 prompts, 19 batches of 16. Five parts of 64 would leave three idle.
+
+        >>> part_rows(300, ScaleConfig(actors=8, rows=64, inference_batch=16))
+        16
+    """
+    if scale.actors == 1:
+        return scale.rows
+    batches = -(-prompts // scale.inference_batch)  # rounded up
+
+    def cost(size: int) -> float:
+        """Return the batches of the busiest actor if parts have some each, and its parts' own."""
+        parts = -(-batches // size)
+        turns = -(-parts // scale.actors)
+        return turns * (size + PART_COST)
+
+    largest = min(scale.rows // scale.inference_batch, batches // scale.actors)
+    return scale.inference_batch * min(range(1, max(1, largest) + 1), key=cost)
 
 
 def write_answers(answers: Sequence[Answer], folder: Path) -> None:
@@ -84,18 +124,31 @@ def read_answers(folder: Path) -> list[Answer]:
 
 
 class GenerationActor:
-    """Holds a policy, and answers the prompts of a shard."""
+    """Holds a policy, and answers the prompts of a shard.
 
-    def __init__(self, model: ModelConfig, generation: GenerationConfig, batch: int) -> None:
+    Args:
+        model: the policy.
+        generation: how answers are decoded.
+        batch: prompts of a forward pass.
+        pictures: file of the images.
+    """
+
+    def __init__(
+        self, model: ModelConfig, generation: GenerationConfig, batch: int, pictures: Path
+    ) -> None:
         self.model, self.processor = load_model(model)
-        self.generation, self.batch = generation, batch
+        # Of the thread that prepares: two threads must not use one tokenizer.
+        self.preparing = copy.deepcopy(self.processor)
+        self.generation, self.batch, self.pictures = generation, batch, pictures
 
-    def __call__(self, rows: Sequence[Prompt]) -> pa.Table:
+    def __call__(self, rows: Sequence[StoredPrompt]) -> pa.Table:
         """Return one part's answers, in the schema `ANSWERS`."""
+        fetch(self.pictures)
+        starts = range(0, len(rows), self.batch)
+        batches = (rows[start : start + self.batch] for start in starts)
         texts: list[str] = []
-        for start in range(0, len(rows), self.batch):
-            batch = rows[start : start + self.batch]
-            texts += answer_prompts(self.model, self.processor, batch, self.generation)
+        for prompts, inputs in prefetched(map(self.prepared, batches)):
+            texts += answer_inputs(self.model, self.processor, prompts, inputs, self.generation)
         columns = {
             "id": [row.id for row in rows],
             "question": [row.question for row in rows],
@@ -103,20 +156,41 @@ class GenerationActor:
         }
         return pa.Table.from_pydict(columns, schema=ANSWERS)
 
+    def prepared(self, rows: Sequence[StoredPrompt]) -> tuple[list[Prompt], Any]:
+        """Return a batch's prompts, and the model's inputs."""
+        prompts = load_prompts(rows, self.pictures)
+        return prompts, prompt_inputs(self.preparing, prompts)
 
-@torch.inference_mode()
+
 def answer_prompts(
     model: Any, processor: Any, prompts: Sequence[Prompt], generation: GenerationConfig
 ) -> list[str]:
     """Answer a few prompts in one batch, padded on the left."""
-    inputs: Any = process(
+    return answer_inputs(model, processor, prompts, prompt_inputs(processor, prompts), generation)
+
+
+def prompt_inputs(processor: Any, prompts: Sequence[Prompt]) -> Any:
+    """Return a model's inputs for a few prompts, padded on the left, in CPU memory."""
+    return process(
         processor,
         [decode_image(prompt.image) for prompt in prompts],
         [answering_prompt(processor, prompt.question) for prompt in prompts],
         padding=True,
         padding_side="left",
         return_tensors="pt",
-    ).to(model.device, model.dtype)
+    )
+
+
+@torch.inference_mode()
+def answer_inputs(
+    model: Any,
+    processor: Any,
+    prompts: Sequence[Prompt],
+    inputs: Any,
+    generation: GenerationConfig,
+) -> list[str]:
+    """Answer the prompts that inputs were made of."""
+    inputs = inputs.to(model.device, model.dtype)
     # (P, prompt + answer) token ids, the prompts padded on the left
     tokens = generator(model)(
         **inputs,

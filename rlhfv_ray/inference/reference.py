@@ -29,13 +29,14 @@ from rlhfv_ray.data.row_fields import attempt, row_error, unusable
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.model_check import check_model, encoded_row
 from rlhfv_ray.inference.parts import begun_scale, map_parts
+from rlhfv_ray.inference.prefetch import prefetched
 from rlhfv_ray.logps import policy_token_logps
 from rlhfv_ray.models import AnswerPolicy, load_model, model_digests, processor_of
 from rlhfv_ray.models.augmentation import augmentation
 from rlhfv_ray.models.batch import collate_pairs, to_device
 from rlhfv_ray.models.loading import DEVICE_ERRORS
 from rlhfv_ray.models.self_check import SelfCheck, checked_layout
-from rlhfv_ray.records import EncodedPair, ReferencePair
+from rlhfv_ray.records import EncodedPair, PairBatch, ReferencePair
 from rlhfv_ray.storage.folder import display_path
 
 logger = logging.getLogger(__name__)
@@ -157,13 +158,26 @@ class ReferenceActor:
         pairs = [row for row in rows if isinstance(row, EncodedPair)]
         by_length = sorted(pairs, key=self.policy.layout.tokens_of)
         scored: dict[str, ReferencePair | tuple[str, str]] = {}
-        for start in range(0, len(pairs), self.batch):
-            scored |= self.scored(by_length[start : start + self.batch])
+        starts = range(0, len(pairs), self.batch)
+        groups = (by_length[start : start + self.batch] for start in starts)
+        for group, batch in prefetched((group, self.collated(group)) for group in groups):
+            scored |= self.scored(group, batch)
         return part_table(
             [scored[row.id] if isinstance(row, EncodedPair) else row for row in rows], self.schema
         )
 
-    def scored(self, batch: Sequence[EncodedPair]) -> dict[str, ReferencePair | tuple[str, str]]:
+    def collated(self, pairs: Sequence[EncodedPair]) -> PairBatch | DataError:
+        """Return the batch of a few pairs, with their pictures changed, or why there is none."""
+
+        def collate() -> PairBatch:
+            seen = pairs if self.augment is None else [self.augment.changed(pair) for pair in pairs]
+            return collate_pairs(seen, self.processor, rule="both_sides", layout=self.policy.layout)
+
+        return attempt(collate, pairs[0].position)
+
+    def scored(
+        self, pairs: Sequence[EncodedPair], batch: PairBatch | DataError
+    ) -> dict[str, ReferencePair | tuple[str, str]]:
         """Return the pairs of a batch with their log-probs, by id.
 
         A batch that fails is scored pair by pair: the pair at fault becomes its id and reason.
@@ -172,25 +186,23 @@ class ReferenceActor:
             torch.OutOfMemoryError, torch.AcceleratorError: the device fails at a pair alone, which
                 is no fault of the pair.
         """
-        # Alone, a pair may fit into memory where several do not.
-        raised = DEVICE_ERRORS if len(batch) == 1 else ()
-        pairs = attempt(lambda: self.score(batch), batch[0].position, raised=raised)
-        if not isinstance(pairs, DataError):
-            return {pair.id: _finite(pair) for pair in pairs}
-        if len(batch) == 1:
-            return {batch[0].id: (batch[0].id, str(pairs))}
+        outcome: list[ReferencePair] | DataError
+        if isinstance(batch, DataError):
+            outcome = batch
+        else:
+            # Alone, a pair may fit into memory where several do not.
+            raised = DEVICE_ERRORS if len(pairs) == 1 else ()
+            outcome = attempt(
+                lambda: score_batch(self.policy, batch, pairs), pairs[0].position, raised=raised
+            )
+        if not isinstance(outcome, DataError):
+            return {pair.id: _finite(pair) for pair in outcome}
+        if len(pairs) == 1:
+            return {pairs[0].id: (pairs[0].id, str(outcome))}
         scored: dict[str, ReferencePair | tuple[str, str]] = {}
-        for pair in batch:
-            scored |= self.scored([pair])
+        for pair in pairs:
+            scored |= self.scored([pair], self.collated([pair]))
         return scored
-
-    def score(self, batch: Sequence[EncodedPair]) -> list[ReferencePair]:
-        """Return the pairs of a batch with their log-probs, each with its picture as it was."""
-        seen = batch if self.augment is None else [self.augment.changed(pair) for pair in batch]
-        scored = score_pairs(self.policy, self.processor, seen)
-        return [
-            replace(after, image=before.image) for before, after in zip(batch, scored, strict=True)
-        ]
 
 
 def _finite(pair: ReferencePair) -> ReferencePair | tuple[str, str]:
@@ -210,12 +222,19 @@ def part_table(rows: Sequence[EncodedPair | tuple[str, str]], schema: pa.Schema)
     return table.replace_schema_metadata({DROPPED_MARKS: str(dropped)}) if dropped else table
 
 
-@torch.no_grad()
 def score_pairs(
     policy: AnswerPolicy, processor: Any, pairs: Sequence[EncodedPair]
 ) -> list[ReferencePair]:
     """Return pairs with their reference log-probs, from the forward pass that training uses."""
     batch = collate_pairs(pairs, processor, rule="both_sides", layout=policy.layout)
+    return score_batch(policy, batch, pairs)
+
+
+@torch.no_grad()
+def score_batch(
+    policy: AnswerPolicy, batch: PairBatch, pairs: Sequence[EncodedPair]
+) -> list[ReferencePair]:
+    """Return the pairs that a batch was made of with their reference log-probs."""
     batch = to_device(batch, policy.model.device, policy.model.dtype)
     logps = policy_token_logps(policy, batch).float().cpu()  # (2P, A): chosen, then rejected
     scored = []

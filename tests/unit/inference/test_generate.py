@@ -5,8 +5,14 @@ import random
 import pytest
 import torch
 
-from rlhfv_ray.config import GenerationConfig, ModelConfig
-from rlhfv_ray.inference.generate import GenerationActor, SampledToken, answer_prompts
+from rlhfv_ray.config import GenerationConfig, ModelConfig, ScaleConfig
+from rlhfv_ray.inference.generate import (
+    GenerationActor,
+    SampledToken,
+    answer_prompts,
+    part_rows,
+)
+from rlhfv_ray.inference.pictures import store_pictures
 from rlhfv_ray.records import Prompt
 from rlhfv_ray.shapes.scenes import make_scenes, render
 
@@ -88,7 +94,7 @@ def test_one_answers_stop_does_not_stop_the_others(policy, processor, prompts):
     assert len(stopped[0]) < len(full[0])
 
 
-def test_a_sample_depends_on_its_prompt_and_the_seed_alone(small_model, prompts):
+def test_a_sample_depends_on_its_prompt_and_the_seed_alone(small_model, prompts, tmp_path):
     """Catches: samples that no seed repeats, or that depend on the batch, the shard or the rows
     before them.
     """
@@ -96,8 +102,11 @@ def test_a_sample_depends_on_its_prompt_and_the_seed_alone(small_model, prompts)
 
     def draw(seed: int, batch: int, shards: list[list[Prompt]]) -> dict[str, str]:
         sampling = GenerationConfig(max_new_tokens=12, temperature=1.0, top_p=0.95, seed=seed)
-        actor = GenerationActor(model, sampling, batch)
-        rows = [row for shard in shards for row in actor(shard).to_pylist()]
+        pictures = tmp_path / "pictures"
+        actor = GenerationActor(model, sampling, batch, pictures)
+        rows = []
+        for shard in shards:
+            rows += actor(store_pictures(shard, pictures)).to_pylist()
         return {row["id"]: row["text"] for row in rows}
 
     together = draw(0, 6, [prompts])
@@ -137,12 +146,34 @@ def test_the_last_bound_is_no_token_too_many():
     assert left.tolist() == [[-torch.inf, -torch.inf, 0.0]]
 
 
-def test_actors_table_names_its_prompts(small_model, prompts):
+def test_actors_table_names_its_prompts(small_model, prompts, tmp_path):
     """Catches: answers shifted against ids where a part is cut into batches."""
-    actor = GenerationActor(ModelConfig(path=str(small_model), dtype="fp32"), GREEDY, batch=4)
-    rows = actor(prompts).to_pylist()
+    model, pictures = ModelConfig(path=str(small_model), dtype="fp32"), tmp_path / "pictures"
+    actor = GenerationActor(model, GREEDY, 4, pictures)
+    rows = actor(store_pictures(prompts, pictures)).to_pylist()
     assert [(row["id"], row["question"]) for row in rows] == [
         (prompt.id, prompt.question) for prompt in prompts
     ]
     singles = [single_answer(actor.model, actor.processor, prompt) for prompt in prompts]
     assert [row["text"] for row in rows] == singles
+
+
+@pytest.mark.parametrize(
+    ("prompts", "actors", "rows", "busiest"),
+    [(300, 8, 64, 3), (300, 4, 64, 5), (1_000, 8, 64, 8), (130, 8, 64, 2), (100, 8, 64, 1)],
+)
+def test_every_actor_has_a_part_of_whole_batches(prompts, actors, rows, busiest):
+    """Catches: idle actors, one that has most of the work, or batches of other rows than before."""
+    size = part_rows(prompts, ScaleConfig(actors=actors, rows=rows, inference_batch=16))
+    parts = -(-prompts // size)
+    assert parts >= min(actors, -(-prompts // 16))
+    assert size % 16 == 0
+    assert -(-parts // actors) * (size // 16) == busiest
+
+
+def test_parts_are_as_large_as_asked_where_all_actors_have_some():
+    """Catches: one actor's parts that are cut anew, or parts of a batch where there are many."""
+    demo = ScaleConfig(rows=100, inference_batch=64)
+    assert part_rows(600, demo) == part_rows(5, demo) == 100
+    assert part_rows(10_000, ScaleConfig(actors=8, rows=64, inference_batch=16)) == 64
+    assert part_rows(0, ScaleConfig(actors=8)) == 16

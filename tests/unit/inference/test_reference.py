@@ -74,6 +74,21 @@ def test_actor_keeps_the_order_and_scores_as_single_pairs_do(small_model, encode
         assert len(row["chosen_logps"]) == len(pair.chosen_ids)
 
 
+def test_batches_made_ahead_are_the_same_to_the_bit(small_model, encoded):
+    """Catches: a thread that makes other batches, or batches scored as another group's."""
+    outcome = SelfCheck("shared", True, "float32", 0, 0.0, None, {})
+    actor = ReferenceActor(
+        ModelConfig(path=str(small_model), dtype="fp32"), batch=2, check=lambda *_: outcome
+    )
+    pairs = sorted(encoded[:6], key=actor.policy.layout.tokens_of)
+    expected = []
+    for start in (0, 2, 4):
+        expected += score_pairs(actor.policy, actor.processor, pairs[start : start + 2])
+    rows = actor(pairs).to_pylist()
+    assert [row["chosen_logps"] for row in rows] == [pair.chosen_logps for pair in expected]
+    assert [row["rejected_logps"] for row in rows] == [pair.rejected_logps for pair in expected]
+
+
 def test_parts_have_the_schema_of_the_folder(encoded, tmp_path):
     """Catches: a part of unusable rows alone whose columns have other types."""
     write_rows(tmp_path, [], [("bad", "reason")])
