@@ -15,6 +15,7 @@ from eval.reporting.wording import Models, benchmark_of
 from rlhfv_ray.console import new_console
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.storage.folder import display_path, fetch_local
+from rlhfv_ray.tracking.origin import page_origin
 
 
 class ScoreFile(NamedTuple):
