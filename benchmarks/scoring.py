@@ -18,7 +18,7 @@ from typing import Any
 from eval.benchmarks.contract import Scores
 from eval.benchmarks.pope import POPE
 from eval.config import POPEConfig
-from eval.reporting.html import Section, write_page
+from eval.reporting.html import Heading, Section, write_page
 from eval.reporting.mlflow_log import description
 from eval.reporting.score_files import load_scores, save_scores
 from eval.reporting.tables import draw, summary, table
@@ -65,7 +65,11 @@ def score_and_report(folder: Path, count: int, *, per_image: int = 1) -> dict[st
     timed(times, "table", lambda: table(models))
     figures = timed(times, "figures", lambda: draw(models, folder))
     sections = [Section("pope", models, benchmark.prompts, figures)]
-    timed(times, "page", lambda: write_page(folder / "report.html", sections, title="Report"))
+    timed(
+        times,
+        "page",
+        lambda: write_page(folder / "report.html", sections, heading=Heading("Report")),
+    )
     timed(times, "description for MLflow", lambda: description(sections))
     return times
 
