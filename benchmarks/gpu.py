@@ -1,11 +1,11 @@
 """Measure speed on one large GPU: `python benchmarks/gpu.py --json FILE [--page FILE]`.
 
 The models have random weights and the size of LLaVA-1.5-7B and 13B. The script needs torch,
-transformers, Pillow and jaxtyping, and no download. The LoRA cells also need peft. `--tiny` runs
-the same cells at toy size on the CPU. Times are medians of forward and backward by CUDA events,
-with both sides timed by turns. MFU (model FLOPs utilisation) counts operations of de-duplicated
-tokens against the GPU's peak in dense bf16, as its maker states it. The cell of generation also
-needs Ray.
+transformers, Pillow, jaxtyping and psutil, and no download. The LoRA cells also need peft.
+`--tiny` runs the same cells at toy size on the CPU. Times are medians of forward and backward by
+CUDA events, with both sides timed by turns. MFU (model FLOPs utilisation) counts operations of
+de-duplicated tokens against the GPU's peak in dense bf16, as its maker states it. The cell of
+generation also needs Ray.
 """
 
 import argparse

@@ -82,7 +82,7 @@ def one_by_one_answers(
     for prompt in prompts:
         message = [{"type": "image"}, {"type": "text", "text": prompt.question}]
         text = processor.apply_chat_template(
-            [{"role": "user", "content": message}], add_generation_prompt=True
+            [{"role": "user", "content": message}], add_generation_prompt=True, tokenize=False
         )
         image = Image.open(BytesIO(prompt.image)).convert("RGB")
         inputs = processor(images=[image], text=[text], return_tensors="pt")
