@@ -56,11 +56,11 @@ def _console_of(columns: str) -> Console:
 
 
 def stage_line(title: str, state: str, place: int, total: int) -> Text:
-    """Return the line that begins a stage: "stage 2 of 6, training: running"; with the time in a
+    """Return the line that begins a stage: "stage 2 of 6: training (running)"; with the time in a
     job's log.
     """
-    head = f"{time_stamp()}stage {place} of {total}, "
-    return Text.assemble(head, (title, "bold"), f": {state}")
+    head = f"{time_stamp()}stage {place} of {total}: "
+    return Text.assemble(head, (title, "bold"), f" ({state})")
 
 
 def time_stamp() -> str:

@@ -64,7 +64,7 @@ def _tuples_to_lists(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(models: Models) -> Table:
     """Return the scores as a table for the terminal, with result sentences and notes below."""
-    caption = Text("\n".join(["", *_sentences(models)]))
+    caption = Text("\n".join(["", *_sentences(models), ""]))
     terminal_table = Table(
         title=Text(title(models)),
         caption=caption,

@@ -75,7 +75,8 @@ class StageMonitor:
         """Enclose one stage: a line on the terminal, a child run, and a bar for training."""
         state = "done before, skipped" if skipped else "running"
         self.place += 1
-        self.console.print(stage_line(stage.title, state, self.place, self.stages))
+        line = stage_line(stage.title, state, self.place, self.stages)
+        self.console.print(line, soft_wrap=True)
         if not skipped and not self.started:
             start(self.pipeline.config)
             self.started = True
@@ -88,7 +89,7 @@ class StageMonitor:
                 yield
             child.log_metrics({"seconds": seconds_of(folder)})
             if folder == self.pipeline.reference:
-                self.console.print(f"  self-check: {read_check(folder)}", highlight=False)
+                self.console.print(f"  self-check: {read_check(folder)}", soft_wrap=True)
                 unusable = unusable_rows(folder)
                 rows = {"usable": len(load_reference(folder)), "unusable": len(unusable)}
                 child.log_metrics({f"rows/{name}": count for name, count in rows.items()})

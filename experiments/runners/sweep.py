@@ -197,7 +197,7 @@ def prepare(planned: Planned, objective: Objective, folder: Path, *, console: Co
     for place, stage in enumerate(shared, start=1):
         done = is_done(stage.folder(storage))
         state = "done before, skipped" if done else "running"
-        console.print(stage_line(stage.title, state, place, len(shared)))
+        console.print(stage_line(stage.title, state, place, len(shared)), soft_wrap=True)
         run_stages([stage], storage)
     started = time.monotonic()
     parts: tuple[Part, ...] = ("rungs", "choice") if config.search.rungs > 1 else ("choice",)

@@ -34,7 +34,7 @@ def test_demo_evaluation_and_doctor_need_no_checkout(installed_wheel, tmp_path):
     lines on the terminal.
     """
     printed = run(installed_wheel, tmp_path, "demo", *SMALL)
-    assert "stage 1 of 6, " in printed and "stage 6 of 6, " in printed
+    assert "stage 1 of 6: " in printed and "stage 6 of 6: " in printed
     (report,) = (tmp_path / "runs").glob("shapes-*/report.html")
     assert report.stat().st_size > 10_000
     questions = [dict(zip(POPE, (place, "a.jpg", "Is there a dog?", "no"))) for place in range(4)]

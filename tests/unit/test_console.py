@@ -208,7 +208,7 @@ def test_lines_stand_above_the_bar(columns):
     os.waitpid(process, 0)
     lines = re.split(r"\r\n|\r", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode()))
     shown = [line.strip() for line in lines if line.strip()]
-    assert shown[0] == "stage 2 of 6, training: running"
+    assert shown[0] == "stage 2 of 6: training (running)"
     bars = [line for line in shown if line.startswith("DDPO updates")]
     assert re.search(r"306/306 \d:\d\d:\d\d 0:00:00 loss 0.499  margin 0.471$", bars[-1])
     assert all(len(line) <= columns for line in bars)
