@@ -242,7 +242,7 @@ def test_summary_report_model_and_runs(finished):
         f"aligned, {title}",
     }
     used = [dataset.dataset for dataset in parents[0].inputs.dataset_inputs]
-    assert sorted(data.name for data in used) == ["shapes", "shapes"]  # pairs and benchmark
+    assert sorted(data.name for data in used) == ["pairs.parquet", "shapes"]  # and a benchmark
     assert len(parents[0].outputs.model_outputs) == 1
 
 
