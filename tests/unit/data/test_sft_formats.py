@@ -149,7 +149,7 @@ def test_bad_rows_say_why(code, tmp_path):
 def test_a_format_of_examples_is_none_of_pairs(tmp_path):
     """Catches: preference training on data that has no rejected answers."""
     path = in_file(tmp_path, GOOD["vqa"][0])
-    with pytest.raises(ConfigError, match=r"experiments/sft\.py reads it"):
+    with pytest.raises(ConfigError, match="`rlhfv-ray sft` reads it"):
         list_slices(path, format="vqa")
     with pytest.raises(DataError, match="bad_columns"):
         list_slices(path)
