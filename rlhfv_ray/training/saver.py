@@ -41,6 +41,7 @@ from rlhfv_ray.training.checkpoint import (
 from rlhfv_ray.training.snapshot import Snapshot
 
 TIMEOUT = timedelta(hours=6)  # that the fastest worker's thread waits for the slowest's
+Buffers = dict[str, dict[str, torch.UntypedStorage]]
 ROOM = 2  # times a checkpoint's bytes that CPU memory must have free for a copy
 
 
@@ -57,6 +58,7 @@ class CheckpointSaver:
         self.engine, self.writer, self.minutes = engine, writer, minutes
         self.group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.since = time.monotonic()  # of the last checkpoint
+        self._buffers: Buffers = {}  # kept for the next checkpoint
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -87,7 +89,8 @@ class CheckpointSaver:
         check_space(self.engine, writer)
         once_a_folder(target, lambda: make(target))
         copies = self._has_room()
-        snapshots = take_snapshots(self.engine, target, step=step, copies=copies)
+        buffers = self._buffers if copies else None
+        snapshots = take_snapshots(self.engine, target, step=step, buffers=buffers)
         stage = self.engine.zero_optimization_stage()
         manifest = Manifest(step, world, stage, {}, writer.reference)
         arguments = (target, manifest, snapshots, list(records))
@@ -123,11 +126,12 @@ class CheckpointSaver:
         dist.destroy_process_group(self.group)
 
     def _has_room(self) -> bool:
-        """Return True if every node's CPU memory has room for its workers' copies."""
+        """Return True if every node's CPU memory has its workers' buffers, or room for them."""
         workers_on_node = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
         needed = checkpoint_bytes(self.engine.module) * workers_on_node / dist.get_world_size()
         rooms: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(rooms, psutil.virtual_memory().available > ROOM * needed)
+        has_room = bool(self._buffers) or psutil.virtual_memory().available > ROOM * needed
+        dist.all_gather_object(rooms, has_room)
         return all(rooms)
 
     def _run(self, *arguments: Any) -> None:
@@ -193,19 +197,22 @@ class CheckpointSaver:
         return [result for result, _ in outcomes]
 
 
-def take_snapshots(engine: Any, target: Path, *, step: int, copies: bool) -> list[Snapshot]:
+def take_snapshots(
+    engine: Any, target: Path, *, step: int, buffers: Buffers | None
+) -> list[Snapshot]:
     """Return what DeepSpeed would write of this worker's engine, for `Snapshot.write`.
 
     Args:
         engine: of this worker; every worker calls this.
         target: folder of the checkpoint.
         step: updates done.
-        copies: copy the state, so that training may go on.
+        buffers: by file, memory for copies, so that training may go on; None: no copies.
     """
     snapshots: list[Snapshot] = []
 
     def keep(state_dict: Any, path: str) -> None:
-        snapshots.append(Snapshot(state_dict, Path(path), copies=copies))
+        kept = None if buffers is None else buffers.setdefault(Path(path).name, {})
+        snapshots.append(Snapshot(state_dict, Path(path), buffers=kept))
 
     files = engine.checkpoint_engine  # DeepSpeed's place for another way of writing
     write, files.save = files.save, keep

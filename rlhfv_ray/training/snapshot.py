@@ -18,25 +18,31 @@ class Snapshot:
     """The records of a file of `torch.save`: the pickled state, and the numbers of its tensors.
 
     Args:
-        state: what `torch.save` accepts; it may change once this returns, if `copies`.
+        state: what `torch.save` accepts; it may change once this returns, if there are buffers.
         path: of the file to write.
-        copies: copy tensors that are in CPU memory; those of a GPU always are copied.
+        buffers: by record, memory for copies, which grows as needed. It serves one snapshot of the
+            file after another, because new memory takes five times as long to fill. None: tensors
+            in CPU memory are not copied.
     """
 
-    def __init__(self, state: Any, path: Path, *, copies: bool) -> None:
-        self.path, self.copies = path, copies
+    def __init__(
+        self, state: Any, path: Path, *, buffers: dict[str, torch.UntypedStorage] | None
+    ) -> None:
+        self.path, self.buffers = path, buffers
         self.records: list[tuple[str, Any, int]] = []
         _save(state, self, pickle, DEFAULT_PROTOCOL, False)
         self.records.reverse()  # `write` takes them from the end
 
     def write_record(self, name: str, data: Any, size: int) -> None:
         """Keep one record; called by `torch.save`'s own code, as the method of its file."""
-        if self.copies and isinstance(data, torch.UntypedStorage):
-            data = data.clone()
+        if self.buffers is not None and isinstance(data, torch.UntypedStorage):
+            if name not in self.buffers or self.buffers[name].nbytes() != size:
+                self.buffers[name] = torch.UntypedStorage(size)
+            data = self.buffers[name].copy_(data)
         self.records.append((name, data, size))
 
     def write(self) -> str:
-        """Write the file, give the copies up, and return the file's sha256.
+        """Write the file, and return its sha256.
 
         Raises:
             OSError: the file cannot be written.

@@ -26,7 +26,7 @@ def test_a_file_is_byte_for_byte_torch_s(tmp_path: Path) -> None:
     """Catches: tensors that no longer share their numbers, lost records, another digest."""
     expected = io.BytesIO()
     torch.save(state(), expected)
-    digest = Snapshot(state(), tmp_path / "file", copies=True).write()
+    digest = Snapshot(state(), tmp_path / "file", buffers={}).write()
     assert (tmp_path / "file").read_bytes() == expected.getvalue()
     assert digest == hashlib.sha256(expected.getvalue()).hexdigest()
     loaded = torch.load(tmp_path / "file", weights_only=True)
@@ -40,7 +40,7 @@ def test_changes_after_the_copy_are_not_written(tmp_path: Path, copies: bool) ->
     What is no tensor is pickled at once either way.
     """
     changing = state()
-    snapshot = Snapshot(changing, tmp_path / "file", copies=copies)
+    snapshot = Snapshot(changing, tmp_path / "file", buffers={} if copies else None)
     changing["moments"][0].fill_(-1)
     changing["step"] = 8
     snapshot.write()
@@ -50,9 +50,23 @@ def test_changes_after_the_copy_are_not_written(tmp_path: Path, copies: bool) ->
     assert loaded["step"] == 7
 
 
+def test_buffers_serve_states_of_other_sizes_too(tmp_path: Path) -> None:
+    """Catches: numbers of the state before in a file, or a buffer of its size for a larger one."""
+    buffers: dict[str, torch.UntypedStorage] = {}
+    for count in (5, 5, 9, 2):
+        changing = torch.full((count,), float(count))
+        snapshot = Snapshot([changing, torch.ones(3)], tmp_path / "file", buffers=buffers)
+        changing.zero_()
+        snapshot.write()
+        loaded = torch.load(tmp_path / "file", weights_only=True)
+        assert torch.equal(loaded[0], torch.full((count,), float(count)))
+        assert torch.equal(loaded[1], torch.ones(3))
+    assert sum(buffer.nbytes() for buffer in buffers.values()) == 4 * (2 + 3)
+
+
 def test_a_disk_without_room_is_an_error_of_the_disk() -> None:
     """Catches: a failed write that ends the process in torch's C++, or passes for a whole file."""
-    snapshot = Snapshot(state(), Path("/dev/full"), copies=True)
+    snapshot = Snapshot(state(), Path("/dev/full"), buffers={})
     with pytest.raises(OSError, match="No space left"):
         snapshot.write()
 
