@@ -2,31 +2,29 @@
 
     python -m tests.model_table        # `make models`
 
-Each is saved in its published form, loaded as a user's model, and taken through the self-check,
-adapters, and answers in a batch. Architectures of the installed transformers that have no small
-checkpoint here are listed as not tried: the self-check decides about them when they are used.
+Each is saved in its published form, loaded as a user's model, and taken through the self-check and
+the whole line (`tests.whole_line`), one after the other in a process of its own. Architectures of
+the installed transformers that have no small checkpoint here are listed as not tried: the
+self-check decides about them when they are used.
 """
 
 import importlib.metadata
 import importlib.util
+import math
 import tempfile
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from rlhfv_ray.config import GenerationConfig, ModelConfig
-from rlhfv_ray.data import decode_image
 from rlhfv_ray.data.encoding import encode_pair
-from rlhfv_ray.data.templates import process, prompt_text
 from rlhfv_ray.errors import RlhfvError
-from rlhfv_ray.inference.generate import answer_prompts
-from rlhfv_ray.models import load_policy, prepare_training
+from rlhfv_ray.models import load_policy
+from rlhfv_ray.models.loading import BROKEN
 from rlhfv_ray.models.self_check import Sample, self_check
-from rlhfv_ray.records import PreferencePair, Prompt
 from tests.families import FAMILIES, save
 from tests.families_a import FAMILIES_A
 from tests.families_b import FAMILIES_B
@@ -34,11 +32,11 @@ from tests.families_c import FAMILIES_C
 from tests.families_d import FAMILIES_D, REFUSED_D
 from tests.families_muffin import muffin
 from tests.families_vision import FAMILIES_VISION
-from tests.invariants.test_families import ANSWERS, picture
+from tests.whole_line import line_pairs, line_pool, whole_line
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
-SIZES = [(60, 30), (40, 70), (64, 64), (100, 50)]
-COLUMNS = ("model type", "checkpoint", "rows", "head", "log-probs", "gradients", "LoRA", "batch")
+COLUMNS = ("model type", "checkpoint", "rows", "head", "log-probs", "gradients")
+COLUMNS += ("first loss", "export", "LoRA export", "batch")
 VISION = (
     importlib.metadata.version("torchvision").split("+")[0]
     if importlib.util.find_spec("torchvision")
@@ -60,8 +58,10 @@ the same for a model of yours.
 * **head**: `answers` computes the output head on answer tokens alone, `all` on every token.
 * **log-probs**: largest distance from the model's own, in nats; **gradients**: as a share of the
   norm.
-* **LoRA**: adapters are made and give finite numbers. **batch**: answers of several prompts at once
-  equal those of one at a time.
+* **first loss**: its distance from ln 2, the larger of two trainings: all parts for two updates,
+  and adapters for one. **export**: largest distance of an answer token's log-prob between the
+  trained model and its export, loaded again, in nats; **LoRA export**: with merged adapters.
+* **batch**: the export answers several prompts at once as it answers each alone.
 
 Without torchvision all are as right but those whose image processors need it, which are refused by
 name before anything starts: Command A Vision, Gemma 4 12B, LFM2-VL, Llama 4, Mistral Small 3,
@@ -80,14 +80,15 @@ actor that is 0.7 % of the paper's 5,733 pairs, with n actors n times that.
 In tokens, for prompts of P, pairs of S in shared rows and plain rows of L: 6 (P + 48) for the
 truth, 6 S and 12 L for log-probs and gradients of either. LLaVA-1.5 7B at the paper's lengths
 (P = 636, S = 786, L = 723) runs 17,496 tokens, those of 22 pairs: 0.4 % of 5,733 at equal speed.
-The check runs in fp32. Where that is f times slower than the job's bf16, it is 0.4 f %, and 288
+In bf16, 8 S more measure how far apart two passes of the same rows are: those of 8 pairs. The rest
+of the check runs in fp32. Where that is f times slower than the job's bf16, it is 0.4 f %, and 288
 passes of one token, each of which reads the weights once (28 GB). No GPU was measured: f = 8 would
 give 3 %, without the passes of one token.
 """
 
 
 def main() -> None:
-    """Try all checkpoints and write the page."""
+    """Try all checkpoints, one after the other, and write the page."""
     rows, tried = [], set()
     right = (
         *FAMILIES,
@@ -98,11 +99,18 @@ def main() -> None:
         *FAMILIES_VISION,
         muffin,
     )
+    pool = line_pool()
     for make in (*right, *REFUSED_D):
-        kind, row = tried_row(make)
+        with tempfile.TemporaryDirectory() as name:
+            try:
+                row = pool.submit(tried_row, make, Path(name)).result()
+            except BrokenProcessPool:  # a crash costs one row
+                pool = line_pool()
+                row = padded("", make.__name__, "crashed")
         rows.append(row)
-        tried.add(kind)
+        tried.add(row[0].strip("`"))
         print(" | ".join(row), flush=True)
+    pool.shutdown()
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(row)} |" for row in sorted(rows)]
     names = sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - tried)
@@ -112,52 +120,41 @@ def main() -> None:
     )
 
 
-def tried_row(make: Callable[[], tuple[Any, Any]]) -> tuple[str, tuple[str, ...]]:
-    """Return the model type and the table's row of one small checkpoint."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = save(make, Path(name) / "model")
-        model, processor = load_policy(folder, dtype="fp32", device="cpu")
-        kind = model.config.model_type
-        pairs = [
-            PreferencePair(f"{number}", picture(number, *size), "What is there?", chosen, rejected)
-            for number, (size, (chosen, rejected)) in enumerate(zip(SIZES, ANSWERS, strict=True))
-        ]
-        samples = [
-            Sample(pair.question, encode_pair(pair, processor, min_match=3, max_length=4096))
-            for pair in pairs
-        ]
-        try:
-            outcome = self_check(model, processor, samples)
-        except RlhfvError as error:
-            reason = str(error).replace("|", "/")
-            return kind, (f"`{kind}`", make.__name__, "refused", reason, *([""] * 4))
-        head = "answers" if outcome.split_head else "all"
-        gradient = outcome.gradient_distance
-        numbers = (f"{outcome.distance:.0e}", "" if gradient is None else f"{gradient:.0e}")
-        same = "equal" if answers_agree(model, processor, pairs) else "differ"
-        lora = "yes" if adapts(folder) else "no"
-        return kind, (f"`{kind}`", make.__name__, outcome.layout, head, *numbers, lora, same)
-
-
-def answers_agree(model: Any, processor: Any, pairs: list[PreferencePair]) -> bool:
-    """Return True if a batch of prompts is answered as the prompts are alone."""
-    prompts = [Prompt(pair.id, pair.image, pair.question) for pair in pairs]
-    decoding = GenerationConfig(max_new_tokens=5, repetition_penalty=3.0)
-    together = answer_prompts(model, processor, prompts, decoding)
-    return together == [
-        answer_prompts(model, processor, [prompt], decoding)[0] for prompt in prompts
+def tried_row(make: Callable[[], tuple[Any, Any]], home: Path) -> tuple[str, ...]:
+    """Return the table's row of one small checkpoint, which is refused or runs the whole line."""
+    model, processor = load_policy(save(make, home / "alone"), dtype="fp32", device="cpu")
+    kind = f"`{model.config.model_type}`"
+    samples = [
+        Sample(pair.question, encode_pair(pair, processor, min_match=3, max_length=4096))
+        for pair in line_pairs()
     ]
+    try:
+        outcome = self_check(model, processor, samples)
+    except RlhfvError as error:
+        return padded(kind, make.__name__, "refused", shown(error))
+    head = "answers" if outcome.split_head else "all"
+    gradient = outcome.gradient_distance
+    numbers = (f"{outcome.distance:.0e}", "" if gradient is None else f"{gradient:.0e}")
+    row = (kind, make.__name__, outcome.layout, head, *numbers)
+    try:
+        line = whole_line(make, home / "line")
+    except (*BROKEN, RlhfvError) as error:
+        return padded(*row, f"failed: {shown(error)}")
+    trainings = (line.whole, line.adapters)
+    first = max(abs(training.losses[0] - math.log(2)) for training in trainings)
+    exports = [f"{training.apart:.0e}" for training in trainings]
+    return (*row, f"{first:.0e}", *exports, "equal" if line.batched else "differ")
 
 
-def adapts(folder: Path) -> bool:
-    """Return True if a model takes adapters, and computes with them."""
-    model, processor = load_policy(folder, dtype="fp32", device="cpu")
-    prepare_training(model, ModelConfig(path=str(folder), lora_rank=2))
-    text = prompt_text(processor, "What is there?")
-    inputs = process(processor, [decode_image(picture(0, 60, 30))], [text], return_tensors="pt")
-    inputs = inputs.to(model.dtype)  # Llama 4's pixels are in bf16
-    with torch.no_grad():
-        return bool(model(**inputs, use_cache=False).logits.isfinite().all())
+def padded(*cells: str) -> tuple[str, ...]:
+    """Return a row with empty cells behind the given ones."""
+    return cells + ("",) * (len(COLUMNS) - len(cells))
+
+
+def shown(error: Exception) -> str:
+    """Return an error as a cell of the table."""
+    reason = str(error) if isinstance(error, RlhfvError) else f"{type(error).__name__}: {error}"
+    return " ".join(reason.split()).replace("|", "/")[:900]
 
 
 if __name__ == "__main__":
