@@ -34,7 +34,7 @@ ROWS = [
     [
         "rlhfv_ray.shapes rlhfv_ray.autoscaling",
         "rlhfv_ray.cluster",
-        "rlhfv_ray.models rlhfv_ray.tracking rlhfv_ray.endpoint",
+        "rlhfv_ray.crew rlhfv_ray.models rlhfv_ray.tracking rlhfv_ray.endpoint",
     ],
     ["rlhfv_ray.inference", "rlhfv_ray.training rlhfv_ray.sweep rlhfv_ray.shapes_stages"],
     ["rlhfv_ray.pipeline rlhfv_ray.doctor"],
@@ -56,6 +56,7 @@ RAY = {
     for name in [
         "autoscaling",
         "cluster",
+        "crew",
         "inference",
         "training",
         "sweep",

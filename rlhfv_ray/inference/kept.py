@@ -42,6 +42,14 @@ class Kept:
                 self._timer.daemon = True
                 self._timer.start()
 
+    def drop(self) -> None:
+        """Give the value up now."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._key is not None:
+                self._drop()
+
     def _give_up(self, key: str) -> None:
         with self._lock:
             is_newest = self._timer is threading.current_thread()

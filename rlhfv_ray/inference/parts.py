@@ -27,6 +27,7 @@ from ray.exceptions import RayError
 from rlhfv_ray.cluster import configure_data, is_private, prepare_cpus, unwrap, wait_for_resources
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.console import progress_bar
+from rlhfv_ray.crew.crew import Crew, keeps_crew, with_crew
 from rlhfv_ray.errors import RlhfvError, StageFailedError
 from rlhfv_ray.inference.kept import Kept
 from rlhfv_ray.storage.files import file_digest, sealed, unsealed, write_json
@@ -100,6 +101,7 @@ def map_parts(
 
     On the CPUs of a Ray that one command has for itself, tasks compute: they leave their processes
     to the next stage, with all imports. On a cluster, idle processes would take others' memory.
+    In a trial's process, its crew computes.
 
     Args:
         shards: rows, or what `prepare` turns into rows; shard i becomes part i.
@@ -116,6 +118,10 @@ def map_parts(
     """
     missing = [number for number in range(len(shards)) if not has_part(folder, number)]
     if not missing:
+        return
+    if keeps_crew(scale):
+        make = functools.partial(_Compute, actor, prepare, str(folder), held_lease(folder))
+        with_crew(scale, title, functools.partial(_by_crew, shards, folder, make, scale.actors))
         return
     preparing = [] if prepare is None or not scale.gpu else [{"CPU": prepare_cpus(scale)}]
     bundles = [scale.resources, *preparing]  # of one actor
@@ -140,6 +146,26 @@ def map_parts(
             f"{len(lost)} of {len(shards)} parts of {display_path(folder)} are missing "
             f"(first: {lost[0]}). Run the same command again to compute them."
         )
+
+
+def _by_crew(
+    shards: Sequence[Any], folder: Path, make: Callable[[], "_Compute"], actors: int, crew: Crew
+) -> None:
+    """Compute every missing part in a crew's processes."""
+    compute = functools.partial(_compute, stage=uuid.uuid4().hex, make=make)
+    calls = (
+        functools.partial(compute, {"part": [number], "rows": [pickle.dumps(shard)]})
+        for number, shard in enumerate(shards)
+        if not _has_part(folder, number)
+    )
+    for _ in crew.each(actors, calls):
+        pass
+    fetch(folder)  # parts of other nodes
+
+
+def forget_model() -> None:
+    """Give up the model that this process keeps, before the pause that ends it."""
+    _kept.drop()
 
 
 def _mapped(

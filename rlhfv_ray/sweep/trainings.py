@@ -1,12 +1,15 @@
-"""Trainings that do not depend on each other, some at a time, each in a process of its own."""
+"""Trainings that do not depend on each other, some at a time, in processes that keep crews."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from rlhfv_ray.cluster import unwrap
+from rlhfv_ray.crew.crew import keep_crew
 from rlhfv_ray.errors import ConfigError, JudgeError, RlhfvError, StaleReferenceError
 from rlhfv_ray.sweep.trials import TRIES, trial_resources
 
@@ -32,39 +35,53 @@ def train_all(
     """
     resources = trial_resources(folder)
     cpus = resources.pop("CPU")
-    task = ray.remote(num_cpus=cpus, resources=resources, max_retries=TRIES)(_call)
+    start: Any = ray.remote(num_cpus=cpus, resources=resources)(TrainingProcess)
     waiting = list(trainings)
-    running: dict[ray.ObjectRef, str] = {}
+    idle: list[Any] = []
+    running: dict[ray.ObjectRef, tuple[str, Any]] = {}
+    lost: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     try:
         while waiting or running:
             while waiting and len(running) < concurrent:
-                name = waiting.pop(0)
-                running[task.remote(trainings[name])] = name
+                name, process = waiting.pop(0), idle.pop() if idle else start.remote()
+                running[process.run.remote(trainings[name])] = name, process
             (finished, *_), _ = ray.wait(list(running), num_returns=1)
-            name = running.pop(finished)
-            reason = _failure(finished)
-            if reason is not None:
-                reasons[name] = reason
+            name, process = running.pop(finished)
+            try:
+                ray.get(finished)
+                idle.append(process)
+            except RayActorError as error:
+                lost[name] += 1
+                if lost[name] > TRIES:
+                    reasons[name] = f"lost {TRIES + 1} times: {_last_line(error)}"
+                else:
+                    waiting.insert(0, name)
+            except RayError as error:
+                idle.append(process)
+                reasons[name] = _reason(error)
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+        for process in (*idle, *(process for _, process in running.values())):
+            ray.kill(process)
     return reasons
 
 
-def _call(training: Callable[[], None]) -> None:
-    training()
+class TrainingProcess:
+    """Actor that runs one training after another, with one crew."""
+
+    def run(self, training: Callable[[], None]) -> None:
+        """Run one training."""
+        keep_crew()
+        training()
 
 
-def _failure(finished: ray.ObjectRef) -> str | None:
-    """Return why a task failed, None if it did not."""
-    try:
-        ray.get(finished)
-    except RayError as error:
-        cause = unwrap(error)
-        if isinstance(cause, FOR_ALL):
-            raise cause from error
-        if isinstance(cause, RlhfvError):
-            return str(cause)
-        return f"lost {TRIES + 1} times: {str(cause).strip().splitlines()[-1]}"
-    return None
+def _reason(error: RayError) -> str:
+    """Return why a training failed; raise an error that every training would meet."""
+    cause = unwrap(error)
+    if isinstance(cause, FOR_ALL):
+        raise cause from error
+    return str(cause) if isinstance(cause, RlhfvError) else _last_line(cause)
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1]

@@ -31,6 +31,7 @@ from ray.tune.search import Searcher
 from rlhfv_ray.autoscaling import possible_totals
 from rlhfv_ray.cluster import prepare_cpus
 from rlhfv_ray.config import DDPOConfig, ScaleConfig
+from rlhfv_ray.crew.crew import keep_crew
 from rlhfv_ray.errors import (
     ConfigError,
     JudgeError,
@@ -244,10 +245,11 @@ def trials_at_once(scale: ScaleConfig, wanted: int) -> int:
 
 
 def run_trial(sample: dict[str, Any], job: SweepJob, rung: int) -> None:
-    """Run one trial up to a rung, in a process of its own.
+    """Run one trial up to a rung, in a process that runs one after another with one crew.
 
     An error that every trial would meet stops the sweep; any other error ends this trial.
     """
+    keep_crew()
     trial_params: TrialParams = json.loads(sample["params"])
     folder = job.trial_folder(trial_params)
     folder.mkdir(parents=True, exist_ok=True)

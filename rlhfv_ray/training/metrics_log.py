@@ -37,16 +37,21 @@ class RecordWriter(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Append rank 0's records of updates that the file does not have yet.
+        """Append rank 0's records of updates that the file does not have yet."""
+        write_records(self.folder, self.token, metrics[0]["records"])
 
-        A driver that lost its lease appends nothing; its workers stop at their next checkpoint.
-        """
-        try:
-            is_held = holds_lease(self.folder, self.token)
-        except StorageError:  # nobody can take over what nobody reaches
-            is_held = True
-        if is_held:
-            append_records(self.folder, metrics[0]["records"])
+
+def write_records(folder: Path, token: str, records: Sequence[Record]) -> None:
+    """Append the records of updates that the file does not have yet.
+
+    A driver that lost its lease appends nothing; its workers stop at their next checkpoint.
+    """
+    try:
+        is_held = holds_lease(folder, token)
+    except StorageError:  # nobody can take over what nobody reaches
+        is_held = True
+    if is_held:
+        append_records(folder, records)
 
 
 def append_records(folder: Path, records: Sequence[Record]) -> None:

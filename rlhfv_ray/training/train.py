@@ -1,6 +1,7 @@
 """JOB: DDPO on Ray Train workers, as the driver sees it.
 
-`train_ddpo` starts the workers and waits for them. Each runs `training.worker.train_worker`.
+`train_ddpo` starts the workers and waits for them. Each runs `training.worker.train_worker`. A
+trial's process has a crew do it (`training.warm`).
 """
 
 import os
@@ -12,15 +13,16 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
 
 # Ray has no public switch for what these callbacks start: a process each, for every training.
-from ray._common.constants import HEAD_NODE_RESOURCE_NAME
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from rlhfv_ray.cluster import wait_for_resources
 from rlhfv_ray.config import ScaleConfig
+from rlhfv_ray.crew.crew import keeps_crew
+from rlhfv_ray.crew.group_watch import start_watch
 from rlhfv_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -30,11 +32,10 @@ from rlhfv_ray.errors import (
 )
 from rlhfv_ray.storage.folder import discard, fetch, make, open_folder, publish
 from rlhfv_ray.training.elastic import BatchPolicy, WorkerLog, start_attempts
-from rlhfv_ray.training.group_watch import GroupWatch
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import Record, RecordWriter, cut_damaged, tail_records
+from rlhfv_ray.training.warm import COLLECTIVE_TIMEOUT_S, train_warm
 
-COLLECTIVE_TIMEOUT_S = 600
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # torch's old and new name
 
 
@@ -57,6 +58,16 @@ def train_ddpo(
         RlhfvError: as raised by a worker.
         StageFailedError: workers were lost more often than `scale.max_failures`.
     """
+    cut_damaged(job.folder)
+    if job.config.scale.is_elastic:
+        on_records = WorkerLog(on_records)
+    with tail_records(job.folder, on_records):
+        train = train_warm if keeps_crew(job.config.scale) else _fit
+        train(job)
+
+
+def _fit(job: TrainJob) -> None:
+    """Train with Ray Train."""
     # Ray checks every 2 s by default, and every end of training would come that late.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     scale = job.config.scale
@@ -66,23 +77,19 @@ def train_ddpo(
     wait_for_resources("Training", bundles, timeout=scale.start_timeout)
     trainer = ray_trainer(job)
     interrupt = signal.getsignal(signal.SIGINT)
-    cut_damaged(job.folder)
-    if scale.is_elastic:
-        on_records = WorkerLog(on_records)
-    with tail_records(job.folder, on_records):
-        try:
-            trainer.fit()
-        except SystemExit as stopped:  # Ray Train's own answer to Ctrl-C
-            raise KeyboardInterrupt from stopped
-        except ray.train.TrainingFailedError as error:
-            raise_failure(job)
-            raise StageFailedError(
-                f"{_failure_text(error, scale)}; run the same command again to continue from the "
-                f"last checkpoint. The last error: {str(error).strip().splitlines()[-1]}"
-            ) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own handler there
+    try:
+        trainer.fit()
+    except SystemExit as stopped:  # Ray Train's own answer to Ctrl-C
+        raise KeyboardInterrupt from stopped
+    except ray.train.TrainingFailedError as error:
+        raise_failure(job)
+        raise StageFailedError(
+            f"{_failure_text(error, scale)}; run the same command again to continue from the "
+            f"last checkpoint. The last error: {str(error).strip().splitlines()[-1]}"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own handler there
     raise_failure(job)
     discard(job.folder / "ray")
 
@@ -93,13 +100,7 @@ class GroupCallback(PlacementGroupCleanerCallback):
     def after_controller_start(self, train_run_context: Any) -> None:
         """Start the watch where it outlives the controller."""
         self._controller_actor_id = ray.get_runtime_context().get_actor_id()
-        watch: Any = ray.remote(GroupWatch).options(
-            num_cpus=0,
-            lifetime="detached",
-            resources={HEAD_NODE_RESOURCE_NAME: 0.001},
-            scheduling_strategy="DEFAULT",  # outside of a trial's own group
-        )
-        self._cleaner = watch.remote(self._controller_actor_id)
+        self._cleaner = start_watch()
 
 
 class LeanTrainer(TorchTrainer):

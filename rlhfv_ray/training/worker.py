@@ -129,6 +129,7 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
     export_policy(
         engine, processor, (job.export or job.folder) / "model", config.model, writer=writer
     )
+    engine.destroy()  # its hooks hold the weights in cycles that no collection sees
 
 
 def stop_skipping(
@@ -191,7 +192,7 @@ def prepare(job: TrainJob) -> TrainJob:
     """Seed torch, bring the reference to this node, and make the folder of the training there.
 
     Returns:
-        The job with the number of workers that there are.
+        The job, for the number of workers that there are.
     """
     torch.manual_seed(job.config.seed)
     once_a_folder(job.reference, lambda: fetch(job.reference))
@@ -338,7 +339,8 @@ def start_engine(policy: Any, optimizer: torch.optim.Optimizer, config: DDPOConf
     if not config.scale.gpu:
         # No compiled ops: gloo carries the collectives, and a build takes 90 s.
         setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
-    gc.freeze()  # ZeRO 3 collects garbage, and need not look through the modules
+    if not gc.get_freeze_count():
+        gc.freeze()  # ZeRO 3 collects garbage, and need not look through the modules
     trained = sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
     settings = engine_settings(config, trained=trained)
     engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)

@@ -13,11 +13,11 @@ import ray
 import torch
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from rlhfv_ray.crew.group_watch import POLL_S, GroupWatch
 from rlhfv_ray.errors import CheckpointError
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.training.checkpoint import MANIFEST, latest_checkpoint
 from rlhfv_ray.training.elastic import GROW_POLL_S, newest_checkpoint
-from rlhfv_ray.training.group_watch import POLL_S, GroupWatch
 from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import small_disk, wait_for
 from tests.ray.conftest import assert_same, ray_processes, train, with_scale

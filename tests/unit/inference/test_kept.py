@@ -52,3 +52,14 @@ def test_work_that_fails_and_a_model_that_cannot_be_made_leave_nothing_wrong():
     with pytest.raises(KeyError):
         kept.use("other", lambda: {}["model"], lambda model: model)
     assert isinstance(kept.use("other", Model, lambda model: model), Model)
+
+
+def test_a_value_is_given_up_at_once_when_asked():
+    """Catches: a model that stays beside the one that is trained next, in the same process."""
+    gc.collect()
+    kept = Kept()
+    kept.drop()  # of nothing
+    model = weakref.ref(kept.use("answers", Model, lambda model: model))
+    kept.drop()
+    assert model() is None
+    assert isinstance(kept.use("answers", Model, lambda model: model), Model)

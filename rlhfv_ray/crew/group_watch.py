@@ -1,4 +1,4 @@
-"""Frees what a training's workers hold when its controller was killed.
+"""Frees what workers hold when the actor that started them was killed.
 
 Ray frees a placement group only when the whole job ends. Ray Train's own watch asks the dashboard,
 which a Ray that a command started for itself does not have, and imports all of Ray Train. This one
@@ -11,18 +11,32 @@ from typing import Any
 
 import ray
 
-# Ray's public functions for the state of an actor need the dashboard.
+# Ray has no public name for its head's node, and its public functions for the state of an actor
+# need the dashboard.
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._private.state import actors
 from ray.actor import exit_actor
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 POLL_S = 1.0
 
 
-class GroupWatch:
-    """Actor that removes the placement group of a training whose controller is dead.
+def start_watch() -> Any:
+    """Start a watch over this process, an actor, where it outlives the process."""
+    watch: Any = ray.remote(GroupWatch).options(
+        num_cpus=0,
+        lifetime="detached",
+        resources={HEAD_NODE_RESOURCE_NAME: 0.001},
+        scheduling_strategy="DEFAULT",  # outside of a trial's own group
+    )
+    return watch.remote(ray.get_runtime_context().get_actor_id())
 
-    The methods' names are those that Ray Train calls.
+
+class GroupWatch:
+    """Actor that removes the placement group of an actor that is dead.
+
+    It watches Ray Train's controller, or the process that keeps a crew. `register_placement_group`
+    and `stop` are the names that Ray Train calls.
 
     Args:
         controller: id of the controller's actor.
@@ -37,6 +51,11 @@ class GroupWatch:
     def register_placement_group(self, group: PlacementGroup) -> None:
         """Watch over the group of new workers."""
         self.group = group
+
+    def hold(self, bundles: list[dict[str, float]]) -> PlacementGroup:
+        """Return a new group, which is watched over from its first moment."""
+        self.group = placement_group(bundles, strategy="PACK")
+        return self.group
 
     def stop(self) -> None:
         """End: the controller removes its group itself."""

@@ -1,0 +1,1 @@
+"""Processes that live across the trials of a sweep or study."""
