@@ -115,6 +115,11 @@ def keep_crew() -> None:
     _keeper.is_wanted = True
 
 
+def end_crew() -> None:
+    """End the crew of this process; the next work starts another."""
+    _keeper.end()
+
+
 def keeps_crew(scale: ScaleConfig) -> bool:
     """Return True if this process trains and answers with a crew."""
     return _keeper.is_wanted and not scale.is_elastic

@@ -1,7 +1,8 @@
 """Training in the processes of a crew, for trials: the same loop as in Ray Train's workers.
 
 The processes join one process group and keep it. Each training loads its model and makes its
-DeepSpeed engine anew, and leaves nothing of them.
+DeepSpeed engine anew. ZeRO stage 3 keeps tensors of its engine for good, so the processes end after
+it.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from rlhfv_ray.crew.crew import Crew, with_crew
+from rlhfv_ray.crew.crew import Crew, end_crew, with_crew
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import Record, write_records
 
@@ -42,6 +43,8 @@ def train_warm(job: TrainJob) -> None:
         StageFailedError: workers were lost more often than `scale.max_failures`.
     """
     with_crew(job.config.scale, "Training", functools.partial(_train, job))
+    if job.config.scale.zero_stage == 3:
+        end_crew()  # DeepSpeed's stage 3 keeps tensors as long as the process lives
 
 
 def _train(job: TrainJob, crew: Crew) -> None:

@@ -114,12 +114,12 @@ def test_the_answers_are_ray_datas(run_folder, ray_run, config, tmp_path):
 
 
 def test_processes_stay_until_one_of_them_fails(run_folder):
-    """Catches: a crew for every training; a broken crew for the next one; processes that outlive
-    the study.
+    """Catches: a crew for every training; a broken crew for the next one; processes that keep the
+    tensors of ZeRO 3, or outlive the study.
     """
     first, second, third, last = (pids(run_folder, name) for name in SAME)
-    assert first == second == pids(run_folder, "another")
-    assert len({*first, *third, *last}) == 6
+    assert second == pids(run_folder, "another")  # since its training at ZeRO 3
+    assert len({*first, *second, *third, *last}) == 8
     wait_for(lambda: not ray_processes("Member"), 30)
 
 
