@@ -156,7 +156,7 @@ def _by_crew(
     calls = (
         functools.partial(compute, {"part": [number], "rows": [pickle.dumps(shard)]})
         for number, shard in enumerate(shards)
-        if not _has_part(folder, number)
+        if not has_part(folder, number)
     )
     for _ in crew.each(actors, calls):
         pass

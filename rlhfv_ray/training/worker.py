@@ -104,8 +104,13 @@ def train_worker(job: TrainJob, report: Callable[[dict[str, Any]], None]) -> Non
         },
         workers_by_node(),
     )
-    collate = collation(config, processor, engine.module.layout)
-    batches = prefetched(micro_batches(pairs, sizes, collate, config, start=step, stop=last_step))
+    batches = prefetched(
+        micro_batches(
+            *(pairs, sizes, collation(config, processor, engine.module.layout), config),
+            start=step,
+            stop=last_step,
+        )
+    )
     skipped = 0  # updates in a row
     while step < last_step:
         losses, suspects = update(
