@@ -1,6 +1,7 @@
 """The card that a trained model gets after its evaluation."""
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers import AutoProcessor
@@ -23,15 +24,20 @@ HUB = Trained(
 LOCAL = HUB._replace(base=str(SHIPPED))
 
 
+def header_of(card: str) -> Any:
+    """Return the header of a card as a hub reads it."""
+    return ModelCard(card).data
+
+
 def test_a_hub_reads_the_card() -> None:
     """Catches: a header that is no YAML, scores as fractions, a base that no hub has."""
-    read = ModelCard(card_text(HUB, [SECTION], has_adapter=False)).data
+    read = header_of(card_text(HUB, [SECTION], has_adapter=False))
     assert read.base_model == "llava-hf/llava-1.5-7b-hf"
     assert read.pipeline_tag == "image-text-to-text" and read.get("license") is None
     results = {result.metric_type: result.metric_value for result in read.eval_results}
     rate = SECTION.models["aligned"].rates()["response_rate"]
     assert rate is not None and results["response_rate"] == round(100 * rate, 2)
-    assert ModelCard(card_text(LOCAL, [SECTION], has_adapter=False)).data.base_model is None
+    assert header_of(card_text(LOCAL, [SECTION], has_adapter=False)).base_model is None
 
 
 def test_the_card_says_data_recipe_scores_and_no_path_of_this_machine() -> None:
@@ -43,7 +49,7 @@ def test_the_card_says_data_recipe_scores_and_no_path_of_this_machine() -> None:
     assert str(SHIPPED.parent) not in text
     assert "adapter/" not in card_text(LOCAL, [SECTION], has_adapter=False)
     unscored = card_text(LOCAL, [], has_adapter=False)
-    assert "was not scored" in unscored and ModelCard(unscored).data.eval_results is None
+    assert "was not scored" in unscored and header_of(unscored).eval_results is None
 
 
 def test_a_card_changes_neither_the_seal_nor_the_model(tmp_path: Path) -> None:
