@@ -47,7 +47,7 @@ class Rehearsal:
             home: of Ray's token and records.
             node_types: by name, the resources of a node and the largest number of nodes.
         """
-        self.temporary = f"/tmp/ra{os.getpid()}"  # short: Ray puts sockets there
+        self.temporary = f"/tmp/ra{os.getpid()}-"  # short: Ray puts sockets there
         self.port, self.dashboard_port = free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"

@@ -16,7 +16,7 @@ class OwnFolders(FakeMultiNodeProvider):
     """Nodes with folders of their own, numbered behind the name in the field `temporary`."""
 
     def _create_node_with_resources_and_labels(self, *arguments: Any) -> None:
-        folder = f"{self.provider_config['temporary']}.{self._next_node_id + 1}"
+        folder = f"{self.provider_config['temporary']}{self._next_node_id}"
         with_folder = functools.partial(parameter.RayParams, temp_dir=folder)
         with mock.patch.object(parameter, "RayParams", with_folder):  # the provider takes no folder
             super()._create_node_with_resources_and_labels(*arguments)
