@@ -11,9 +11,10 @@ pass by an all-reduce, which carries its bytes twice, and gathers weights once. 
 beside the backward pass, two thirds of the compute. AdamW reads and writes 28 bytes a parameter.
 A checkpoint takes
 
-    (2 N + 12 N / g) / writing + 14 N / hashing
+    (2 N + 12 N / g) * (1 / writing + 1 / hashing)
 
-where the first worker writes the weights and its share of AdamW's state, and all files are hashed.
+where the first worker, which has the most to do, hashes and writes the weights and its share of
+AdamW's state. Training goes on beside it; only the last checkpoint makes it wait.
 The bandwidth is the bus bandwidth of NCCL's tests: within a node up to 8 GPUs, between nodes above.
 """
 
@@ -54,7 +55,7 @@ class Rates:
     writing: float = 0.39
     """GB/s at which a worker writes a checkpoint (measured on two CPU cores)."""
     hashing: float = 1.93
-    """GB/s at which a checkpoint's files are hashed (measured on two CPU cores)."""
+    """GB/s at which a worker hashes a checkpoint (measured on two CPU cores)."""
 
 
 class Training(NamedTuple):
@@ -111,9 +112,9 @@ def predict(training: Training, gpus: int, rates: Rates) -> Prediction | None:
 
 
 def checkpoint_seconds(parameters: float, gpus: int, rates: Rates) -> float:
-    """Return the seconds that a checkpoint takes."""
+    """Return the seconds that the first worker writes and hashes a checkpoint."""
     written = (BYTES + 12 / gpus) * parameters
-    return written / (rates.writing * GB) + 14 * parameters / (rates.hashing * GB)
+    return written * (1 / rates.writing + 1 / rates.hashing) / GB
 
 
 def table(rates: Rates) -> Iterator[str]:
