@@ -49,8 +49,8 @@ def is_private(address: str) -> bool:
 def read_key(endpoint: EndpointConfig) -> Secret:
     """Return the key, from its file or from the environment of this process.
 
-    A server on this machine or in a private network may need no key: where the variable is not
-    set, `NO_KEY` is sent to it.
+    A server on this machine or in a private network may need no key: where nobody named or set one,
+    `NO_KEY` is sent to it.
 
     Raises:
         ConfigError: no key is set, it contains white space, or other users can read its file.
@@ -70,7 +70,8 @@ def read_key(endpoint: EndpointConfig) -> Secret:
     else:
         source = f"environment variable {endpoint.key_env}"
         key = os.environ.get(endpoint.key_env, "").strip()
-    if not key and not endpoint.key_file and is_private(endpoint.base_url):
+    is_named = endpoint.key_file or endpoint.key_env != EndpointConfig.key_env
+    if not key and not is_named and is_private(endpoint.base_url):
         return NO_KEY
     if not key:
         raise ConfigError(

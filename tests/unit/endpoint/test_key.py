@@ -42,21 +42,24 @@ def test_a_server_in_a_private_network_needs_no_key(
 ) -> None:
     """Catches: a key that is left out although one is set, or although the server is a public one.
 
-    A key file that was named and cannot be read stays an error: its server needs one.
+    A variable or file that was named and holds no key stays an error: its server needs one.
     """
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("MY_KEY", raising=False)
-    here = EndpointConfig(model="qwen", base_url="http://10.1.2.3:8000/v1", key_env="MY_KEY")
+    here = EndpointConfig(model="qwen", base_url="http://10.1.2.3:8000/v1")
     assert read_key(here) == NO_KEY
     for public in (
         "https://api.openai.com/v1",
         "http://8.8.8.8/v1",
         "https://10.1.2.3.example.com",
     ):
-        with pytest.raises(ConfigError, match="MY_KEY is empty or not set"):
+        with pytest.raises(ConfigError, match="OPENAI_API_KEY is empty or not set"):
             read_key(replace(here, base_url=public))
+    with pytest.raises(ConfigError, match="MY_KEY is empty or not set"):
+        read_key(replace(here, key_env="MY_KEY"))
     with pytest.raises(ConfigError, match="cannot be read on this machine"):
         read_key(replace(here, key_file=str(tmp_path / "none")))
-    monkeypatch.setenv("MY_KEY", "sk-canary")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary")
     assert read_key(here) == Secret("sk-canary")
 
 
