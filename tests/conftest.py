@@ -5,7 +5,10 @@ import torch or transformers: the process that hands tests out to others needs n
 """
 
 import os
+import sys
 
+# Jobs, and scripts for clusters, call `python`: this environment's, also where it is not activated.
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,7 +21,6 @@ import contextlib
 import gc
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
