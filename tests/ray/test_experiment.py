@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
+from benchmarks.workers import free_port
 from tests.conftest import wait_for
 from tests.ray.conftest import training_result
 from tests.ray.real_data import write_benchmarks, write_photo_pairs
@@ -318,6 +319,7 @@ class Cluster:
             *(where if head else ("--address=127.0.0.1:26379",)),
         ]
         line += [
+            f"--dashboard-agent-listen-port={free_port()}",  # another cluster may have Ray's
             "--num-cpus=1",
             "--object-store-memory=150000000",
             f"--temp-dir={self.temporary}{node}.",

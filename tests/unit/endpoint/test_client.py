@@ -30,8 +30,7 @@ def call(
         endpoint = EndpointConfig(
             model="judge",
             base_url=server.url,
-            key_env="MY_KEY",
-            **{"timeout_s": 30.0, **settings},
+            **{"key_env": "MY_KEY", "timeout_s": 30.0, **settings},
         )
         return asyncio.run(call_once(endpoint, request or Request("1", "How good?")))
 
@@ -51,10 +50,12 @@ def test_a_refusal_says_that_no_key_was_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches: a local server with a key, whose 401 leaves the user to guess why."""
-    monkeypatch.delenv("MY_KEY")
-    outcome = call(error(401, "invalid_api_key"), tmp_path)
-    assert outcome.kind == "rejected" and "no key was sent, as MY_KEY is not set" in outcome.reason
-    assert call(None, tmp_path).reply.text == "Rating: 4"
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    unnamed = {"key_env": "OPENAI_API_KEY"}
+    outcome = call(error(401, "invalid_api_key"), tmp_path, **unnamed)
+    assert outcome.kind == "rejected"
+    assert "no key was sent, as OPENAI_API_KEY is not set" in outcome.reason
+    assert call(None, tmp_path, **unnamed).reply.text == "Rating: 4"
 
 
 def choice(**changes: Any) -> Fault:
