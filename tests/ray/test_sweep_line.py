@@ -237,7 +237,9 @@ def test_a_study_says_what_its_seeds_support(swept):
     (folder,) = storage.glob("study-*")
     assert {"study.json", "table.md", "study.png"} <= {path.name for path in folder.iterdir()}
     names = {run.info.run_id: run.data.tags["mlflow.runName"] for run in runs(storage)}
-    assert len([name for name in names.values() if name.startswith(("study-", "arm "))]) == 1 + 4
+    arms = [f"arm {arm}, seed {seed}" for arm in ("DDPO", "base") for seed in (0, 1)]
+    expected = [*arms, "study study, 2 seeds"]
+    assert sorted(name for name in names.values() if name.startswith(("arm", "study"))) == expected
 
 
 def test_trial_processes_are_gone(swept):
