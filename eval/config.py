@@ -1,5 +1,7 @@
 """The settings of an evaluation; field docstrings are the help of the command line."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -267,9 +269,23 @@ class BenchmarkFiles:
         Raises:
             ConfigError: there is none.
         """
-        paths = dict(entry.split("=", 1) for entry in self.files if "=" in entry)
+        paths = dict(entry.split("=", 1) for entry in self.files)
         check_setting(name in paths, "files", self.files, f"with {name}=PATH")
         return paths[name]
+
+    def check_files(self, benchmarks: Sequence[str]) -> None:
+        """Check that each entry of `files` is for one of these benchmarks, which reads it.
+
+        Raises:
+            ConfigError: it is of another form, or no benchmark would read it.
+        """
+        with_settings = {item.name for item in fields(self)}
+        readers = [name for name in benchmarks if name not in with_settings]
+        allowed = "BENCHMARK.NAME=PATH, of a benchmark of --benchmarks without settings of its own"
+        for entry in self.files:
+            is_read = entry.partition(".")[0] in readers
+            is_path = re.fullmatch(r"\w+\.\w+=.+", entry) is not None
+            check_setting(is_read and is_path, "files", entry, allowed)
 
     def with_shapes(self, shapes: ShapesBenchConfig) -> "BenchmarkSettings":
         """Add the shapes benchmark, which needs no files."""

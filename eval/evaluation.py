@@ -194,6 +194,7 @@ def plan_evaluation(
     Raises:
         ConfigError, DataError: a setting or a file cannot be used.
     """
+    settings.check_files(benchmarks)
     shapes = shapes_stage(settings) if "shapes" in benchmarks else None
     chosen = tuple(
         make_benchmark(

@@ -25,8 +25,8 @@ OWN_TEMPLATE_ARGUMENTS = (
     *("continue_final_message", "return_dict", "return_tensors", "processor_kwargs", "answering"),
 )
 Part = Literal["vision", "projector", "language"]  # of a model
-# What people add to, by the name on the command line: the place of each, `module:name`, which is
-# imported when it is asked for. docs/extending.md shows a new one of both kinds.
+# What people add to, by the name on the command line: the place of each, `module:name`. The names
+# are known without an import. docs/extending.md shows a new one of both kinds.
 PREFERENCE_LOSSES = {
     "dpo": "rlhfv_ray.loss:dpo_loss",
     "ipo": "rlhfv_ray.losses.ipo:ipo_loss",
@@ -318,6 +318,13 @@ class LossConfig:
     def is_sft(self) -> bool:
         """True if the model learns from chosen answers only."""
         return self.preference_weight == 0
+
+    @property
+    def method(self) -> str:
+        """The method's name as people read it: SFT, DDPO, or another loss's."""
+        if self.is_sft:
+            return "SFT"
+        return "DDPO" if self.kind == "dpo" else self.kind.upper()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ SHOWN = 60  # characters of an answer that an error quotes
 
 
 class Agreement(NamedTuple):
-    """How far the answers of two models to the same prompts agree."""
+    """The agreement of two models' answers to the same prompts."""
 
     equal: int  # answers that are the same word for word
     answers: int
@@ -52,13 +52,13 @@ def compare_answers(own: Sequence[Answer], others: Sequence[Answer]) -> Agreemen
     equal = 0
     for ours, theirs in zip(own, others, strict=True):
         words, other_words = ours.text.split(), theirs.text.split()
-        same = _common(words, other_words)
-        shares.append(same / len(words) if words else float(words == other_words))
+        agreeing = _common(words, other_words)
+        shares.append(agreeing / len(words) if words else float(words == other_words))
         if words == other_words:
             equal += 1
         elif not first_difference:
-            tails = [" ".join(text[same:])[:SHOWN] for text in (words, other_words)]
-            first_difference = f"{ours.id}, from word {same + 1} on: {tails[0]!r}, {tails[1]!r}"
+            tails = [" ".join(text[agreeing:])[:SHOWN] for text in (words, other_words)]
+            first_difference = f"{ours.id}, from word {agreeing + 1} on: {tails[0]!r}, {tails[1]!r}"
     return Agreement(equal, len(own), sum(shares) / len(shares), first_difference)
 
 

@@ -7,7 +7,7 @@ nor does the model's identity: a later evaluation replaces it.
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -45,7 +45,7 @@ class Trained(NamedTuple):
 
     title: str
     base: str  # path or hub name
-    method: Literal["DDPO", "SFT"]
+    method: str  # as `LossConfig.method`
     data: Mapping[str, str]  # facts about the pairs, by name
     recipe: Mapping[str, Any]  # settings of the training, by name
 
@@ -71,10 +71,11 @@ def write_card(model: Path, trained: Trained, sections: Sequence[Section]) -> No
 def card_text(trained: Trained, sections: Sequence[Section], *, has_adapter: bool) -> str:
     """Return the card: its header for hubs, then use, data, recipe, scores, licence and origin."""
     base = public_name(trained.base)
+    method = METHODS.get(trained.method, f"{trained.method} with segment weights")
     parts = [
         f"---\n{_header(trained, sections).to_yaml()}\n---\n",
         f"# {trained.title}\n",
-        f"`{base}`, trained by {METHODS[trained.method]} with rlhfv-ray.\n",
+        f"`{base}`, trained by {method} with rlhfv-ray.\n",
         f"## Use\n\n{USE}{USE_ADAPTER if has_adapter else ''}",
         f"## Data\n\n{_table(trained.data)}",
         f"## Recipe\n\n{_table(trained.recipe)}",

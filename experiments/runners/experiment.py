@@ -114,7 +114,8 @@ def title_of(config: ExperimentConfig) -> str:
         'paper beta 0.5 gamma 5 seed 0'
     """
     loss = config.loss
-    method = "sft" if loss.is_sft else f"beta {loss.beta:g} gamma {loss.gamma:g}"
+    kind = "" if loss.kind == "dpo" else f"{loss.kind} "
+    method = "sft" if loss.is_sft else f"{kind}beta {loss.beta:g} gamma {loss.gamma:g}"
     return f"{config.name} {method} seed {config.seed}"
 
 
@@ -208,8 +209,7 @@ def trained_facts(config: ExperimentConfig, pipeline: Pipeline) -> Trained:
         **flat(plain(config.loss), "loss."),
         **flat(plain(config.optim), "optim."),
     }
-    method = "SFT" if config.loss.is_sft else "DDPO"
-    return Trained(title_of(config), config.model.path, method, data, recipe)
+    return Trained(title_of(config), config.model.path, config.loss.method, data, recipe)
 
 
 def track_lineage(config: ExperimentConfig, pipeline: Pipeline, run: TrackedRun) -> None:

@@ -113,7 +113,7 @@ class StageMonitor:
             child.log_metrics({f"parameters/{part}": float(trained)})
         pairs = len(mixed_rows(load_reference(self.pipeline.reference), config.data))
         steps = config.optim.total_steps(config.data.used(pairs))
-        title = "SFT updates" if config.loss.is_sft else "DDPO updates"
+        title = f"{config.loss.method} updates"
         with progress_bar(title, steps) as self.feed.bar:
             yield
         self.feed.bar = None

@@ -114,7 +114,7 @@ def map_parts(
 
     Raises:
         RlhfvError: as raised by `prepare` or the actor.
-        StageFailedError: Ray Data ended with parts missing, or the lease was lost.
+        StageFailedError: parts are missing after all, or the lease was lost.
     """
     missing = [number for number in range(len(shards)) if not has_part(folder, number)]
     if not missing:
@@ -122,23 +122,15 @@ def map_parts(
     if keeps_crew(scale):
         make = functools.partial(_Compute, actor, prepare, str(folder), held_lease(folder))
         with_crew(scale, title, functools.partial(_by_crew, shards, folder, make, scale.actors))
-        return
-    preparing = [] if prepare is None or not scale.gpu else [{"CPU": prepare_cpus(scale)}]
-    bundles = [scale.resources, *preparing]  # of one actor
-    wait_for_resources(title, bundles, timeout=scale.start_timeout)
-    configure_data()
-    rows = ({"part": number, "rows": pickle.dumps(shards[number])} for number in missing)
-    parts = ray.data.from_items(list(rows), override_num_blocks=len(missing))
-    parts = _mapped(
-        parts, folder, actor, prepare, replace(scale, actors=min(scale.actors, len(missing)))
-    )
-    existing = len(shards) - len(missing)
-    with progress_bar(title, len(shards), done=existing) as counter:
-        try:
-            for done, _ in enumerate(parts.iter_batches(batch_size=1), start=existing + 1):
-                counter.advance(done)
-        except (RayError, RlhfvError) as error:
-            raise unwrap(error) from error
+    else:
+        preparing = [] if prepare is None or not scale.gpu else [{"CPU": prepare_cpus(scale)}]
+        bundles = [scale.resources, *preparing]  # of one actor
+        wait_for_resources(title, bundles, timeout=scale.start_timeout)
+        fitting = replace(scale, actors=min(scale.actors, len(missing)))
+        mapped = functools.partial(
+            _mapped, folder=folder, actor=actor, prepare=prepare, scale=fitting
+        )
+        _by_ray_data(shards, missing, mapped, title)
     fetch(folder)  # parts of other nodes
     lost = [number for number in missing if not has_part(folder, number)]
     if lost:
@@ -146,6 +138,25 @@ def map_parts(
             f"{len(lost)} of {len(shards)} parts of {display_path(folder)} are missing "
             f"(first: {lost[0]}). Run the same command again to compute them."
         )
+
+
+def _by_ray_data(
+    shards: Sequence[Any],
+    missing: Sequence[int],
+    mapped: Callable[[ray.data.Dataset], ray.data.Dataset],
+    title: str,
+) -> None:
+    """Compute every missing part in Ray Data's actors or tasks, and show a bar."""
+    configure_data()
+    rows = ({"part": number, "rows": pickle.dumps(shards[number])} for number in missing)
+    parts = mapped(ray.data.from_items(list(rows), override_num_blocks=len(missing)))
+    existing = len(shards) - len(missing)
+    with progress_bar(title, len(shards), done=existing) as counter:
+        try:
+            for done, _ in enumerate(parts.iter_batches(batch_size=1), start=existing + 1):
+                counter.advance(done)
+        except (RayError, RlhfvError) as error:
+            raise unwrap(error) from error
 
 
 def _by_crew(
@@ -160,7 +171,6 @@ def _by_crew(
     )
     for _ in crew.each(actors, calls):
         pass
-    fetch(folder)  # parts of other nodes
 
 
 def forget_model() -> None:

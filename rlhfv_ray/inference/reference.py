@@ -170,8 +170,10 @@ class ReferenceActor:
         """Return the batch of a few pairs, with their pictures changed, or why there is none."""
 
         def collate() -> PairBatch:
-            seen = pairs if self.augment is None else [self.augment.changed(pair) for pair in pairs]
-            return collate_pairs(seen, self.processor, rule="both_sides", layout=self.policy.layout)
+            changed = self.augment.changed if self.augment else None
+            pictured = pairs if changed is None else [changed(pair) for pair in pairs]
+            layout = self.policy.layout
+            return collate_pairs(pictured, self.processor, rule="both_sides", layout=layout)
 
         return attempt(collate, pairs[0].position)
 

@@ -239,22 +239,11 @@ def to_device(batch: PairBatch, device: torch.device, dtype: torch.dtype) -> Pai
         target = dtype if tensor.is_floating_point() else None
         return tensor.to(device, target, non_blocking=True)
 
-    inputs = {
-        # Forks are read as Python numbers; from a GPU each forward pass would wait for them.
-        name: tensor if name == FORKS else move(tensor)
-        for name, tensor in batch.inputs.items()
-    }
     reference = batch.reference_token_logps
     if reference is not None:
         reference = reference.to(device, non_blocking=True)  # stays fp32: differences are small
-    return batch._replace(
-        inputs=inputs,
-        predictors=move(batch.predictors),
-        targets=move(batch.targets),
-        answers=move(batch.answers),
-        changed=move(batch.changed),
-        reference_token_logps=reference,
-    )
+    moved = map_tensors(batch._replace(reference_token_logps=None), move)
+    return moved._replace(reference_token_logps=reference)
 
 
 def pinned(batch: PairBatch) -> PairBatch:
@@ -265,7 +254,9 @@ def pinned(batch: PairBatch) -> PairBatch:
 def map_tensors(batch: PairBatch, change: Callable[[Tensor], Tensor]) -> PairBatch:
     """Return the batch with every tensor changed that goes to the device: all but the forks."""
     inputs = {
-        name: tensor if name == FORKS else change(tensor) for name, tensor in batch.inputs.items()
+        # Forks are read as Python numbers; from a GPU each forward pass would wait for them.
+        name: tensor if name == FORKS else change(tensor)
+        for name, tensor in batch.inputs.items()
     }
     reference = batch.reference_token_logps
     return batch._replace(

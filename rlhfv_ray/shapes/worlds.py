@@ -16,7 +16,7 @@ WorldName = Literal["biased", "balanced"]
 
 
 class World(NamedTuple):
-    """How a version of the world draws its scenes and writes careless captions."""
+    """A version of the world: its draws of scenes, and its writer of careless captions."""
 
     # Enters the fingerprints of stages. Raised when the same seed gives another world.
     version: int | str

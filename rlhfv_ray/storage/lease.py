@@ -40,9 +40,15 @@ _held: dict[Path, Lease] = {}  # the leases of this process by their folders
 def hold_lease(folder: Path) -> Iterator[str]:
     """Create a folder if need be, and hold its lease while the body runs; yield the lease's token.
 
+    A driver that slept and lost its run to another one takes no further lease: the other one is
+    at the same stages.
+
     Raises:
-        StageFailedError: a live driver holds the lease, or took it over while the body ran.
+        StageFailedError: a live driver holds the lease, or took it over while the body ran, or took
+            over another lease of this process.
     """
+    for held in list(_held.values()):
+        require_held(held)
     lease = open_lease(folder, uuid.uuid4().hex[:12])
     make(folder)
     _take(lease)

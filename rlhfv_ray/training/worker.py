@@ -179,8 +179,8 @@ def collation(
     augment = augmentation(config.data, processor)
 
     def collate(pairs: Sequence[EncodedPair]) -> PairBatch:
-        seen = pairs if augment is None else [augment.changed(pair) for pair in pairs]
-        batch = collate_pairs(seen, processor, rule=config.data.rule, layout=layout)
+        pictured = pairs if augment is None else [augment.changed(pair) for pair in pairs]
+        batch = collate_pairs(pictured, processor, rule=config.data.rule, layout=layout)
         return pinned(batch) if config.scale.gpu else batch
 
     return collate
@@ -259,8 +259,10 @@ def fit_worker(
             "takes one pair unless --scale.micro-batch says otherwise.",
             *(config.model.path, str(error).strip().splitlines()[0]),
         )
-        kept = replace(scale, recompute=max(0, scale.recompute), micro_batch=scale.micro_batch or 1)
-        return replace(config, scale=kept), 0.0
+        cautious = replace(
+            scale, recompute=max(0, scale.recompute), micro_batch=scale.micro_batch or 1
+        )
+        return replace(config, scale=cautious), 0.0
     return fitting, memory.total / 2**30
 
 

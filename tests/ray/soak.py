@@ -116,9 +116,7 @@ def test_stopped_and_replaced_drivers_change_nothing(
     wait_for(lambda: any_taken_over(leases), 300)
     sleeper.send_signal(signal.SIGCONT)
     assert sleeper.wait(300) == 4
-    if successor.wait(900) != 0:  # the first one, awake, had begun the next stage
-        assert successor.returncode == 4
-        assert start_driver(tmp_path).wait(900) == 0
+    assert successor.wait(900) == 0
     assert digests_of(tmp_path) == undisturbed
 
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhfv_ray.data import ReadOptions, list_slices, read_slice
+from rlhfv_ray import config
+from rlhfv_ray.data import EXAMPLE_FORMATS, ReadOptions, list_slices, read_slice
 from rlhfv_ray.data.encoding import conversation_ids, encode_example
 from rlhfv_ray.data.reference_table import EXAMPLES, SCHEMA, from_row, to_row
 from rlhfv_ray.data.sft_formats import CAPTION_QUESTION, SHORT_ANSWER
@@ -144,6 +145,11 @@ def test_bad_rows_say_why(code, tmp_path):
     result = read(in_file(tmp_path, BAD[code]))
     assert isinstance(result, DataError)
     assert str(result).startswith(code.strip(": "))
+
+
+def test_formats_of_the_command_line_are_those_of_the_table():
+    """Catches: a format that `--help` lists and nothing reads, or one that it does not list."""
+    assert {*config.PAIR_FORMATS, *config.EXAMPLE_FORMATS} == set(EXAMPLE_FORMATS)
 
 
 def test_a_format_of_examples_is_none_of_pairs(tmp_path):

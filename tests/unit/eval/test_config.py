@@ -1,5 +1,6 @@
 """Settings of an evaluation that contradict each other are refused."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from eval.config import (
     RELEASED_DECODING,
+    BenchmarkSettings,
     EvalConfig,
     InferenceConfig,
     JudgeConfig,
@@ -48,6 +50,17 @@ def test_contradictions_are_refused(make: Callable[[], object], message: str) ->
     """Catches: a setting without effect, or one that fails after hours, accepted at the start."""
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "entry", ["pope.questions=a.json", "one_word.questions", "other.questions=a.json", "a.json"]
+)
+def test_a_file_that_no_benchmark_reads_is_refused(entry: str) -> None:
+    """Catches: a misspelt name, or a built-in benchmark's own flag, that is left unread."""
+    benchmarks = ("pope", "one_word")
+    BenchmarkSettings(files=("one_word.questions=a=b.json",)).check_files(benchmarks)
+    with pytest.raises(ConfigError, match=f"files = {re.escape(repr(entry))}"):
+        BenchmarkSettings(files=(entry,)).check_files(benchmarks)
 
 
 def test_released_decoding_replaces_the_generation_fields() -> None:

@@ -54,6 +54,18 @@ def test_a_process_knows_the_lease_around_a_path(tmp_path):
     assert held_lease(tmp_path) is None
 
 
+def test_who_lost_one_lease_takes_no_further_one(tmp_path):
+    """Catches: a driver that slept, lost its run to another one, and goes on with the next stage,
+    so that the other one ends with an error.
+    """
+    run, stage = tmp_path / "run", tmp_path / "stage"
+    with pytest.raises(StageFailedError, match="run was taken over"), hold_lease(run):
+        write_json(run / LEASE, {**this_process(), "token": "another"})
+        with pytest.raises(StageFailedError, match="run was taken over"), hold_lease(stage):
+            pytest.fail("the stage was begun")
+    assert not stage.exists()
+
+
 def test_reused_process_number_is_no_life_sign(tmp_path):
     """Catches: a dead holder taken for alive because another process has its number now."""
     write_json(tmp_path / LEASE, {**this_process(), "token": "old", "started": 1.0})

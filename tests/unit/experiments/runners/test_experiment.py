@@ -13,6 +13,8 @@ def test_a_run_is_named_by_what_experiments_differ_in():
     assert title_of(replace(config, seed=3)) == "paper beta 0.5 gamma 5 seed 3"
     imitation = replace(config.loss, preference_weight=0.0, sft_weight=1.0)
     assert title_of(replace(config, name="mine", loss=imitation)) == "mine sft seed 0"
+    ipo = replace(config, loss=replace(config.loss, kind="ipo"))
+    assert (title_of(ipo), ipo.loss.method) == ("paper ipo beta 0.5 gamma 5 seed 0", "IPO")
 
 
 def test_the_report_says_what_texts_alone_tell():
