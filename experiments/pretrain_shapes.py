@@ -31,7 +31,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.shapes.balanced import make_plain_scenes
 from rlhfv_ray.shapes.captions import QUESTIONS, caption
-from rlhfv_ray.shapes.model import BALANCED, SHIPPED, build_model, build_processor
+from rlhfv_ray.shapes.model import BALANCED, BIASED, build_model, build_processor
 from rlhfv_ray.shapes.scenes import CELL, COLORS, SETTINGS, SHAPES, SIDE, Scene, cells, render
 from rlhfv_ray.shapes.worlds import WORLDS, WorldName
 
@@ -265,7 +265,7 @@ def main(config: Pretraining) -> None:
         labels = torch.tensor([patch_labels(scene) for scene in scenes])  # (scenes, PATCHES, heads)
         pretrain_vision(model, pixels, labels, config)
     pretrain_captions(model, processor, scenes, pixels, config)
-    out = config.out or (BALANCED if world.is_balanced else SHIPPED)
+    out = config.out or (BALANCED if world.is_balanced else BIASED)
     model.save_pretrained(out)
     processor.save_pretrained(out)
 

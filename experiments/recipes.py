@@ -10,7 +10,7 @@ from experiments.runners.config import ExperimentConfig, StudyConfig, SweepConfi
 from rlhfv_ray.command_line import choose
 from rlhfv_ray.config import (
     SHAPES,
-    SHAPES_BALANCED,
+    SHAPES_BIASED,
     DataConfig,
     DDPOConfig,
     GenerationConfig,
@@ -43,7 +43,8 @@ EXPERIMENT_FLAGS = (
     "judge.model",
     "tracking.uri",
 )
-CONTROLS: tuple[Control, ...] = ("permuted", "blank", "blind")  # of studies on the balanced world
+CONTROLS: tuple[Control, ...] = ("permuted", "blank", "blind")  # of studies on the shapes world
+REPORT_SEED = 10  # of the shapes world; the recipe was tuned on seeds below, and only on them
 STUDY_FLAGS = (
     "ddpo.model.path",
     "ddpo.data.path",
@@ -83,11 +84,12 @@ def shapes() -> DDPOConfig:
     """The shapes world: minutes on two CPU cores; values chosen by measurement (docs/LOG.md)."""
     return DDPOConfig(
         name="shapes",
+        seed=REPORT_SEED,
         model=ModelConfig(path=SHAPES, dtype="fp32"),
         data=DataConfig(path=SHAPES, rule="both_sides", spans=False, max_length=256),
-        shapes=ShapesConfig(),
-        loss=LossConfig(beta=0.1, gamma=5.0, normalize=False),
-        optim=OptimConfig(learning_rate=1e-5, batch=16, steps=150),
+        shapes=ShapesConfig(scenes=1200, seed=REPORT_SEED),
+        loss=LossConfig(beta=1.0, gamma=5.0, normalize=False),
+        optim=OptimConfig(learning_rate=8e-5, batch=16, steps=100),
         scale=ScaleConfig(
             workers=2, micro_batch=8, cpus=1, inference_batch=64, rows=100, checkpoint_every=50
         ),
@@ -95,17 +97,17 @@ def shapes() -> DDPOConfig:
     )
 
 
-def shapes_balanced() -> DDPOConfig:
-    """The balanced shapes world, in which only looking helps; minutes on two CPU cores."""
+def shapes_biased() -> DDPOConfig:
+    """The first shapes world, where part of the gain needs no picture; for docs/studies.md."""
     recipe = shapes()
     return replace(
         recipe,
-        name="shapes-balanced",
-        model=replace(recipe.model, path=SHAPES_BALANCED),
-        # Sampled as the base model learnt them, mistakes and their reverse are equally frequent.
-        shapes=ShapesConfig(world="balanced", temperature=1.0, scenes=1200),
-        loss=replace(recipe.loss, beta=1.0),
-        optim=replace(recipe.optim, learning_rate=8e-5, steps=100),
+        name="shapes-biased",
+        seed=0,
+        model=replace(recipe.model, path=SHAPES_BIASED),
+        shapes=ShapesConfig(world="biased", temperature=0.7),
+        loss=LossConfig(beta=0.1, gamma=5.0, normalize=False),
+        optim=OptimConfig(learning_rate=1e-5, batch=16, steps=150),
     )
 
 
@@ -214,7 +216,7 @@ def shapes_sft() -> DDPOConfig:
 
 RECIPES = {
     recipe.__name__: recipe
-    for recipe in (shapes, shapes_balanced, paper, released, released_2023, dpo)
+    for recipe in (shapes, shapes_biased, paper, released, released_2023, dpo)
 }
 
 SFT = {
@@ -227,9 +229,10 @@ SFT = {
 
 def shapes_small() -> SweepConfig:
     """The shapes world on two CPU cores: eight trials of beta and gamma, with early stopping."""
+    recipe = shapes()
     return SweepConfig(
         name="shapes-small",
-        ddpo=half_cpus(shapes()),
+        ddpo=half_cpus(replace(recipe, shapes=replace(recipe.shapes, seed=0))),  # not a report's
         space=SpaceConfig(beta=(0.05, 0.1, 0.3, 1.0), gamma=(1.0, 5.0)),
         search=SearchConfig(concurrent=1),
     )
@@ -284,8 +287,8 @@ def study_config(kind: type[C], description: str | None) -> C:
     given), and options that change its settings.
     """
     studies = {
-        "shapes": _as_study(shapes, kind, "shapes", ()),
-        "shapes_balanced": _as_study(shapes_balanced, kind, "shapes", CONTROLS),
+        "shapes": _as_study(shapes, kind, "shapes", CONTROLS),
+        "shapes_biased": _as_study(shapes_biased, kind, "shapes", ()),
         "paper": _as_study(paper, kind, "object_halbench", ()),
     }
     return choose(studies, description=description, main_flags=STUDY_FLAGS, default="shapes")

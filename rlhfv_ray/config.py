@@ -18,7 +18,7 @@ from rlhfv_ray.redaction import redact
 
 LARGEST_IMAGE = 178_000_000  # pixels: Pillow refuses more
 SHAPES = "shapes"  # stands for the shapes world, as a model path and as a data path
-SHAPES_BALANCED = "shapes-balanced"  # as a model path, the base model of the balanced world
+SHAPES_BIASED = "shapes-biased"  # as a model path, the base model of the biased world
 # What every chat template gets, or what says how it is called.
 OWN_TEMPLATE_ARGUMENTS = (
     *("messages", "conversation", "chat_template", "add_generation_prompt", "tokenize"),
@@ -252,13 +252,14 @@ class ShapesConfig:
     pairs: Literal["corrections", "rankings"] = "corrections"
     """Answers paired: `corrections` one and its correction, `rankings` the better of two and the
     other, as people rank whole answers."""
-    temperature: float = 0.7
-    """Sampling temperature of the answers that are corrected or ranked, > 0."""
+    temperature: float = 1.0
+    """Sampling temperature of the answers that are corrected or ranked, > 0. At 1, a
+    mistake is as frequent as its reverse, as the base model learnt them."""
     seed: int = 0
     """Random seed for the scenes and for sampling the answers that are corrected."""
-    world: Literal["biased", "balanced"] = "biased"
-    """Version of the world. `biased`: corrections name fewer usual shapes, and are never longer.
-    `balanced`: texts alone do not tell chosen from rejected, which is checked."""
+    world: Literal["biased", "balanced"] = "balanced"
+    """Version of the world. `balanced`: texts alone do not tell chosen from rejected, which is
+    checked. `biased`: corrections name fewer usual shapes, and are never longer."""
     left: float = 0.0
     """Share of mistakes that the annotator leaves uncorrected, 0 to 1."""
     wrong: float = 0.0

@@ -100,18 +100,18 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def processor():
     from rlhfv_ray.models import load_processor
-    from rlhfv_ray.shapes.model import SHIPPED
+    from rlhfv_ray.shapes.model import BIASED
 
-    return load_processor(SHIPPED)
+    return load_processor(BIASED)
 
 
 @pytest.fixture(scope="session")
 def policy():
     """Load the shipped shapes model, fp32 on the CPU."""
     from rlhfv_ray.models import load_policy
-    from rlhfv_ray.shapes.model import SHIPPED
+    from rlhfv_ray.shapes.model import BIASED
 
-    model, _ = load_policy(SHIPPED, dtype="fp32", device="cpu")
+    model, _ = load_policy(BIASED, dtype="fp32", device="cpu")
     return model
 
 

@@ -21,11 +21,11 @@ from tests.test_commands import commands_of
 ROOT = Path(__file__).parents[1]
 SMALL = "--scale.workers 2 --scale.no-gpu --scale.cpus 1 --scale.actors 1 --model.dtype fp32"
 REPLACED = {
-    "/models/llava-1.5-7b-hf": "rlhfv_ray/shapes/checkpoint",
+    "/models/llava-1.5-7b-hf": "rlhfv_ray/shapes/checkpoint_balanced",
     "/data/RLHF-V-Dataset.parquet": "$(ls -d runs/corrections-*/pairs.parquet)",
     "/shared/runs": "runs",
     "--scale.workers 8": f"{SMALL} --optim.steps 3",
-    "--model.path MODEL": f"{SMALL} --optim.steps 3 --model.path rlhfv_ray/shapes/checkpoint",
+    "--model.path MODEL": f"{SMALL} --optim.steps 3 --model.path shapes",
 }
 NOT_RUN = re.compile(r"\.\.\.|make test")
 KEPT = ("HOME", "USER", "LANG", "TMPDIR")  # of the environment; pip's own settings are files

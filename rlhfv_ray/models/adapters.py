@@ -35,9 +35,9 @@ def parts_of(model: Any) -> Callable[[str], str]:
     is the rest. So no tower is ever taken for a part of the language model.
 
     Example:
-        >>> from rlhfv_ray.shapes.model import SHIPPED
+        >>> from rlhfv_ray.shapes.model import BIASED
         >>> from rlhfv_ray.models import load_policy
-        >>> part_of = parts_of(load_policy(SHIPPED, dtype="fp32")[0])
+        >>> part_of = parts_of(load_policy(BIASED, dtype="fp32")[0])
         >>> part_of("model.vision_tower.encoder.layers.0.mlp.fc1.weight")
         'vision'
         >>> part_of("model.multi_modal_projector.linear_1.weight")

@@ -9,7 +9,7 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, FULL_TOKENIZER_FILE
 from transformers.utils.hub import cached_file
 
-from rlhfv_ray.config import SHAPES, SHAPES_BALANCED
+from rlhfv_ray.config import SHAPES, SHAPES_BIASED
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.hub import hub_commit
 from rlhfv_ray.models.muffin_config import completed
@@ -29,8 +29,8 @@ ABSENT = {
 def resolve_model(path: str) -> str:
     """Return the folder or hub name behind `model.path`.
 
-    `shapes` and `shapes-balanced` are the base models of the two shapes worlds. A model at an
-    address is fetched first.
+    `shapes` and `shapes-biased` are the base models of the two shapes worlds. A model at an address
+    is fetched first.
 
     Raises:
         ConfigError: no path was given, or it is neither a model folder nor a hub name, or the hub's
@@ -40,10 +40,10 @@ def resolve_model(path: str) -> str:
         raise ConfigError(
             "model.path is not set: give --model.path a Hugging Face model folder or a hub name."
         )
-    if path in (SHAPES, SHAPES_BALANCED):
-        from rlhfv_ray.shapes.model import BALANCED, SHIPPED
+    if path in (SHAPES, SHAPES_BIASED):
+        from rlhfv_ray.shapes.model import BALANCED, BIASED
 
-        path = str(SHIPPED if path == SHAPES else BALANCED)
+        path = str(BALANCED if path == SHAPES else BIASED)
     folder = local_path(path)
     fetch(folder)
     if folder.is_dir():

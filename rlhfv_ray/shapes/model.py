@@ -17,8 +17,8 @@ from transformers import (
 from rlhfv_ray.shapes.scenes import CELL, SIDE
 
 # Both base models were made by experiments/pretrain_shapes.py (docs/LOG.md has the commands).
-SHIPPED = Path(__file__).parent / "checkpoint"  # of the biased world
 BALANCED = Path(__file__).parent / "checkpoint_balanced"
+BIASED = Path(__file__).parent / "checkpoint"
 VOCABULARY = 512  # tokens, special ones included
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -39,7 +39,7 @@ from rlhfv_ray.inference.generate import read_answers
 from rlhfv_ray.models import load_processor
 from rlhfv_ray.models.loading import model_inputs
 from rlhfv_ray.pipeline import Pipeline, finished_reference, plan_pipeline
-from rlhfv_ray.shapes.model import SHIPPED, build_model
+from rlhfv_ray.shapes.model import BIASED, build_model
 from rlhfv_ray.storage.digests import CARD
 from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.stages import Stage, run_stages
@@ -131,7 +131,7 @@ class Made:
 def small_experiment(folder: Path) -> ExperimentConfig:
     """Return an experiment of four updates and six pictures, with a model and pairs of its own."""
     torch.manual_seed(0)
-    processor = load_processor(SHIPPED)
+    processor = load_processor(BIASED)
     build_model(processor, width=32, layers=2).save_pretrained(folder / "base")
     processor.save_pretrained(folder / "base")
     write_pairs(careless_pairs(16), folder / "pairs.parquet")

@@ -12,7 +12,7 @@ from rlhfv_ray.data import list_slices
 from rlhfv_ray.data.reference_table import SCHEMA, unusable_rows
 from rlhfv_ray.inference.parts import map_parts
 from rlhfv_ray.inference.reference import collect_unusable, encode_slice, part_table
-from rlhfv_ray.shapes.model import SHIPPED
+from rlhfv_ray.shapes.model import BIASED
 from tests.unit.data.files.test_parquet import write_rows
 
 pytestmark = pytest.mark.ray
@@ -82,7 +82,7 @@ class MemoryWatch(threading.Thread):
 def test_no_process_grows_with_the_rows(name: str, cluster, pairs, tmp_path: Path) -> None:
     """Catches: a driver that keeps every row, or a worker that keeps what it has read."""
     path = write_rows(tmp_path / name, ROWS, pairs[0].image)
-    model, folder = ModelConfig(path=str(SHIPPED)), tmp_path / "encoded"
+    model, folder = ModelConfig(path=str(BIASED)), tmp_path / "encoded"
     data = DataConfig(path=str(path))
     shards = list_slices(path, rows=64)
     watch = MemoryWatch(folder, len(shards))

@@ -171,7 +171,7 @@ def side_by_side(installed_wheel, real_line, benchmark_flags, tmp_path_factory) 
         (shapes_printed, shapes_errors), (_, photos_errors) = (out.result() for out in outputs)
     assert first.returncode == 0, shapes_printed + shapes_errors
     assert second.returncode == 0, photos_errors
-    assert shapes_printed.count("skipped") == 2  # corrections and reference were done
+    assert shapes_printed.count("skipped") == 3  # corrections, their audit and reference were done
     return SideBySide(shapes, photos, rays)
 
 
@@ -225,7 +225,7 @@ def test_summary_report_model_and_runs(finished):
     tracked = runs(finished)
     parents = [one for one in tracked if "mlflow.parentRunId" not in one.data.tags]
     assert len(parents) == 1
-    assert len(tracked) == 9  # and a child for each of six stages and two models
+    assert len(tracked) == 10  # and a child for each of seven stages and two models
     assert {one.info.status for one in tracked} == {"FINISHED"}
     assert {"audit.html", "audit.json"} <= logged_files(finished)
     assert parents[0].data.params["loss.gamma"] == "5.0"
@@ -251,7 +251,7 @@ def test_same_command_again_skips_everything(finished):
     """Catches: finished stages made again; a second MLflow run of the same experiment."""
     before = {one.info.run_id: len(one.data.metrics) for one in runs(finished)}
     printed = run(finished)
-    assert printed.count("skipped") == 6
+    assert printed.count("skipped") == 7
     assert "running" not in printed
     assert {one.info.run_id: len(one.data.metrics) for one in runs(finished)} == before
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.recipes import shapes
+from experiments.recipes import shapes, shapes_biased
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.data import load_pairs, write_pairs
 from rlhfv_ray.errors import StageFailedError
@@ -24,8 +24,8 @@ from rlhfv_ray.shapes_stages import (
 from rlhfv_ray.storage.stages import run_stages
 from tests.conftest import careless_pairs
 
-# Names of the stages of the recipe `shapes` as released: same names, same results.
-RELEASED = "corrections-61d441ade0e4"
+# Names of the stages of the released recipes: same names, same results.
+RELEASED = {"shapes": "corrections-07629ab88363", "shapes_biased": "corrections-61d441ade0e4"}
 
 
 def config(**changes: object) -> DDPOConfig:
@@ -36,10 +36,10 @@ def config(**changes: object) -> DDPOConfig:
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({}, ["corrections"]),
-        ({"control": "permuted"}, ["corrections", "control"]),
-        ({"world": "balanced"}, ["corrections", "audit"]),
-        ({"world": "balanced", "control": "blank"}, ["corrections", "audit", "control"]),
+        ({}, ["corrections", "audit"]),
+        ({"control": "blank"}, ["corrections", "audit", "control"]),
+        ({"world": "biased"}, ["corrections"]),
+        ({"world": "biased", "control": "permuted"}, ["corrections", "control"]),
         ({"pairs": "rankings", "control": "blank"}, ["rankings", "control"]),
     ],
 )
@@ -54,10 +54,12 @@ def test_stages_and_the_one_that_holds_the_pairs(changes, names, tmp_path):
 
 def test_settings_have_stages_of_their_own(tmp_path):
     """Catches: one world's pairs taken for another's; results of today's default made anew."""
-    changes = ({}, {"world": "balanced"}, {"left": 0.2}, {"wrong": 0.2}, {"seed": 1})
+    changes = ({}, {"world": "biased"}, {"left": 0.2}, {"wrong": 0.2}, {"seed": 1})
     folders = [shapes_stages(config(**change), tmp_path)[0].folder(tmp_path) for change in changes]
     assert len(set(folders)) == len(changes)
-    assert folders[0].name == RELEASED
+    for recipe in (shapes(), shapes_biased()):
+        (first, *_) = shapes_stages(recipe, tmp_path)
+        assert first.folder(tmp_path).name == RELEASED[recipe.name.replace("-", "_")]
     controls = [
         shapes_stages(config(control=control, seed=seed), tmp_path)[-1].folder(tmp_path)
         for control in ("permuted", "blank", "blind")
@@ -119,7 +121,7 @@ def test_control_pairs_are_made_of_the_true_ones(corrections, tmp_path):
         run_stages([stage], tmp_path)
         written = list(load_pairs(str(stage.folder(tmp_path) / PAIRS)))
         true_pairs = list(load_pairs(str(corrections / PAIRS)))
-        expected = controlled(true_pairs, control, seed=0)
+        expected = controlled(true_pairs, control, seed=shapes().shapes.seed)
         assert [(pair.image, pair.chosen, pair.rejected) for pair in written] == [
             (pair.image, pair.chosen, pair.rejected) for pair in expected
         ]

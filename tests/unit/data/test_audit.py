@@ -26,7 +26,7 @@ from rlhfv_ray.inference.reference import collect_unusable, part_table
 from rlhfv_ray.pipeline import audit_job
 from rlhfv_ray.segments import changed_tokens
 from rlhfv_ray.shapes.balance import change_of
-from rlhfv_ray.shapes.model import SHIPPED
+from rlhfv_ray.shapes.model import BIASED
 from rlhfv_ray.shapes.text_audit import told_apart
 from rlhfv_ray.stats import wilson_interval
 from tests.conftest import careless_pairs
@@ -271,7 +271,7 @@ def test_a_models_tokens_are_counted_in_place_of_words(
 ) -> None:
     """Catches: shares of words under the name of tokens; a rule's masks counted for the other."""
     rows = rows_to_audit(pairs)
-    figures, _ = audited(rows, tmp_path, monkeypatch, "--model", str(SHIPPED))
+    figures, _ = audited(rows, tmp_path, monkeypatch, "--model", str(BIASED))
     encoded = [encode_pair(pair, processor, min_match=3, max_length=2048) for pair in rows[:-1]]
     tokens = {row.id: (row.chosen_ids, row.rejected_ids) for row in encoded}
     expected = expected_figures(rows[:-1], lambda pair: tokens[pair.id])

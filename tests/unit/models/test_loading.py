@@ -393,8 +393,8 @@ def test_each_world_has_its_base_model():
     """Catches: one world's model under the other world's name; the name of a model on a hub."""
     from rlhfv_ray.shapes import model
 
-    assert resolve_model("shapes-balanced") == str(model.BALANCED)
-    assert resolve_model("shapes") == str(model.SHIPPED)
+    assert resolve_model("shapes") == str(model.BALANCED)
+    assert resolve_model("shapes-biased") == str(model.BIASED)
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")

@@ -3,6 +3,7 @@
 import random
 from typing import get_args
 
+from eval.config import ShapesBenchConfig
 from rlhfv_ray.config import ShapesConfig
 from rlhfv_ray.shapes.scenes import is_unseen, make_scenes
 from rlhfv_ray.shapes.worlds import WORLDS, WorldName
@@ -12,7 +13,8 @@ def test_every_name_is_a_world_of_its_own():
     """Catches: two versions under one fingerprint, so that pairs of one pass for the other's."""
     assert tuple(WORLDS) == get_args(WorldName)
     assert len({world.version for world in WORLDS.values()}) == len(WORLDS)
-    assert ShapesConfig().world == "biased" and WORLDS["biased"].version == 2
+    assert ShapesConfig().world == ShapesBenchConfig().world == "balanced"
+    assert WORLDS["biased"].version == 2
 
 
 def test_each_world_draws_its_own_scenes():

@@ -20,10 +20,10 @@ import sys
 from rlhfv_ray.data import list_slices, read_slice
 from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.models import load_processor
-from rlhfv_ray.shapes.model import SHIPPED
+from rlhfv_ray.shapes.model import BIASED
 import psutil
 
-processor = load_processor(SHIPPED)
+processor = load_processor(BIASED)
 memory = psutil.Process().memory_info
 growth, before, count = 0, None, 0
 for part in list_slices(sys.argv[1], rows=64):

@@ -9,7 +9,7 @@ from transformers import AutoProcessor
 from eval.reporting.html import Section
 from eval.reporting.model_card import Trained, card_text, write_card
 from rlhfv_ray.models import weights_digest
-from rlhfv_ray.shapes.model import SHIPPED
+from rlhfv_ray.shapes.model import BIASED
 from rlhfv_ray.storage.digests import check_payload, payload_digests
 from tests.hand_scores import models
 
@@ -21,7 +21,7 @@ HUB = Trained(
     {"pairs": "40", "digest": "9f3c"},
     {"loss.beta": 0.5, "seed": 0},
 )
-LOCAL = HUB._replace(base=str(SHIPPED))
+LOCAL = HUB._replace(base=str(BIASED))
 
 
 def header_of(card: str) -> Any:
@@ -46,7 +46,7 @@ def test_the_card_says_data_recipe_scores_and_no_path_of_this_machine() -> None:
     for part in ("| digest | 9f3c |", "| loss.beta | 0.5 |", "| seed | 0 |", "(95 % interval"):
         assert part in text
     assert SECTION.models["base"].manifest_hash in text and "adapter/" in text
-    assert str(SHIPPED.parent) not in text
+    assert str(BIASED.parent) not in text
     assert "adapter/" not in card_text(LOCAL, [SECTION], has_adapter=False)
     unscored = card_text(LOCAL, [], has_adapter=False)
     assert "was not scored" in unscored and header_of(unscored).eval_results is None
@@ -58,7 +58,7 @@ def test_a_card_changes_neither_the_seal_nor_the_model(tmp_path: Path) -> None:
     """
     model = tmp_path / "train-1" / "model"
     model.mkdir(parents=True)
-    for file in SHIPPED.iterdir():
+    for file in BIASED.iterdir():
         (model / file.name).write_bytes(file.read_bytes())
     weights, sealed = weights_digest(model), payload_digests(model.parent)
     for title in ("first", "second"):
