@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from experiments.recipes import study_config
-from experiments.runners.config import StudyConfig
+from experiments.runners.config import WeighingConfig
 from rlhfv_ray.config import DataConfig, DDPOConfig, LossConfig
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.records import PreferencePair
@@ -31,25 +31,20 @@ from rlhfv_ray.storage.folder import resolve_storage
 if TYPE_CHECKING:
     from rlhfv_ray.pipeline import Pipeline  # heavy
 
-TITLE = "Weighing the corrected segments (DDPO) hallucinates less than DPO."
+TITLE = "Weighing the corrected segments (DDPO) gives more truthful answers than DPO."
 # The ranges of the release's training transform (Muffin, torchvision's RandomResizedCrop).
 AREA = (0.5, 1.0)  # share of the image's area that a crop keeps
 ASPECT = (3 / 4, 4 / 3)  # width over height of the crop, relative to the image's own
 
 
 @dataclass(frozen=True)
-class AblationConfig(StudyConfig):
+class AblationConfig(WeighingConfig):
     """Settings of the ablation."""
 
     name: str = "ablation"
     """Name in MLflow and in the study folder's name."""
     sft_learning_rate: float = 0.0
     """Peak learning rate of fine-tuning on the chosen answers, >= 0; 0 uses the recipe's."""
-
-
-def plain_dpo(config: DDPOConfig, pipeline: Pipeline) -> DDPOConfig:
-    """Give every token the same weight."""
-    return replace(config, loss=replace(config.loss, gamma=1.0))
 
 
 def fine_tuned(config: DDPOConfig, pipeline: Pipeline, *, rate: float) -> DDPOConfig:
@@ -133,17 +128,17 @@ def main() -> None:
     # These imports are heavy, and --help needs none of them.
     from experiments.runners.contrasts import Claim
     from experiments.runners.study import run_study
-    from experiments.runners.study_arms import Arm, Study
+    from experiments.runners.study_arms import Arm, Study, plain_dpo
 
     arms = (
         Arm("base"),
         Arm("DDPO", lambda ddpo, pipeline: ddpo),
-        Arm("DPO", plain_dpo),
+        Arm("DPO", functools.partial(plain_dpo, beta=config.dpo_beta)),
         Arm("SFT on chosen", functools.partial(fine_tuned, rate=config.sft_learning_rate)),
         Arm("DDPO, cropped", cropped),
     )
     further = (
-        "phrase_f1",
+        "response_rate",
         "object_recall",
         "mention_rate",
         "wrong_positions",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from experiments.runners.study_results import StudyResults
     from rlhfv_ray.pipeline import Pipeline  # heavy
 
-TITLE = "More corrections, fewer hallucinations."
+TITLE = "More corrections, more truthful answers."
 KINDS = ("corrections", "rankings")
 
 
@@ -44,15 +44,15 @@ class ScalingConfig(StudyConfig):
 
     name: str = "data_scaling"
     """Name in MLflow and in the study folder's name."""
-    pairs: tuple[int, ...] = (200, 800, 1400, 2200)
+    pairs: tuple[int, ...] = (150, 300, 600, 1200)
     """Numbers of corrections to train on."""
-    ranked: tuple[int, ...] = (200, 800, 1400)
+    ranked: tuple[int, ...] = (150, 300, 600)
     """Numbers of rankings to train on. Outside the shapes world they need `rankings`."""
     rankings: str = ""
     """File or folder of pairs that rank whole answers. The shapes world makes its own."""
-    epochs: float = 2.4
+    epochs: float = 2.7
     """Passes over the pairs, > 0. They replace the recipe's steps and epochs."""
-    scenes: int = 3800
+    scenes: int = 2800
     """Scenes of the shapes world to make pairs from, >= 1."""
 
 
@@ -73,8 +73,11 @@ def arm_name(kind: str, count: int) -> str:
 
 
 def draw(results: StudyResults, path: Path) -> None:
-    """Draw the first metric and the recall over the number of pairs, a line for each kind."""
-    names = (results.names[0], "object_recall")
+    """Draw the claim's metric and the recall over the number of pairs, a line for each kind."""
+    from experiments.runners.contrasts import F1_OF_PHRASES
+
+    first = F1_OF_PHRASES if F1_OF_PHRASES in results.names else results.names[0]
+    names = (first, "object_recall")
     shown = [metric for metric in results.metrics if metric.name in names]
     figure = Figure(figsize=(5.5 * len(shown), 4.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -137,9 +140,8 @@ def main() -> None:
     contrasts += [
         (arm_name("corrections", count), arm_name("rankings", count)) for count in shared_sizes
     ]
-    claim = Claim(
-        corrections[-1], corrections[1], ("phrase_f1", "object_recall", "words"), tuple(contrasts)
-    )
+    further = ("response_rate", "object_recall", "words")
+    claim = Claim(corrections[-1], corrections[1], further, tuple(contrasts))
     study = Study(TITLE, tuple(arms), claim, draw=draw)
     run_study(config, study, resolve_storage(config.ddpo.storage), console=new_console())
 

@@ -15,13 +15,14 @@ interruption, run the same command again to continue.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.recipes import study_config
-from experiments.runners.config import StudyConfig
+from experiments.runners.config import WeighingConfig
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.storage.folder import resolve_storage
@@ -35,7 +36,7 @@ RISE = "over_generalization"
 
 
 @dataclass(frozen=True)
-class OverGeneralizationConfig(StudyConfig):
+class OverGeneralizationConfig(WeighingConfig):
     """Settings of the study of over-generalisation."""
 
     name: str = "over_generalization"
@@ -79,11 +80,11 @@ def main() -> None:
     # These imports are heavy, and --help needs none of them.
     from experiments.runners.contrasts import Claim
     from experiments.runners.study import run_study
-    from experiments.runners.study_arms import Arm, Study
+    from experiments.runners.study_arms import Arm, Study, plain_dpo
 
     arms = (
         Arm("base"),
-        Arm("DPO", lambda ddpo, pipeline: replace(ddpo, loss=replace(ddpo.loss, gamma=1.0))),
+        Arm("DPO", functools.partial(plain_dpo, beta=config.dpo_beta)),
         Arm("DDPO", lambda ddpo, pipeline: ddpo),
     )
     claim = Claim(
@@ -91,6 +92,7 @@ def main() -> None:
         "base",
         ("rate_in_scene", "response_rate", "phrase_f1", "object_recall"),
         (("DPO", "base"), ("DDPO", "DPO")),
+        measure=RISE,
     )
     study = Study(TITLE, arms, claim, rises, draw)
     run_study(config, study, resolve_storage(config.ddpo.storage), console=new_console())

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from experiments.recipes import study_config
-from experiments.runners.config import StudyConfig
+from experiments.runners.config import WeighingConfig
 from rlhfv_ray.config import DDPOConfig
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
@@ -24,11 +24,11 @@ from rlhfv_ray.storage.folder import resolve_storage
 if TYPE_CHECKING:
     from rlhfv_ray.pipeline import Pipeline  # heavy
 
-TITLE = "Weighing human-marked spans hallucinates less than weighing all tokens alike."
+TITLE = "Weighing human-marked spans gives more truthful answers than equal weights."
 
 
 @dataclass(frozen=True)
-class RulesConfig(StudyConfig):
+class RulesConfig(WeighingConfig):
     """The study of segment rules."""
 
     name: str = "segment_rules"
@@ -48,17 +48,17 @@ def main() -> None:
     # These imports are heavy, and --help needs none of them.
     from experiments.runners.contrasts import Claim
     from experiments.runners.study import run_study
-    from experiments.runners.study_arms import Arm, Study
+    from experiments.runners.study_arms import Arm, Study, plain_dpo
 
     arms = (
         Arm("base"),
-        Arm("no weighting", lambda ddpo, line: replace(ddpo, loss=replace(ddpo.loss, gamma=1.0))),
+        Arm("no weighting", functools.partial(plain_dpo, beta=config.dpo_beta)),
         Arm("muffin", functools.partial(compared, rule="muffin")),
         Arm("both sides", functools.partial(compared, rule="both_sides")),
         Arm("human spans", lambda ddpo, line: replace(ddpo, data=replace(ddpo.data, spans=True))),
     )
     further = (
-        "phrase_f1",
+        "response_rate",
         "object_recall",
         "mention_rate",
         "wrong_positions",

@@ -123,3 +123,16 @@ class StudyConfig(ScoredConfig):
         check_setting(
             self.concurrent >= 0, "concurrent", self.concurrent, ">= 0 (0: as many as fit)"
         )
+
+
+@dataclass(frozen=True)
+class WeighingConfig(StudyConfig):
+    """A study with an arm of plain DPO, in which every token has the same weight."""
+
+    dpo_beta: float = 0.0
+    """Beta of plain DPO, >= 0; 0 uses the recipe's. Weights above 1 act like a larger beta, so each
+    method needs its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_setting(self.dpo_beta >= 0, "dpo_beta", self.dpo_beta, ">= 0 (0: the recipe's)")

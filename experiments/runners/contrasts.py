@@ -11,16 +11,18 @@ from experiments.runners.study_results import Mean, StudyResults
 from rlhfv_ray.hierarchical import holm
 
 LEVEL = 0.05  # of the adjusted p-values
+F1_OF_PHRASES = "phrase_f1"  # measure of the shapes world: it counts mistakes and omissions
 Verdict = Literal["better", "worse", "not resolved"]
 
 
 class Claim(NamedTuple):
-    """The claim that one arm is better than another in the first metric, and further contrasts."""
+    """The claim that one arm is better than another in one metric, and further contrasts."""
 
     arm: str
     than: str
     extras: tuple[str, ...] = ()  # more metrics of these two arms; unknown names are skipped
-    others: tuple[tuple[str, str], ...] = ()  # more pairs of arms, in the first metric
+    others: tuple[tuple[str, str], ...] = ()  # more pairs of arms, in the claim's metric
+    measure: str = ""  # the claim's metric; empty: F1_OF_PHRASES, else the first of the results
 
 
 class Contrast(NamedTuple):
@@ -48,9 +50,10 @@ class Contrast(NamedTuple):
 def contrasts_of(claim: Claim, results: StudyResults) -> list[Contrast]:
     """Return the contrasts of a study: the claim first, then its other ones."""
     metrics = {metric.name: metric for metric in results.metrics}
-    main = results.metrics[0]
+    main = metrics.get(claim.measure or F1_OF_PHRASES, results.metrics[0])
     tested = [(main, claim.arm, claim.than)]
-    tested += [(metrics[name], claim.arm, claim.than) for name in claim.extras if name in metrics]
+    extras = [metrics[name] for name in claim.extras if name in metrics and name != main.name]
+    tested += [(metric, claim.arm, claim.than) for metric in extras]
     tested += [(main, arm, than) for arm, than in claim.others]
     differences = [results.difference(arm, than, metric.name) for metric, arm, than in tested]
     # A metric without a better direction, such as words, is no test.

@@ -1,7 +1,7 @@
 """A study: the ways to train that it compares, and its claim."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.benchmarks.contract import Scores
@@ -32,3 +32,8 @@ class Study:
     claim: Claim
     read: Callable[[Scores], Mapping[str, float | None]] = Scores.rates  # an arm's numbers
     draw: Callable[[StudyResults, Path], None] = arms_figure
+
+
+def plain_dpo(config: DDPOConfig, pipeline: Pipeline, *, beta: float = 0.0) -> DDPOConfig:
+    """Give every token the same weight; a beta of 0 leaves the recipe's."""
+    return replace(config, loss=replace(config.loss, gamma=1.0, beta=beta or config.loss.beta))

@@ -3,7 +3,9 @@
 The base model makes most mistakes as often as their reverse, but not exactly. `even_subset` makes
 each shape and colour as frequent in a setting's chosen texts as in its rejected ones. Then
 `balanced_subset` sorts the pairs by what the correction changes: the numbers of typical shapes, of
-phrases and of single shapes. Of each change and its reverse, equally many pairs stay.
+phrases, of single shapes and of different words. Of each change and its reverse, equally many pairs
+stay. Different words are counted because careless answers repeat words: without them, a classifier
+that was trained on other pairs told 57 % of the chosen texts.
 """
 
 from collections import Counter
@@ -23,6 +25,7 @@ class Change(NamedTuple):
     typical: int  # phrases about shapes that the setting makes likely
     phrases: int
     shapes: int  # single shapes: three stars are three
+    words: int  # different ones
 
 
 def setting_of(text: str) -> str:
@@ -99,6 +102,8 @@ def _words(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def _counts(text: str) -> tuple[int, int, int]:
+def _counts(text: str) -> Change:
     groups = [group for group, _ in read_phrases(text)]
-    return typical_phrases(text), len(groups), sum(group.number for group in groups)
+    words = text.lower().replace(".", " ").replace(",", " ").split()
+    shapes = sum(group.number for group in groups)
+    return Change(typical_phrases(text), len(groups), shapes, len(set(words)))

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold
+from sklearn.model_selection import KFold, LeaveOneGroupOut
 
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import PreferencePair
@@ -79,10 +79,13 @@ def audit_texts(pairs: Sequence[PreferencePair]) -> TextAudit:
     )
 
 
-def told_apart(texts: Sequence[tuple[str, str]]) -> float:
+def told_apart(texts: Sequence[tuple[str, str]], groups: Sequence[int] = ()) -> float:
     """Return the share of (chosen, rejected) texts that a classifier tells apart; chance is 1/2.
 
-    Every pair is tested by a classifier that was trained on the other folds.
+    Every pair is tested by a classifier that was trained on the other folds; with `groups`, one
+    number for each pair, on the other groups. Folds of pairs that are balanced as a whole have
+    opposite excesses, so that their share may fall below 1/2. Groups that were balanced each by
+    itself do not.
     """
     vectorizer = DictVectorizer()
     vectorizer.fit(text_features(text) for pair in texts for text in pair)
@@ -94,7 +97,8 @@ def told_apart(texts: Sequence[tuple[str, str]]) -> float:
     largest = np.maximum(abs(differences).max(axis=0).toarray().ravel(), 1)
     differences = csr_matrix(differences.multiply(1 / largest))
     scores = np.zeros(len(texts))  # w x of each pair
-    for train, test in KFold(FOLDS, shuffle=True, random_state=0).split(scores):
+    folds = LeaveOneGroupOut() if groups else KFold(FOLDS, shuffle=True, random_state=0)
+    for train, test in folds.split(scores, groups=groups or None):
         rows = differences[train]
         # Each pair is seen in both orders, so that the sign of w x is all that counts.
         both_orders = vstack([rows, -rows])

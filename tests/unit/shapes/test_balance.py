@@ -27,10 +27,12 @@ def pair(number: int, chosen: str, rejected: str) -> PreferencePair:
 
 def test_changes_by_hand():
     """Catches: a change read backwards; typical shapes of another setting."""
-    assert change_of(pair(0, ONE, OTHER)) == Change(typical=1, phrases=0, shapes=-2)
-    assert change_of(pair(0, OTHER, ONE)) == Change(-1, 0, 2)
-    assert change_of(pair(0, ONE, caption("beach", []))) == Change(1, 1, 1)
-    assert change_of(pair(0, ONE, COLOR)) == Change(0, 0, 0)
+    assert change_of(pair(0, ONE, OTHER)) == Change(typical=1, phrases=0, shapes=-2, words=-1)
+    assert change_of(pair(0, OTHER, ONE)) == Change(-1, 0, 2, 1)
+    assert change_of(pair(0, ONE, caption("beach", []))) == Change(1, 1, 1, 7)
+    assert change_of(pair(0, ONE, COLOR)) == Change(0, 0, 0, 0)
+    repeated = caption("beach", [STAR, STAR])
+    assert change_of(pair(0, repeated, ONE)) == Change(1, 1, 1, 1)  # the word "and"
     assert [typical_phrases(caption(name, [STAR, BAR])) for name in ("beach", "room")] == [1, 0]
     assert [setting_of(text) for text in ("a room.", ONE, "no place")] == ["room", "beach", ""]
 

@@ -75,3 +75,11 @@ def test_too_few_pairs_are_an_error():
     assert correct(scene, text) is None
     with pytest.raises(DataError, match="50"):
         audit_texts([pair(text, text)])
+
+
+def test_groups_are_told_by_each_other():
+    """Catches: groups that are ignored; a group that is tested by a classifier trained on it."""
+    texts = [("a star", "a bar"), ("a bar", "a star")] * 30
+    groups = [0, 1] * 30  # each says the opposite of the other
+    assert told_apart(texts, groups) == 0.0
+    assert told_apart(texts) == pytest.approx(0.5, abs=0.2)

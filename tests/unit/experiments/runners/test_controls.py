@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.ablation import plain_dpo
 from experiments.recipes import shapes
 from experiments.runners.contrasts import Claim
 from experiments.runners.controls import control_arm, kept_gain, kept_gains, with_controls
-from experiments.runners.study_arms import Arm, Study
+from experiments.runners.study_arms import Arm, Study, plain_dpo
 from experiments.runners.study_results import StudyResults
 from tests.unit.experiments.runners.study_numbers import small_study
 

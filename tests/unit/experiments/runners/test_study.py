@@ -9,11 +9,10 @@ from rich.console import Console
 
 from eval.benchmarks.contract import RESPONSE_RATE, JudgedAnswer, Ratio, Scores
 from eval.reporting.score_files import save_scores
-from experiments.ablation import plain_dpo
 from experiments.runners.contrasts import Claim
 from experiments.runners.controls import with_controls
 from experiments.runners.study import conclude
-from experiments.runners.study_arms import Arm, Study
+from experiments.runners.study_arms import Arm, Study, plain_dpo
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.records import Answer
 from rlhfv_ray.storage.files import write_json
