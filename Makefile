@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE =
 .PHONY: demo test check image unit soak models walk bench docs clean
 
 demo: .venv/ready
-	$(BIN)/python experiments/ddpo.py shapes
+	$(BIN)/python experiments/ddpo.py shapes --controls permuted blank
 
 test: .venv/dev-ready check
 	bash tests/run.sh

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import tyro
 
+from experiments.recipes import SHAPES_DPO_BETA
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 Name = Literal["demo", "ablation", "over_generalization", "segment_rules", "data_scaling"]
@@ -24,14 +26,12 @@ STUDIED = (  # options of the studies; the scenes' seed is the recipe's plus one
     *("--ddpo.shapes.evaluation-scenes", "1000"),
 )
 SEEDS = (20, 21, 22)  # of the demo; earlier ones are for tuning
-# Trainings of the demo: its own with all seeds; with the first seed also plain DPO, trainings on
-# control pairs, and one on true captions.
+CONTROLS = ("permuted", "blank", "blind")
+# Trainings of the demo: its own with all seeds; with the first seed also on control pairs, plain
+# DPO at its own best beta, and a training on true captions.
 TRAININGS: dict[str, tuple[str, ...]] = {
     "gamma-5": ("ddpo",),
-    "gamma-1": ("ddpo", "--loss.gamma", "1", "--loss.beta", "3"),  # at plain DPO's own best beta
-    "permuted": ("ddpo", "--shapes.control", "permuted"),
-    "blank": ("ddpo", "--shapes.control", "blank"),
-    "blind": ("ddpo", "--shapes.control", "blind"),
+    "gamma-1": ("ddpo", "--loss.gamma", "1", "--loss.beta", str(SHAPES_DPO_BETA)),
     "true-captions": ("sft",),
 }
 
@@ -59,17 +59,17 @@ def demo(storage: Path) -> dict[str, Any]:
     for training, seed in demo_trainings():
         script, *options = TRAININGS[training]
         name = f"{training}-seed-{seed}"
+        if (training, seed) == ("gamma-5", SEEDS[0]):
+            options += ["--controls", *CONTROLS]
         run(
             *(f"experiments/{script}.py", "shapes", "--name", name, "--storage", str(storage)),
             *("--seed", str(seed), "--shapes.seed", str(seed), *options),
         )
         (summary,) = storage.glob(f"{name}-*/summary.json")
         written = json.loads(summary.read_text())
-        scores[name] = {
-            "base": numbers(written["base"]),
-            "aligned": numbers(written["aligned"]),
-            "comparison": written["comparison"],
-        }
+        models = [model for model in ("base", "aligned", *CONTROLS) if model in written]
+        scores[name] = {model: numbers(written[model]) for model in models}
+        scores[name]["comparison"] = written["comparison"]
     return scores
 
 

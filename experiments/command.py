@@ -12,7 +12,7 @@ from typing import NoReturn
 
 USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
 
-  demo     the whole line on the shapes world         (experiments/ddpo.py shapes)
+  demo     the shapes world with controls             (experiments/ddpo.py shapes ...)
   train    align a model by DDPO, and score it        (experiments/ddpo.py)
   sft      fine-tune a model on answers               (experiments/sft.py)
   sweep    search beta, gamma and other settings      (experiments/sweep.py)
@@ -37,8 +37,8 @@ def train() -> int:
 
 
 def demo() -> int:
-    """Run the whole line on the shapes world."""
-    sys.argv[1:1] = ["shapes"]
+    """Run the whole line on the shapes world, also on two kinds of control pairs."""
+    sys.argv[1:1] = ["shapes", "--controls", "permuted", "blank"]
     return train()
 
 

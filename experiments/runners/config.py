@@ -1,5 +1,6 @@
 """Settings of experiments, sweeps and studies; field docstrings are the command line's help."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
@@ -19,6 +20,21 @@ class Pictures(NamedTuple):
     part: Part = ""  # of the benchmark; no two parts share a picture; empty: all
 
 
+def check_controls(controls: Sequence[Control], config: DDPOConfig) -> None:
+    """Check that a training can be made on control pairs.
+
+    Raises:
+        ConfigError: its data are not the pairs of the shapes world.
+    """
+    has_pairs = config.data.path == SHAPES and not config.loss.is_sft
+    check_setting(
+        "none" not in controls and (not controls or has_pairs),
+        "controls",
+        controls,
+        "empty with data of your own or without pairs, and without `none`",
+    )
+
+
 @dataclass(frozen=True)
 class ExperimentConfig(DDPOConfig, BenchmarkFiles):
     """One training, and the benchmarks that the base and the aligned model are scored on."""
@@ -26,6 +42,12 @@ class ExperimentConfig(DDPOConfig, BenchmarkFiles):
     benchmarks: tuple[BenchmarkName, ...] = ()
     """Benchmarks that score the base and the aligned model after training. If empty, models of the
     shapes world are scored on `shapes`, and other models are not scored."""
+    controls: tuple[Control, ...] = ()
+    """Control pairs of the shapes world (--shapes.control). The same training is also made on each
+    of them, and the scores say how much of the gain it keeps."""
+
+    def __post_init__(self) -> None:
+        check_controls(self.controls, self)
 
     @classmethod
     def of(cls, ddpo: DDPOConfig) -> "ExperimentConfig":
@@ -114,12 +136,7 @@ class StudyConfig(ScoredConfig):
             self.seeds,
             "two different ones at least",
         )
-        check_setting(
-            "none" not in self.controls and (not self.controls or self.ddpo.data.path == SHAPES),
-            "controls",
-            self.controls,
-            "empty with data of your own, and without `none`",
-        )
+        check_controls(self.controls, self.ddpo)
         check_setting(
             self.concurrent >= 0, "concurrent", self.concurrent, ">= 0 (0: as many as fit)"
         )

@@ -1,25 +1,111 @@
-"""Control arms: the claimed arm of a study, trained on pairs that cannot teach to look.
+"""Control trainings: the same training on pairs that cannot teach to look.
 
-A study's claim is about what is learnt from pictures. So the claim stands as the difference between
-the arm and its controls, and a sentence says how much of the gain a control keeps.
+A claim is about what is learnt from pictures. So it stands as the difference between a training and
+its controls, and a sentence says how much of the gain a control keeps. Experiments have control
+models, studies have control arms.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from eval.benchmarks.contract import Metric, Scores
+from eval.reporting.wording import format_cell, humanize, label
 from experiments.runners.contrasts import Claim
 from experiments.runners.study_arms import Arm, Change, Study
 from experiments.runners.study_results import StudyResults
 from rlhfv_ray.config import DDPOConfig
-from rlhfv_ray.pipeline import Pipeline
+from rlhfv_ray.pipeline import OnRecords, Pipeline, plan_pipeline
 from rlhfv_ray.shapes.controls import Control
 
 KEPT = ("response_rate", "phrase_f1")  # metrics whose gain the sentences speak of
+SHOWN = ("phrase_f1", "exact_answers", "response_rate", "typical_recall", "untypical_recall")
+
+
+def control_pipelines(
+    config: DDPOConfig, controls: Sequence[Control], storage: Path, *, seen: OnRecords
+) -> dict[str, Pipeline]:
+    """Plan the same training on control pairs, by the name of the control."""
+    return {
+        control_name(control): _titled(
+            plan_pipeline(with_control(config, control), storage, seen=seen), control
+        )
+        for control in controls
+    }
+
+
+def with_control(config: DDPOConfig, control: Control) -> DDPOConfig:
+    """Return a training's settings with control pairs in the place of the true ones."""
+    return replace(config, shapes=replace(config.shapes, control=control))
+
+
+def control_name(control: Control) -> str:
+    """Return a control's name as tables show it."""
+    return control.replace("_", " ")
+
+
+def _titled(pipeline: Pipeline, control: Control) -> Pipeline:
+    """Name the control in the titles of the stages that are not shared with the true pairs."""
+    first = [stage.name for stage in pipeline.stages].index("control")
+    shared, own = pipeline.stages[: first + 1], pipeline.stages[first + 1 :]
+    titled = [replace(stage, title=f"{stage.title}, {control_name(control)}") for stage in own]
+    return replace(pipeline, stages=(*shared, *titled), train=titled[-1])
+
+
+def controls_table(models: Mapping[str, Scores]) -> Table:
+    """Return the headline numbers of the base, the aligned and the control models, in order."""
+    table = Table(title="With controls", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("metric")
+    for name in models:
+        table.add_column(name, justify="right", min_width=9)
+    rates = [scores.rates() for scores in models.values()]
+    for metric in shown_metrics(models):
+        cells = [format_cell(metric, values.get(metric.name)).number for values in rates]
+        table.add_row(label(metric), *cells)
+    return table
+
+
+def shown_metrics(models: Mapping[str, Scores]) -> list[Metric]:
+    """Return the metrics of the table of controls, the headline first."""
+    metrics = next(iter(models.values())).metrics
+    chosen = [metric for metric in metrics if metric.name in SHOWN] or list(metrics[:1])
+    order = {name: place for place, name in enumerate(SHOWN)}
+    return sorted(chosen, key=lambda metric: order.get(metric.name, 0))
+
+
+def kept_shares(base: Scores, aligned: Scores, control: Scores) -> dict[str, float]:
+    """Return the control's gain over the base as a share of the aligned model's, by metric.
+
+    Metrics of `KEPT` without a gain are left out. A share below 0 is a loss.
+    """
+    shares: dict[str, float] = {}
+    for metric in base.metrics:
+        values = [scores.rates().get(metric.name) for scores in (base, aligned, control)]
+        known = [value for value in values if value is not None]
+        if metric.name not in KEPT or len(known) < len(values):
+            continue
+        before, after, with_control_pairs = known
+        gain = after - before
+        if (gain > 0) == (metric.better == "higher") and gain:
+            shares[metric.name] = (with_control_pairs - before) / gain
+    return shares
+
+
+def kept_sentence(name: str, shares: Mapping[str, float]) -> str:
+    """Say how much of the gain a control keeps; empty if nothing was gained."""
+    parts = [
+        f"{round(100 * share)} % of the gain in {humanize(metric)}"
+        for metric, share in shares.items()
+    ]
+    return f"{name} keeps {' and '.join(parts)}." if parts else ""
 
 
 def control_arm(arm: str, control: Control) -> str:
     """Return the name of a control arm."""
-    return f"{arm}, {control.replace('_', ' ')}"
+    return f"{arm}, {control_name(control)}"
 
 
 def with_controls(study: Study, controls: Sequence[Control]) -> Study:
@@ -45,14 +131,9 @@ def kept_gains(
     for control in controls:
         name = control_arm(claim.arm, control)
         shares = {metric: kept_gain(results, base, claim.arm, name, metric) for metric in KEPT}
-        gain_sentences = [
-            f"{round(100 * share)} % of the gain in {metric.replace('_', ' ')}"
-            for metric, share in shares.items()
-            if share is not None
-        ]
-        if gain_sentences:
-            texts.append(f"{name} keeps {' and '.join(gain_sentences)}.")
-    return texts
+        known = {metric: share for metric, share in shares.items() if share is not None}
+        texts.append(kept_sentence(name, known))
+    return [text for text in texts if text]
 
 
 def kept_gain(
@@ -74,7 +155,6 @@ def kept_gain(
 
 def _controlled(change: Change, control: Control) -> Change:
     def trained(config: DDPOConfig, pipeline: Pipeline) -> DDPOConfig:
-        changed = change(config, pipeline)
-        return replace(changed, shapes=replace(changed.shapes, control=control))
+        return with_control(change(config, pipeline), control)
 
     return trained

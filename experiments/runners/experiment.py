@@ -8,6 +8,7 @@ and answers are in the stages' folders, which `config.json` names.
 import shlex
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,14 @@ from eval.reporting.html import Heading, Section, write_page
 from eval.reporting.mlflow_log import description, first_metric, metrics
 from eval.reporting.model_card import Trained, public_name, write_card
 from eval.reporting.tables import summary, table
+from eval.reporting.wording import Models
 from experiments.runners.config import ExperimentConfig
+from experiments.runners.controls import (
+    control_pipelines,
+    controls_table,
+    kept_sentence,
+    kept_shares,
+)
 from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
 from rlhfv_ray.config import GenerationConfig, changed_settings, fingerprint, plain
 from rlhfv_ray.console import program
@@ -60,12 +68,17 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
     storage.mkdir(parents=True, exist_ok=True)
     feed = TrainingFeed(console)
     pipeline = plan_pipeline(config.ddpo, storage, seen=feed)
-    evaluation = plan_scores(config, pipeline)
+    controls = control_pipelines(config.ddpo, config.controls, storage, seen=feed)
+    evaluation = plan_scores(config, pipeline, controls)
     if evaluation.judged:
         start(config.ddpo)
         check_services(evaluation, config.generation)
-    stages = [*pipeline.stages, *evaluation.stages]
-    stage_names = [stage.folder(storage).name for stage in stages]
+    pipelines = (pipeline, *controls.values())
+    planned = [stage for line in pipelines for stage in line.stages] + list(evaluation.stages)
+    # Controls share the first stages, each of which runs once.
+    stage_of = {stage.folder(storage).name: stage for stage in reversed(planned)}
+    stage_names = list(dict.fromkeys(stage.folder(storage).name for stage in planned))
+    stages = [stage_of[name] for name in stage_names]
     identity: dict[str, Any] = {"stages": stage_names, "reference": pipeline.reference.name}
     if evaluation.benchmarks:
         identity["benchmarks"] = {
@@ -82,7 +95,7 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         config={"config": plain(config), "stages": stage_names},
     ) as opened:
         run = opened.run
-        monitor = StageMonitor(pipeline, run, feed, console, title_of(config), len(stages))
+        monitor = StageMonitor(pipelines, run, feed, console, title_of(config), len(stages))
         results = run_stages(stages, storage, around=monitor.stage)
         track_lineage(config, pipeline, run)
         seconds = {result.stage.title: result.seconds for result in results}
@@ -119,13 +132,14 @@ def title_of(config: ExperimentConfig) -> str:
     return f"{config.name} {method} seed {config.seed}"
 
 
-def plan_scores(config: ExperimentConfig, pipeline: Pipeline) -> Evaluation:
-    """Plan the answers of the base and the aligned model to the experiment's benchmarks."""
-    trained = {"model": pipeline.train.folder(pipeline.storage).name}  # weights do not exist yet
-    candidates = {
-        "base": Candidate(config.model.path, model=config.model),
-        "aligned": Candidate(pipeline.aligned.path, model=pipeline.aligned, inputs=trained),
-    }
+def plan_scores(
+    config: ExperimentConfig, pipeline: Pipeline, controls: Mapping[str, Pipeline]
+) -> Evaluation:
+    """Plan the answers of the base, the aligned and the control models to all benchmarks."""
+    candidates = {"base": Candidate(config.model.path, model=config.model)}
+    for name, line in {"aligned": pipeline, **controls}.items():
+        trained = {"model": line.train.folder(line.storage).name}  # weights do not exist yet
+        candidates[name] = Candidate(line.aligned.path, model=line.aligned, inputs=trained)
     return plan_evaluation(
         candidates,
         config.scored_on,
@@ -168,15 +182,17 @@ def report(
         figures={"Training": folder / "training.svg"},
         facts=run_facts(config, pipeline),
     )
-    write_card(Path(pipeline.aligned.path), trained_facts(config, pipeline), sections)
+    of_aligned = [without_controls(section) for section in sections]
+    write_card(Path(pipeline.aligned.path), trained_facts(config, pipeline), of_aligned)
     track_sections(evaluation, sections, run, folder, name=title_of(config))
     run.set_tags(description(sections))
     summaries = {section.name: summary(section.models) for section in sections}
-    for section in sections:
+    for section in of_aligned:
         run.log_metrics(metrics(section.name, section.models["aligned"]))
         console.print(table(section.models))
     if not sections:
         return [], {}
+    kept = print_controls(sections[0].models, console)
     first = summaries[sections[0].name]
     comparison = first["comparisons"]["aligned"]
     # The base model's scores are the same in all runs that are compared, so they are no metrics.
@@ -185,7 +201,30 @@ def report(
     run.log_metrics({f"aligned/{name}": rate for name, rate in known_rates(aligned).items()})
     numbers = {name: value for name, value in comparison.items() if isinstance(value, float)}
     run.log_metrics(numbers)
-    return sections, {**first["models"], "comparison": comparison, "benchmarks": summaries}
+    outcome = {**first["models"], "comparison": comparison, "benchmarks": summaries}
+    return sections, {**outcome, "kept": kept} if kept else outcome
+
+
+def without_controls(section: Section) -> Section:
+    """Return a section of the base and the aligned model alone."""
+    return replace(section, models={name: section.models[name] for name in ("base", "aligned")})
+
+
+def print_controls(models: Models, console: Console) -> dict[str, dict[str, float]]:
+    """Print the headline numbers beside those of the controls, and what each of them keeps.
+
+    Returns:
+        Shares of the gain, by control and metric.
+    """
+    base, aligned, *controls = models
+    shares = {
+        name: kept_shares(*(models[key] for key in (base, aligned, name))) for name in controls
+    }
+    if controls:
+        console.print(controls_table(models))
+    for name, kept in shares.items():
+        console.print(kept_sentence(name, kept), highlight=False)
+    return shares
 
 
 def known_rates(scores: Scores) -> dict[str, float]:

@@ -61,7 +61,7 @@ class TrainingFeed:
 class StageMonitor:
     """Shows and tracks the stages of an experiment while they run."""
 
-    pipeline: Pipeline
+    pipelines: Sequence[Pipeline]  # the experiment's, and those of its controls
     run: TrackedRun
     feed: TrainingFeed
     console: Console
@@ -78,17 +78,18 @@ class StageMonitor:
         line = stage_line(stage.title, state, self.place, self.stages)
         self.console.print(line, soft_wrap=True)
         if not skipped and not self.started:
-            start(self.pipeline.config)
+            start(self.pipelines[0].config)
             self.started = True
-        folder = stage.folder(self.pipeline.storage)
+        folder = stage.folder(self.pipelines[0].storage)
+        trained = [pipeline for pipeline in self.pipelines if stage is pipeline.train]
         params = {"folder": folder.name, **flat(stage.inputs)}
         with self.run.stage(stage.title, params=params) as child:
             child.set_tags({RUN_NAME: f"{stage.title}, {self.name}"})
-            training = self.training(child, skipped) if stage is self.pipeline.train else None
-            with training or contextlib.nullcontext():
+            training = [self.training(child, pipeline, skipped) for pipeline in trained]
+            with training[0] if training else contextlib.nullcontext():
                 yield
             child.log_metrics({"seconds": seconds_of(folder)})
-            if folder == self.pipeline.reference:
+            if any(folder == pipeline.reference for pipeline in self.pipelines):
                 self.console.print(f"  self-check: {read_check(folder)}", soft_wrap=True)
                 unusable = unusable_rows(folder)
                 rows = {"usable": len(load_reference(folder)), "unusable": len(unusable)}
@@ -99,19 +100,19 @@ class StageMonitor:
                         child.log_file(folder / name)
 
     @contextlib.contextmanager
-    def training(self, child: TrackedRun, skipped: bool) -> Iterator[None]:
+    def training(self, child: TrackedRun, pipeline: Pipeline, skipped: bool) -> Iterator[None]:
         """Feed records to the child run and a bar while training runs."""
         self.feed.run = child
-        config = self.pipeline.config
+        config = pipeline.config
         if skipped:
-            self.feed(read_records(self.pipeline.train.folder(self.pipeline.storage)))
+            self.feed(read_records(pipeline.train.folder(pipeline.storage)))
             yield
             return
         for part, (all_of_it, trained) in planned_counts(config.model).items():
             line = f"  {part:<10} {all_of_it:>15,} parameters, {trained:>15,} trained"
             self.console.print(line, highlight=False)
             child.log_metrics({f"parameters/{part}": float(trained)})
-        pairs = len(mixed_rows(load_reference(self.pipeline.reference), config.data))
+        pairs = len(mixed_rows(load_reference(pipeline.reference), config.data))
         steps = config.optim.total_steps(config.data.used(pairs))
         title = f"{config.loss.method} updates"
         with progress_bar(title, steps) as self.feed.bar:

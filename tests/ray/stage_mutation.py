@@ -154,7 +154,7 @@ def make(folder: Path) -> Made:
     storage, pristine = Path(config.storage), folder / "pristine"
     run_experiment(config, storage, console=QUIET)
     pipeline = plan_pipeline(config.ddpo, storage, seen=lambda records: None)
-    evaluation = plan_scores(config, pipeline)
+    evaluation = plan_scores(config, pipeline, {})
     read_all(pipeline, evaluation)  # leaves its copies of the pairs
     shutil.copytree(storage, pristine)
     results = read_all(pipeline, evaluation)

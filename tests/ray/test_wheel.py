@@ -10,7 +10,10 @@ import pytest
 
 pytestmark = pytest.mark.ray
 
-SMALL = ("--shapes.scenes", "40", "--shapes.evaluation-scenes", "10", "--optim.steps", "2")
+SMALL = (
+    *("--shapes.scenes", "40", "--shapes.evaluation-scenes", "10", "--optim.steps", "2"),
+    *("--controls", "blank"),
+)
 POPE = ("question_id", "image", "text", "label")
 
 
@@ -34,7 +37,8 @@ def test_demo_evaluation_and_doctor_need_no_checkout(installed_wheel, tmp_path):
     lines on the terminal.
     """
     printed = run(installed_wheel, tmp_path, "demo", *SMALL)
-    assert "stage 1 of 6: " in printed and "stage 6 of 6: " in printed
+    assert "stage 1 of 11: " in printed and "stage 11 of 11: " in printed
+    assert "With controls" in printed
     (report,) = (tmp_path / "runs").glob("shapes-*/report.html")
     assert report.stat().st_size > 10_000
     questions = [dict(zip(POPE, (place, "a.jpg", "Is there a dog?", "no"))) for place in range(4)]
