@@ -1,28 +1,35 @@
 """Measures every figure that the README and docs/studies.md quote, and writes docs/results/.
 
     python benchmarks/results.py                        # the demo, and its controls
-    python benchmarks/results.py demo ablation ...      # and a study
+    python benchmarks/results.py ablation texts ...     # studies, and what the texts of pairs say
 
-Takes about an hour for the demo on two cores. The studies take several hours: they have control
-arms, five seeds that no tuning used, and 3,000 pictures a seed. After an interruption, the same
-command goes on. `tests/test_results.py` compares the documents with the files.
+Takes about ten minutes for the demo on two idle cores, and an hour and a half for the studies: they
+have control arms, five seeds that no tuning used, and 1,000 pictures a seed. After an interruption,
+the same command goes on. `tests/test_results.py` compares the documents with the files.
 """
 
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from experiments.recipes import SHAPES_DPO_BETA
+from experiments.recipes import SHAPES_DPO_BETA, shapes
+from rlhfv_ray.data import load_pairs
+from rlhfv_ray.records import PreferencePair
+from rlhfv_ray.shapes.text_audit import audit_texts, told_apart
+from rlhfv_ray.shapes_stages import PAIRS, corrections_stage
+from rlhfv_ray.stats import wilson_interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-Name = Literal["demo", "ablation", "over_generalization", "segment_rules", "data_scaling"]
-STUDIED = (  # options of the studies; the scenes' seed is the recipe's plus one of these
-    *("--seeds", "0", "1", "2", "3", "4"),
+Name = Literal["demo", "ablation", "over_generalization", "segment_rules", "data_scaling", "texts"]
+STUDY_SEEDS = (0, 1, 2, 3, 4)  # the scenes' seed is the recipe's plus one of these
+STUDIED = (  # options of the studies
+    *("--seeds", *map(str, STUDY_SEEDS)),
     *("--ddpo.shapes.evaluation-scenes", "1000"),
 )
 SEEDS = (20, 21, 22)  # of the demo; earlier ones are for tuning
@@ -43,13 +50,14 @@ def main(
     """Measure, and write the results.
 
     Args:
-        measured: the demo, or studies.
+        measured: the demo, studies, or `texts` of the pairs that a study has made.
         storage: folder of all stages.
     """
     RESULTS.mkdir(exist_ok=True)
     folder = storage.resolve()
     for name in measured:
-        result = demo(folder) if name == "demo" else study(name, folder)
+        special = {"demo": demo, "texts": texts}
+        result = special[name](folder) if name in special else study(name, folder)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -83,6 +91,26 @@ def numbers(scores: dict[str, Any]) -> dict[str, Any]:
     """Return a model's rates with their intervals, without what describes the measurement."""
     left_out = ("groups", "extras", "manifest", "missing_reasons")
     return {name: value for name, value in scores.items() if name not in left_out}
+
+
+def texts(storage: Path) -> dict[str, Any]:
+    """Return how often texts alone tell the chosen answers of the studies' pairs: within a seed's
+    pairs, and by a classifier that was trained on the pairs of the other seeds.
+    """
+    recipe = shapes()
+    pairs: dict[int, list[PreferencePair]] = {}
+    for seed in STUDY_SEEDS:
+        settings = replace(recipe.shapes, seed=recipe.shapes.seed + seed)
+        folder = corrections_stage(replace(recipe, shapes=settings)).folder(storage)
+        pairs[seed] = list(load_pairs(str(folder / PAIRS)))
+    answers = [(pair.chosen, pair.rejected) for group in pairs.values() for pair in group]
+    groups = [seed for seed, group in pairs.items() for _ in group]
+    across = told_apart(answers, groups)
+    interval = wilson_interval(round(across * len(answers)), len(answers))
+    return {
+        "within": {seed: asdict(audit_texts(group)) for seed, group in pairs.items()},
+        "across": {"pairs": len(answers), "told": across, "told_interval": interval},
+    }
 
 
 def study(name: str, storage: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Figures that the documents quote are those of the committed results (docs/results/)."""
 
+import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from eval.benchmarks.contract import Metric
 from experiments.recipes import shapes, shapes_small
 from experiments.runners.study_report import row_texts
 from experiments.runners.study_results import StudyResults
+from rlhfv_ray.shapes_stages import MOST_TOLD
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-STUDIES = [file.stem for file in sorted(RESULTS.glob("*.json")) if not file.stem.startswith("demo")]
+OTHERS = ("demo", "texts")
+STUDIES = [file.stem for file in sorted(RESULTS.glob("*.json")) if file.stem not in OTHERS]
 TABLE = (
     "phrase_f1",
     "response_rate",
@@ -39,6 +43,11 @@ def text_of(page: str) -> str:
 @pytest.fixture(scope="module")
 def demo() -> dict[str, Any]:
     return json.loads((RESULTS / "demo.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, Any]:
+    return json.loads((RESULTS / "texts.json").read_text())
 
 
 def per_cent(value: float) -> str:
@@ -79,6 +88,26 @@ def test_the_demo_is_the_recipe(demo):
     assert shapes_small().ddpo.shapes.seed < 10
     trainings = results.demo_trainings()
     assert demo.keys() == {f"{training}-seed-{seed}" for training, seed in trainings}
+
+
+def test_the_recipe_was_frozen_before_its_reports():
+    """Catches: a setting that changed after a report was seen."""
+    recipe = asdict(shapes())
+    settings = {name: recipe[name] for name in ("data", "generation", "loss", "optim", "shapes")}
+    del settings["shapes"]["seed"]
+    assert settings["loss"].pop("kind") == "dpo"  # the field came later
+    text = json.dumps(settings, sort_keys=True, default=str)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "1b969993a03fd0f5"  # docs/LOG.md
+
+
+def test_texts_alone_say_little(texts):
+    """Catches: pairs that can be won without looking; figures that no result has."""
+    assert max(audit["told"] for audit in texts["within"].values()) <= MOST_TOLD
+    across = texts["across"]
+    low, high = map(per_cent, across["told_interval"])
+    assert across["told"] <= MOST_TOLD
+    for page in ("README.md", "docs/studies.md"):
+        assert f"tells {per_cent(across['told'])} % of the pairs ({low} to {high})" in text_of(page)
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -7,7 +7,7 @@ and answers are in the stages' folders, which `config.json` names.
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from eval.reporting.html import Heading, Section, write_page
 from eval.reporting.mlflow_log import description, first_metric, metrics
 from eval.reporting.model_card import Trained, public_name, write_card
 from eval.reporting.tables import summary, table
-from eval.reporting.wording import Models
 from experiments.runners.config import ExperimentConfig
 from experiments.runners.controls import (
     control_pipelines,
@@ -175,12 +174,13 @@ def report(
     for section in sections[:1]:
         run.log_metrics(first_metric("aligned", section.models["aligned"]))
     run.log_records(records)
+    kept = kept_by_controls(sections)
     write_page(
         folder / "report.html",
         sections,
         heading=Heading("Base and aligned model", heading_rows(config, pipeline)),
         figures={"Training": folder / "training.svg"},
-        facts=run_facts(config, pipeline),
+        facts={**control_facts(kept), **run_facts(config, pipeline)},
     )
     of_aligned = [without_controls(section) for section in sections]
     write_card(Path(pipeline.aligned.path), trained_facts(config, pipeline), of_aligned)
@@ -192,7 +192,10 @@ def report(
         console.print(table(section.models))
     if not sections:
         return [], {}
-    kept = print_controls(sections[0].models, console)
+    if kept:
+        console.print(controls_table(sections[0].models))
+    for name, shares in kept.items():
+        console.print(kept_sentence(name, shares), highlight=False)
     first = summaries[sections[0].name]
     comparison = first["comparisons"]["aligned"]
     # The base model's scores are the same in all runs that are compared, so they are no metrics.
@@ -210,21 +213,16 @@ def without_controls(section: Section) -> Section:
     return replace(section, models={name: section.models[name] for name in ("base", "aligned")})
 
 
-def print_controls(models: Models, console: Console) -> dict[str, dict[str, float]]:
-    """Print the headline numbers beside those of the controls, and what each of them keeps.
-
-    Returns:
-        Shares of the gain, by control and metric.
+def kept_by_controls(sections: Sequence[Section]) -> dict[str, dict[str, float]]:
+    """Return the shares of the gain that controls keep, by control and metric of the first
+    benchmark.
     """
+    if not sections:
+        return {}
+    models = sections[0].models
     base, aligned, *controls = models
-    shares = {
-        name: kept_shares(*(models[key] for key in (base, aligned, name))) for name in controls
-    }
-    if controls:
-        console.print(controls_table(models))
-    for name, kept in shares.items():
-        console.print(kept_sentence(name, kept), highlight=False)
-    return shares
+    of_both = models[base], models[aligned]
+    return {name: kept_shares(*of_both, models[name]) for name in controls}
 
 
 def known_rates(scores: Scores) -> dict[str, float]:
@@ -285,6 +283,12 @@ def heading_rows(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, str]
         "data": f"{redact(pipeline.pairs)}, {pairs} pairs",
         **page_origin(),
     }
+
+
+def control_facts(kept: Mapping[str, Mapping[str, float]]) -> dict[str, list[tuple[str, str]]]:
+    """Return a table for the report: what each control keeps of the gain."""
+    rows = [(name, kept_sentence("It", shares)) for name, shares in kept.items()]
+    return {"Controls: pairs that cannot teach to look": rows} if rows else {}
 
 
 def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tuple[str, str]]]:
