@@ -115,7 +115,9 @@ def texts(storage: Path) -> dict[str, Any]:
 
 def study(name: str, storage: Path) -> dict[str, Any]:
     """Return what a study writes to its `study.json`."""
-    options = ("--ddpo.storage", str(storage), *STUDIED)
+    options = ["--ddpo.storage", str(storage), *STUDIED]
+    if name == "data_scaling":  # the claim's arm has pairs of its own, so each control costs more
+        options += ["--controls", "permuted"]
     run(f"experiments/{name}.py", "shapes", *options)
     (result,) = storage.glob(f"{name}-*/study.json")
     return json.loads(result.read_text())

@@ -44,7 +44,7 @@ class ScalingConfig(StudyConfig):
 
     name: str = "data_scaling"
     """Name in MLflow and in the study folder's name."""
-    pairs: tuple[int, ...] = (150, 300, 600, 1200)
+    pairs: tuple[int, ...] = (150, 300, 600)
     """Numbers of corrections to train on."""
     ranked: tuple[int, ...] = (150, 300, 600)
     """Numbers of rankings to train on. Outside the shapes world they need `rankings`."""
@@ -52,7 +52,7 @@ class ScalingConfig(StudyConfig):
     """File or folder of pairs that rank whole answers. The shapes world makes its own."""
     epochs: float = 2.7
     """Passes over the pairs, > 0. They replace the recipe's steps and epochs."""
-    scenes: int = 2800
+    scenes: int = 1400
     """Scenes of the shapes world to make pairs from, >= 1."""
 
 
