@@ -53,6 +53,7 @@ from eval.over_generalization import CocoTruth, SceneType, over_generalization
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.shapes.annotator import Mistake, mistakes
+from rlhfv_ray.shapes.balance import setting_of
 from rlhfv_ray.shapes.captions import QUESTIONS, read_phrases
 from rlhfv_ray.shapes.scenes import TYPICAL, Scene
 from rlhfv_ray.shapes.world import SYNONYMS, read_scenes, read_world
@@ -221,8 +222,8 @@ class ShapesBenchmark(Benchmark):
             score_of_group = ratios["response_rate_all" if group == "empty" else "phrase_f1"]
             ratios = {HELD_OUT[group].name: score_of_group}
         hallucinated = {name for _, name in score.hallucinated}
-        spans = self._spans(answer.text, errors, hallucinated)
-        return JudgedAnswer(answer, ratios, spans, group)
+        spans = self._spans(answer.text, errors, hallucinated) + _wrong_setting(answer.text, scene)
+        return JudgedAnswer(answer, ratios, tuple(sorted(spans)), group)
 
     def _spans(
         self, text: str, errors: Sequence[Mistake], hallucinated: AbstractSet[str]
@@ -235,7 +236,7 @@ class ShapesBenchmark(Benchmark):
         for mention in self.vocabulary.locate(text):
             if mention.object in hallucinated and mention.start not in covered:
                 spans.append(Span(mention.start, mention.stop, "object"))
-        return tuple(sorted(spans))
+        return tuple(spans)
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that scores on this benchmark depend on, except the model."""
@@ -251,3 +252,12 @@ class ShapesBenchmark(Benchmark):
             "lemmatizer": self.vocabulary.lemmatizer,
             **(judge_manifest(self.judge_config, self.prompt) if self.judge_config else {}),
         }
+
+
+def _wrong_setting(text: str, scene: Scene) -> tuple[Span, ...]:
+    """Locate the setting that an answer names, if it is another than the picture's."""
+    setting = setting_of(text)
+    if setting in ("", scene.setting):
+        return ()
+    start = text.index(setting)
+    return (Span(start, start + len(setting), "setting"),)

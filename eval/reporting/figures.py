@@ -30,6 +30,7 @@ REDUNDANT = {"response_rate_all"}  # adds little to response_rate; the table has
 PER_CENT = 100.0
 GROUP_WIDTH = 0.8  # of all bars at one position, which are 1 apart
 LOWEST_TOP = 1.0  # per cent, of an axis whose bars are all near 0
+WIDEST = 9.0  # sum of the widths of panels that stand side by side
 HEADROOM = 1.12  # of an axis, for the number above the highest bar
 MAX_NAME_LENGTH = 42  # characters of a group's name
 SMOOTH = 15  # a bold curve is a running mean over 1/15 of the run
@@ -67,9 +68,15 @@ def rates_figure(models: Models, path: Path) -> None:
         )
     # At least 1.7 units wide, so that the panels' titles fit.
     widths = [max(1.7, len(group) * (1 + len(models)) / 3) for group in panels.values()]
-    figure = Figure(figsize=(max(7.0, 2 + 1.6 * sum(widths)), 4.6), dpi=150, layout="constrained")
-    columns = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
-    for axes, (better, group) in zip(columns, panels.items(), strict=True):
+    if sum(widths) <= WIDEST:
+        size = max(7.0, 2 + 1.6 * sum(widths)), 4.6
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        drawn = list(figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0])
+    else:  # one below the other, so that the numbers stay readable on a page
+        size = max(7.0, 2 + 1.6 * max(widths)), 4.0 * len(panels)
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        drawn = list(figure.subplots(len(panels), 1, squeeze=False)[:, 0])
+    for axes, (better, group) in zip(drawn, panels.items(), strict=True):
         for order, scores in enumerate(models.values()):
             values, intervals = scores.rates(), scores.intervals()
             bars = [
@@ -78,7 +85,7 @@ def rates_figure(models: Models, path: Path) -> None:
             ]
             _draw_bars(axes, bars, model=order, models=len(models))
         _label_positions(axes, [m.name.replace("_", "\n") for m in group], better=better)
-    _finish(figure, columns, models, path)
+    _finish(figure, drawn, models, path)
 
 
 def groups_figure(models: Models, path: Path) -> None:
@@ -160,10 +167,10 @@ def _label_positions(axes: Axes, names: Sequence[str], *, better: str) -> None:
 
 
 def _finish(
-    figure: Figure, columns: Sequence[Axes], models: Models, path: Path, *, label: str = "rate"
+    figure: Figure, panels: Sequence[Axes], models: Models, path: Path, *, label: str = "rate"
 ) -> None:
-    columns[0].set_ylabel(f"{label} / %")
-    for axes in columns:  # each has a scale of its own, so that small bars are seen
+    panels[0].set_ylabel(f"{label} / %")
+    for axes in panels:  # each has a scale of its own, so that small bars are seen
         axes.set_ylim(0, HEADROOM * max(LOWEST_TOP, axes.dataLim.y1))
     if len(models) > 1:
         handles = [Patch(color=color) for color, _ in zip(COLORS, models, strict=False)]

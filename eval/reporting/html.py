@@ -53,6 +53,12 @@ class Section:
     prompts: Sequence[Prompt] = ()  # for their images
     figures: Mapping[str, Path] = field(default_factory=dict)  # SVG by caption
     shortfall: str = ""  # why the judge's verdicts are too few; empty if they are enough
+    shown: tuple[str, ...] = ()  # models whose answers are shown; empty: all
+
+    @property
+    def shown_models(self) -> Models:
+        """Return the scores of the models whose answers are shown, the base first."""
+        return {name: self.models[name] for name in self.shown or self.models}
 
 
 class Heading(NamedTuple):
@@ -129,9 +135,10 @@ def _section(section: Section, *, count: int) -> dict[str, Any]:
         "groups": _groups(models),
         "figures": _embed_figures(section.figures),
         "headline": humanize(base.metrics[0].name),
-        "changes": count_changes(models),
+        "shown": list(section.shown_models),
+        "changes": count_changes(section.shown_models),
         "has_spans": any(_has_spans(scores.answers) for scores in models.values()),
-        "answers": _answers(section, choose_answers(models, count=count, seed=SEED)),
+        "answers": _answers(section, choose_answers(section.shown_models, count=count, seed=SEED)),
     }
 
 
@@ -183,7 +190,7 @@ def _answers(section: Section, shown: Sequence[ShownAnswer]) -> list[dict[str, A
     images = {prompt.id: prompt.image for prompt in section.prompts}
     cards = []
     for item, drawn in shown:
-        judged = {name: scores.answers[item] for name, scores in section.models.items()}
+        judged = {name: scores.answers[item] for name, scores in section.shown_models.items()}
         first = next(iter(judged.values()))
         image = images.get(first.answer.id)
         by_model = [

@@ -168,7 +168,9 @@ def report(
     records = read_records(pipeline.train.folder(pipeline.storage))
     training_figure(records, folder / "training.svg")
     run.log_file(folder / "training.svg", "figures")
-    sections = evaluate_all(evaluation, folder, console=console)
+    of_both = ("base", "aligned")
+    evaluated = evaluate_all(evaluation, folder, console=console)
+    sections = [replace(section, shown=of_both) for section in evaluated]
     # MLflow compares runs by the metric that was logged first. The curves of the whole experiment
     # come after it; while the training runs, its child has them.
     for section in sections[:1]:

@@ -15,7 +15,7 @@ from eval.benchmarks.contract import (
 from eval.benchmarks.shapes import ShapesBenchmark
 from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.captions import caption, phrase
-from rlhfv_ray.shapes.scenes import COLORS, CORNERS, SHAPES, Group, Scene
+from rlhfv_ray.shapes.scenes import COLORS, CORNERS, SETTINGS, SHAPES, Group, Scene
 from rlhfv_ray.shapes.world import read_scenes, write_benchmark
 
 
@@ -111,6 +111,19 @@ def test_a_planted_object_is_counted_and_marked(
     for text, item, group in zip(texts, result.answers, made_up, strict=False):
         (span,) = item.spans
         assert span.kind == "object" and text[span.start : span.stop] == phrase(group)
+
+
+def test_another_setting_is_marked(benchmark: ShapesBenchmark, scenes: list[Scene]) -> None:
+    """Catches: an answer that counts as a wrong setting, and has no mark in the report."""
+    scene = scenes[0]
+    other = next(setting for setting in SETTINGS if setting != scene.setting)
+    judgement = benchmark.judge(Answer("0", "?", caption(other, scene.groups)), scene)
+    assert judgement.ratios["wrong_settings"] == Ratio(1, 1)
+    (span,) = judgement.spans
+    assert span.kind == "setting"
+    assert judgement.answer.text[span.start : span.stop] == other
+    unnamed = benchmark.judge(Answer("0", "?", "a place."), scene)
+    assert unnamed.spans == () and unnamed.ratios["wrong_settings"] == Ratio(0, 0)
 
 
 def test_one_phrase_can_be_wrong_in_every_way(

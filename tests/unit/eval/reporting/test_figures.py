@@ -1,5 +1,6 @@
 """Figures as files, for any number of models and groups."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -67,6 +68,30 @@ def test_rates_figure(count: int, tmp_path: Path) -> None:
     scores = [*models().values()] * 2
     rates_figure({f"model {n}": scores[n] for n in range(count)}, tmp_path / "rates.svg")
     check_svg(tmp_path / "rates.svg")
+
+
+def test_many_rates_stand_one_below_the_other(tmp_path: Path) -> None:
+    """Catches: a figure so wide that a page shows it with numbers that nobody can read."""
+    first = models()["base"]
+    metric = first.metrics[0]
+    metrics = tuple(
+        metric._replace(name=f"rate {place}", better=better)
+        for place in range(8)
+        for better in ("lower", "higher")
+    )
+    many = {name: replace(first, metrics=metrics) for name in ("base", "aligned")}
+    rates_figure(many, tmp_path / "many.svg")
+    rates_figure(models(), tmp_path / "few.svg")
+    sizes = [size_of((tmp_path / name).read_text()) for name in ("many.svg", "few.svg")]
+    (width, height), (few_width, few_height) = sizes
+    assert height > few_height * 1.5 and width < 2.5 * few_width
+
+
+def size_of(drawing: str) -> tuple[float, ...]:
+    """Return the width and height of an SVG in points."""
+    names = ("width", "height")
+    numbers = [re.search(rf'{name}="([\d.]+)', drawing) for name in names]
+    return tuple(float(number[1]) for number in numbers if number)
 
 
 def test_rates_figure_of_nothing_counted_and_above_100_per_cent(tmp_path: Path) -> None:

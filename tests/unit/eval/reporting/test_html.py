@@ -246,6 +246,19 @@ def test_images_are_made_to_fit() -> None:
     assert embed_image(png()[:30]) is None
 
 
+def test_answers_are_those_of_the_models_to_show(tmp_path: Path) -> None:
+    """Catches: answers of a control in the place of the aligned model's; samples drawn by it."""
+    same = Section("pets", {**models(), "control": models()["base"]}, prompts(1))
+    shown = replace(same, shown=("base", "aligned"))
+    read_page(tmp_path / "page.html", shown)
+    page = " ".join((tmp_path / "page.html").read_text().split())
+    assert "in which aligned does better than base" in page
+    assert "<h4>control" not in page and "change, control" in page
+    read_page(tmp_path / "all.html", same)
+    text = " ".join((tmp_path / "all.html").read_text().split())
+    assert "in which control does better than base" in text and "<h4>control" in text
+
+
 def test_page_refuses_scores_that_were_measured_differently(tmp_path: Path) -> None:
     other: Scores = replace(models()["base"], manifest={"benchmark": "cars"})
     with pytest.raises(DataError, match="'pets' against 'cars'"):
