@@ -26,7 +26,15 @@ from rlhfv_ray.stats import wilson_interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-Name = Literal["demo", "ablation", "over_generalization", "segment_rules", "data_scaling", "texts"]
+Name = Literal[
+    "demo",
+    "ablation",
+    "over_generalization",
+    "segment_rules",
+    "data_scaling",
+    "texts",
+    "bases",
+]
 STUDY_SEEDS = (0, 1, 2, 3, 4)  # the scenes' seed is the recipe's plus one of these
 STUDIED = (  # options of the studies
     *("--seeds", *map(str, STUDY_SEEDS)),
@@ -34,6 +42,11 @@ STUDIED = (  # options of the studies
 )
 SEEDS = (20, 21, 22)  # of the demo; earlier ones are for tuning
 CONTROLS = ("permuted", "blank", "blind")
+BASE_SEEDS = (1, 2)
+PRETRAINING = (
+    *("experiments/pretrain_shapes.py", "--world", "balanced"),
+    *("--careful-steps", "550", "--careless-steps", "500"),
+)
 # Trainings of the demo: its own with all seeds; with the first seed also on control pairs, plain
 # DPO at its own best beta, and a training on true captions.
 TRAININGS: dict[str, tuple[str, ...]] = {
@@ -50,13 +63,14 @@ def main(
     """Measure, and write the results.
 
     Args:
-        measured: the demo, studies, or `texts` of the pairs that a study has made.
+        measured: the demo, studies, `texts` of the pairs that a study has made, or the demo on two
+            more `bases`, which are pretrained first.
         storage: folder of all stages.
     """
     RESULTS.mkdir(exist_ok=True)
     folder = storage.resolve()
     for name in measured:
-        special = {"demo": demo, "texts": texts}
+        special = {"demo": demo, "texts": texts, "bases": bases}
         result = special[name](folder) if name in special else study(name, folder)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -85,6 +99,25 @@ def demo_trainings() -> list[tuple[str, int]]:
     """Return the name and seed of every training of the demo."""
     first, *further = SEEDS
     return [(training, first) for training in TRAININGS] + [("gamma-5", seed) for seed in further]
+
+
+def bases(storage: Path) -> dict[str, Any]:
+    """Return the scores of the demo's training, and of controls, on two more base models."""
+    scores: dict[str, Any] = {}
+    for seed in BASE_SEEDS:
+        model = storage / f"base-model-{seed}"
+        if not (model / "model.safetensors").exists():
+            run(*PRETRAINING, "--seed", str(seed), "--out", str(model))
+        name = f"base-{seed}"
+        run(
+            *("experiments/ddpo.py", "shapes", "--name", name, "--storage", str(storage)),
+            *("--model.path", str(model), "--controls", "permuted", "blank"),
+        )
+        (summary,) = storage.glob(f"{name}-*/summary.json")
+        written = json.loads(summary.read_text())
+        models = ("base", "aligned", "permuted", "blank")
+        scores[name] = {model: numbers(written[model]) for model in models}
+    return scores
 
 
 def numbers(scores: dict[str, Any]) -> dict[str, Any]:
