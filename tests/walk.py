@@ -1,11 +1,19 @@
 """Type every command of the README in a fresh clone and a clean shell: `make walk`.
 
-It does so with each Python that the project supports and the machine has.
+    python -m tests.walk --folder walk --pythons python3.11 ~/.pyenv/versions/3.12.1/bin/python
 
-Placeholders of the README stand for the small model and data of the demo, and GPUs for CPUs.
-Commands that leave something out (`...`), and `make test`, are named and not run.
+It does so with both Pythons that the project supports, and fails without either of them. With
+`--folder`, the clones stay there: the same command goes on with the newest commit and with the
+commands that did not end before.
+
+Placeholders of the README stand for the small model and data of the demo, GPUs for CPUs, and sizes
+of a sweep or a study for small ones. A job goes to a cluster of its own (`ray start --head`), and
+models behind servers are two servers of this process. What has no such value is named and not run.
 """
 
+import argparse
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -14,27 +22,111 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from tests.test_commands import commands_of
+from benchmarks.workers import free_port
+from tests.openai_server import OpenAIServer
+from tests.test_commands import BLOCK, commands_of
 
 ROOT = Path(__file__).parents[1]
-SMALL = "--scale.workers 2 --scale.no-gpu --scale.cpus 1 --scale.actors 1 --model.dtype fp32"
-REPLACED = {
-    "/models/llava-1.5-7b-hf": "rlhfv_ray/shapes/checkpoint_balanced",
-    "/data/RLHF-V-Dataset.parquet": "$(ls -d runs/corrections-*/pairs.parquet)",
-    "/shared/runs": "runs",
-    "--scale.workers 8": f"{SMALL} --optim.steps 3",
-    "--model.path MODEL": f"{SMALL} --optim.steps 3 --model.path shapes",
-}
-NOT_RUN = re.compile(r"\.\.\.|make test")
-KEPT = ("HOME", "USER", "LANG", "TMPDIR")  # of the environment; pip's own settings are files
 PYTHONS = ("python3.11", "python3.12")
+KEPT = ("HOME", "USER", "LANG", "TMPDIR")  # of the environment; pip's own settings are files
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
+PAIRS = "$(ls -d runs/corrections-*/pairs.parquet | sed 1q)"
+MODEL = "rlhfv_ray/shapes/checkpoint_balanced"
+SMALL = (
+    "--scale.workers 2 --scale.no-gpu --scale.cpus 1 --scale.actors 1 --model.dtype fp32"
+    " --optim.steps 3"
+)
+SMALL_TRIALS = (
+    "--ddpo.storage small --ddpo.optim.steps 8 --ddpo.shapes.scenes 120"
+    " --ddpo.shapes.evaluation-scenes 40"
+)
+CLUSTER = """(
+    export RAY_AUTH_MODE=disabled TMPDIR="$(mktemp -d)"
+    export RAY_API_SERVER_ADDRESS=http://127.0.0.1:{dashboard}
+    ray start --head --block --num-cpus 2 --port {head} --dashboard-port {dashboard} \\
+        > "$TMPDIR/head.log" 2>&1 &
+    head=$!
+    trap 'kill $head; wait $head || true' EXIT
+    for _ in $(seq 60); do ray job list > "$TMPDIR/jobs.log" 2>&1 && break; sleep 2; done
+    {command}
+)"""
+REPLACED = {
+    "/models/llava-1.5-7b-hf": MODEL,
+    "/data/RLHF-V-Dataset.parquet": PAIRS,
+    "/shared/runs": "runs",
+    "--scale.workers 8": SMALL,
+    "--model.path MODEL": f"{SMALL} --model.path {MODEL}",
+    "--model PATH": f"--model {MODEL}",
+    "<storage>": "runs",
+    "ddpo.py paper ...": f"ddpo.py paper {SMALL} --model.path {MODEL} --data.path {PAIRS}"
+    " --storage $PWD/runs",
+    "api:base@http://host:8000/v1": "api:base@{base}",
+    "api:tuned@http://host:8001/v1 ...": "api:tuned@{tuned} --benchmarks shapes --shapes.scenes 20",
+    "sweep shapes-small": f"sweep shapes-small {SMALL_TRIALS}",
+    "PAIRS ...": f"{PAIRS} --dry-run",
+    "--ddpo.model.path MODEL": f"--ddpo.model.path {MODEL}",
+}
+STUDY = re.compile(r"(study \w+)$")
+NOT_RUN = re.compile(r"\.\.\.|make test|benchmarks/results")
+INLINE = re.compile(r"`((?:rlhfv-ray|python|ray job submit|make)\s[^`]+)`")
+COMPLETE = ("rlhfv-ray doctor", "make docs")  # inline commands of two words; others are names
 
-def conversations(folder: Path) -> None:
-    """Write `conversations.json`, which the README's fine-tuning reads."""
+
+class Step(NamedTuple):
+    """A command of the README, and what the walk types for it: nothing where it has no value."""
+
+    command: str
+    typed: str
+
+
+def readme_commands(text: str) -> Iterator[str]:
+    """All commands of a page in order, those inside of sentences and tables too.
+
+    An inline `rlhfv-ray train` without an argument is a name, and no command.
+    """
+    start = 0
+    for block in BLOCK.finditer(text):
+        yield from inline_commands(text[start : block.start()])
+        yield from commands_of(block[0])
+        start = block.end()
+    yield from inline_commands(text[start:])
+
+
+def inline_commands(text: str) -> Iterator[str]:
+    """The commands in a text without code blocks that can be typed as they stand."""
+    for command in INLINE.findall(text):
+        words = command.split()
+        if len(words) > 2 or " ".join(words) in COMPLETE:
+            yield " ".join(words)
+
+
+def step(command: str, addresses: Mapping[str, str]) -> Step:
+    """Give a command the walk's values.
+
+    Args:
+        command: of the README.
+        addresses: of the servers `base` and `tuned`.
+    """
+    typed = STUDY.sub(rf"\1 shapes --seeds 0 1 {SMALL_TRIALS}", command)
+    for placeholder, value in REPLACED.items():
+        typed = typed.replace(placeholder, value)
+    for name, url in addresses.items():
+        typed = typed.replace(f"{{{name}}}", url)
+    if NOT_RUN.search(typed):
+        return Step(command, "")
+    if typed.startswith("ray job submit"):
+        typed = CLUSTER.format(head=free_port(), dashboard=free_port(), command=typed)
+    return Step(command, typed)
+
+
+def conversations(clone: str) -> None:
+    """Write `conversations.json`, which the README's fine-tuning reads, into a clone."""
+    folder = Path(clone)
     pictures = sorted(folder.glob("runs/benchmark-*/images/*"))[:16]
     rows = [
         {
@@ -65,8 +157,17 @@ def size_check() -> str:
 
 def main() -> int:
     """Walk with every Python; return the exit code, 0 if all commands ran with each."""
-    pythons = [name for name in PYTHONS if is_python(name)]
-    return int(not pythons or any(map(walk, pythons)))
+    parser = argparse.ArgumentParser(description="Type the README's commands in a fresh clone.")
+    parser.add_argument("--folder", type=Path, help="keep the clones here, and go on with them")
+    parser.add_argument("--pythons", nargs="+", default=PYTHONS, help="programs to walk with")
+    arguments = parser.parse_args()
+    missing = [name for name in arguments.pythons if not is_python(name)]
+    if missing:
+        print(f"{' and '.join(missing)} does not run here: name programs by --pythons.")
+        return 1
+    with contextlib.ExitStack() as stack:
+        folder = arguments.folder or stack.enter_context(tempfile.TemporaryDirectory())
+        return int(any(walk(python, Path(folder).resolve()) for python in arguments.pythons))
 
 
 def is_python(name: str) -> bool:
@@ -74,36 +175,67 @@ def is_python(name: str) -> bool:
     return bool(shutil.which(name)) and subprocess.run([name, "-c", ""]).returncode == 0
 
 
-def walk(python: str) -> int:
+def walk(python: str, folder: Path) -> int:
     """Run the commands in one shell; return the exit code of the first that fails, else 0."""
     print(f"walking with {python}", flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        clone = Path(name) / "rlhfv-ray"
-        subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
-        found = os.environ.get("PATH", SYSTEM_PATH).split(":")
-        path = ":".join(folder for folder in found if not folder.startswith(sys.prefix))
-        kept = {key: os.environ[key] for key in KEPT if key in os.environ}
-        shell = ["bash", "--noprofile", "--norc", "-c", script(clone)]
+    home = folder / Path(python).name
+    clone = newest_clone(home)
+    folders = os.environ.get("PATH", SYSTEM_PATH).split(":")
+    path = ":".join(each for each in folders if not each.startswith(sys.prefix))
+    kept = {key: os.environ[key] for key in KEPT if key in os.environ}
+    with (
+        OpenAIServer(lambda _: "a beach with a blue heart.", log=home / "base.jsonl") as base,
+        OpenAIServer(lambda _: "a beach with a red star.", log=home / "tuned.jsonl") as tuned,
+    ):
+        typed = script(clone, {"base": base.url, "tuned": tuned.url})
+        shell = ["bash", "--noprofile", "--norc", "-c", typed]
         return subprocess.run(shell, env=kept | {"PATH": path, "PYTHON": python}).returncode
 
 
-def script(clone: Path) -> str:
-    """Return the README's commands for one shell in a clone, each printed before it runs."""
+def newest_clone(home: Path) -> Path:
+    """Return a clone of this repository's newest commit: a fresh one, or the former one with it."""
+    clone = home / "rlhfv-ray"
+    (home / "done").mkdir(parents=True, exist_ok=True)
+    if not clone.exists():
+        subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+    subprocess.run(["git", "-C", clone, "fetch", "-q", ROOT, "HEAD"], check=True)
+    subprocess.run(["git", "-C", clone, "checkout", "-q", "FETCH_HEAD"], check=True)
+    return clone
+
+
+def script(clone: Path, addresses: Mapping[str, str]) -> str:
+    """Return the README's commands for one shell in a clone, each printed before it runs.
+
+    A command that ended leaves a file, named by the command's digest, and is not run again.
+    """
     lines = ["set -euo pipefail", f"cd {clone}"]
-    for command in commands_of((ROOT / "README.md").read_text()):
-        if NOT_RUN.search(command):
+    for command in dict.fromkeys(readme_commands((ROOT / "README.md").read_text())):
+        typed = step(command, addresses).typed
+        if not typed:
             print(f"not run: {command}")
-            continue
-        for placeholder, value in REPLACED.items():
-            command = command.replace(placeholder, value)
-        if "conversations.json" in command:
-            lines.append(f"(cd {ROOT} && {sys.executable} -m tests.walk {clone})")
-        lines += [f"echo; echo {shlex.quote('$ ' + command)}", command]
-    return "\n".join([*lines, size_check()])
+        elif typed.startswith("source "):  # changes the shell, so it is typed each time
+            lines += [typed, size_check()]
+        else:
+            lines += marked(command, typed, clone)
+    return "\n".join(lines)
+
+
+def marked(command: str, typed: str, clone: Path) -> list[str]:
+    """Return the shell lines of a command that runs unless its mark is there."""
+    mark = clone.parent / "done" / hashlib.sha256(command.encode()).hexdigest()[:16]
+    prepared = []
+    if "conversations.json" in typed:
+        ours = f"from tests.walk import conversations; conversations({str(clone)!r})"
+        prepared = [f"(cd {ROOT} && {sys.executable} -c {shlex.quote(ours)})"]
+    return [
+        f"if [ ! -e {mark} ]; then",
+        f"echo; echo {shlex.quote('$ ' + command)}",
+        *prepared,
+        typed,
+        f"touch {mark}",
+        "fi",
+    ]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        conversations(Path(sys.argv[1]))
-    else:
-        sys.exit(main())
+    sys.exit(main())
