@@ -75,7 +75,7 @@ answers are up to 6e-3 nats off. Shared rows are right. Answer with `--inference
 The check takes as long as the reference pass of about 40 pairs, in every actor that starts before
 an outcome is recorded: 36, 41 and 33 pairs for LLaVAs of 128, 256 and 512 features at 576 image
 tokens (process time on a CPU; tests/invariants/test_self_check_cost.py holds it to 3 %). With one
-actor that is 0.7 % of the paper's 5,733 pairs, with n actors n times that.
+actor that is 0.7 % of RLHF-V-Dataset's 5,733 pairs, with n actors n times that.
 
 In tokens, for prompts of P, pairs of S in shared rows and plain rows of L: 6 (P + 48) for the
 truth, 6 S and 12 L for log-probs and gradients of either. LLaVA-1.5 7B at the paper's lengths

@@ -3,10 +3,12 @@
 `make walk` (tests/walk.py) runs those of the README.
 """
 
+import dataclasses
 import importlib
 import re
 import shlex
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +25,8 @@ from experiments.recipes import (
     experiment_config,
     study_config,
 )
-from experiments.runners.config import StudyConfig
-from rlhfv_ray.command_line import choose, read_arguments
+from experiments.runners.config import ExperimentConfig, StudyConfig, SweepConfig
+from rlhfv_ray.command_line import RENAMED, choose, read_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -104,3 +106,26 @@ def test_commands_of_the_pages_can_be_typed(words, command, monkeypatch):
         assert study_config(own[-1], None)
     elif name in PARSERS:
         assert PARSERS[name]()
+
+
+def flags_of(kind: type, prefix: str = "") -> Iterator[str]:
+    """All flags of a configuration, without dashes, as the command line spells them."""
+    for name, type_ in typing.get_type_hints(kind).items():
+        yield f"{prefix}{name}".replace("_", "-")
+        for part in (type_, *typing.get_args(type_)):
+            if dataclasses.is_dataclass(part):
+                yield from flags_of(part, f"{prefix}{name}.")
+
+
+def test_settings_in_sentences_exist():
+    """Catches: a setting that a sentence or table names by a former or mistyped name."""
+    existing = set(RENAMED)
+    for kind in (ExperimentConfig, SweepConfig, StudyConfig, EvalConfig):
+        existing.update(flags_of(kind))
+    named = {
+        (page.name, flag.replace("_", "-"))
+        for page in (*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md")
+        for flag in re.findall(r"--(?:no-)?([a-z][\w-]*(?:\.[\w-]+)+)", page.read_text())
+    }
+    assert len(named) > 150
+    assert sorted((page, flag) for page, flag in named if flag not in existing) == []
