@@ -31,7 +31,7 @@ class Candidate(NamedTuple):
 
 def columns_to_read(format: Format) -> set[str]:
     """Return the names of all columns that a format reads."""
-    columns = set(OPTIONAL_COLUMNS)
+    columns = {*OPTIONAL_COLUMNS, *format.optional}
     for need in format.columns:
         columns.update(need.split("|"))
     return columns

@@ -243,10 +243,13 @@ def _from_messages(
 
 
 class Format(NamedTuple):
-    """A format's needed columns, and the function from its row to common fields."""
+    """A format's needed columns, the function from its row to common fields, and further columns
+    that this function reads where a file has them.
+    """
 
     columns: tuple[str, ...]  # "a|b" needs one of the two
     fields: Callable[[Row], Row]
+    optional: tuple[str, ...] = ()  # beside `detection.OPTIONAL_COLUMNS`, which all formats read
 
 
 RLHFV = Format(("image", "text"), _rlhfv)

@@ -14,8 +14,6 @@ from rlhfv_ray.data.reading import Slice, positioned_rows
 from rlhfv_ray.data.row_fields import attempt
 from rlhfv_ray.errors import DataError
 
-ID_COLUMNS = {"id", "idx", "ds_name", "text"}  # RLHF-V's text may hold an id
-
 
 def check_ids(slices: Sequence[Slice]) -> None:
     """Refuse data with two rows of one id, before anything is computed.

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhfv_ray.data import (
+    FORMATS,
     ReadOptions,
     Slice,
     data_digest,
@@ -22,7 +23,8 @@ from rlhfv_ray.data import (
     read_slice,
     reading,
 )
-from rlhfv_ray.data.row_fields import say_once
+from rlhfv_ray.data.pair_formats import Format
+from rlhfv_ray.data.row_fields import Row, say_once
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import PreferencePair
 from tests.unit.data.rows import (
@@ -297,6 +299,24 @@ def test_columns_that_nobody_reads_are_listed_once(tmp_path: Path, caplog) -> No
     list_slices(tmp_path)
     list_slices(tmp_path)
     assert caplog.text.count("are not read: stars.") == 1
+
+
+def test_a_format_reads_columns_that_only_some_files_have(tmp_path, monkeypatch, caplog) -> None:
+    """Catches: a column of a new format that Parquet files lose, or that is called unread."""
+    say_once.cache_clear()
+
+    def fields_of(row: Row) -> Row:
+        return {**row, "id": row.get("number"), "chosen": row["good"], "rejected": row["bad"]}
+
+    needed = ("image", "question", "good", "bad")
+    monkeypatch.setitem(FORMATS, "numbered", Format(needed, fields_of, ("number",)))
+    row = {"question": "What?", "good": "a star", "bad": "a ring", "image": {"bytes": RED}}
+    for kind, stored in (("numbered", {**row, "number": "n7"}), ("plain", row)):
+        path = parquet(tmp_path / f"{kind}.parquet", [stored])
+        ((row_id, pair),) = read_all(path)
+        assert isinstance(pair, PreferencePair), pair
+        assert row_id == ("n7" if kind == "numbered" else "plain.parquet:0")
+    assert "are not read" not in caplog.text
 
 
 def test_stored_log_probs_are_said_not_to_be_used(tmp_path: Path, caplog) -> None:
