@@ -225,6 +225,8 @@ def save_processor(processor: Any, source: str, folder: Path) -> None:
     """
     _forget_last_call(processor.tokenizer.backend_tokenizer)
     processor.save_pretrained(folder)
+    # transformers 5 writes one file for all parts, and servers with transformers 4 read this one.
+    _keep_file(IMAGE_PROCESSOR_NAME, source, folder)
     _keep_video_settings(source, folder)
 
 
@@ -234,11 +236,16 @@ def _forget_last_call(tokenizer: Any) -> None:
     tokenizer.no_truncation()
 
 
+def _keep_file(name: str, source: str, folder: Path) -> None:
+    """Copy a file of the checkpoint, unless it has none or the folder has its own."""
+    file = cached_file_of(source, name)
+    if file and not (folder / name).exists():
+        shutil.copyfile(file, folder / name)
+
+
 def _keep_video_settings(source: str, folder: Path) -> None:
     """Copy the video settings, which a processor that was loaded without its video part lacks."""
-    video_file = cached_file_of(source, VIDEO_PROCESSOR_NAME)
-    if video_file and not (folder / VIDEO_PROCESSOR_NAME).exists():
-        shutil.copyfile(video_file, folder / VIDEO_PROCESSOR_NAME)
+    _keep_file(VIDEO_PROCESSOR_NAME, source, folder)
     processor_file = cached_file_of(source, PROCESSOR_NAME)
     settings = json.loads(Path(processor_file).read_text()) if processor_file else {}
     if "video_processor" in settings:

@@ -336,15 +336,17 @@ def weights_digest_of_hub(path):
 
 def test_settings_for_videos_survive_saving(small_model, tmp_path):
     """Catches: an aligned Qwen2-VL that other programs cannot load, because its video part was not
-    loaded here and so not saved."""
+    loaded here and so not saved; one that lacks the file that transformers 4 reads."""
     source, folder = tmp_path / "source", shutil.copytree(small_model, tmp_path / "saved")
     shutil.copytree(small_model, source)
     save_processor(load_processor(small_model), str(source), folder)
     assert {path.name for path in folder.iterdir()} == {path.name for path in small_model.iterdir()}
     (source / "video_preprocessor_config.json").write_text('{"fps": 2}')
+    (source / "preprocessor_config.json").write_text('{"size": 7}')
     change_json(source / "processor_config.json", video_processor={"fps": 2}, image_seq_length=77)
     save_processor(load_processor(small_model), str(source), folder)
     assert json.loads((folder / "video_preprocessor_config.json").read_text()) == {"fps": 2}
+    assert json.loads((folder / "preprocessor_config.json").read_text()) == {"size": 7}
     saved = json.loads((folder / "processor_config.json").read_text())
     assert saved == {
         **json.loads((small_model / "processor_config.json").read_text()),

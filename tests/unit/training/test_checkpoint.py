@@ -1,6 +1,8 @@
 """Checkpoints of a real DeepSpeed engine in a process group of one, and all ways to tear one."""
 
+import json
 import logging
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.errors import CheckpointError
@@ -384,3 +387,34 @@ def test_adapters_alone_are_exported_beside_the_merged_model(
         alone, trained = logps(AnswerPolicy(plain, layout_of(plain))), logps(engine)
     torch.testing.assert_close(alone, trained, atol=1e-5, rtol=0)
     assert adapted.peft_config["default"].base_model_name_or_path == str(small_model)
+    assert_vllm_takes(tmp_path / "model", small_model)
+
+
+def assert_vllm_takes(folder: Path, base: Path) -> None:
+    """Check what vLLM asks of a model's folder and of its adapters, where files alone show it.
+
+    vLLM chooses its class by `architectures`, loads weights by the names that the base's have, and
+    reads tokenizer, template and image settings from files. Of adapters it takes LoRA without
+    trained biases, whole modules and DoRA (vllm/lora/peft_helper.py), by names that end in
+    `lora_A.weight` or `lora_B.weight` (vllm/lora/utils.py).
+    """
+    config, of_base = (json.loads((each / "config.json").read_text()) for each in (folder, base))
+    assert config["architectures"] == of_base["architectures"]
+    assert config["model_type"] == of_base["model_type"]
+    assert tensor_names(folder / "model.safetensors") == tensor_names(base / "model.safetensors")
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"tokenizer.json", "chat_template.jinja", "processor_config.json"}
+    lora = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert lora["peft_type"] == "LORA" and lora["bias"] == "none" and not lora["use_dora"]
+    assert lora["modules_to_save"] is None and isinstance(lora["target_modules"], list)
+    assert {"r", "lora_alpha"} <= lora.keys()
+    layers = {name.removesuffix(".weight") for name in tensor_names(folder / "model.safetensors")}
+    last_parts = {name.rsplit(".", 1)[-1] for name in layers}
+    for name in tensor_names(folder / "adapter" / "adapter_model.safetensors"):
+        layer = re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", name)
+        assert layer and layer[1].rsplit(".", 1)[-1] in last_parts, name
+
+
+def tensor_names(file: Path) -> set[str]:
+    with safe_open(file, "pt") as tensors:
+        return set(tensors.keys())
