@@ -35,7 +35,7 @@ PYTHONS = ("python3.11", "python3.12")
 KEPT = ("HOME", "USER", "LANG", "TMPDIR")  # of the environment; pip's own settings are files
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
-PAIRS = "$(ls -d runs/corrections-*/pairs.parquet | sed 1q)"
+PAIRS = "$(ls -d $PWD/runs/corrections-*/pairs.parquet | sed 1q)"
 MODEL = "rlhfv_ray/shapes/checkpoint_balanced"
 SMALL = (
     "--scale.workers 2 --scale.no-gpu --scale.cpus 1 --scale.actors 1 --model.dtype fp32"
