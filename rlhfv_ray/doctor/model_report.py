@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig
 from rlhfv_ray.data.encoding import encode_pair
@@ -43,6 +44,8 @@ def report_model(config: ModelConfig, console: Console) -> None:
     Raises:
         ConfigError: the model cannot be loaded, or is not understood.
     """
+    if not console.is_terminal:
+        disable_progress_bar()  # transformers draws one in files and pipes, too
     check_image_tokens(config)
     model, processor = load_model(config)
     console.print(f"{type(model).__name__}, {type(processor).__name__}", highlight=False)

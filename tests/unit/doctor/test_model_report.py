@@ -14,9 +14,11 @@ from tests.families_d import emu3
 
 
 def test_a_model_is_told_of(small_model, capsys):
-    """Catches: a doctor that says nothing of layout, end, parts or memory."""
+    """Catches: a doctor that says nothing of layout, end, parts or memory; a bar in a file."""
     assert doctor(Checkup(model=str(small_model))) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    streams = capsys.readouterr()
+    assert "\r" not in streams.out + streams.err
+    printed = " ".join(streams.out.split())
     assert "LlavaForConditionalGeneration" in printed
     assert "shared rows, the head on answer tokens alone" in printed
     assert "answers end with one of </s>" in printed
