@@ -67,11 +67,13 @@ REPLACED = {
     " --storage $PWD/runs",
     "api:base@http://host:8000/v1": "api:base@{base}",
     "api:tuned@http://host:8001/v1 ...": "api:tuned@{tuned} --benchmarks shapes --shapes.scenes 20",
+    "--pope.questions coco/pope ...": "--pope.questions coco/pope",
     "sweep shapes-small": f"sweep shapes-small {SMALL_TRIALS}",
     "PAIRS ...": f"{PAIRS} --dry-run",
     "--ddpo.model.path MODEL": f"--ddpo.model.path {MODEL}",
 }
 STUDY = re.compile(r"(study \w+)$")
+INPUTS = re.compile(r"conversations\.json|answers\.jsonl")  # which `write_inputs` writes
 NOT_RUN = re.compile(r"\.\.\.|make test|benchmarks/results")
 INLINE = re.compile(r"`((?:rlhfv-ray|python|ray job submit|make)\s[^`]+)`")
 COMPLETE = ("rlhfv-ray doctor", "make docs")  # inline commands of two words; others are names
@@ -124,8 +126,8 @@ def step(command: str, addresses: Mapping[str, str]) -> Step:
     return Step(command, typed)
 
 
-def conversations(clone: str) -> None:
-    """Write `conversations.json`, which the README's fine-tuning reads, into a clone."""
+def write_inputs(clone: str) -> None:
+    """Write the files of data that the README's commands read into a clone."""
     folder = Path(clone)
     pictures = sorted(folder.glob("runs/benchmark-*/images/*"))[:16]
     rows = [
@@ -140,6 +142,15 @@ def conversations(clone: str) -> None:
         for place, picture in enumerate(pictures)
     ]
     (folder / "conversations.json").write_text(json.dumps(rows))
+    questions, answers = [], []
+    for number, (thing, label) in enumerate((("dog", "yes"), ("cat", "no"), ("cup", "yes"))):
+        question = f"Is there a {thing} in the image?"
+        row = {"question_id": number, "image": "a.jpg", "text": question, "label": label}
+        questions.append(json.dumps(row))
+        answers.append(json.dumps({"question": question, "answer": "Yes, there is."}))
+    (folder / "coco" / "pope").mkdir(parents=True, exist_ok=True)
+    (folder / "coco" / "pope" / "coco_pope_random.json").write_text("\n".join(questions))
+    (folder / "answers.jsonl").write_text("\n".join(answers))
 
 
 def size_check() -> str:
@@ -224,8 +235,8 @@ def marked(command: str, typed: str, clone: Path) -> list[str]:
     """Return the shell lines of a command that runs unless its mark is there."""
     mark = clone.parent / "done" / hashlib.sha256(command.encode()).hexdigest()[:16]
     prepared = []
-    if "conversations.json" in typed:
-        ours = f"from tests.walk import conversations; conversations({str(clone)!r})"
+    if INPUTS.search(typed):
+        ours = f"from tests.walk import write_inputs; write_inputs({str(clone)!r})"
         prepared = [f"(cd {ROOT} && {sys.executable} -c {shlex.quote(ours)})"]
     return [
         f"if [ ! -e {mark} ]; then",
