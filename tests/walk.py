@@ -1,6 +1,6 @@
 """Type every command of the README in a fresh clone and a clean shell: `make walk`.
 
-    python -m tests.walk --folder walk --pythons python3.11 ~/.pyenv/versions/3.12.1/bin/python
+    python -m tests.walk --folder /tmp/walk --pythons python3.11 ~/.pyenv/versions/3.12.1/bin/python
 
 It does so with both Pythons that the project supports, and fails without either of them. With
 `--folder`, the clones stay there: the same command goes on with the newest commit and with the
