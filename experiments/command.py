@@ -16,7 +16,8 @@ USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
   train    align a model by DDPO, and score it        (experiments/ddpo.py)
   sft      fine-tune a model on answers               (experiments/sft.py)
   sweep    search beta, gamma and other settings      (experiments/sweep.py)
-  study    ablation, data_scaling, over_generalization or segment_rules
+  study    ablation, data_scaling, segment_rules      (experiments/NAME.py)
+           or over_generalization
   eval     evaluate models on benchmarks              (eval/run.py)
   report   compare finished evaluations               (eval/report.py)
   audit    look at preference data before a job       (experiments/audit_pairs.py)
