@@ -50,7 +50,7 @@ bench: .venv/ready
 # Builds the pages into site/, and fails for a page, a link or a function that is not there.
 docs: .venv/ready
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[docs]"
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # a notice of its authors on its successor
 
 check: .venv/dev-ready
 	$(BIN)/ruff check .

@@ -134,7 +134,7 @@ class ObjectVocabulary:
     ) -> Self:
         """Build another vocabulary from rows of (object, synonym, ...), in lower case.
 
-        Example:
+        Examples:
             >>> synonyms = [("circle", "disc"), ("star",)]
             >>> shapes = ObjectVocabulary.from_synonyms(synonyms, lemmatizer="builtin")
             >>> shapes.mentions("Two discs beside a blue star.")
@@ -160,7 +160,7 @@ class ObjectVocabulary:
 
         They are in text order, and repeats are kept.
 
-        Example:
+        Examples:
             >>> vocabulary = ObjectVocabulary.load(lemmatizer="builtin")
             >>> vocabulary.mentions("Two scooters beside a hot dog stand; the scooters are red.")
             [('scooter', 'motorcycle'), ('hot dog', 'hot dog'), ('scooter', 'motorcycle')]
@@ -199,7 +199,7 @@ class ObjectVocabulary:
                 one, every word of a name counts as a noun. Then "wooden table" stays whole and
                 matches nothing, so the judge must leave out attributes.
 
-        Example:
+        Examples:
             >>> vocabulary = ObjectVocabulary.load(lemmatizer="builtin")
             >>> vocabulary.refine(["Wine glasses", "baby elephants", "dogs", "dog"])
             ['wine glass', 'elephant', 'dog']
@@ -215,7 +215,7 @@ class ObjectVocabulary:
     def match(self, names: Iterable[str]) -> list[tuple[str, str]]:
         """Return the mentions (word, object) among refined names, each word once (extracted mode).
 
-        Example:
+        Examples:
             >>> vocabulary = ObjectVocabulary.load(lemmatizer="builtin")
             >>> vocabulary.match(["scooter", "sky", "scooter", "bow tie"])
             [('scooter', 'motorcycle'), ('bow tie', 'tie')]
@@ -289,7 +289,7 @@ def count_words(answer: str) -> int:
 def score_answer(mentions: Sequence[tuple[str, str]], truth: AbstractSet[str]) -> AnswerScore:
     """Separate the hallucinated mentions of one answer from the true ones, and count.
 
-    Example:
+    Examples:
         >>> score = score_answer([("pup", "dog"), ("dog", "dog"), ("cat", "cat")], {"dog", "car"})
         >>> score.hallucinated
         (('cat', 'cat'),)
@@ -323,7 +323,7 @@ def chair_scores(
     Raises:
         DataError: the three differ in length.
 
-    Example:
+    Examples:
         The first answer names a true dog and a false cat. The second misses the car.
 
         >>> mentions = [[("dog", "dog"), ("cat", "cat")], []]

@@ -552,7 +552,7 @@ class DDPOConfig:
     def worker_counts(self) -> list[int]:
         """Return the numbers of workers that training may have, in rising order.
 
-        Example:
+        Examples:
             >>> DDPOConfig(scale=ScaleConfig(workers=(2, 8))).worker_counts  # of a batch of 32
             [2, 4, 8]
         """
@@ -637,7 +637,7 @@ class EndpointConfig:
 def plain(config: Any) -> Any:
     """Return a config as JSON-ready dicts, lists and scalars, without the secrets in addresses.
 
-    Example:
+    Examples:
         >>> plain(TrackingConfig(uri="postgresql://me:pass@host/mlflow"))["uri"]
         'postgresql://***@host/mlflow'
     """
@@ -662,7 +662,7 @@ def changed_settings(config: Any) -> dict[str, Any]:
     A missing field stands for the default of its time. Whoever changes a default must therefore
     raise a version number in the same fingerprint; otherwise old results pass for new ones.
 
-    Example:
+    Examples:
         >>> changed_settings(LossConfig()), changed_settings(LossConfig(gamma=3.0))
         ({}, {'gamma': 3.0})
         >>> changed_settings(DDPOConfig(seed=1, loss=LossConfig(beta=0.1)))
@@ -682,7 +682,7 @@ def changed_settings(config: Any) -> dict[str, Any]:
 def fingerprint(inputs: Mapping[str, Any]) -> str:
     """Return a hash of the inputs: twelve hex digits that differ if any input differs.
 
-    Example:
+    Examples:
         >>> fingerprint({"seed": 1}) == fingerprint({"seed": 1})
         True
         >>> fingerprint({"seed": 1}) == fingerprint({"seed": 2})

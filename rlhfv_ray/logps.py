@@ -27,7 +27,7 @@ def head_limit(gpu_bytes: int) -> int:
     Args:
         gpu_bytes: memory of the GPU; 0 on a CPU.
 
-    Example:
+    Examples:
         >>> head_limit(0) // 2**20, head_limit(80 * 2**30) // 2**20
         (48, 640)
     """
@@ -46,7 +46,7 @@ def token_logps(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> F
     Returns:
         Nats, S = T-1, 0 where the label is -100.
 
-    Example:
+    Examples:
         >>> token_logps(torch.zeros(1, 3, 4), torch.tensor([[0, -100, 2]]))
         tensor([[ 0.0000, -1.3863]])
     """
@@ -82,7 +82,7 @@ def head_logps(
     Returns:
         Nats, fp32 (float64 for float64 features).
 
-    Example:
+    Examples:
         >>> head_logps(torch.zeros(2, 3), torch.ones(4, 3), None, torch.tensor([0, 3]))
         tensor([-1.3863, -1.3863])
     """
@@ -186,7 +186,7 @@ def segment_weights(
 ) -> Float[Tensor, "B A"]:
     """Return the weight of every token: gamma if corrected, 1 if not, 0 beyond the answer's end.
 
-    Example:
+    Examples:
         >>> scored = torch.tensor([[True, True, False]])
         >>> segment_weights(scored, torch.tensor([[False, True, False]]), gamma=5.0)
         tensor([[1., 5., 0.]])
@@ -212,7 +212,7 @@ def weighted_logps(
     Returns:
         Nats per answer; nats per weighted token if `normalize`.
 
-    Example:
+    Examples:
         Tokens with p = 1/2, 1/4, 1/8, the last corrected, gamma 5: -(1 + 2 + 5*3) ln 2.
 
         >>> logps = torch.tensor([[0.5, 0.25, 0.125]]).log()

@@ -46,7 +46,7 @@ def dpo_loss(
         reference_rejected_logps: score of y_l under the reference.
         beta: strength of the pull towards the reference, > 0.
 
-    Example:
+    Examples:
         Where the policy still is the reference, every reward is 0 and the loss ln 2.
 
         >>> same = torch.tensor([-3.0])

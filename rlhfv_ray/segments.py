@@ -33,7 +33,7 @@ def changed_tokens(
     Returns:
         One flag per token of `chosen`, and one per token of `rejected`.
 
-    Example:
+    Examples:
         One token is replaced, and one is inserted at the end of `chosen`.
 
         >>> long, short = [1, 2, 3, 9, 4, 5, 6, 7], [1, 2, 3, 8, 4, 5, 6]

@@ -67,3 +67,16 @@ def test_functions_of_the_reference_exist():
     assert all(pkgutil.resolve_name(name).__doc__ for name in names)
     lent = page.partition("can be imported from `rlhfv_ray`")[0]
     assert set(re.findall(r"`(\w+)`", lent)) == rlhfv_ray.PUBLIC.keys()
+
+
+def test_examples_of_the_reference_are_shown_as_code():
+    """Catches: a docstring's `Example:`, which the site takes for text: the brackets of its output
+    then are links to nowhere, and `make docs` fails.
+    """
+    names = FUNCTIONS.findall((DOCS / "api.md").read_text())
+    places = {*names, *(name.rpartition(".")[0] for name in names)}
+    files = [ROOT / f"{place.replace('.', '/')}.py" for place in places]
+    texts = {path.name: path.read_text() for path in files if path.is_file()}
+    assert len(texts) > 8
+    headed = re.compile(r"^ *Example:$", re.MULTILINE)
+    assert [name for name, text in texts.items() if headed.search(text)] == []

@@ -21,7 +21,7 @@ def ipo_loss(
     Where the policy still is the reference, it is 1 / (4 beta^2). TRL scores answers by the mean
     over their tokens, which is `normalize` with gamma 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> same = torch.tensor([-3.0])
         >>> ipo_loss(same, same, same, same, beta=0.5).losses
