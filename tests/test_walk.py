@@ -17,6 +17,13 @@ def test_commands_in_sentences_and_blocks_are_in_order():
     assert list(readme_commands(text)) == ["rlhfv-ray study ablation", "make demo", "make docs"]
 
 
+def test_the_environment_is_switched_on_first():
+    """Catches: a command in a sentence in front of the line that puts `rlhfv-ray` on the path."""
+    commands = list(readme_commands(README))
+    start = commands.index("source .venv/bin/activate")
+    assert commands[:start] == ["make demo", "make test"]
+
+
 def test_no_placeholder_is_typed():
     """Catches: a new command in the README with a placeholder that the walk has no value for."""
     steps = [step(command, SERVERS) for command in readme_commands(README)]

@@ -68,6 +68,7 @@ REPLACED = {
     "api:base@http://host:8000/v1": "api:base@{base}",
     "api:tuned@http://host:8001/v1 ...": "api:tuned@{tuned} --benchmarks shapes --shapes.scenes 20",
     "--pope.questions coco/pope ...": "--pope.questions coco/pope",
+    "sft shapes": "sft shapes --optim.steps 8",
     "sweep shapes-small": f"sweep shapes-small {SMALL_TRIALS}",
     "PAIRS ...": f"{PAIRS} --dry-run",
     "--ddpo.model.path MODEL": f"--ddpo.model.path {MODEL}",
