@@ -70,7 +70,7 @@ REPLACED = {
     "--pope.questions coco/pope ...": "--pope.questions coco/pope",
     "sft shapes": "sft shapes --optim.steps 8",
     "sweep shapes-small": f"sweep shapes-small {SMALL_TRIALS}",
-    "PAIRS ...": f"{PAIRS} --dry-run",
+    "PAIRS ...": f"{PAIRS} --benchmark shapes --dry-run",
     "--ddpo.model.path MODEL": f"--ddpo.model.path {MODEL}",
 }
 STUDY = re.compile(r"(study \w+)$")
