@@ -75,11 +75,20 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a SQLite file with MLflow's tables: creating takes seconds, copying takes no time."""
+    """Return a SQLite file with MLflow's tables: creating takes seconds, copying takes no time.
+
+    The processes of pytest-xdist share one.
+    """
+    from filelock import FileLock
     from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes of this run
+    path = folder / "empty_mlflow.db"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
     return path
 
 

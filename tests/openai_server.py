@@ -76,6 +76,9 @@ class OpenAIServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Head and body are two packets. With Nagle's algorithm, the second one waits 40 ms for
+            # the client's delayed acknowledgement of the first.
+            disable_nagle_algorithm = True
 
             def do_POST(self) -> None:
                 outer.serve(self)

@@ -43,12 +43,17 @@ def test_our_own_packages_are_found():
     assert location_of("no_such_package") is None
 
 
-def test_names_are_lent_and_loaded_late():
-    """Catches: a name that stands for nothing; seconds of torch for `import rlhfv_ray`."""
+def test_names_are_lent():
+    """Catches: a name that stands for nothing."""
     for name, module in rlhfv_ray.PUBLIC.items():
         assert getattr(rlhfv_ray, name).__module__.startswith(f"rlhfv_ray.{module}")
         assert name in dir(rlhfv_ray)
     with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
         _ = rlhfv_ray.nosuch
+
+
+@pytest.mark.slow
+def test_names_are_loaded_late():
+    """Catches: seconds of torch for `import rlhfv_ray`."""
     assert run("-c", LENT.format("pass")).stdout == "False\n"
     assert run("-c", LENT.format("rlhfv_ray.token_logps")).stdout == "True\n"

@@ -188,6 +188,7 @@ def test_digest_leaves_embedded_images_to_the_file(
     assert data_digest(path) == hashlib.sha256(f"x.parquet\0{file_digest}\n".encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     """Bug: every reading worker pays for ray or transformers."""
     heavy = {"ray", "transformers", "datasets"}

@@ -106,6 +106,7 @@ def write_for_ever(folder: Path) -> None:
         cache.put(key, Reply("ok", "Rating: 3 " * 2000))
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_whole_replies(tmp_path: Path) -> None:
     """Catches: a torn file taken for a reply after kill -9."""
     writer = multiprocessing.get_context("spawn").Process(target=write_for_ever, args=(tmp_path,))

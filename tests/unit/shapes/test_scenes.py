@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from rlhfv_ray.shapes.scenes import (
@@ -44,6 +45,7 @@ print(hashlib.sha256(data).hexdigest())
     ).stdout.strip()
 
 
+@pytest.mark.slow
 def test_same_seed_same_world_in_every_process():
     """Catches: scenes or pixels that depend on Python's hash seed, so that a resumed stage trains
     on other pictures."""

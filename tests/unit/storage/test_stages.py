@@ -61,6 +61,7 @@ def test_a_stage_that_was_made_meanwhile_is_not_made_again(tmp_path, monkeypatch
     assert stages._run_stage(recording_stage(calls), folder).skipped and len(calls) == 1
 
 
+@pytest.mark.slow
 def test_a_driver_that_was_stopped_and_replaced_marks_nothing_as_done(tmp_path):
     """Catches: `SUCCESS` by a driver that wakes up in the middle of its successor's work."""
     code = f"""

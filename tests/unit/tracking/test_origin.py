@@ -26,6 +26,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_commit_and_changes_of_a_checkout(copy: Path) -> None:
     """Catches: changes that no commit has, taken for the commit, or written down nowhere."""
     assert (origin()["git_commit"], uncommitted_changes()) == ("none", "")

@@ -293,6 +293,7 @@ def test_the_end_of_the_body_is_the_end_of_the_run(
     assert statuses == {"ddpo": status, "train": status, "encode": "FINISHED"}
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_nothing_running(store: Path) -> None:
     """Bug: after kill -9 the run stays RUNNING, the lease stays held, or a torn line breaks all."""
     body = """
@@ -532,7 +533,7 @@ def test_a_refused_login_names_the_variables_and_loses_nothing(
 ) -> None:
     """Bug: a server with basic authentication says 401, and nobody learns what to set."""
     gate = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
-    threading.Thread(target=gate.serve_forever, daemon=True).start()
+    threading.Thread(target=gate.serve_forever, args=(0.02,), daemon=True).start()
     config = TrackingConfig(uri=f"http://me:wrong-word@127.0.0.1:{gate.server_port}")
     with track(store, config=config) as run:
         run.log_metrics({"pairs": 1})
@@ -550,7 +551,7 @@ def test_a_password_in_the_address_is_used_and_written_nowhere(
     served()
     monkeypatch.setattr(Gate, "server_port", port)
     gate = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
-    threading.Thread(target=gate.serve_forever, daemon=True).start()
+    threading.Thread(target=gate.serve_forever, args=(0.02,), daemon=True).start()
     address = f"127.0.0.1:{gate.server_port}"
     config = TrackingConfig(uri=f"http://me:s3cret-word@{address}", experiment="hallucinations")
     with track(store, config=config, params=plain(config)) as run:
@@ -582,7 +583,7 @@ def test_a_server_with_basic_authentication_is_reached_by_the_environment(
     served()
     monkeypatch.setattr(Gate, "server_port", port)
     gate = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
-    threading.Thread(target=gate.serve_forever, daemon=True).start()
+    threading.Thread(target=gate.serve_forever, args=(0.02,), daemon=True).start()
     address = f"127.0.0.1:{gate.server_port}"
     mlflow = MlflowClient(f"http://127.0.0.1:{port}")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "hallucinations")

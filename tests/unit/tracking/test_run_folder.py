@@ -122,7 +122,7 @@ def test_the_location_says_when_mlflow_was_not_reached(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches: people sent to a server that has nothing, or a run that fails with its tracking."""
-    monkeypatch.setattr(tracking_replay, "REQUEST_S", 1)
+    monkeypatch.setattr(tracking_replay, "REQUEST_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"http://127.0.0.1:{mute.getsockname()[1]}"
         with opened_folder(store, TrackingConfig(uri=address)) as opened:

@@ -62,6 +62,7 @@ def summed_gradient(engine, batch) -> set[float]:
     return {round(value, 5) for value in moved}  # fp32 weights round what they are moved by
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_a_small_gradient_is_added_to_a_large_one(start, batch, zero_stage):
     """Catches: gradients of several passes summed in bf16, where the second one is lost.
@@ -71,11 +72,13 @@ def test_a_small_gradient_is_added_to_a_large_one(start, batch, zero_stage):
     assert summed_gradient(start(zero_stage), batch) == {1.00195}
 
 
+@pytest.mark.slow
 def test_the_case_is_one_that_bf16_loses(start, batch):
     """Catches: a case that passes in any precision. ZeRO 1 adds up in bf16."""
     assert summed_gradient(start(1), batch) == {1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_deepspeed_takes_the_settings(start, zero_stage):
     """Catches: a setting under a name that DeepSpeed does not read."""

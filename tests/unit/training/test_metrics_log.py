@@ -65,6 +65,7 @@ def test_odd_values_survive(tmp_path):
 
 def test_a_report_reads_one_line_and_a_second_only_what_is_new(tmp_path, monkeypatch):
     """Catches: a file read whole at every report, or every second, which grows with the square."""
+    monkeypatch.setattr(metrics_log, "POLL_S", 0.1)
     monkeypatch.setattr(metrics_log, "BLOCK", 64)  # lines are longer: the search has to widen
     read = [0]
     loads = json.loads
@@ -85,8 +86,9 @@ def test_a_report_reads_one_line_and_a_second_only_what_is_new(tmp_path, monkeyp
     assert [record["step"] for record in received] == list(range(1, 201))
 
 
-def test_following_sees_all_once_and_in_order(tmp_path):
+def test_following_sees_all_once_and_in_order(tmp_path, monkeypatch):
     """Catches: the last records of a run never shown, or records shown twice."""
+    monkeypatch.setattr(metrics_log, "POLL_S", 0.1)
     received = []
     with tail_records(tmp_path, lambda new: received.extend(new)):
         append_records(tmp_path, records(1))

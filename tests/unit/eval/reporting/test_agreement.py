@@ -94,6 +94,7 @@ def served_answers(prompts, url: str, monkeypatch) -> list[Answer]:
     return asyncio.run(ask())
 
 
+@pytest.mark.slow
 def test_a_server_of_our_model_gives_our_answers(model, prompts, monkeypatch):
     """Catches: a question, picture or length that a server gets in another form than our model."""
     texts = answer_prompts(*model, prompts, GREEDY)
