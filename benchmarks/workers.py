@@ -243,10 +243,11 @@ def write(rank: int, folder: Path, report: dict[str, Any]) -> None:
 
 
 def free_port() -> int:
-    """Return a port that no process listens on."""
+    """Return a free port that stays free until it is used: Linux gives others those from 32768."""
+    port = random.SystemRandom().randrange(20_000, 26_000)
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        is_taken = probe.connect_ex(("127.0.0.1", port)) == 0
+    return free_port() if is_taken else port
 
 
 def host_seconds(config: DDPOConfig, reference: Path, folder: Path) -> tuple[float, float]:

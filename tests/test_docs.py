@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,11 @@ def test_every_architecture_is_in_the_table_of_models():
     assert rows == {make.__name__ for make in (*right, *REFUSED_D)}
     kinds = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| `")}
     assert f"small models of {len(kinds)} architectures" in README.read_text()
+
+
+def test_every_marker_of_tests_is_explained():
+    """Catches: tests that a marker keeps out of a command, and no page says so."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
+    markers = {line.partition(":")[0] for line in settings["ini_options"]["markers"]}
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert markers == set(re.findall(r"^\| `(\w+)` \|.*`make \w+` \|$", page, re.MULTILINE))

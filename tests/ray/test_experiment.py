@@ -326,20 +326,32 @@ class Cluster:
         ]  # nodes share no folder
         subprocess.run(line, env=self.settings, check=True, capture_output=True, timeout=120)
 
+    def processes(self, *nodes: int) -> set[psutil.Process]:
+        """Return all processes of some nodes, or of all nodes."""
+        marks = [f"{self.temporary}{node}." for node in nodes] or [self.temporary]
+        marked = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if any(mark in " ".join(process.info["cmdline"] or []) for mark in marks)
+        ]
+        return {child for process in marked for child in children(process)} | set(marked)
+
     def kill(self, *nodes: int) -> list[str]:
         """Kill all processes of some nodes, as if their machines had lost power; what they were."""
-        marks = [f"{self.temporary}{node}." for node in nodes] or [self.temporary]
-        there = [
-            one
-            for one in psutil.process_iter(["cmdline"])
-            if any(mark in " ".join(one.info["cmdline"] or []) for mark in marks)
-        ]
-        family, titles = {child for one in there for child in children(one)} | set(there), []
-        for process in family:
+        titles = []
+        for process in self.processes(*nodes):
             with contextlib.suppress(psutil.NoSuchProcess):
                 titles.append(" ".join(process.cmdline()))
                 process.kill()
         return titles
+
+    def training_workers(self) -> int:
+        """Count the processes that train on this cluster; other tests train at the same time."""
+        titles = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                titles.append(" ".join(process.cmdline()))
+        return sum("ray::RayTrainWorker" in title for title in titles)
 
     def submit(
         self, *entry: str, number: int | None = None, wait: bool = True
@@ -394,7 +406,7 @@ def stop_job(cluster: Cluster, number: int) -> None:
     url = f"{cluster.ADDRESS}/api/jobs/job-{number}/stop"
     request = urllib.request.Request(url, method="POST")
     assert json.loads(urllib.request.urlopen(request, timeout=60).read()) == {"stopped": True}
-    wait_for(lambda: not training_workers(), 60)
+    wait_for(lambda: not cluster.training_workers(), 60)
 
 
 def test_ray_job_on_two_nodes_that_share_a_folder(finished, cluster_of_two, tmp_path):
@@ -407,7 +419,7 @@ def test_ray_job_on_two_nodes_that_share_a_folder(finished, cluster_of_two, tmp_
     first = next(cluster_of_two.numbers)
     assert cluster_of_two.submit(*entry, number=first, wait=False).returncode == 0
     wait_for(lambda: bool(list((tmp_path / "storage").glob(MANIFEST))), 300)
-    assert len(training_workers()) == 2
+    assert cluster_of_two.training_workers() == 2
     stop_job(cluster_of_two, first)
     assert not list((tmp_path / "storage").glob("train-*/model"))
     done = cluster_of_two.submit(*entry)
@@ -439,15 +451,6 @@ def synced(cluster: Cluster, storage: str) -> list:
         done.stdout + done.stderr
     )
     return runs(S3.mirror(cluster.own, storage))
-
-
-def training_workers() -> list[psutil.Process]:
-    """Of any Ray on this machine."""
-    return [
-        one
-        for one in psutil.process_iter(["cmdline"])
-        if "ray::RayTrainWorker" in " ".join(one.info["cmdline"] or [])
-    ]
 
 
 def test_doctor_finds_what_is_wrong_on_both_nodes(bucket, cluster_of_two, tmp_path):
@@ -505,7 +508,7 @@ def lose_all_in_training(cluster: Cluster, bucket: S3, stored: Callable[[str], s
         assert not stored("train-*/SUCCESS")
 
     next_checkpoint()
-    assert len(training_workers()) == 2
+    assert cluster.training_workers() == 2
     assert any("RayTrainWorker" in title for title in cluster.kill(1))
     cluster.start(2)
     next_checkpoint()  # on the node that came

@@ -27,7 +27,7 @@ from rlhfv_ray.sweep.search_space import (
 from rlhfv_ray.sweep.setting_value import Measure, Objective
 from rlhfv_ray.sweep.trials import SweepJob, Trial, run_sweep, trials_at_once
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.aside]
 OBJECTIVE = Objective(Measure("rate", "lower", 1.0))
 NAN, KILLED_ONCE, LOST, WORST = 3.0, 4.0, 5.0, 6.0
 

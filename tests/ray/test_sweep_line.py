@@ -35,7 +35,7 @@ from tests.openai_server import OpenAIServer
 from tests.ray.conftest import ray_processes
 from tests.unit.experiments.runners.test_picture_parts import write_questions
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.aside]
 GOOD, WILD = 1e-5, 1e30  # learning rates
 PER_MINUTE, PRICE = 300, 10e-6  # of calls to the judge; USD
 JITTER_S = 1.0  # between the admission of a call and its line in the server's log

@@ -9,7 +9,7 @@ import pytest
 from rlhfv_ray.errors import ConfigError, StageFailedError
 from rlhfv_ray.sweep.trainings import train_all
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.aside]
 
 
 def leave(path: Path) -> None:
