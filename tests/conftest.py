@@ -35,12 +35,18 @@ from rlhfv_ray.shapes.scenes import make_scenes, render
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection() -> None:
+    """Collect no garbage during imports, which make many objects and hardly any garbage."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Let the garbage collector skip the imported modules: it would look through them for every
     model that is given up.
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def careless_pairs(count: int, seed: int = 0) -> list[PreferencePair]:

@@ -49,8 +49,8 @@ def dead() -> str:
 def test_only_a_server_that_answers_is_alive(live, silent, dead):
     """Catches: a stopped head, or a port that another program has now, taken for a cluster."""
     assert answers(live, timeout=5)
-    assert not answers(silent, timeout=0.5)
-    assert not answers(dead, timeout=0.5)
+    assert not answers(silent, timeout=0.1)
+    assert not answers(dead, timeout=0.1)
     assert answers("ray://head:10001", timeout=0.5)  # left to Ray
 
 
@@ -72,6 +72,7 @@ def test_the_cluster_that_people_started_is_joined(live, monkeypatch):
 
 def test_a_stale_record_is_named_and_passed_over(dead, monkeypatch, caplog):
     """Catches: minutes of waiting for a Ray that died and left its address behind."""
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.1)
     monkeypatch.setattr(cluster, "find_bootstrap_address", lambda folder: dead)
     with caplog.at_level(logging.WARNING):
         assert cluster_address() == ""
@@ -80,6 +81,7 @@ def test_a_stale_record_is_named_and_passed_over(dead, monkeypatch, caplog):
 
 def test_a_dead_ray_address_is_an_error_that_says_the_fix(dead, monkeypatch):
     """Catches: silently working on this machine where the user named a cluster."""
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.1)
     monkeypatch.setenv("RAY_ADDRESS", dead)
     with pytest.raises(ConfigError, match="RAY_ADDRESS.*no Ray answers there.*correct the address"):
         cluster_address()

@@ -86,12 +86,14 @@ leave(4)
 """
 
 
+@pytest.mark.slow
 def test_a_command_cleans_up_and_leaves():
     """Catches: seconds of taking torch apart; output or clean-up lost, or another exit code."""
     left = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True)
     assert (left.stdout, left.stderr, left.returncode) == ("done cleaned up\n", "", 4)
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_gone_is_no_error():
     """Catches: a traceback after the last line, as of `rlhfv-ray --help | head -1`."""
     code = "import sys; from rlhfv_ray.console import leave; print(1); sys.stdin.read(); leave(4)"

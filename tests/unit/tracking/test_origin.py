@@ -56,6 +56,7 @@ def test_the_commit_of_a_submitted_job(copy: Path, monkeypatch: pytest.MonkeyPat
     assert origin()["git_commit"] == "none"
 
 
+@pytest.mark.slow
 def test_the_metadata_of_a_submission_is_printed_as_ray_reads_it() -> None:
     """Catches: metadata that `ray job submit` refuses: its values must be texts."""
     command = [sys.executable, "-m", "rlhfv_ray.tracking.origin"]
