@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.workers import free_port, group, write
 from rlhfv_ray.config import (
@@ -76,6 +77,7 @@ def line_pool() -> ProcessPoolExecutor:
 
 
 def _join_group() -> None:
+    disable_progress_bar()  # rows of the table stand between hundreds of bars else
     GROUPS.append(group(0, 1, free_port()))
     GROUPS[0].__enter__()
 
