@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, FULL_TOKENIZER_FILE
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from rlhfv_ray.config import SHAPES, SHAPES_BIASED
@@ -130,6 +132,32 @@ def check_pickles(path: str, *, allow_pickle: bool) -> None:
             f"model.path = {source!r} cannot be loaded: its weights are pickles, which can run "
             "code, and not safetensors. If you trust them, --model.allow-pickle."
         )
+
+
+def check_weight_files(source: str) -> None:
+    """Check that all weights of a local model exist and have their full length.
+
+    Only headers are read. A hub's model is fetched whole when it is loaded.
+
+    Raises:
+        ConfigError: a file is missing, or a part of it.
+    """
+    folder = Path(source)
+    name = SAFE_WEIGHTS_NAME if (folder / SAFE_WEIGHTS_NAME).is_file() else SAFE_WEIGHTS_INDEX_NAME
+    if not (folder / name).is_file():
+        return
+    try:
+        shards = {name}
+        if name == SAFE_WEIGHTS_INDEX_NAME:
+            shards = set(json.loads((folder / name).read_text())["weight_map"].values())
+        for name in sorted(shards):
+            with safe_open(folder / name, framework="pt"):
+                pass
+    except (*BROKEN_FILES, TypeError, AttributeError, SafetensorError) as error:
+        raise ConfigError(
+            f"model.path = {source!r}: {name} is missing or damaged ({first_line(error)}). "
+            "Download it again; `git lfs pull` replaces a file of three lines, which is a pointer."
+        ) from error
 
 
 def check_exported(path: str) -> None:

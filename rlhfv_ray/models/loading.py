@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
@@ -16,13 +17,14 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from rlhfv_ray.config import ModelConfig
-from rlhfv_ray.data.encoding import VERSION, prompt_ids
-from rlhfv_ray.errors import ConfigError, RlhfvError
+from rlhfv_ray.data.encoding import VERSION, answer_ids, prompt_ids
+from rlhfv_ray.errors import ConfigError, DataError, RlhfvError
 from rlhfv_ray.models.checkpoint_files import (
     architecture_of,
     check_exported,
     check_pickles,
     check_trainable,
+    check_weight_files,
     code_hint,
     first_line,
     resolve_model,
@@ -145,14 +147,17 @@ def check_image_tokens(model: ModelConfig) -> None:
     need more inputs than pixels are skipped: their own forward pass checks the counts.
 
     Raises:
-        ConfigError: the counts differ, or the template has no place for an image.
+        ConfigError: the counts differ, the template has no place for an image or cannot be
+            rendered, or weights or embeddings are missing.
         StageFailedError: a training made the model, and a file of it is missing or damaged.
     """
     check_exported(model.path)
     source, trust_remote_code = resolve_model(model.path), model.trust_remote_code
     check_trainable(source, trust_remote_code=trust_remote_code)
+    check_weight_files(source)
     processor = processor_of(replace(model, path=source))
     config = architecture_of(source, trust_remote_code=trust_remote_code)
+    answer = _short_answer(processor, source)
     image = Image.new("RGB", (336, 336))  # the size of CLIP-L at LLaVA-1.5; any would do
     token = getattr(config, "image_token_id", None)
     try:
@@ -162,7 +167,7 @@ def check_image_tokens(model: ModelConfig) -> None:
     except ValueError:  # the processor itself counts image tokens, before they are expanded
         prompt = []
     expanded = 0 if token is None else prompt.count(token)
-    _check_vocabulary(config, processor, set(prompt) - {token}, trust_remote_code)
+    _check_vocabulary(config, processor, {*prompt, *answer} - {token}, trust_remote_code)
     if token is not None and not expanded:
         raise ConfigError(
             f"{source!r}: the chat template leaves no place for an image. Use the template of the "
@@ -179,15 +184,34 @@ def check_image_tokens(model: ModelConfig) -> None:
         )
 
 
-def _check_vocabulary(config: Any, processor: Any, prompt: set[int], trust: bool) -> None:
-    """Check that the model has an embedding of every token that text, prompt and padding can have.
+def _short_answer(processor: Any, source: str) -> list[int]:
+    """Return the tokens of a short answer, with what the chat template writes behind it.
+
+    Raises:
+        ConfigError: the template cannot be rendered.
+    """
+    try:
+        return answer_ids(processor, "?", "Yes.").ids
+    except (TemplateError, TypeError) as error:
+        raise ConfigError(
+            f"{source!r}: its chat template cannot write a question about an image and its answer "
+            f"({first_line(error)}). Use the template of the model's own family "
+            "(chat_template.jinja), which takes a message's content as a list of parts."
+        ) from error
+    except DataError:  # each row says it of its own answers
+        return []
+
+
+def _check_vocabulary(config: Any, processor: Any, used: set[int], trust: bool) -> None:
+    """Check that the model has an embedding of every token that text and padding can have, and of
+    those that a prompt and an answer use.
 
     Raises:
         ConfigError: it has fewer.
     """
     tokenizer = processor.tokenizer
     text = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
-    largest = max(*text.values(), *prompt, tokenizer.pad_token_id or 0, tokenizer.eos_token_id or 0)
+    largest = max(*text.values(), *used, tokenizer.pad_token_id or 0, tokenizer.eos_token_id or 0)
     if largest < getattr(config.get_text_config(), "vocab_size", 0):
         return
     # Llama 3.2 Vision has a few more embeddings than its config.json has words.

@@ -43,6 +43,9 @@ from rlhfv_ray.models.checkpoint_files import (
     resolve_model,
 )
 
+# Settings of a tokenizer that its processor takes for every text.
+LIMITS = ("max_length", "truncation", "truncation_strategy", "stride")
+LIMITS += ("padding", "pad_to_multiple_of")
 NEEDS_TORCHVISION = (
     " This family needs torchvision: pip install 'rlhfv-ray[vision]' on every node (docs/models.md "
     "says which build belongs to which torch), and use it for all of a model's log-probs."
@@ -104,8 +107,14 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         raise ConfigError(
             f"{source!r} has only a slow tokenizer: save the model with its tokenizer.json."
         )
+    _forget_limits(processor.tokenizer)
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if processor.tokenizer.pad_token_id is None:
+        raise ConfigError(
+            f"{source!r}: its tokenizer has neither a pad_token nor an eos_token. Name them in "
+            "tokenizer_config.json."
+        )
     # Muffin's settings name another token than its tokenizer's, and its answers end in a text.
     ends = () if answer_ends(processor) else _end_tokens(processor.tokenizer, source)
     setattr(processor.tokenizer, END_TOKENS, ends)
@@ -141,13 +150,40 @@ def _chat_template(processor: Any, source: str) -> str:
 
 
 def _end_tokens(tokenizer: Any, source: str) -> tuple[str, ...]:
-    """Return the tokens that end a generation of a checkpoint, as its own settings name them."""
-    settings_file = cached_file_of(source, GENERATION_CONFIG_NAME)
-    settings = json.loads(Path(settings_file).read_text()) if settings_file else {}
-    named = settings.get("eos_token_id")
+    """Return the tokens that end a generation of a checkpoint, as its own settings name them.
+
+    Raises:
+        ConfigError: the settings name something else than numbers of tokens.
+    """
+    named = _settings(source, GENERATION_CONFIG_NAME).get("eos_token_id")
     numbers = named if isinstance(named, list) else [named]
-    tokens = [tokenizer.convert_ids_to_tokens(number) for number in numbers if number is not None]
+    numbers = [number for number in numbers if number is not None]
+    if not all(isinstance(number, int) for number in numbers):
+        raise ConfigError(
+            f"{source!r}: eos_token_id = {named!r} in {GENERATION_CONFIG_NAME} is no number of a "
+            "token, nor a list of them."
+        )
+    # -1 stands for no token.
+    tokens = [tokenizer.convert_ids_to_tokens(number) for number in numbers if number >= 0]
     return tuple(token for token in tokens if token)
+
+
+def _settings(source: str, name: str) -> dict[str, Any]:
+    """Return the settings in one file of a checkpoint; empty if it has no such file.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = cached_file_of(source, name)
+    try:
+        settings = json.loads(Path(path).read_text()) if path else {}
+    except ValueError as error:
+        raise ConfigError(
+            f"{source!r}: {name} is damaged ({first_line(error)}). Download it again."
+        ) from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{source!r}: {name} holds no settings by name. Download it again.")
+    return settings
 
 
 def _processor(source: str, trust_remote_code: bool) -> Any:
@@ -171,10 +207,9 @@ def _named_class(source: str) -> Any:
     GLM-OCR has no processor of its own: its files name that of GLM-4.6V.
     """
     for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, TOKENIZER_CONFIG_FILE):
-        settings_file = cached_file_of(source, name)
-        settings = json.loads(Path(settings_file).read_text()) if settings_file else {}
-        if settings.get("processor_class"):
-            return processor_class_from_name(settings["processor_class"])
+        named = _settings(source, name).get("processor_class")
+        if named:
+            return processor_class_from_name(named)
     return None
 
 
@@ -230,6 +265,17 @@ def save_processor(processor: Any, source: str, folder: Path) -> None:
     _keep_video_settings(source, folder)
 
 
+def _forget_limits(tokenizer: Any) -> None:
+    """Remove the lengths that a tokenizer cuts or pads every text to by itself.
+
+    A processor applies those that stand in tokenizer.json or tokenizer_config.json without a word,
+    and a prompt would lose its question.
+    """
+    _forget_last_call(tokenizer.backend_tokenizer)
+    for name in LIMITS:
+        tokenizer.init_kwargs.pop(name, None)
+
+
 def _forget_last_call(tokenizer: Any) -> None:
     """Remove the padding and truncation that the last call left in a tokenizer of `tokenizers`."""
     tokenizer.no_padding()
@@ -246,8 +292,7 @@ def _keep_file(name: str, source: str, folder: Path) -> None:
 def _keep_video_settings(source: str, folder: Path) -> None:
     """Copy the video settings, which a processor that was loaded without its video part lacks."""
     _keep_file(VIDEO_PROCESSOR_NAME, source, folder)
-    processor_file = cached_file_of(source, PROCESSOR_NAME)
-    settings = json.loads(Path(processor_file).read_text()) if processor_file else {}
+    settings = _settings(source, PROCESSOR_NAME)
     if "video_processor" in settings:
         target = folder / PROCESSOR_NAME
         saved = json.loads(target.read_text())

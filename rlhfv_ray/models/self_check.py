@@ -109,12 +109,13 @@ def self_check(
             truth = [own_logps(model, processor, sample) for sample in samples]
         except DEVICE_ERRORS:
             raise
-        except BROKEN as error:
+        except (*BROKEN, ImportError) as error:
             raise ConfigError(
                 f"The model ({type(model).__name__}) does not answer from what its own processor "
                 f"({type(processor).__name__}) makes of a question: {_reason(error)}. Do model and "
                 "processor belong together?"
             ) from error
+        _check_numbers(model, truth)
         check_pictures(model, processor, samples[0], truth[0])
         outcome = _first_right(model, processor, samples, truth, layout)
     if model.dtype == torch.float32:
@@ -223,6 +224,19 @@ class _Forced(LogitsProcessor):
         forced = torch.full_like(scores, -torch.inf)
         forced[:, token] = 0.0
         return forced
+
+
+def _check_numbers(model: Any, truth: Sequence[Sequence[Tensor]]) -> None:
+    """Check that the model's own log-probs are numbers.
+
+    Raises:
+        ConfigError: one is NaN.
+    """
+    if any(logps.isnan().any() for answers in truth for logps in answers):
+        raise ConfigError(
+            f"The model ({type(model).__name__}) gives answers the log-probability NaN: a weight "
+            "is no number, or a layer overflows. Is the checkpoint damaged?"
+        )
 
 
 def check_pictures(model: Any, processor: Any, sample: Sample, truth: Sequence[Tensor]) -> None:

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, Qwen2_5OmniConfig
 
 from rlhfv_ray.config import ModelConfig
+from rlhfv_ray.data.encoding import encode_pair
+from rlhfv_ray.data.templates import end_tokens
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models import architecture_of, check_image_tokens, load_policy, load_processor
 from tests.unit.models.conftest import change_json
@@ -135,3 +138,122 @@ def test_of_several_templates_the_default_is_used(copy):
     folder.mkdir()
     (folder / "tool_use.jinja").write_text("{{ 'tools' }}")
     assert load_processor(copy).chat_template == load_processor("shapes").chat_template
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_length_in_the_tokenizers_files_cuts_nothing(copy, file, processor, pairs):
+    """Catches: questions cut off without a word, because the tokenizer was saved after a call that
+    cut its texts."""
+    cut = {"max_length": 12, "stride": 0}
+    if file == "tokenizer.json":
+        change_json(
+            copy / file, truncation={"direction": "Right", "strategy": "LongestFirst", **cut}
+        )
+    else:
+        change_json(copy / file, truncation_strategy="longest_first", **cut)
+    ours, whole = (
+        encode_pair(pairs[0], each, min_match=3, max_length=1024)
+        for each in (load_processor(copy), processor)
+    )
+    assert ours.prompt_ids == whole.prompt_ids
+    assert ours.chosen_ids == whole.chosen_ids
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('text alone') }}", "text alone"),
+        ("{% for message in messages %}", "Unexpected end of template"),
+        ("{{ 'user: ' + messages[0]['content'] }}", "can only concatenate str"),
+    ],
+)
+def test_a_template_that_takes_no_picture_is_refused_before_anything_starts(copy, template, reason):
+    """Catches: a stack trace of jinja2; every row set aside, one after the other."""
+    (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(ConfigError, match=f"chat template cannot write.*{reason}"):
+        check_folder(copy)
+
+
+def test_an_end_of_answers_without_an_embedding_is_refused(copy):
+    """Catches: a token that the template writes behind an answer alone, and an index error in the
+    reference pass, behind the tokens that the self-check compares."""
+    processor = load_processor(copy)
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    processor.chat_template = processor.chat_template.replace("</s>", "<|end|>")
+    processor.save_pretrained(copy)
+    with pytest.raises(ConfigError, match="tokenizer has tokens up to number"):
+        check_folder(copy)
+
+
+def split_weights(folder):
+    """Replace a model's weights with two shards and their index."""
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    shards = {
+        name: f"model-0000{1 + number % 2}-of-00002.safetensors"
+        for number, name in enumerate(names)
+    }
+    for shard in set(shards.values()):
+        held = {name: weights[name] for name in names if shards[name] == shard}
+        save_file(held, folder / shard, {"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": shards}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_shards_load_and_none_may_be_missing(copy):
+    """Catches: a download that broke off, told of only by the actors that load the model."""
+    split_weights(copy)
+    check_folder(copy)
+    load_policy(copy, dtype="fp32", device="cpu")
+    second = copy / "model-00002-of-00002.safetensors"
+    whole = second.read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+    for broken in (whole[:-8], pointer, b""):
+        second.write_bytes(broken)
+        with pytest.raises(ConfigError, match="model-00002-of-00002.safetensors is missing or dam"):
+            check_folder(copy)
+    second.unlink()
+    with pytest.raises(ConfigError, match="model-00002-of-00002.safetensors is missing or dam"):
+        check_folder(copy)
+    (copy / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(ConfigError, match="index.json is missing or damaged"):
+        check_folder(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "generation_config.json is damaged"),
+        ("[]", "generation_config.json holds no settings"),
+        (
+            '{"eos_token_id": "</s>"}',
+            "eos_token_id = '</s>' in generation_config.json is no number",
+        ),
+    ],
+)
+def test_settings_of_generation_that_cannot_be_read_are_named(copy, text, reason):
+    """Catches: a stack trace of the tokenizer or of json, which names no file."""
+    (copy / "generation_config.json").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        load_processor(copy)
+
+
+@pytest.mark.parametrize("number", [-1, 10**6])
+def test_an_end_that_is_no_token_leaves_the_tokenizers_own(copy, number):
+    """Catches: an overflow in the tokenizer for -1, which stands for no token."""
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [number]}))
+    processor = load_processor(copy)
+    assert end_tokens(processor) == (processor.tokenizer.eos_token,)
+
+
+def test_a_tokenizer_without_padding_and_end_is_refused(copy):
+    """Catches: "please report the model" said where a setting is missing."""
+    path = copy / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    for name in ("pad_token", "eos_token"):
+        settings.pop(name, None)
+    path.write_text(json.dumps(settings))
+    (copy / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match="neither a pad_token nor an eos_token"):
+        load_processor(copy)

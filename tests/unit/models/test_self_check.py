@@ -64,6 +64,14 @@ def test_a_model_that_ignores_its_picture_is_refused(model, samples, processor):
         self_check(model, processor, samples)
 
 
+def test_a_model_that_gives_no_numbers_is_named(model, samples, processor):
+    """Catches: a damaged weight called a model that is not understood."""
+    with torch.no_grad():
+        model.get_decoder().layers[0].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ConfigError, match="log-probability NaN"):
+        self_check(model, processor, samples)
+
+
 class Capped(LlavaForConditionalGeneration):
     """Scales its logits behind the head."""
 
