@@ -10,9 +10,11 @@ from rlhfv_ray.errors import DataError
 
 MARK = "\ue000"  # of Unicode's private use: stands in no text of people
 Messages = Sequence[dict[str, Any]]
-# Attributes of a tokenizer: further tokens that end a generation; arguments of the chat template.
+# Attributes of a tokenizer: further tokens that end a generation; arguments of the chat template;
+# tokens that its model has no embedding of.
 END_TOKENS = "rlhfv_end_tokens"
 TEMPLATE_ARGUMENTS = "rlhfv_template_arguments"
+NOT_EMBEDDED = "rlhfv_not_embedded"
 
 
 def prompt_text(processor: Any, question: str, before: Messages = ()) -> str:
@@ -247,7 +249,8 @@ def check_special_tokens(processor: Any, texts: Sequence[str]) -> None:
     """Refuse texts with a special token of the model: it would end a turn, or stand for a picture.
 
     Raises:
-        DataError: `special_token`, then the token.
+        DataError: `special_token`, then the token; `unknown_token` for a token of the tokenizer
+            alone, of which the model has no embedding.
     """
     tokens = set(processor.tokenizer.all_special_tokens)
     tokens |= {
@@ -257,10 +260,17 @@ def check_special_tokens(processor: Any, texts: Sequence[str]) -> None:
     }
     # A plain word or sign may be a special token, too: as padding, it does no harm.
     marked = [token for token in tokens if len(token) > 2 and not token[0].isalnum()]
+    not_embedded = getattr(processor.tokenizer, NOT_EMBEDDED, ())
     for text in texts:
         for token in marked:
             if token in text:
                 raise DataError(
                     f"special_token: a text holds {token!r}, which has a meaning of its own to "
                     "this model; take it out of the row."
+                )
+        for token in not_embedded:
+            if token in text:
+                raise DataError(
+                    f"unknown_token: a text holds {token!r}, a token that was added to the "
+                    "tokenizer and not to the model, which has no embedding of it."
                 )

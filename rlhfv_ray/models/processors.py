@@ -28,6 +28,7 @@ from transformers.utils.import_utils import is_torchvision_available
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.data.templates import (
     END_TOKENS,
+    NOT_EMBEDDED,
     TEMPLATE_ARGUMENTS,
     answer_ends,
     template_arguments,
@@ -55,12 +56,24 @@ NEEDS_TORCHVISION = (
 def processor_of(config: ModelConfig) -> Any:
     """Return the processor of a configured model, whose chat template gets its arguments.
 
+    It knows which of its tokens the model has no embedding of.
+
     Raises:
         ConfigError: as `load_processor`, or the template has no such argument.
     """
     processor = load_processor(config.path, trust_remote_code=config.trust_remote_code)
     setattr(processor.tokenizer, TEMPLATE_ARGUMENTS, _template_arguments(processor, config))
+    setattr(processor.tokenizer, NOT_EMBEDDED, _not_embedded(processor.tokenizer, config))
     return processor
+
+
+def _not_embedded(tokenizer: Any, config: ModelConfig) -> tuple[str, ...]:
+    """Return the tokens that were added to a tokenizer behind the last word of its model."""
+    architecture = architecture_of(config.path, trust_remote_code=config.trust_remote_code)
+    words = getattr(architecture.get_text_config(), "vocab_size", None)
+    if words is None:
+        return ()
+    return tuple(token for token, number in tokenizer.get_added_vocab().items() if number >= words)
 
 
 def _template_arguments(processor: Any, config: ModelConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Folders as the hub has them: each loads, or is refused in one sentence before anything starts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -9,8 +10,14 @@ from transformers import LlamaConfig, Qwen2_5OmniConfig
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.data.templates import end_tokens
-from rlhfv_ray.errors import ConfigError
-from rlhfv_ray.models import architecture_of, check_image_tokens, load_policy, load_processor
+from rlhfv_ray.errors import ConfigError, DataError
+from rlhfv_ray.models import (
+    architecture_of,
+    check_image_tokens,
+    load_policy,
+    load_processor,
+    processor_of,
+)
 from tests.unit.models.conftest import change_json
 
 SCREEN = 24 * 80  # characters
@@ -183,6 +190,18 @@ def test_an_end_of_answers_without_an_embedding_is_refused(copy):
     processor.save_pretrained(copy)
     with pytest.raises(ConfigError, match="tokenizer has tokens up to number"):
         check_folder(copy)
+
+
+def test_rows_with_a_word_that_the_model_has_no_embedding_of_are_set_aside(copy, pairs):
+    """Catches: one row that ends a reference pass with an index error, after hours perhaps."""
+    changed = load_processor(copy)
+    changed.tokenizer.add_tokens(["unicorn"])
+    changed.save_pretrained(copy)
+    processor = processor_of(ModelConfig(path=str(copy)))
+    encode_pair(pairs[0], processor, min_match=3, max_length=1024)
+    row = replace(pairs[0], rejected="There is a unicorn.")
+    with pytest.raises(DataError, match="unknown_token: a text holds 'unicorn'"):
+        encode_pair(row, processor, min_match=3, max_length=1024)
 
 
 def split_weights(folder):
