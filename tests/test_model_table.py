@@ -5,7 +5,7 @@ import re
 import pytest
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 
 from tests.families_d import florence2
 from tests.families_vision import mistral3
