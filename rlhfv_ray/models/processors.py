@@ -45,8 +45,10 @@ from rlhfv_ray.models.checkpoint_files import (
 )
 
 # Settings of a tokenizer that its processor takes for every text.
-LIMITS = ("max_length", "truncation", "truncation_strategy", "stride")
-LIMITS += ("padding", "pad_to_multiple_of")
+LIMITS = (
+    *("max_length", "truncation", "truncation_strategy", "stride"),
+    *("padding", "pad_to_multiple_of"),
+)
 NEEDS_TORCHVISION = (
     " This family needs torchvision: pip install 'rlhfv-ray[vision]' on every node (docs/models.md "
     "says which build belongs to which torch), and use it for all of a model's log-probs."
