@@ -66,7 +66,7 @@ def test_random_stays_within_the_range_of_its_form_and_can_be_repeated():
         (
             SpaceConfig(gamma=(0.5, 2.0)),
             {},
-            "Trial gamma 0.5, beta 1.0: loss.gamma = 0.5: must be >= 1",
+            "Trial gamma 0.5, beta 1: loss.gamma = 0.5: must be >= 1",
         ),
         (SpaceConfig(gamma=(0.5, 2.0)), {"kind": "bayes"}, "loss.gamma = 0.5"),
         (SpaceConfig(gamma=(2.0, 2.0)), {}, "twice"),
