@@ -44,8 +44,9 @@ JITTER_S = 1.0  # between the admission of a call and its line in the server's l
 def small() -> DDPOConfig:
     """A few updates on a few scenes."""
     base = half_cpus(shapes())
-    optim = replace(base.optim, steps=6)
-    return replace(base, shapes=replace(base.shapes, scenes=60, evaluation_scenes=30), optim=optim)
+    scenes = replace(base.shapes, scenes=60, evaluation_scenes=30, seed=0)
+    loss, optim = replace(base.loss, beta=0.1), replace(base.optim, steps=6)
+    return replace(base, seed=0, shapes=scenes, loss=loss, optim=optim)
 
 
 def swept_config(**search) -> SweepConfig:
