@@ -45,7 +45,7 @@ def small() -> DDPOConfig:
     """A few updates on a few scenes."""
     base = half_cpus(shapes())
     scenes = replace(base.shapes, scenes=60, evaluation_scenes=30, seed=0)
-    loss, optim = replace(base.loss, beta=0.1), replace(base.optim, steps=6)
+    loss, optim = replace(base.loss, beta=0.1), replace(base.optim, steps=6, learning_rate=GOOD)
     return replace(base, seed=0, shapes=scenes, loss=loss, optim=optim)
 
 
