@@ -216,7 +216,7 @@ def test_a_study_says_what_its_seeds_support(swept):
     study = Study(
         "So it is.",
         (Arm("base"), Arm("DDPO", lambda ddpo, line: ddpo)),
-        Claim("DDPO", "base"),
+        Claim("DDPO", "base", measure=RISE),
         rises,
         draw,
     )
