@@ -41,7 +41,7 @@ from rlhfv_ray.training.sampler import global_batch_indices, nested_subset
 from rlhfv_ray.training.worker import train_worker
 from tests.ray.conftest import assert_same, losses, weights, with_scale
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.aside]
 
 
 def run_jobs(rank: int, world: int, port: int, folder: Path) -> None:
