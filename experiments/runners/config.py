@@ -47,6 +47,7 @@ class ExperimentConfig(DDPOConfig, BenchmarkFiles):
     of them, and the scores say how much of the gain it keeps."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_controls(self.controls, self)
 
     @classmethod

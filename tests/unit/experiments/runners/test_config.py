@@ -1,13 +1,17 @@
 """Settings of experiments, sweeps and studies."""
 
+import inspect
 from dataclasses import fields
 
 import pytest
 
+import eval.config
+import experiments.runners.config
+import rlhfv_ray.config
 from eval.config import JudgeConfig, POPEConfig
 from experiments.recipes import paper, shapes
 from experiments.runners.config import ExperimentConfig, StudyConfig
-from rlhfv_ray.config import DDPOConfig, ModelConfig
+from rlhfv_ray.config import DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.errors import ConfigError
 
 
@@ -44,6 +48,22 @@ def test_settings_of_benchmarks_reach_the_evaluation():
     )
     assert config.settings.judge.model == "m" and config.settings.pope.questions == "q"
     assert config.settings.shapes.scenes == config.shapes.evaluation_scenes
+
+
+def test_an_experiment_keeps_the_checks_of_its_training():
+    """Catches: a check of `DDPOConfig` that an experiment on the command line never meets."""
+    with pytest.raises(ConfigError, match="multiple of scale.workers"):
+        ExperimentConfig(optim=OptimConfig(batch=30), scale=ScaleConfig(workers=8))
+
+
+@pytest.mark.parametrize("module", [rlhfv_ray.config, eval.config, experiments.runners.config])
+def test_a_check_of_settings_hides_no_other(module):
+    """Catches: `__post_init__` in place of that of a class above."""
+    for kind in vars(module).values():
+        if isinstance(kind, type) and "__post_init__" in vars(kind):
+            above = [base for base in kind.__mro__[1:] if "__post_init__" in vars(base)]
+            calls = "super().__post_init__()" in inspect.getsource(kind.__post_init__)
+            assert calls or not above, kind
 
 
 def test_a_study_needs_two_seeds():
