@@ -32,6 +32,7 @@ from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.stages import Stage
 
 PAIRS = "pairs.parquet"
+CORRECTED = "corrected.json"  # numbers of scenes and of corrected descriptions
 AUDITED = "audit"  # name of the stage that makes no data
 AUDIT = "audit.json"
 RANKING_SEED = 1_000_000  # distance between the seeds of a ranking's two answers
@@ -72,7 +73,9 @@ def corrections_stage(config: DDPOConfig) -> Stage:
     def run(folder: Path, _: str) -> None:
         scenes = training_scenes(config)
         answers = sampled_answers(config, scenes, folder, seed=config.shapes.seed)
-        write_corrections(scenes, answers, folder / PAIRS, care=care, is_balanced=world.is_balanced)
+        path, is_balanced = folder / PAIRS, world.is_balanced
+        corrected = write_corrections(scenes, answers, path, care=care, is_balanced=is_balanced)
+        write_json(folder / CORRECTED, {"scenes": len(scenes), "corrected": corrected})
 
     shares = {name: getattr(care, name) for name in ("left", "wrong") if getattr(care, name)}
     return Stage("corrections", {**sampled_inputs(config), **shares}, run, title="corrections")
@@ -111,6 +114,19 @@ def read_audit(stages: Sequence[Stage], storage: Path) -> dict[str, Any] | None:
     if not audits:
         return None
     return json.loads((audits[0].folder(storage) / AUDIT).read_text())
+
+
+def left_out(stages: Sequence[Stage], storage: Path) -> tuple[int, int] | None:
+    """Return the number of corrections that were left out, so that texts say little, and of all.
+
+    None where the stages have no gate, or were made before the numbers were recorded.
+    """
+    audit = read_audit(stages, storage)
+    record = stages[0].folder(storage) / CORRECTED
+    if audit is None or not record.exists():
+        return None
+    corrected = json.loads(record.read_text())["corrected"]
+    return corrected - audit["pairs"], corrected
 
 
 def control_stage(config: DDPOConfig, pairs: Path) -> Stage:

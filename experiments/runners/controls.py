@@ -84,13 +84,12 @@ def kept_shares(base: Scores, aligned: Scores, control: Scores) -> dict[str, flo
     shares: dict[str, float] = {}
     for metric in base.metrics:
         values = [scores.rates().get(metric.name) for scores in (base, aligned, control)]
-        known = [value for value in values if value is not None]
-        if metric.name not in KEPT or len(known) < len(values):
+        rates = [rate for rate in values if rate is not None]
+        if metric.name not in KEPT or len(rates) < len(values):
             continue
-        before, after, with_control_pairs = known
-        gain = after - before
-        if (gain > 0) == (metric.better == "higher") and gain:
-            shares[metric.name] = (with_control_pairs - before) / gain
+        share = _share(metric, rates[1] - rates[0], rates[2] - rates[0])
+        if share is not None:
+            shares[metric.name] = share
     return shares
 
 
@@ -143,14 +142,19 @@ def kept_gain(
 
     A share below 0 is a loss.
     """
-    better = {known.name: known.better for known in results.metrics}
-    if metric not in better:
+    metrics = {known.name: known for known in results.metrics}
+    if metric not in metrics:
         return None
-    sign = -1 if better[metric] == "lower" else 1
-    gain = sign * results.difference(arm, base, metric).mean
-    if gain <= 0:
-        return None
-    return sign * results.difference(control, base, metric).mean / gain
+    change, control_change = (
+        results.difference(trained, base, metric).mean for trained in (arm, control)
+    )
+    return _share(metrics[metric], change, control_change)
+
+
+def _share(metric: Metric, change: float, control_change: float) -> float | None:
+    """Return the control's change as a share of the other; None if that one is no gain."""
+    sign = -1 if metric.better == "lower" else 1
+    return control_change / change if sign * change > 0 else None
 
 
 def _controlled(change: Change, control: Control) -> Change:

@@ -45,10 +45,10 @@ from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.models.self_check import SelfCheck
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
 from rlhfv_ray.redaction import redact
-from rlhfv_ray.shapes_stages import read_audit
+from rlhfv_ray.shapes_stages import left_out, read_audit
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
-from rlhfv_ray.storage.stages import run_stages
+from rlhfv_ray.storage.stages import Stage, run_stages
 from rlhfv_ray.sweep.search_space import arguments_of
 from rlhfv_ray.tracking.origin import page_origin
 from rlhfv_ray.tracking.run import TrackedRun
@@ -73,11 +73,11 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
         start(config.ddpo)
         check_services(evaluation, config.generation)
     pipelines = (pipeline, *controls.values())
-    planned = [stage for line in pipelines for stage in line.stages] + list(evaluation.stages)
-    # Controls share the first stages, each of which runs once.
-    stage_of = {stage.folder(storage).name: stage for stage in reversed(planned)}
-    stage_names = list(dict.fromkeys(stage.folder(storage).name for stage in planned))
-    stages = [stage_of[name] for name in stage_names]
+    stage_of: dict[str, Stage] = {}  # controls share the first stages, each of which runs once
+    for line in (*pipelines, evaluation):
+        for stage in line.stages:
+            stage_of.setdefault(stage.folder(storage).name, stage)
+    stage_names, stages = list(stage_of), list(stage_of.values())
     identity: dict[str, Any] = {"stages": stage_names, "reference": pipeline.reference.name}
     if evaluation.benchmarks:
         identity["benchmarks"] = {
@@ -290,7 +290,7 @@ def heading_rows(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, str]
 def control_facts(kept: Mapping[str, Mapping[str, float]]) -> dict[str, list[tuple[str, str]]]:
     """Return a table for the report: what each control keeps of the gain."""
     rows = [(name, kept_sentence("It", shares)) for name, shares in kept.items()]
-    return {"Controls: pairs that cannot teach to look": rows} if rows else {}
+    return {"Controls: pairs whose pictures do not help": rows} if rows else {}
 
 
 def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tuple[str, str]]]:
@@ -308,6 +308,8 @@ def run_facts(config: ExperimentConfig, pipeline: Pipeline) -> dict[str, list[tu
     audit = read_audit(pipeline.stages, pipeline.storage)
     if audit is not None:
         data["chosen answer told by its text alone"] = audit_text(audit)
+    if dropped := left_out(pipeline.stages, pipeline.storage):
+        data["corrections left out, so that texts say little"] = f"{dropped[0]} of {dropped[1]}"
     settings = flat(plain(config))
     check = read_check(pipeline.reference)
     tables = {

@@ -81,15 +81,15 @@ class StageMonitor:
             start(self.pipelines[0].config)
             self.started = True
         folder = stage.folder(self.pipelines[0].storage)
-        trained = [pipeline for pipeline in self.pipelines if stage is pipeline.train]
+        trained = next((line for line in self.pipelines if stage is line.train), None)
         params = {"folder": folder.name, **flat(stage.inputs)}
         with self.run.stage(stage.title, params=params) as child:
             child.set_tags({RUN_NAME: f"{stage.title}, {self.name}"})
-            training = [self.training(child, pipeline, skipped) for pipeline in trained]
-            with training[0] if training else contextlib.nullcontext():
+            training = self.training(child, trained, skipped) if trained else None
+            with training or contextlib.nullcontext():
                 yield
             child.log_metrics({"seconds": seconds_of(folder)})
-            if any(folder == pipeline.reference for pipeline in self.pipelines):
+            if folder in {pipeline.reference for pipeline in self.pipelines}:
                 self.console.print(f"  self-check: {read_check(folder)}", soft_wrap=True)
                 unusable = unusable_rows(folder)
                 rows = {"usable": len(load_reference(folder)), "unusable": len(unusable)}

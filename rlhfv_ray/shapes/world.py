@@ -50,7 +50,7 @@ def write_corrections(
     care: Care = CAREFUL,
     is_balanced: bool = False,
 ) -> int:
-    """Correct descriptions, write the pairs in the format of RLHF-V-Dataset, return their number.
+    """Correct descriptions, and write the pairs in the format of RLHF-V-Dataset.
 
     The corrected phrases are marked. `origin_split` holds the kinds of mistake and the words before
     and after.
@@ -61,6 +61,9 @@ def write_corrections(
         path: the file to write.
         care: how the annotator works.
         is_balanced: leave out pairs until texts say little about the direction (`shapes.balance`).
+
+    Returns:
+        The number of corrected descriptions, of which some may be left out.
 
     Raises:
         StageFailedError: no description had a mistake that can be corrected.
@@ -84,6 +87,7 @@ def write_corrections(
                 origin={**ORIGIN, "origin_split": json.dumps(split)},
             )
         )
+    corrected = len(pairs)
     if is_balanced:
         pairs = balanced_subset(even_subset(pairs))
     if not pairs:
@@ -92,7 +96,7 @@ def write_corrections(
             "--shapes.scenes."
         )
     write_pairs(pairs, path)
-    return len(pairs)
+    return corrected
 
 
 def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]], path: Path) -> int:

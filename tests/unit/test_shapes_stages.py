@@ -14,14 +14,17 @@ from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.shapes.controls import controlled
 from rlhfv_ray.shapes.text_audit import FEWEST
 from rlhfv_ray.shapes_stages import (
+    CORRECTED,
     PAIRS,
     audit_stage,
     control_stage,
+    left_out,
     pairs_stage,
     read_audit,
     shapes_stages,
 )
-from rlhfv_ray.storage.stages import run_stages
+from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.stages import Stage, run_stages
 from tests.conftest import careless_pairs
 
 # Names of the stages of the released recipes: same names, same results.
@@ -108,6 +111,22 @@ def test_the_gate_leaves_no_figure_of_too_few_pairs(corrections, tmp_path):
     stage = audit_stage(corrections)
     run_stages([stage], tmp_path)
     assert read_audit([stage], tmp_path) == {"pairs": FEWEST - 1}
+
+
+def test_corrections_that_are_left_out_are_counted(tmp_path):
+    """Catches: pairs dropped for balance without a trace; a count without the number of all."""
+
+    def run(folder: Path, _: str) -> None:
+        write_pairs(careless_pairs(FEWEST - 10), folder / PAIRS)
+        write_json(folder / CORRECTED, {"scenes": 80, "corrected": FEWEST})
+
+    corrections = Stage("corrections", {}, run, title="corrections")
+    stages = [corrections, audit_stage(corrections.folder(tmp_path))]
+    run_stages(stages, tmp_path)
+    assert left_out(stages, tmp_path) == (10, FEWEST)
+    assert left_out([corrections], tmp_path) is None  # no gate
+    (corrections.folder(tmp_path) / CORRECTED).unlink()
+    assert left_out(stages, tmp_path) is None  # made before the numbers were recorded
 
 
 def mirrored(pair: PreferencePair, is_odd: int) -> PreferencePair:

@@ -68,6 +68,16 @@ def test_corrections_come_back_from_their_file(tmp_path):
         assert segments == list(correction.segments)
 
 
+def test_a_balanced_file_has_fewer_pairs_than_were_corrected(tmp_path):
+    """Catches: the number of pairs that stay, given as that of all corrections."""
+    scenes = make_scenes(40, seed=2)
+    answers = careless_answers(scenes)
+    every = write_corrections(scenes, answers, tmp_path / "all.parquet")
+    counted = write_corrections(scenes, answers, tmp_path / "even.parquet", is_balanced=True)
+    stay = len(list(load_pairs(tmp_path / "even.parquet")))
+    assert counted == every > stay > 0
+
+
 def test_a_model_without_mistakes_is_an_error_with_a_way_out(tmp_path):
     """Catches: an empty file of pairs, which fails two stages later."""
     scenes = make_scenes(5, seed=2)
