@@ -23,6 +23,7 @@ COMMAND = [
     *(sys.executable, "experiments/sweep.py", "shapes-small", "--name", "seeded"),
     *("--space.beta", "0.1", "--space.gamma", "1", "5", "--space.seed", "0", "1", "2"),
     *("--ddpo.shapes.scenes", "60", "--ddpo.shapes.evaluation-scenes", str(SCENES)),
+    *("--search.metric", "response_rate"),
     *("--rung-scenes", "20", "--ddpo.optim.steps", "6", "--ddpo.optim.learning-rate", "1e-4"),
 ]
 

@@ -110,7 +110,7 @@ def test_arguments(run, arguments, said):
         (
             sweep,
             ["shapes-small", "--space.gamma", "0.5", "5"],
-            "Trial gamma 0.5, beta 0.05: loss.gamma = 0.5: must be >= 1",
+            "Trial gamma 0.5, beta 0.3: loss.gamma = 0.5: must be >= 1",
         ),
         (
             sweep,

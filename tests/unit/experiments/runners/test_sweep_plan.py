@@ -27,7 +27,8 @@ from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.sweep.search_space import plan_trials
 from rlhfv_ray.sweep.setting_value import Measure
 
-CONFIG = shapes_small()
+SMALL = shapes_small()
+CONFIG = replace(SMALL, search=replace(SMALL.search, metric="response_rate"))
 ROOT = Path(__file__).parents[4]
 
 
