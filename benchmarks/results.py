@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.recipes import SHAPES_DPO_BETA, shapes
+from experiments.recipes import CONTROLS, SHAPES_DPO_BETA, shapes
 from rlhfv_ray.data import load_pairs
-from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.shapes.text_audit import audit_texts, told_apart
 from rlhfv_ray.shapes_stages import PAIRS, corrections_stage
 from rlhfv_ray.stats import wilson_interval
@@ -41,7 +40,6 @@ STUDIED = (  # options of the studies
     *("--ddpo.shapes.evaluation-scenes", "1000"),
 )
 SEEDS = (20, 21, 22)  # of the demo; earlier ones are for tuning
-CONTROLS = ("permuted", "blank", "blind")
 BASE_SEEDS = (1, 2)
 PRETRAINING = (
     *("experiments/pretrain_shapes.py", "--world", "balanced"),
@@ -83,15 +81,9 @@ def demo(storage: Path) -> dict[str, Any]:
         name = f"{training}-seed-{seed}"
         if (training, seed) == ("gamma-5", SEEDS[0]):
             options += ["--controls", *CONTROLS]
-        run(
-            *(f"experiments/{script}.py", "shapes", "--name", name, "--storage", str(storage)),
-            *("--seed", str(seed), "--shapes.seed", str(seed), *options),
-        )
-        (summary,) = storage.glob(f"{name}-*/summary.json")
-        written = json.loads(summary.read_text())
-        models = [model for model in ("base", "aligned", *CONTROLS) if model in written]
-        scores[name] = {model: numbers(written[model]) for model in models}
-        scores[name]["comparison"] = written["comparison"]
+        options += ["--seed", str(seed), "--shapes.seed", str(seed)]
+        models, comparison = experiment(script, name, storage, *options)
+        scores[name] = {**models, "comparison": comparison}
     return scores
 
 
@@ -108,16 +100,22 @@ def bases(storage: Path) -> dict[str, Any]:
         model = storage / f"base-model-{seed}"
         if not (model / "model.safetensors").exists():
             run(*PRETRAINING, "--seed", str(seed), "--out", str(model))
+        options = ("--model.path", str(model), "--controls", "permuted", "blank")
         name = f"base-{seed}"
-        run(
-            *("experiments/ddpo.py", "shapes", "--name", name, "--storage", str(storage)),
-            *("--model.path", str(model), "--controls", "permuted", "blank"),
-        )
-        (summary,) = storage.glob(f"{name}-*/summary.json")
-        written = json.loads(summary.read_text())
-        models = ("base", "aligned", "permuted", "blank")
-        scores[name] = {model: numbers(written[model]) for model in models}
+        scores[name], _ = experiment("ddpo", name, storage, *options)
     return scores
+
+
+def experiment(
+    script: str, name: str, storage: Path, *options: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run an experiment; return the scores of its models, and the comparison of the first two."""
+    named = ("--name", name, "--storage", str(storage))
+    run(f"experiments/{script}.py", "shapes", *named, *options)
+    (summary,) = storage.glob(f"{name}-*/summary.json")
+    written = json.loads(summary.read_text())
+    models = [model for model in ("base", "aligned", *CONTROLS) if model in written]
+    return {model: numbers(written[model]) for model in models}, written["comparison"]
 
 
 def numbers(scores: dict[str, Any]) -> dict[str, Any]:
@@ -131,19 +129,20 @@ def texts(storage: Path) -> dict[str, Any]:
     pairs, and by a classifier that was trained on the pairs of the other seeds.
     """
     recipe = shapes()
-    pairs: dict[int, list[PreferencePair]] = {}
+    within: dict[int, dict[str, Any]] = {}
+    answers: list[tuple[str, str]] = []
+    groups: list[int] = []  # the seed of each pair
     for seed in STUDY_SEEDS:
         settings = replace(recipe.shapes, seed=recipe.shapes.seed + seed)
         folder = corrections_stage(replace(recipe, shapes=settings)).folder(storage)
-        pairs[seed] = list(load_pairs(str(folder / PAIRS)))
-    answers = [(pair.chosen, pair.rejected) for group in pairs.values() for pair in group]
-    groups = [seed for seed, group in pairs.items() for _ in group]
+        pairs = list(load_pairs(str(folder / PAIRS)))
+        within[seed] = asdict(audit_texts(pairs))
+        answers += [(pair.chosen, pair.rejected) for pair in pairs]
+        groups += [seed] * len(pairs)
     across = told_apart(answers, groups)
     interval = wilson_interval(round(across * len(answers)), len(answers))
-    return {
-        "within": {seed: asdict(audit_texts(group)) for seed, group in pairs.items()},
-        "across": {"pairs": len(answers), "told": across, "told_interval": interval},
-    }
+    total = {"pairs": len(answers), "told": across, "told_interval": interval}
+    return {"within": within, "across": total}
 
 
 def study(name: str, storage: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ right. Scenes that training held out have metrics of their own and add to no oth
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -259,5 +260,5 @@ def _wrong_setting(text: str, scene: Scene) -> tuple[Span, ...]:
     setting = setting_of(text)
     if setting in ("", scene.setting):
         return ()
-    start = text.index(setting)
-    return (Span(start, start + len(setting), "setting"),)
+    word = re.search(rf"\b{setting}\b", text)
+    return (Span(*word.span(), "setting"),) if word else ()

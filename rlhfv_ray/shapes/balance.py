@@ -8,6 +8,7 @@ stay. Different words are counted because careless answers repeat words: without
 that was trained on other pairs told 57 % of the chosen texts.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,6 +27,11 @@ class Change(NamedTuple):
     phrases: int
     shapes: int  # single shapes: three stars are three
     words: int  # different ones
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in order, in lower case, without signs."""
+    return re.findall(r"\w+", text.lower())
 
 
 def setting_of(text: str) -> str:
@@ -104,6 +110,5 @@ def _words(text: str) -> list[tuple[str, str]]:
 
 def _counts(text: str) -> Change:
     groups = [group for group, _ in read_phrases(text)]
-    words = text.lower().replace(".", " ").replace(",", " ").split()
     shapes = sum(group.number for group in groups)
-    return Change(typical_phrases(text), len(groups), shapes, len(set(words)))
+    return Change(typical_phrases(text), len(groups), shapes, len(set(words_of(text))))

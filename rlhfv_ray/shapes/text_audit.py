@@ -9,7 +9,6 @@ chosen text is told by w x > 0.
 """
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from sklearn.model_selection import KFold, LeaveOneGroupOut
 
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import PreferencePair
-from rlhfv_ray.shapes.balance import change_of
+from rlhfv_ray.shapes.balance import change_of, words_of
 from rlhfv_ray.stats import Interval, wilson_interval
 
 FOLDS = 5
@@ -114,7 +113,7 @@ def text_features(text: str) -> dict[str, float]:
     The words after the first two are also counted by these two: `a street`, `a beach`. So the
     classifier can learn what is usual in a setting.
     """
-    words = re.findall(r"\w+", text.lower())
+    words = words_of(text)
     opening = " ".join(words[:2])
     features: Counter[str] = Counter(words)
     features.update(f"{first} {second}" for first, second in itertools.pairwise(words))

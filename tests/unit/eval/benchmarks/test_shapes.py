@@ -122,6 +122,8 @@ def test_another_setting_is_marked(benchmark: ShapesBenchmark, scenes: list[Scen
     (span,) = judgement.spans
     assert span.kind == "setting"
     assert judgement.answer.text[span.start : span.stop] == other
+    hidden = benchmark.judge(Answer("0", "?", f"sub{other} a {other}."), scene)
+    assert [span.start for span in hidden.spans] == [len(f"sub{other} a ")]
     unnamed = benchmark.judge(Answer("0", "?", "a place."), scene)
     assert unnamed.spans == () and unnamed.ratios["wrong_settings"] == Ratio(0, 0)
 
