@@ -65,7 +65,10 @@ def send_model(
         _description(model).save(f"{draft}/MLmodel")
         client.log_model_artifacts(model.model_id, draft)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    outputs = client.get_run(run_id).outputs
+    listed = outputs.model_outputs if outputs else []
+    if model.model_id not in [output.model_id for output in listed]:  # MLflow refuses it twice
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
 
 
 def _description(model: Any) -> "Model":

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlhfv_ray.console import program
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.redaction import redact
-from rlhfv_ray.storage.files import write_json
+from rlhfv_ray.storage.files import sealed, unsealed, write_json
 from rlhfv_ray.storage.folder import display_path, fetch
 from rlhfv_ray.tracking.lineage import send_dataset, send_model
 from rlhfv_ray.tracking.target import database, with_secrets
@@ -80,8 +80,8 @@ class Replay:
         self.unreached = False  # True after a failed replay, which has warned once
         self.state: dict[str, Any] = {}
         self._client: MlflowClient | None = None
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            self.state = json.loads((folder / STATE).read_text())
+        with contextlib.suppress(FileNotFoundError, ValueError):  # all is sent again, once
+            self.state = unsealed((folder / STATE).read_text())
 
     def sync(self, events: Sequence[Event], *, abandoned: bool = False) -> bool:
         """Send the events that MLflow lacks. Errors become a warning.
@@ -115,7 +115,7 @@ class Replay:
                 self._send(client, group)
                 self.state["position"] += len(group)
         finally:
-            write_json(self.folder / STATE, self.state)
+            write_json(self.folder / STATE, sealed(self.state))
         if not abandoned:
             return
         last = {event["run"]: event["content"] for event in events if event["kind"] == "status"}

@@ -43,6 +43,7 @@ from rlhfv_ray.shapes.model import BIASED, build_model
 from rlhfv_ray.storage.digests import CARD
 from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.stages import Stage, run_stages
+from rlhfv_ray.tracking.run import sync_tracking
 from rlhfv_ray.training.metrics_log import METRICS_FILE, read_records
 from tests.conftest import careless_pairs
 
@@ -291,7 +292,8 @@ def experiment_steps(case: Case, made: Made) -> list[Callable[[], bool]]:
         outcome = run_experiment(made.config, made.storage, console=QUIET)
         scores = [path.relative_to(copy) for path in copy.glob("*/*.json")]
         same = all((copy / name).read_bytes() == (folder / name).read_bytes() for name in scores)
-        return same and bool(outcome["base"]) and (folder / "report.html").exists()
+        whole = bool(outcome["base"]) and (folder / "report.html").exists()
+        return same and whole and sync_tracking(folder)  # MLflow has everything, once
 
     return [run]
 

@@ -150,6 +150,7 @@ def test_data_and_model_are_listed_with_the_run_and_not_twice(store: Path) -> No
             run.log_dataset("pairs.parquet", **data, use="training")
             run.log_model("beta 0.1", model, {"loss": {"beta": 0.1}})
         (store / "ddpo-1" / STATE).unlink()
+    assert sync_tracking(store / "ddpo-1"), "MLflow is said to lack what it has"
     mlflow = client(store)
     run = runs(mlflow)["ddpo"]
     (used,) = run.inputs.dataset_inputs
@@ -175,6 +176,18 @@ def test_a_lost_state_doubles_nothing(store: Path) -> None:
         name: run.info.run_id for name, run in before.items()
     }
     assert len(points(client(store), "train", "loss")) == 8
+
+
+def test_a_damaged_state_is_made_again(store: Path) -> None:
+    """Catches: the id of a run with one bit flipped, whose events MLflow then refuses for ever."""
+    with track(store) as run:
+        fill(run, 8)
+    path = store / "ddpo-1" / STATE
+    content = path.read_text()
+    for run_id in json.loads(content)["runs"].values():
+        path.write_text(content.replace(run_id, run_id[:-1] + chr(ord(run_id[-1]) ^ 1)))
+        assert sync_tracking(store / "ddpo-1")
+        assert path.read_text() == content
 
 
 def test_replaying_at_once_doubles_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
