@@ -15,7 +15,11 @@ from rlhfv_ray.records import PairBatch
 
 
 class MetricsReporter:
-    """Collects one record per update, and reports them to the driver every few updates."""
+    """Collects one record per update, and reports them to the driver every few updates.
+
+    After a resume, all records so far are reported at once: the driver may have missed some, and
+    perhaps no update is left. It keeps each update once.
+    """
 
     def __init__(
         self,
@@ -28,12 +32,12 @@ class MetricsReporter:
         self.report = report  # called by every worker
         self.start_facts = start_facts  # known before the first update; go into its record
         self.workers = workers  # by node; their number may change when training resumes
-        # Records already sent. After a resume all are sent again, because the driver may have
-        # missed some; it keeps each step once.
-        self.sent = 0
+        self.sent = 0  # records
         self.values: list[Tensor] = []
         self.facts: list[dict[str, Any]] = []
         self.tokens, self.since = 0, time.perf_counter()
+        if records:
+            self.flush()
 
     def add(
         self,

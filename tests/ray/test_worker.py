@@ -36,7 +36,7 @@ from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.training import worker as training
 from rlhfv_ray.training.checkpoint import latest_checkpoint
 from rlhfv_ray.training.job import TrainJob
-from rlhfv_ray.training.metrics_log import read_records
+from rlhfv_ray.training.metrics_log import METRICS_FILE, read_records
 from rlhfv_ray.training.sampler import global_batch_indices, nested_subset
 from rlhfv_ray.training.worker import train_worker
 from tests.ray.conftest import assert_same, losses, weights, with_scale
@@ -122,6 +122,7 @@ CHANGED = {  # what one worker at ZeRO 3 begins, and two at ZeRO 2 then meet
     "another reference": lambda job, remade: replace(job, reference=remade),
 }
 BEGUN = RESIZED | {name: {"workers": 2, "zero_stage": 2} for name in CHANGED}
+LOST = "record lost at the end"  # of a training, and then the same command again
 OVERFLOWING = {"overflow": 2, "overflow at ZeRO 3": 3}  # ZeRO stage
 IMITATION = LossConfig(gamma=1.0, normalize=True, sft_weight=1.0, preference_weight=0.0)
 STOPPED_AFTER = {"five updates": 5, "five updates at ZeRO 3": 5, **dict.fromkeys(OVERFLOWING, 6)}
@@ -142,6 +143,7 @@ def cases(config, reference, tmp_path_factory):
         "zero 1": (with_scale(config, zero_stage=1), reference),
         "zero 3": (with_scale(config, zero_stage=3), reference),
         "one worker": (with_scale(config, workers=1), reference),
+        LOST: (with_scale(config, workers=1), reference),
         "plain rows": (replace(config, model=replace(model, layout="plain")), reference),
         "recomputed": (with_scale(config, recompute=1), reference),
         "packed rows": (with_scale(config, row_tokens=200), reference),
@@ -195,12 +197,14 @@ def trained(cases, tmp_path_factory):
             later[3 - config.scale.workers][name] = change(
                 replace(job, config=with_scale(config, **BEGUN[name])), remade
             )
+    later[1][LOST] = jobs[1][LOST]
     errors = {}
     for part, (world, batch) in enumerate([*jobs.items(), *later.items()]):
         if part == len(jobs):
             for name in BEGUN:  # updates 4 and 5 are on record, and will be repeated
                 newest, _ = latest_checkpoint(folder / name)
                 shutil.rmtree(newest)
+            (folder / LOST / METRICS_FILE).unlink()
         (folder / f"jobs-{world}.pickle").write_bytes(pickle.dumps(batch))
         torch.multiprocessing.spawn(run_jobs, args=(world, free_port(), folder), nprocs=world)
         errors |= pickle.loads((folder / f"errors-{world}.pickle").read_bytes())
@@ -251,6 +255,13 @@ def test_others_end_what_was_begun(trained, name):
     ends = {manifest.name.split("-")[2] for manifest in (folder / name / "checkpoints").iterdir()}
     # The two checkpoints left are the later workers': the run did not end with the earlier ones.
     assert ends == {f"{RESIZED[name]['workers']}w"}
+
+
+def test_a_record_lost_after_the_last_update_is_made_again(trained):
+    """Catches: a finished training whose figures and MLflow curves lack updates, without a word."""
+    folder, _ = trained
+    assert_same(folder / LOST, folder / "one worker", atol=0)
+    assert [record["step"] for record in read_records(folder / LOST)] == list(range(1, 13))
 
 
 def test_what_is_not_repeated_as_recorded_stops_the_resume(trained):
