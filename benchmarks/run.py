@@ -22,6 +22,7 @@ from benchmarks.cells import (
 )
 from benchmarks.measure import FEWEST_ROUNDS, Row, page, shown
 from benchmarks.settings import LLAVA, MUFFIN, make_pairs, make_setting
+from benchmarks.stage import PAIRS, stage_cells
 from benchmarks.workers import worker_cells
 
 
@@ -79,7 +80,8 @@ def cells(*, quick: bool) -> list[Row]:
             rows += shown(trl_cells(long, "LLaVA-1.5 lengths", rounds=rounds))
     else:
         print("TRL is not installed, so its cells are skipped; pip install -e '.[bench]'")
-    return rows + shown(worker_cells(quick=quick))
+    rows += shown(worker_cells(quick=quick))
+    return rows + shown(stage_cells(pairs=PAIRS // 10 if quick else PAIRS))
 
 
 if __name__ == "__main__":

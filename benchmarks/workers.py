@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks.measure import Row, idle_load, judged
+from benchmarks.stage import own_ray
 from rlhfv_ray.config import DataConfig, DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.reference_table import load_reference, pair_sizes
@@ -47,7 +48,6 @@ from rlhfv_ray.training.worker import load_engine, train_worker, update
 
 BATCH = 32  # pairs per update, as in the paper
 CAPTIONS = 4  # per answer: 98 tokens, about as long as the paper's answers
-RAY_CPUS = 2
 # Sizes of a shapes model with random weights. Its updates take about a second, as those of the
 # smallest real models do.
 WIDTH = 256
@@ -60,28 +60,17 @@ def worker_cells(*, quick: bool) -> list[Row]:
 
     The last cell is the host's share of a step (h).
     """
-    import ray
-
     jobs = 1 if quick else 3
     steps = 6
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ray.init(
-            "local",
-            num_cpus=RAY_CPUS,
-            object_store_memory=200 * 1024**2,
-            include_dashboard=False,
-            log_to_driver=False,
-        )
-        try:
+        with own_ray():
             config, reference = prepare(folder, steps)
             others = idle_load()
             rates, losses = measure_jobs(config, reference, folder, jobs=jobs)
             ceiling = side_by_side(config, reference, folder)
             wait_s, collate_s = host_seconds(config, reference, folder / "host")
             others = max(others, idle_load())
-        finally:
-            ray.shutdown()
     assert losses["ray"] == losses["bare"], "Ray changes the losses"
     apart = max(abs(a - b) for a, b in zip(losses["bare"], losses["two"], strict=True))
     assert apart <= 1e-5, f"losses of one and two workers differ by {apart:.2g}"
