@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -30,6 +31,7 @@ from benchmarks.workers import free_port
 from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.data import load_pairs, write_pairs
 from rlhfv_ray.data.reference_table import load_reference
+from rlhfv_ray.inference.parts import read_parts
 from rlhfv_ray.inference.reference import compute_reference_logps
 from rlhfv_ray.storage.files import file_digest
 from rlhfv_ray.storage.folder import resolve_storage
@@ -91,16 +93,16 @@ STOPPED_AT = (  # files whose appearance says how far a driver is, and the sizes
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict[str, str]:
-    """Return the digests of a small experiment that nobody disturbed."""
+def undisturbed(tmp_path_factory) -> dict[str, Any]:
+    """Return the results of a small experiment that nobody disturbed."""
     storage = tmp_path_factory.mktemp("undisturbed")
     assert start_driver(storage).wait(900) == 0
-    return digests_of(storage)
+    return results_of(storage)
 
 
 @pytest.mark.parametrize(("pattern", "sizes"), STOPPED_AT)
 def test_stopped_and_replaced_drivers_change_nothing(
-    pattern: str, sizes: tuple[str, ...], undisturbed: dict[str, str], tmp_path: Path
+    pattern: str, sizes: tuple[str, ...], undisturbed: dict[str, Any], tmp_path: Path
 ):
     """Catches: a driver that sleeps, is replaced, wakes up, and writes; rows lost or computed in
     another way by a successor with other sizes.
@@ -117,7 +119,7 @@ def test_stopped_and_replaced_drivers_change_nothing(
     sleeper.send_signal(signal.SIGCONT)
     assert sleeper.wait(300) == 4
     assert successor.wait(900) == 0
-    assert digests_of(tmp_path) == undisturbed
+    assert results_of(tmp_path) == undisturbed
 
 
 def start_driver(storage: Path, *flags: str, host: str = "") -> subprocess.Popen:
@@ -141,11 +143,18 @@ def any_taken_over(leases: dict[Path, str]) -> bool:
     )
 
 
-def digests_of(storage: Path) -> dict[str, str]:
-    """Return the digest of every exported weight file and every part of rows and answers."""
-    patterns = ("train-*/model/*.safetensors", "*/part-*.parquet")
-    paths = sorted(path for pattern in patterns for path in storage.glob(pattern))
-    return {str(path.relative_to(storage)): file_digest(path) for path in paths}
+def results_of(storage: Path) -> dict[str, Any]:
+    """Return the digest of every exported weight file, and all rows of every stage with parts.
+
+    The successor cuts the stages that it begins itself by its own sizes, so that their files are
+    others.
+    """
+    weights = sorted(storage.glob("train-*/model/*.safetensors"))
+    stages = sorted({path.parent for path in storage.glob("*/part-*.parquet")})
+    return {
+        **{str(path.relative_to(storage)): file_digest(path) for path in weights},
+        **{stage.name: read_parts(stage).to_pylist() for stage in stages},
+    }
 
 
 def test_a_thousand_generated_replies_settle_and_are_paid_as_the_server_counts():
