@@ -357,12 +357,12 @@ class EvalConfig(BenchmarkSettings):
     """One evaluation: models or files of answers, benchmarks and judge."""
 
     model: tuple[str, ...] = ()
-    """Hugging Face folders or hub names. `shapes` is the built-in model, `api` the model of
-    --endpoint. `api:NAME` is another model there, and `api:NAME@URL` one behind another server
-    that takes the same key. The first one is the base, with which the others are compared."""
+    """Hugging Face folders, hub names, or `api:NAME@URL` for a model behind a server. `shapes` is
+    the built-in model, `api` the model of --endpoint, and `api:NAME` another model there. All
+    servers get the same key. The first model is the base, with which the others are compared."""
     answers: tuple[str, ...] = ()
-    """Files of answers in the release's formats, instead of models. They need exactly one
-    benchmark."""
+    """Files of answers, instead of models; docs/evaluation.md has their formats. They need exactly
+    one benchmark."""
     benchmarks: tuple[BenchmarkName, ...] = ("shapes",)
     """Benchmarks to evaluate on."""
     name: str = "eval"

@@ -5,19 +5,19 @@
 A RUN is the folder of an evaluation, with a file `<benchmark>/<model>.json` for each model's
 scores, or one such file. The base, with which all others are compared, is the model that --base
 names, else the one called base, else the first by name of the first run. The report shows every
-benchmark that all runs have. It refuses scores that were measured differently. It measures nothing:
-rates, intervals and tests come from `eval.benchmarks.contract`.
+benchmark that all runs have. It refuses scores that were measured differently.
 """
 
-import tyro
+import sys
 
 from eval.reporting.comparison import report_runs
+from rlhfv_ray.command_line.help_text import parse
 from rlhfv_ray.console import leave, run_command
 
 
 def main() -> None:
     """Run the command line."""
-    tyro.cli(report_runs, description=__doc__)
+    parse(report_runs, description=__doc__, arguments=sys.argv[1:])
 
 
 if __name__ == "__main__":

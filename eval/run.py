@@ -13,10 +13,9 @@ OPENAI_API_KEY or from a file (--judge.key-file), and is written nowhere. After 
 the same command again to continue: neither answers nor verdicts are made twice.
 """
 
-import tyro
-
 from eval.config import EvalConfig
 from rlhfv_ray.command_line import print_short_help, read_arguments, wants_short_help
+from rlhfv_ray.command_line.help_text import parse
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.storage.folder import resolve_storage
 
@@ -41,7 +40,7 @@ def main() -> None:
     if wants_short_help():
         print_short_help(EvalConfig, MAIN_FLAGS, description=__doc__)
         return
-    config = tyro.cli(EvalConfig, description=__doc__, args=read_arguments())
+    config = parse(EvalConfig, description=__doc__, arguments=read_arguments())
     from eval.evaluation import run_evaluation
 
     run_evaluation(config, resolve_storage(config.storage), console=new_console())

@@ -22,7 +22,7 @@ USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
   report   compare finished evaluations               (eval/report.py)
   audit    look at preference data before a job       (experiments/audit_pairs.py)
   convert  write preference data in another format    (experiments/convert.py)
-  runs     list the runs of a storage folder, free disk  (experiments/runs.py)
+  runs     list the runs of a folder, free its disk   (experiments/runs.py)
   sync     send MLflow what it missed                 (experiments/sync_tracking.py)
   doctor   check every node of the Ray cluster        (rlhfv_ray/doctor/)
 
@@ -39,7 +39,7 @@ def train() -> int:
 
 def demo() -> int:
     """Run the whole line on the shapes world, also on two kinds of control pairs."""
-    sys.argv[1:1] = ["shapes", "--controls", "permuted", "blank"]
+    sys.argv[:1] = ["rlhfv-ray train", "shapes", "--controls", "permuted", "blank"]
     return train()
 
 

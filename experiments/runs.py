@@ -10,6 +10,7 @@ it.
 """
 
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
+from rlhfv_ray.command_line.help_text import parse
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.storage.folder import discard, fetch_local
@@ -134,7 +136,7 @@ def show(storage: Path, runs: Iterable[Run]) -> None:
 
 def main() -> None:
     """Run the command line."""
-    tyro.cli(list_or_prune, description=__doc__)
+    parse(list_or_prune, description=__doc__, arguments=sys.argv[1:])
 
 
 def list_or_prune(

@@ -3,10 +3,12 @@
 Example: rlhfv-ray sync runs
 """
 
+import sys
 from typing import Annotated
 
 import tyro
 
+from rlhfv_ray.command_line.help_text import parse
 from rlhfv_ray.console import leave, run_command
 from rlhfv_ray.storage.folder import LARGE_DIRS, display_path, fetch, fetch_local
 from rlhfv_ray.tracking.replay import SPOOL
@@ -41,7 +43,7 @@ def sync(storage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ST
 
 def main() -> int:
     """Run the command line; return its exit code."""
-    return tyro.cli(sync, description=__doc__)
+    return parse(sync, description=__doc__, arguments=sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Check every node of the Ray cluster before a job, and print each problem's fix.
 
-Every node reports its facts (`node_facts`); the driver judges them (`findings`).
+With --model it checks that model in place of the nodes.
 """
 
 import json
@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhfv_ray.cluster import connect
+from rlhfv_ray.command_line.help_text import JOINED, introduce
 from rlhfv_ray.config import ModelConfig
 from rlhfv_ray.console import new_console, run_command
 from rlhfv_ray.doctor.findings import Finding, examine
@@ -124,5 +125,12 @@ def main() -> None:
             "usage: rlhfv-ray doctor [--help]\n\n"
             "Checks every node of the Ray cluster and prints how to fix each problem."
         )
-    checkup = tyro.cli(Checkup, prog="rlhfv-ray doctor", description=__doc__, args=sys.argv[2:])
+    arguments = sys.argv[2:]
+    checkup = tyro.cli(
+        Checkup,
+        prog="rlhfv-ray doctor",
+        description=introduce(__doc__, arguments),
+        args=arguments,
+        registry=JOINED,
+    )
     sys.exit(run_command(lambda: sys.exit(doctor(checkup))))

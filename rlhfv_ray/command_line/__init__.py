@@ -3,15 +3,13 @@
 A file's settings become flags in front of those that people typed, which therefore win.
 """
 
-import ast
 import functools
 import inspect
 import json
 import logging
 import sys
-import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +17,21 @@ import tyro
 import yaml
 from rich.table import Table
 
+from rlhfv_ray.command_line.help_text import (
+    HELP,
+    JOINED,
+    field_texts,
+    first_paragraph,
+    introduce,
+    parse,
+    wrapped,
+)
 from rlhfv_ray.console import new_console
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.redaction import HIDDEN
 
 C = TypeVar("C")
 RENAMED = {"data.max-rejected": "data.max-unusable"}  # old name: new name, without the dashes
-HELP = ("-h", "--help")
 FOOTER = {
     "--config FILE": "Settings from a YAML file, or from a run's config.json. Flags change them.",
     "--help-all": "Every setting.",
@@ -84,7 +90,12 @@ def choose(
         print_short_help(recipes[arguments[0]](), main_flags, command=arguments[0])
         raise SystemExit(0)
     configs = {name: (first_paragraph(recipe), recipe()) for name, recipe in recipes.items()}
-    return tyro.extras.overridable_config_cli(configs, description=description, args=arguments)
+    return tyro.extras.overridable_config_cli(
+        configs,
+        description=introduce(description, arguments),
+        args=arguments,
+        registry=JOINED,
+    )
 
 
 def call(function: Callable[..., C], *, description: str | None, group: str) -> C:
@@ -100,7 +111,7 @@ def call(function: Callable[..., C], *, description: str | None, group: str) -> 
         all_settings = f"--help-all also lists {group}.*, which most people leave as they are."
         description = "\n\n".join([*title_and_examples, all_settings])
         function = _without(function, group)
-    return tyro.cli(function, description=description, args=read_arguments())
+    return parse(function, description=description, arguments=read_arguments())
 
 
 def _without(function: Callable[..., C], name: str) -> Callable[..., C]:
@@ -119,11 +130,6 @@ def _without(function: Callable[..., C], name: str) -> Callable[..., C]:
     return shown
 
 
-def first_paragraph(documented: Any) -> str:
-    """Return the first paragraph of a docstring, as one line."""
-    return " ".join((inspect.getdoc(documented) or "").partition("\n\n")[0].split())
-
-
 def print_short_help(
     config: Any, main_flags: Sequence[str], *, command: str = "", description: str | None = None
 ) -> None:
@@ -139,7 +145,7 @@ def print_short_help(
     console.print(" ".join(f"usage: {sys.argv[0]} {command} [OPTIONS]".split()))
     if description:
         title_and_examples = description.strip().split("\n\n")[:2]
-        console.print("\n" + "\n\n".join(title_and_examples), soft_wrap=True)
+        console.print("\n" + wrapped("\n\n".join(title_and_examples)), soft_wrap=True)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column()
@@ -255,7 +261,7 @@ def _described(config: Any, name: str) -> tuple[str, str]:
     value = _value(config, last)
     if isinstance(value, tuple | list):
         value = " ".join(map(str, value))
-    text = _docstrings(config if isinstance(config, type) else type(config))[last]
+    text = field_texts(config if isinstance(config, type) else type(config))[last]
     return text.partition(". ")[0].rstrip(".") + ".", str(value)
 
 
@@ -265,22 +271,3 @@ def _value(config: Any, name: str) -> Any:
     factories = {spec.name: spec.default_factory for spec in fields(config)}
     factory = factories[name]
     return factory() if callable(factory) else getattr(config, name)
-
-
-def _docstrings(kind: type) -> dict[str, str]:
-    """Return the docstrings of a dataclass's fields: the text that stands below each."""
-    texts: dict[str, str] = {}
-    for parent in reversed(kind.__mro__):
-        if not is_dataclass(parent):
-            continue
-        source = textwrap.dedent(inspect.getsource(parent))
-        (definition,) = ast.parse(source).body
-        assert isinstance(definition, ast.ClassDef)
-        for item, below in zip(definition.body, definition.body[1:]):
-            match item, below:
-                case (
-                    ast.AnnAssign(target=ast.Name(id=name)),
-                    ast.Expr(value=ast.Constant(value=str(text))),
-                ):
-                    texts[name] = " ".join(text.split())
-    return texts
