@@ -155,8 +155,11 @@ class Scores:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Return the groups of questions in the order of their first question."""
-        return tuple(dict.fromkeys(item.group for item in self.answers if item.group))
+        """Return the groups of questions in the order of their first question, those of a number
+        ("2 groups") last and by it.
+        """
+        names = dict.fromkeys(item.group for item in self.answers if item.group)
+        return tuple(sorted(names, key=_first_number))
 
     @property
     def manifest_hash(self) -> str:
@@ -168,6 +171,12 @@ class Scores:
 
     def _ratios(self, name: str, group: str | None) -> list[Ratio]:
         return [item.ratios[name] for item in self._answers_in(group) if name in item.ratios]
+
+
+def _first_number(group: str) -> int:
+    """Return the number that a group's name begins with; -1 if there is none."""
+    first = group.split(" ")[0]
+    return int(first) if first.isdecimal() else -1
 
 
 def without_images(prompts: Sequence[Prompt]) -> dict[str, str]:

@@ -31,6 +31,7 @@ PER_CENT = 100.0
 GROUP_WIDTH = 0.8  # of all bars at one position, which are 1 apart
 LOWEST_TOP = 1.0  # per cent, of an axis whose bars are all near 0
 WIDEST = 9.0  # sum of the widths of panels that stand side by side
+WIDEST_ROW = 8.0  # width of a panel that stands below another: more would be too small on a page
 HEADROOM = 1.12  # of an axis, for the number above the highest bar
 MAX_NAME_LENGTH = 42  # characters of a group's name
 SMOOTH = 15  # a bold curve is a running mean over 1/15 of the run
@@ -72,11 +73,16 @@ def rates_figure(models: Models, path: Path) -> None:
         size = max(7.0, 2 + 1.6 * sum(widths)), 4.6
         figure = Figure(figsize=size, dpi=150, layout="constrained")
         drawn = list(figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0])
+        rows = list(panels.items())
     else:  # one below the other, so that the numbers stay readable on a page
-        size = max(7.0, 2 + 1.6 * max(widths)), 4.0 * len(panels)
+        rows = [
+            (better, row) for better, group in panels.items() for row in _rows(group, len(models))
+        ]
+        width = max(len(row) for _, row in rows) * (1 + len(models)) / 3
+        size = max(7.0, 2 + 1.6 * width), max(8.0, 3.2 * len(rows))
         figure = Figure(figsize=size, dpi=150, layout="constrained")
-        drawn = list(figure.subplots(len(panels), 1, squeeze=False)[:, 0])
-    for axes, (better, group) in zip(drawn, panels.items(), strict=True):
+        drawn = list(figure.subplots(len(rows), 1, squeeze=False)[:, 0])
+    for axes, (better, group) in zip(drawn, rows, strict=True):
         for order, scores in enumerate(models.values()):
             values, intervals = scores.rates(), scores.intervals()
             bars = [
@@ -86,6 +92,14 @@ def rates_figure(models: Models, path: Path) -> None:
             _draw_bars(axes, bars, model=order, models=len(models))
         _label_positions(axes, [m.name.replace("_", "\n") for m in group], better=better)
     _finish(figure, drawn, models, path)
+
+
+def _rows(metrics: Sequence[Metric], models: int) -> list[Sequence[Metric]]:
+    """Cut the metrics of a panel into rows of about the same length, which fit a page."""
+    most = max(1, int(WIDEST_ROW * 3 / (1 + models)))
+    count = math.ceil(len(metrics) / most)
+    length = math.ceil(len(metrics) / count)
+    return [metrics[start : start + length] for start in range(0, len(metrics), length)]
 
 
 def groups_figure(models: Models, path: Path) -> None:

@@ -101,6 +101,19 @@ def test_rates_of_nothing_are_missing() -> None:
     assert result.rates()["response_rate_all"] == 0
 
 
+def test_groups_of_a_number_stand_in_its_order() -> None:
+    """Catches: "10 groups" before "2 groups", and a type of questions that loses its place."""
+    names = ["2 groups", "other", "10 groups", "1 group", "counting", "2 groups"]
+    answers = tuple(replace(judged(1, 0, 1, 1), group=group) for group in names)
+    assert Scores(CHAIR, answers, {}).groups == (
+        "other",
+        "counting",
+        "1 group",
+        "2 groups",
+        "10 groups",
+    )
+
+
 def test_groups_add_up_to_the_whole() -> None:
     """Catches: a group that counts another's answers, or loses those without a verdict."""
     counting = rated(1, 2, None, group="counting")

@@ -178,3 +178,17 @@ def test_groups_are_shown_by_a_metric_that_they_share() -> None:
     assert grouped_metric({"m": replace(percent, answers=counting_only)}) == percent.metrics[1]
     assert grouped_metric({"m": replace(scores, answers=counting_only)}) is None
     assert grouped_metric({"m": base()}) is None
+
+
+def test_the_rates_of_four_models_stay_readable(tmp_path: Path) -> None:
+    """Catches: a row of so many bars that a page shows its numbers at half their size."""
+    first = models()["base"]
+    metrics = tuple(
+        first.metrics[0]._replace(name=f"rate {place}", better=better)
+        for place in range(8)
+        for better in ("lower", "higher")
+    )
+    scores = replace(first, metrics=metrics)
+    rates_figure({f"model {n}": scores for n in range(4)}, tmp_path / "rates.svg")
+    width, _ = size_of((tmp_path / "rates.svg").read_text())
+    assert width < 1000  # points; the page has some 840
