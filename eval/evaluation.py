@@ -96,6 +96,11 @@ class Evaluation:
         """Return each candidate's path by its name."""
         return {name: candidate.path for name, candidate in self.candidates.items()}
 
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """Return the path of each candidate that is a checkpoint: other paths name no folder."""
+        return {name: path for name, path in self.paths.items() if self.candidates[name].model}
+
 
 def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> dict[str, Any]:
     """Run an evaluation, or the rest of it; returns what it writes to `summary.json`.
@@ -138,7 +143,7 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
         for section in sections:
             console.print(table(section.models))
         check_verdicts(sections, folder / "report.html")
-    log_to_checkpoints(evaluation.paths, sections, config.tracking, evaluation=folder.name)
+    log_to_checkpoints(evaluation.checkpoints, sections, config.tracking, evaluation=folder.name)
     opened.print_locations({"report": folder / "report.html"}, console=console)
     return outcome
 
