@@ -40,7 +40,7 @@ from rlhfv_ray.config import (
     fingerprint,
     plain,
 )
-from rlhfv_ray.console import new_console
+from rlhfv_ray.console import new_console, print_sentence
 from rlhfv_ray.endpoint.budget import Ledger
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.endpoint.run import check_endpoint
@@ -174,7 +174,7 @@ def print_agreement(evaluation: Evaluation, *, least: float, console: Console) -
         }
         answers = {name: read_answers(folder) for name, folder in folders.items()}
         for sentence in check_agreement(answers, least=least).values():
-            console.print(f"{benchmark.name}: {sentence}", highlight=False, soft_wrap=True)
+            print_sentence(console, f"{benchmark.name}: {sentence}")
 
 
 def plan_evaluation(

@@ -36,6 +36,7 @@ EXPERIMENT_FLAGS = (
     "loss.normalize",
     "optim.learning_rate",
     "optim.batch",
+    "optim.steps",
     "optim.epochs",
     "model.lora_rank",
     "scale.workers",

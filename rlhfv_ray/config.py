@@ -337,9 +337,9 @@ class OptimConfig:
     batch: int = 32
     """Pairs per update over all workers, >= 1."""
     epochs: float = 7.0
-    """Passes over the pairs, > 0. Ignored if steps is set."""
+    """Passes over the pairs, > 0; not used where optim.steps is set."""
     steps: int = 0
-    """Number of updates, >= 0. 0 derives it from epochs."""
+    """Number of updates, >= 0; 0 derives it from optim.epochs."""
     warmup: float = 0.1
     """Share of the updates, 0 to 1, in which the learning rate rises linearly."""
     schedule: Literal["cosine", "constant", "trainer"] = "cosine"

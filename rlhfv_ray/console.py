@@ -55,6 +55,11 @@ def _console_of(columns: str) -> Console:
     return Console(markup=False, highlight=False)
 
 
+def print_sentence(console: Console, text: str) -> None:
+    """Print a text whose lines end between words on a terminal, and which is one line in a log."""
+    console.print(text, highlight=False, soft_wrap=not console.is_terminal)
+
+
 def stage_line(title: str, state: str, place: int, total: int) -> Text:
     """Return the line that begins a stage: "stage 2 of 6: training (running)"; with the time in a
     job's log.

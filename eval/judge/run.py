@@ -13,6 +13,8 @@ from rlhfv_ray.endpoint.records import Reply, Request, useful
 from rlhfv_ray.endpoint.run import ask
 from rlhfv_ray.errors import ConfigError
 
+LONGEST_REPLY = 100  # characters of a reply that an error shows
+
 
 def judge_answers(
     requests: Sequence[Request],
@@ -90,8 +92,12 @@ def shortfall(
     ]
     if len(unjudged) <= max_missing * len(requests):
         return ""
+    replies = (reply.text for name in unjudged for reply in verdicts[name] if reply.text)
+    first = " ".join(next(replies, "").split())
+    example = f"The first of their replies: {first[:LONGEST_REPLY]!r}. " if first else ""
     return (
         f"{len(unjudged)} of {len(requests)} answers have no readable verdict "
-        f"({', '.join(unjudged[:5])}), more than judge.max_missing = {max_missing:g}. The same "
-        "command asks again for verdicts that never came; or set a higher --judge.max-missing."
+        f"({', '.join(unjudged[:5])}), more than judge.max_missing = {max_missing:g}. {example}"
+        "The same command asks again only for verdicts that never came. For others, name another "
+        "model (--judge.model) or a higher --judge.max-missing."
     )

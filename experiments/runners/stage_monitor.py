@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rlhfv_ray.console import ProgressBar, progress_bar, stage_line
+from rlhfv_ray.console import ProgressBar, print_sentence, progress_bar, stage_line
 from rlhfv_ray.data.audit_page import AUDIT_FILES
 from rlhfv_ray.data.mixture import mixed_rows
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
@@ -90,7 +90,7 @@ class StageMonitor:
                 yield
             child.log_metrics({"seconds": seconds_of(folder)})
             if folder in {pipeline.reference for pipeline in self.pipelines}:
-                self.console.print(f"  self-check: {read_check(folder)}", soft_wrap=True)
+                print_sentence(self.console, f"  self-check: {read_check(folder)}")
                 unusable = unusable_rows(folder)
                 rows = {"usable": len(load_reference(folder)), "unusable": len(unusable)}
                 child.log_metrics({f"rows/{name}": count for name, count in rows.items()})

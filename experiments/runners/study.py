@@ -30,7 +30,7 @@ from experiments.runners.study_results import study_results
 from experiments.runners.sweep_report import TrialResult, read_trials
 from rlhfv_ray.cluster import check_fits, connect
 from rlhfv_ray.config import DDPOConfig, changed_settings, fingerprint, plain
-from rlhfv_ray.console import ProgressBar, poll, progress_bar
+from rlhfv_ray.console import ProgressBar, poll, print_sentence, progress_bar
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline
 from rlhfv_ray.shapes.controls import Control
@@ -247,5 +247,5 @@ def conclude(
     study.draw(results, folder / f"{folder.name.rpartition('-')[0]}.png")
     console.print(study_table(study.title, results))
     for sentence in verdicts:
-        console.print(sentence, highlight=False, soft_wrap=True)
+        print_sentence(console, sentence)
     return outcome

@@ -15,6 +15,7 @@ from rlhfv_ray.endpoint.spending import Spending
 MAX_SLEEP_S = 0.5  # a waiting caller checks the limits at least this often
 COST_SLEEP_S = 0.05  # the same while calls under way hold the rest of max_cost
 TYPICAL_REPLY = 150  # tokens, assumed until the server reports the true number
+OUTCOMES = {"retryable": "failed and tried again", "rate_limited": "told to wait"}  # as people read
 HOPELESS = 3  # requests rejected in the same way in a row, after which all calls stop
 
 
@@ -47,12 +48,14 @@ class Ledger:
 
     def lines(self) -> list[str]:
         """Return the ledger as lines of text for the console."""
-        counts = [f"{count} {name}" for name, count in sorted(self.outcomes.items())]
+        counts = [
+            f"{count} {OUTCOMES.get(name, name)}" for name, count in sorted(self.outcomes.items())
+        ]
         cost = f", {self.cost:.2f} USD" if self.cost else ""
         if self.estimated:
             cost += f" ({self.estimated:.2f} of it estimated, as the server did not state it)"
         return [
-            f"{self.known} replies known before, {self.calls} calls in {self.seconds:.0f} s "
+            f"{self.known} replies needed no call, {self.calls} calls in {self.seconds:.0f} s "
             f"({', '.join(counts) or 'none'}), {self.tokens_in:,} tokens in, "
             f"{self.tokens_out:,} out{cost}; answered by {', '.join(self.models) or 'nobody'}"
         ]

@@ -28,7 +28,7 @@ from tenacity import (
 
 from rlhfv_ray.cluster import configure_data, unwrap
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.console import poll, progress_bar
+from rlhfv_ray.console import poll, print_sentence, progress_bar
 from rlhfv_ray.endpoint.budget import TYPICAL_REPLY, Call, CallBudget, Ledger
 from rlhfv_ray.endpoint.cache import ReplyCache
 from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
@@ -184,12 +184,11 @@ def ask(
     if unsettled:
         store.check_writable()
         pending = list(unsettled.values())
-        forecast = estimate(pending, len(requests) - len(pending), endpoint)
-        console.print(forecast, highlight=False, soft_wrap=True)
+        print_sentence(console, estimate(pending, len(requests), endpoint))
         ledger, failed = _run(pending, endpoint, store, readable=readable, title=title)
     ledger = replace(ledger, requests=len(unsettled), known=len(requests) - len(unsettled))
     for line in ledger.lines():
-        console.print(f"  {line}", highlight=False, soft_wrap=True)
+        print_sentence(console, f"  {line}")
     if ledger.stopped:
         cached = sum(key not in failed for key in keys)
         raise JudgeError(
@@ -204,12 +203,17 @@ def ask(
     return replies, ledger
 
 
-def estimate(requests: Sequence[Request], known: int, endpoint: EndpointConfig) -> str:
+def estimate(requests: Sequence[Request], replies: int, endpoint: EndpointConfig) -> str:
     """Return a line with the calls to be made, their tokens, cost and least time.
 
+    Args:
+        requests: that need a call.
+        replies: number of all that are needed; others are known, or equal to one of these.
+        endpoint: the server.
+
     Example:
-        >>> print(estimate([Request("1", "x" * 35)] * 100, 20, EndpointConfig(model="judge")))
-        judge: 100 calls (20 replies are there), about 1,000 tokens in and 15,000 out,
+        >>> print(estimate([Request("1", "x" * 35)] * 100, 120, EndpointConfig(model="judge")))
+        judge: 100 calls for 120 replies, about 1,000 tokens in and 15,000 out,
         0.2 minutes or more
     """
     tokens_in = sum(request.tokens for request in requests)
@@ -222,7 +226,7 @@ def estimate(requests: Sequence[Request], known: int, endpoint: EndpointConfig) 
     most = endpoint.cost(most_in, endpoint.max_tokens * len(requests))
     cost = f", about {typical:.2f} USD and {most:.2f} at most" if most else ""
     return (
-        f"{endpoint.model}: {len(requests)} calls ({known} replies are there), about "
+        f"{endpoint.model}: {len(requests)} calls for {replies} replies, about "
         f"{tokens_in:,} tokens in and {tokens_out:,} out{cost}, {max(minutes, 0.1):.1f} minutes or "
         "more"
     )

@@ -132,6 +132,14 @@ def test_the_short_help_fits_on_a_screen(monkeypatch, capsys, config, flags):
     assert "--help-all" in printed and "--config FILE" in printed
 
 
+def test_the_short_help_says_that_updates_win_over_epochs(monkeypatch, capsys):
+    """Catches: `--optim.epochs 1` that changes nothing in a recipe with a number of updates."""
+    monkeypatch.setenv("COLUMNS", "200")
+    print_short_help(EXPERIMENTS["shapes"](), EXPERIMENT_FLAGS)
+    printed = capsys.readouterr().out
+    assert "not used where optim.steps is set" in printed and "--optim.steps" in printed
+
+
 def test_help_all_lists_every_setting(typed, capsys):
     """Catches: a setting that no help shows."""
     for word, shown in (("--help", False), ("--help-all", True)):

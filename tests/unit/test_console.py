@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import pty
@@ -11,10 +12,11 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 from rich.table import Table
 
 from rlhfv_ray import console
-from rlhfv_ray.console import new_console, poll, progress_bar, run_command
+from rlhfv_ray.console import new_console, poll, print_sentence, progress_bar, run_command
 from rlhfv_ray.errors import ConfigError, JudgeError, StageFailedError, StorageError
 
 STAMP = len("2026-01-01 00:00:00 ")
@@ -217,3 +219,14 @@ def test_lines_stand_above_the_bar(columns):
     others = [line for line in shown[1:] if line not in bars]
     assert len(others) == 14
     assert all(re.match(r"line \d+$|\S+ \S+ WARNING rlhfv_ray: warning", line) for line in others)
+
+
+@pytest.mark.parametrize(("is_terminal", "lines"), [(True, 3), (False, 1)])
+def test_a_sentence_ends_its_lines_between_words(is_terminal, lines):
+    """Catches: a terminal that breaks a sentence inside a word, or a log that has it in pieces."""
+    out = io.StringIO()
+    terminal = Console(file=out, width=30, force_terminal=is_terminal, color_system=None)
+    sentence = "Gradients are within 1.3e-06 nats of those of the unchanged model."
+    print_sentence(terminal, sentence)
+    printed = out.getvalue().splitlines()
+    assert len(printed) == lines and " ".join(line.strip() for line in printed) == sentence

@@ -227,6 +227,6 @@ def test_the_next_budget_of_a_server_goes_on_at_its_pace(tmp_path: Path) -> None
 def test_the_ledger_in_words() -> None:
     ledger = Ledger(known=3, calls=2, outcomes={"ok": 1, "rejected": 1}, tokens_in=1500, cost=0.5)
     assert ledger.lines() == [
-        "3 replies known before, 2 calls in 0 s (1 ok, 1 rejected), 1,500 tokens in, 0 out, "
+        "3 replies needed no call, 2 calls in 0 s (1 ok, 1 rejected), 1,500 tokens in, 0 out, "
         "0.50 USD; answered by nobody"
     ]

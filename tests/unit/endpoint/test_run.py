@@ -227,7 +227,7 @@ def test_estimates_by_hand() -> None:
         price_out=200.0,
         max_tokens=1000,
     )
-    assert estimate([Request("1", "x" * 35)] * 1000, 7, endpoint) == (
-        "judge: 1000 calls (7 replies are there), about 10,000 tokens in and 150,000 out, about "
+    assert estimate([Request("1", "x" * 35)] * 1000, 1007, endpoint) == (
+        "judge: 1000 calls for 1007 replies, about 10,000 tokens in and 150,000 out, about "
         "31.00 USD and 223.50 at most, 4.0 minutes or more"
     )

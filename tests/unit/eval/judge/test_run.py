@@ -68,6 +68,9 @@ def test_more_missing_verdicts_than_allowed_are_told() -> None:
     assert shortfall(REQUESTS, verdicts, 0.25, is_rating) == ""
     told = shortfall(REQUESTS, verdicts, 0.24, is_rating)
     assert told.startswith("1 of 4 answers have no readable verdict (3), more than")
+    assert "The first of their replies: 'hm'. " in told
+    lost = {**verdicts, "3": [Reply("unavailable")]}
+    assert "their replies" not in shortfall(REQUESTS, lost, 0.24, is_rating)
 
 
 @pytest.mark.parametrize(
