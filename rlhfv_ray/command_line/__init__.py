@@ -90,11 +90,9 @@ def choose(
         print_short_help(recipes[arguments[0]](), main_flags, command=arguments[0])
         raise SystemExit(0)
     configs = {name: (first_paragraph(recipe), recipe()) for name, recipe in recipes.items()}
+    introduce(description, arguments)
     return tyro.extras.overridable_config_cli(
-        configs,
-        description=introduce(description, arguments),
-        args=arguments,
-        registry=JOINED,
+        configs, description="", args=arguments, registry=JOINED
     )
 
 

@@ -32,19 +32,14 @@ def parse(target: Callable[..., C], *, description: str | None, arguments: Seque
     """
     if not isinstance(target, type):
         target = _with_short_lines(target)
-    return tyro.cli(
-        target, description=introduce(description, arguments), args=arguments, registry=JOINED
-    )
+    introduce(description, arguments)
+    return tyro.cli(target, description="", args=arguments, registry=JOINED)
 
 
-def introduce(description: str | None, arguments: Sequence[str]) -> str:
-    """Print a command's description if its arguments ask for help; returns what tyro shall print.
-
-    Other arguments need none: tyro prints the description with the help alone.
-    """
+def introduce(description: str | None, arguments: Sequence[str]) -> None:
+    """Print a command's description, in place of tyro, if the arguments ask for help."""
     if any(word in HELP for word in arguments):
         print(f"{wrapped(description or '')}\n")
-    return ""
 
 
 def wrapped(description: str) -> str:

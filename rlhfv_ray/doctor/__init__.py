@@ -126,11 +126,8 @@ def main() -> None:
             "Checks every node of the Ray cluster and prints how to fix each problem."
         )
     arguments = sys.argv[2:]
+    introduce(__doc__, arguments)
     checkup = tyro.cli(
-        Checkup,
-        prog="rlhfv-ray doctor",
-        description=introduce(__doc__, arguments),
-        args=arguments,
-        registry=JOINED,
+        Checkup, prog="rlhfv-ray doctor", description="", args=arguments, registry=JOINED
     )
     sys.exit(run_command(lambda: sys.exit(doctor(checkup))))
