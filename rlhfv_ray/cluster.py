@@ -271,23 +271,35 @@ def check_fits(
         setting: name of the setting that holds `scale`, for the message.
 
     Raises:
-        ConfigError: it cannot; the message has what is needed and what the cluster may have.
+        ConfigError: it cannot; the message has all that is needed and what the cluster may have.
     """
     actor_bundles = [scale.resources] * scale.actors
     if scale.gpu:
         actor_bundles.append({"CPU": prepare_cpus(scale)})
     counts = {"workers": scale.least_workers, "actors": scale.actors}
     needs = {"workers": [scale.resources] * counts["workers"], "actors": actor_bundles}
-    for name in who:
-        room, source = possible_room(needs[name])
-        count = counts[name]
-        no_gpu = f" Without a GPU: --{setting}.no-gpu." if scale.gpu and not room else ""
-        if room is not None and room < len(needs[name]):
-            raise ConfigError(
-                f"{setting}.{name} = {count} needs {count} x ({bundle_text(scale.resources)}), and "
-                f"there is room for {min(room, count - 1)}: {source}. Use fewer {name} "
-                f"(--{setting}.{name}), fewer --{setting}.cpus each, or a larger cluster.{no_gpu}"
-            )
+    rooms = {name: possible_room(needs[name]) for name in who}
+    # All that is too little is told at once: a start of Ray for each would cost people minutes.
+    lacking = {
+        name: min(room, counts[name] - 1)
+        for name, (room, _) in rooms.items()
+        if room is not None and room < len(needs[name])
+    }
+    if not lacking:
+        return
+    too_little = "; ".join(
+        f"{setting}.{name} = {counts[name]} needs {counts[name]} x "
+        f"({bundle_text(scale.resources)}), and there is room for {room}"
+        for name, room in lacking.items()
+    )
+    _, source = rooms[next(iter(lacking))]
+    fewer = " and ".join(f"--{setting}.{name}" for name in lacking)
+    is_without_gpu = scale.gpu and any(rooms[name][0] == 0 for name in lacking)
+    no_gpu = f" Without a GPU: --{setting}.no-gpu." if is_without_gpu else ""
+    raise ConfigError(
+        f"{too_little}: {source}. Use fewer {' and '.join(lacking)} ({fewer}), fewer "
+        f"--{setting}.cpus each, or a larger cluster.{no_gpu}"
+    )
 
 
 def prepare_cpus(scale: ScaleConfig) -> float:

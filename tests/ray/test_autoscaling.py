@@ -78,7 +78,9 @@ def test_a_job_brings_nodes_or_is_refused_with_the_numbers(tmp_path: Path):
     for name, text in {
         "too many": f"scale.workers = 6 needs 6 x (1 CPU), and there is room for 5: .*{types}",
         "too large": f"scale.workers = 2 needs 2 x (3 CPU), and there is room for 1: .*{types}",
-        "no GPU": "needs 1 x (1 CPU, 1 GPU), and there is room for 0.*--scale.no-gpu",
+        # Workers and actors alike, or people learn of the second lack after another start of Ray.
+        "no GPU": "scale.workers = 1 needs 1 x (1 CPU, 1 GPU), and there is room for 0; "
+        "scale.actors = 1 needs .*(--scale.workers and --scale.actors).*--scale.no-gpu",
         "late": "have room for 0. No other nodes came within 0.1 s (scale.start_timeout)",
         "never": "needs 1 x (5 CPU).*The autoscaler has no node type for the rest. Use fewer",
     }.items():
