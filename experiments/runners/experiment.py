@@ -8,13 +8,14 @@ and answers are in the stages' folders, which `config.json` names.
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from eval.benchmarks.contract import Scores
+from eval.config import EvalConfig, InferenceConfig, LoadConfig
 from eval.evaluation import (
     Candidate,
     Evaluation,
@@ -37,7 +38,7 @@ from experiments.runners.controls import (
     kept_shares,
 )
 from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
-from rlhfv_ray.config import GenerationConfig, changed_settings, fingerprint, plain
+from rlhfv_ray.config import changed_settings, fingerprint, plain
 from rlhfv_ray.console import program
 from rlhfv_ray.data.audit_page import PAGE_FILE
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
@@ -55,6 +56,10 @@ from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import RUN_NAME, open_run_folder
 from rlhfv_ray.training.metrics_log import read_records
 
+BENCHMARK_TO_FILL_IN = (
+    *("--benchmarks", "object_halbench", "--object-halbench.questions", "QUESTIONS.jsonl"),
+    *("--object-halbench.annotations", "COCO_ANNOTATIONS", "--judge.model", "JUDGE"),
+)
 LISTED_ROWS = 20  # unusable rows on the report; all are in the reference folder
 
 
@@ -113,8 +118,15 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
     }
     opened.print_locations(locations, console=console)
     if not evaluation.benchmarks:
-        console.print("No benchmark was asked for (--benchmarks). Score both models with:")
-        console.print(score_command(config, pipeline), highlight=False, soft_wrap=True)
+        command = score_command(config, pipeline.aligned.path)
+        console.print(
+            "No benchmark was asked for (--benchmarks). Score both models with this command, where "
+            "words in capitals are yours to fill in, or with another benchmark of "
+            "docs/evaluation.md:",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(command, highlight=False, soft_wrap=True)
     return outcome
 
 
@@ -334,14 +346,27 @@ def audit_text(audit: Mapping[str, Any]) -> str:
     return f"{accuracy:.1f} % of pairs ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def score_command(config: ExperimentConfig, pipeline: Pipeline) -> str:
-    """Return the command that scores the base and the aligned model of a run without benchmarks."""
-    defaults = flat(plain(GenerationConfig()), "generation.")
-    decoding = flat(plain(config.generation), "generation.")
-    changed = {name: value for name, value in decoding.items() if value != defaults[name]}
-    models = (config.model.path, display_path(Path(pipeline.aligned.path)))
+def score_command(config: ExperimentConfig, aligned: str) -> str:
+    """Return the command that scores the base and the aligned model of a run without benchmarks.
+
+    It loads them and spreads the work as the run did. Words in capitals are the user's to replace.
+
+    Args:
+        config: the run.
+        aligned: folder of the aligned model.
+    """
+    models = (config.model.path, display_path(Path(aligned)))
+    loading = {item.name: getattr(config.model, item.name) for item in fields(LoadConfig)}
+    scale = config.scale
+    settings = EvalConfig(
+        model=models,
+        generation=config.generation,
+        loading=LoadConfig(**loading),
+        inference=InferenceConfig(actors=scale.actors, gpu=scale.gpu, cpus=scale.cpus),
+    )
+    defaults = flat(plain(EvalConfig(model=models)))
+    values = flat(plain(settings))
+    changed = {name: value for name, value in values.items() if value != defaults[name]}
     words = [program("rlhfv-ray"), "eval", "--model", *models, "--storage", config.storage]
-    words += ["--loading.dtype", config.model.dtype, *shlex.split(arguments_of(changed))]
-    if config.model.template_arguments:
-        words += ["--loading.template-arguments", *config.model.template_arguments]
-    return shlex.join([*words, "--benchmarks", "object_halbench"])
+    words += shlex.split(arguments_of(changed))
+    return shlex.join([*words, *BENCHMARK_TO_FILL_IN])

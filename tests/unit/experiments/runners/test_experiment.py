@@ -1,10 +1,14 @@
 """The record of where an experiment came from, without Ray (tests/ray runs whole experiments)."""
 
+import shlex
 from dataclasses import replace
 
+import tyro
+
+from eval.config import EvalConfig
 from experiments.recipes import RECIPES
 from experiments.runners.config import ExperimentConfig
-from experiments.runners.experiment import audit_text, title_of
+from experiments.runners.experiment import audit_text, score_command, title_of
 
 
 def test_a_run_is_named_by_what_experiments_differ_in():
@@ -22,3 +26,22 @@ def test_the_report_says_what_texts_alone_tell():
     figures = {"pairs": 900, "told": 0.5174, "told_interval": [0.483, 0.5501]}
     assert audit_text(figures) == "51.7 % of pairs (48.3 to 55.0)"
     assert audit_text({"pairs": 40}) == "not measured, as 40 pairs are too few"
+
+
+def test_the_command_that_scores_a_run_works_as_the_run_did():
+    """Catches: a 7B model of eight GPUs that the printed command answers with on one CPU, a Muffin
+    checkpoint that it cannot load, and a command that lacks the benchmark's files."""
+    recipe = RECIPES["paper"]()
+    model = replace(recipe.model, path="muffin", allow_pickle=True, template_arguments=("a=1",))
+    scale = replace(recipe.scale, actors=8, gpu=True, cpus=4)
+    config = ExperimentConfig.of(replace(recipe, model=model, scale=scale, storage="kept"))
+
+    words = shlex.split(score_command(config, "train/model"))
+    assert words[1] == "eval"
+    settings = tyro.cli(EvalConfig, args=words[2:])
+    assert (settings.model, settings.storage) == (("muffin", "train/model"), "kept")
+    assert (settings.scale.actors, settings.scale.gpu, settings.scale.cpus) == (8, True, 4)
+    checkpoint = settings.checkpoint("muffin")
+    assert checkpoint.allow_pickle and checkpoint.template_arguments == ("a=1",)
+    assert settings.generation == config.generation
+    assert settings.object_halbench.questions and settings.object_halbench.annotations
