@@ -113,7 +113,10 @@ class ChairCoco(Benchmark):
         tag: Callable[[str], Sequence[Tagged]] = tagged_words,
     ) -> None:
         if not config.annotations:
-            raise ConfigError("chair.annotations is not set: the folder of COCO 2014's files.")
+            raise ConfigError(
+                "chair.annotations is not set: give --chair.annotations the folder of COCO 2014's "
+                "annotations."
+            )
         find_annotations(Path(config.annotations).expanduser())
         loaded = ObjectVocabulary.load(lemmatizer="wordnet")
         self.vocabulary = TaggedVocabulary(loaded.objects, loaded.phrases, "wordnet", tag)

@@ -99,7 +99,9 @@ class ObjectHalBench(Benchmark):
     ) -> None:
         if not config.questions or not config.annotations:
             raise ConfigError(
-                f"object_halbench.questions and .annotations must both be set; given: {config}."
+                "object_halbench.questions or .annotations is not set: give "
+                "--object-halbench.questions the release's file of questions with their images, "
+                "and --object-halbench.annotations the folder of COCO 2014's annotations."
             )
         # A missing file is reported here, before hours of generation.
         find_annotations(Path(config.annotations).expanduser())

@@ -22,7 +22,10 @@ def read_json_rows(path: str | Path, fields: Sequence[str], *, what: str) -> lis
         DataError: the file is missing, empty or cut off, or a row lacks a field.
     """
     if not path:
-        raise DataError(f"{what} is not set: give the file.")
+        flag = "--" + what.replace("_", "-")
+        raise DataError(
+            f"{what} is not set: give {flag} FILE. docs/evaluation.md names its source."
+        )
     path = Path(path).expanduser()
     source = f"{what} = {str(path)!r}"
     try:

@@ -407,7 +407,7 @@ def test_a_tagger_that_is_not_there(tmp_path: Path) -> None:
 
 def test_settings_that_must_be_there(tmp_path: Path) -> None:
     """Catches: a missing path or annotation file that is reported after hours of generation."""
-    with pytest.raises(ConfigError, match="questions and .annotations must both be set"):
+    with pytest.raises(ConfigError, match="--object-halbench.annotations the folder"):
         ObjectHalBench(
             ObjectHalBenchConfig(questions="q.jsonl"), JUDGE, cache=tmp_path, decoding={}
         )

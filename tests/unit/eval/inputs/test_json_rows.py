@@ -38,8 +38,8 @@ def test_damaged_files_are_named_with_the_place(text: str, message: str, tmp_pat
 
 
 def test_a_file_must_be_given_and_exist(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="questions is not set"):
-        read_json_rows("", (), what="questions")
+    with pytest.raises(DataError, match="is not set: give --mmhal-bench.questions FILE"):
+        read_json_rows("", (), what="mmhal_bench.questions")
     with pytest.raises(DataError, match="cannot be read"):
         read_json_rows(tmp_path / "none", (), what="questions")
 
