@@ -8,6 +8,7 @@ Scores carry a manifest, which states what they were measured on and how. Scores
 manifests are not compared.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -328,16 +329,37 @@ def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> Non
     Raises:
         DataError: the message has each field that differs with its two values.
     """
-    fields = sorted(first.keys() | second.keys())
-    differ = [key for key in fields if first.get(key) != second.get(key)]
+    differ = _differences(first, second)
     if differ:
+        fields = dict.fromkeys(name.partition(".")[0] for name in differ)
         values = "; ".join(
-            f"{key}: {first.get(key)!r} against {second.get(key)!r}" for key in differ
+            f"{name}: {_shortened(old)} against {_shortened(new)}"
+            for name, (old, new) in differ.items()
         )
         raise DataError(
             "Scores with different manifests are not compared; "
-            f"they differ in {', '.join(differ)}. {values}"
+            f"they differ in {', '.join(fields)}. {values}. Measure both models alike, or compare "
+            "fewer of the runs."
         )
+
+
+def _differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Return the two values of every setting that differs, by its dotted name."""
+    differ: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(first.keys() | second.keys()):
+        old, new = first.get(key), second.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            differ |= _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            differ[f"{prefix}{key}"] = old, new
+    return differ
+
+
+def _shortened(value: Any) -> str:
+    """Return a value as text, with a digest's first digits in place of all 64."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", repr(value))
 
 
 def _significance(metric: Metric, pairs: Sequence[Pair]) -> tuple[str, float | None, float | None]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tyro
 
-from eval.benchmarks.contract import Scores
+from eval.benchmarks.contract import Scores, check_comparable
 from eval.reporting.html import Heading, Section, write_page
 from eval.reporting.score_files import holds_scores, load_scores
 from eval.reporting.tables import BASE, draw, table
@@ -90,6 +90,16 @@ def with_base(models: Models, base: str) -> dict[str, Scores]:
     return {base: models[base], **models}
 
 
+def _check_alike(benchmark: str, models: Models) -> None:
+    """Raise a DataError that names the first model that was measured otherwise than the base."""
+    (base, scores), *others = models.items()
+    for name, other in others:
+        try:
+            check_comparable(scores.manifest, other.manifest)
+        except DataError as error:
+            raise DataError(f"{benchmark}, {base} and {name}: {error}") from error
+
+
 def report_runs(
     runs: tyro.conf.Positional[tuple[str, ...]],
     page: Path = Path("comparison.html"),
@@ -109,7 +119,8 @@ def report_runs(
     benchmarks = read_runs([fetch_local(run) for run in runs])
     if base:
         benchmarks = {name: with_base(models, base) for name, models in benchmarks.items()}
-    for models in benchmarks.values():
+    for benchmark, models in benchmarks.items():
+        _check_alike(benchmark, models)
         console.print(table(models))
     with tempfile.TemporaryDirectory() as folder:
         sections = [

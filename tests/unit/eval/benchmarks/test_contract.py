@@ -280,6 +280,18 @@ def test_check_comparable_shows_both_values() -> None:
     check_comparable({"n": 96}, {"n": 96})
 
 
+def test_check_comparable_shows_only_what_differs() -> None:
+    """Catches: a screen of settings that agree, and of whole digests, without a way on."""
+    first = {"decoding": {"beams": 1, "tokens": 256}, "prompts": "ab" * 32}
+    second = {"decoding": {"beams": 1, "tokens": 8}, "prompts": "cd" * 32}
+    with pytest.raises(DataError) as caught:
+        check_comparable(first, second)
+    message = str(caught.value)
+    assert "differ in decoding, prompts. decoding.tokens: 256 against 8; prompts: 'abab" in message
+    assert "beams" not in message and "ab" * 32 not in message
+    assert message.endswith("Measure both models alike, or compare fewer of the runs.")
+
+
 def test_votes_are_read_and_their_agreement_counted() -> None:
     answers = [Answer(name, "?", "") for name in ("a", "b", "c", "d")]
     verdicts = {
