@@ -30,6 +30,7 @@ from experiments.runners.scoring import (
 from experiments.runners.stage_monitor import flat
 from experiments.runners.sweep_outcome import conclude, retrain_command
 from experiments.runners.sweep_plan import (
+    START_S,
     cost_line,
     device_line,
     disk_of,
@@ -170,7 +171,8 @@ class Planned:
             *lines,
             device_line(config, counted, seconds),
             f"time: about {hours(seconds / self.concurrent)}, with {update_s:.2f} s per update "
-            f"(3 x the pace of the reference pass), {looks}",
+            f"(3 x the pace of the reference pass, if it ran on {scale.actors} such actors), "
+            f"{START_S:.0f} s per start at a rung, {looks}",
         ]
 
 
