@@ -16,6 +16,7 @@ Models = Mapping[str, Scores]
 
 NO_VALUE = "none counted"
 PER_CENT = 100.0
+ALPHA = 0.05  # a paired test with a larger p-value finds no difference
 EXACT_BELOW = 10  # values in other units than per cent get a second decimal below this
 
 
@@ -190,16 +191,28 @@ def _estimate(
     number = f"{signed(scale * value, digits)}{unit}"
     if interval is None:
         return f"{number}, not resolved at n = {n}: too few cases for an interval"
+    if interval.low == interval.high == value and value == 1:
+        # Resamples of answers without a mistake have none either: they bound nothing.
+        return f"{number} (no interval, as nothing is left of it)"
     low, high = (signed(scale * bound, digits) for bound in interval)
     resolved = "" if _resolved(interval) else f", not resolved at n = {n}: the interval includes 0"
     return f"{number} (95 % interval {low} to {high}){resolved}"
 
 
 def is_resolved(comparison: Comparison) -> bool:
-    """Return True if the interval of the compared metric, as the sentences state it, excludes 0."""
+    """Return True if the interval of the compared metric excludes 0, and no paired test objects."""
+    return _resolved(_main_interval(comparison)) and not _is_refuted(comparison)
+
+
+def _main_interval(comparison: Comparison) -> Interval | None:
     lower = comparison.metric.better == "lower"
-    interval = comparison.relative_reduction_interval if lower else comparison.change_interval
-    return _resolved(interval)
+    return comparison.relative_reduction_interval if lower else comparison.change_interval
+
+
+def _is_refuted(comparison: Comparison) -> bool:
+    """Return True if the interval excludes 0, but the paired test finds no difference."""
+    p_value = comparison.p_value
+    return _resolved(_main_interval(comparison)) and p_value is not None and p_value >= ALPHA
 
 
 def _resolved(interval: Interval | None) -> bool:
@@ -209,7 +222,8 @@ def _resolved(interval: Interval | None) -> bool:
 def _test_result(comparison: Comparison) -> list[str]:
     if comparison.p_value is None:
         return []
-    return [f"{comparison.test}: p {format_p(comparison.p_value)}"]
+    refuted = f", not resolved at n = {comparison.n}" if _is_refuted(comparison) else ""
+    return [f"{comparison.test}: p {format_p(comparison.p_value)}{refuted}"]
 
 
 def format_p(p_value: float) -> str:
@@ -224,7 +238,8 @@ def format_p(p_value: float) -> str:
 
 def _power(comparison: Comparison) -> list[str]:
     detectable = comparison.detectable
-    if detectable is None or _resolved(comparison.relative_reduction_interval):
+    is_bounded = _resolved(comparison.relative_reduction_interval)
+    if detectable is None or (is_bounded and not _is_refuted(comparison)):
         return []
     points = f"{PER_CENT * detectable:.1f} points"
     return [f"n = {comparison.n} finds a fall of {points} or more (power 80 %)"]

@@ -9,6 +9,7 @@ from eval.reporting.wording import (
     comparison_sentences,
     comparisons,
     format_cell,
+    is_resolved,
     missing_reasons,
     missing_text,
     notes,
@@ -62,6 +63,27 @@ def test_sentences_say_what_is_not_resolved() -> None:
     assert comparison_sentences(EMPTY) == [
         "Relative reduction of the response rate: not defined at n = 0."
     ]
+
+
+def test_a_difference_that_its_test_does_not_find_is_not_resolved() -> None:
+    """Catches: 5 mistakes of 36 that became none called resolved beside p = 0.062 (2 / 2^5), and an
+    interval without width, since all resamples of no mistakes have none."""
+    gone = replace(
+        EMPTY,
+        relative_reduction=1.0,
+        relative_reduction_interval=Interval(1.0, 1.0),
+        p_value=2 / 2**5,
+        n=36,
+        test=MCNEMAR,
+    )
+    assert not is_resolved(gone)
+    assert comparison_sentences(gone) == [
+        "Relative reduction of the response rate: +100.0 % (no interval, as nothing is left of "
+        "it). Exact McNemar test: p = 0.062, not resolved at n = 36."
+    ]
+    more = replace(gone, p_value=2 / 2**6)
+    assert is_resolved(more)
+    assert comparison_sentences(more)[0].endswith("Exact McNemar test: p = 0.031.")
 
 
 def test_sentences_on_other_metrics_give_changes_in_their_unit() -> None:
