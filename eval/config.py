@@ -62,8 +62,8 @@ class JudgeConfig(EndpointConfig):
     """Folder with the cached replies of judges, shared between runs. Empty: `judge-cache` in the
     storage folder."""
     max_missing: float = 0.02
-    """Largest fraction of answers without a verdict, 0 to 1. A larger fraction stops the
-    evaluation."""
+    """Largest fraction of answers without a verdict, 0 to 1. With more, the scores are written, and
+    the command ends with an error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -311,7 +311,7 @@ class LoadConfig:
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of weights and forward pass."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention implementation. auto: flash-attention 2 if it is available, else torch's sdpa."""
+    """Attention implementation. auto: torch's sdpa."""
     allow_pickle: bool = False
     """Load pickled weights (*.bin) too. They can run code while loading, so allow them only from
     people you trust."""
