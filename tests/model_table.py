@@ -60,7 +60,7 @@ VISION = (
 )
 HEAD = f"""# Models
 
-Every model is checked before a job uses it (`rlhfv_ray/models/self_check.py`): log-probs of answers
+Every model is checked before it is trained (`rlhfv_ray/models/self_check.py`): log-probs of answers
 in our rows against what the model's own `generate` gives them on its own processor's inputs, and
 gradients against those of plain rows. What is not the model's own is refused. So this table is no
 list of what is allowed. It says what small random checkpoints of these architectures gave, in fp32
