@@ -135,7 +135,7 @@ def assert_same_rows(folder: Path, reference: Path) -> None:
 def test_killed_generation_actor_changes_nothing(on_a_cluster, config, tmp_path):
     """Catches: answers lost with a killed actor, doubled, or sampled differently.
 
-    Each part has its own seed.
+    Each prompt has random numbers of its own.
     """
     prompts = [
         Prompt(str(scene.id), render(scene), "What is there?") for scene in make_scenes(24, seed=8)
