@@ -41,7 +41,7 @@ models:
 walk: .venv/dev-ready
 	$(BIN)/python -m tests.walk
 
-# Measures speed on one CPU thread in about 20 minutes. Run nothing else meanwhile: rows are void
+# Measures speed on one CPU thread in about 25 minutes. Run nothing else meanwhile: rows are void
 # where other processes use more than a tenth of a core.
 bench: .venv/ready
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[bench]"

@@ -105,7 +105,7 @@ def _take(lease: Lease) -> None:
             return
         if current != previous:
             since = time.monotonic()
-            if current and previous and token == holder_of(previous).get("token"):
+            if token and token == holder_of(previous).get("token"):
                 raise _in_use(lease, current)  # a heartbeat
 
 

@@ -19,7 +19,8 @@ from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage.bucket import BucketFolder
 from rlhfv_ray.storage.conditional import Version, read_version, write_over
 from rlhfv_ray.storage.files import write_json
-from rlhfv_ray.storage.folder import LARGE_DIRS, discard, display_path, open_folder, publish
+from rlhfv_ray.storage.folder import LARGE_DIRS, display_path, open_folder, publish
+from rlhfv_ray.storage.holder import NOBODY
 
 LEASE = "lease.json"
 LOCK_S = 60.0  # a lock is held for the time of a rename
@@ -138,9 +139,10 @@ class BucketLease:
             publish(self.path.parent, without=LARGE_DIRS)
 
     def release(self) -> None:
-        """Delete the lease if it is still held."""
-        if is_held(self):
-            discard(self.path)
+        """Write that nobody holds the lease, if it is still held: a deletion has no condition."""
+        current = self.read()
+        if holder_of(current).get("token") == self.token:
+            self.claim(NOBODY, current)
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:

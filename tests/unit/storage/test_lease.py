@@ -14,9 +14,9 @@ from rlhfv_ray.storage import holder as holders
 from rlhfv_ray.storage import lease as leases
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import is_there
-from rlhfv_ray.storage.holder import this_process
+from rlhfv_ray.storage.holder import NOBODY, this_process
 from rlhfv_ray.storage.lease import held_lease, hold_lease, holds_lease
-from rlhfv_ray.storage.lease_file import LEASE, open_lease
+from rlhfv_ray.storage.lease_file import LEASE, BucketLease, holder_of, open_lease
 from tests.conftest import wait_for
 from tests.lease_race import most_holders
 
@@ -131,8 +131,9 @@ with leases.hold_lease(Path({str(storage)!r})):
         with pytest.raises(StageFailedError, match="is being written"), hold_lease(folder):
             pass
     lease = open_lease(folder, "far")
-    assert lease.path == folder / f".{LEASE}" and not is_there(lease.path)
-    assert lease.claim({"token": "far", "host": "gone", "pid": 1, "started": 1.0}, None)
+    released = lease.read()
+    assert lease.path == folder / f".{LEASE}" and holder_of(released) == NOBODY
+    assert lease.claim({"token": "far", "host": "gone", "pid": 1, "started": 1.0}, released)
     monkeypatch.setattr(leases, "STALE_S", 0.5)
     with hold_lease(folder):
         pass
@@ -150,6 +151,23 @@ def test_a_lease_that_was_lost_is_not_renewed(node):
     assert holds_lease(folder, "successor") and not is_there(folder / "late")
     successor.beat()
     assert holds_lease(folder, "successor") and is_there(folder / "late")
+
+
+def test_a_release_takes_nothing_from_a_successor(node):
+    """Catches: a former holder that slept after its look at the lease, and deletes another's."""
+    folder = node("a") / "folder"
+    successor = open_lease(folder, "successor")
+
+    class Slept(BucketLease):
+        def read(self):
+            seen = super().read()
+            assert successor.claim({"token": "successor"}, seen)
+            return seen
+
+    former = open_lease(folder, "former")
+    assert isinstance(former, BucketLease) and former.claim({"token": "former"}, None)
+    Slept(former.file, former.token).release()
+    assert holds_lease(folder, "successor")
 
 
 @pytest.mark.slow

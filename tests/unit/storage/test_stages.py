@@ -13,8 +13,9 @@ from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.storage import lease as leases
 from rlhfv_ray.storage import stages
 from rlhfv_ray.storage.folder import fetch, is_there, open_folder
+from rlhfv_ray.storage.holder import NOBODY
 from rlhfv_ray.storage.lease import hold_lease, holds_lease
-from rlhfv_ray.storage.lease_file import LEASE, open_lease
+from rlhfv_ray.storage.lease_file import LEASE, holder_of, open_lease
 from rlhfv_ray.storage.stages import Stage, is_done, run_stages
 
 
@@ -167,7 +168,9 @@ def test_a_stage_is_made_once_whichever_node_asks(node):
     second = run_stages([stage], storage)[0]
     assert len(folders) == 1 and second.skipped and not first.skipped
     assert (second.folder / "payload").read_text() == "done" and second.seconds == first.seconds
-    assert open_folder(second.folder).names() == ["SUCCESS", "config.json", "payload"]
+    names = open_folder(second.folder).names()
+    assert names == [f".{LEASE}", "SUCCESS", "config.json", "payload"]
+    assert holder_of(open_lease(second.folder, "").read()) == NOBODY
 
 
 def test_a_failed_stage_leaves_what_it_had_and_no_success(node):
