@@ -144,8 +144,12 @@ class _HeadLogps(torch.autograd.Function):
             scale = gradient[chunk].unsqueeze(-1)  # (C, 1) d loss / d logp of each target
             softmax = saved_softmax  # (C, V); one chunk holds all tokens where it was saved
             if softmax is None:
-                logits = widened(functional.linear(features, weight, bias))
-                softmax = logits.sub_(normalizers[chunk]).exp_()
+                # No name of its own: it would keep this chunk beside the next one.
+                softmax = (
+                    widened(functional.linear(features, weight, bias))
+                    .sub_(normalizers[chunk])
+                    .exp_()
+                )
             # d logp / d logits = onehot - softmax, times the incoming gradient, in place.
             slope = softmax.mul_(-scale)  # (C, V)
             slope.scatter_add_(-1, targets[chunk].unsqueeze(-1), scale)

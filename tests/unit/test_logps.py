@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from benchmarks.measure import peak_bytes
 from rlhfv_ray.logps import head_logps
 
 WORDS, FEATURES, TOKENS = 57, 16, 23
@@ -91,3 +92,13 @@ def test_chunks_keep_no_logits():
 
     assert saved(ONE_CHUNK) == TOKENS * WORDS
     assert saved(SMALL_CHUNKS) == WORDS * FEATURES  # the weight itself
+
+
+def test_backward_holds_one_chunk_at_a_time():
+    """Catches: the logits of a chunk that stay in memory while those of the next one are made."""
+    words, chunk = 4096, 16
+    hidden, weight = (torch.randn(rows, 2, requires_grad=True) for rows in (4 * chunk, words))
+    targets = torch.zeros(4 * chunk, dtype=torch.long)
+    limit = 4 * words * chunk
+    total = head_logps(hidden, weight, None, targets, limit=limit).sum()
+    assert limit <= peak_bytes(total.backward, torch.device("cpu")) < 1.5 * limit
