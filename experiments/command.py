@@ -39,7 +39,10 @@ def train() -> int:
 
 def demo() -> int:
     """Run the whole line on the shapes world, also on two kinds of control pairs."""
-    sys.argv[:1] = ["rlhfv-ray train", "shapes", "--controls", "permuted", "blank"]
+    settings = ["shapes", "--controls", "permuted", "blank"]
+    if "--help" in sys.argv or "-h" in sys.argv:
+        print(f"rlhfv-ray demo is `rlhfv-ray train {' '.join(settings)}`.\n")
+    sys.argv[:1] = ["rlhfv-ray train", *settings]
     return train()
 
 

@@ -77,4 +77,7 @@ def test_the_help_of_the_demo_names_a_command_that_works(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         raise SystemExit(command.main())
     assert not ended.value.code
-    assert capsys.readouterr().out.startswith("usage: rlhfv-ray train shapes [OPTIONS]")
+    assert capsys.readouterr().out.startswith(
+        "rlhfv-ray demo is `rlhfv-ray train shapes --controls permuted blank`.\n\n"
+        "usage: rlhfv-ray train shapes [OPTIONS]"
+    )
