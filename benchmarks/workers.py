@@ -64,13 +64,13 @@ def worker_cells(*, quick: bool) -> list[Row]:
     steps = 6
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        others = idle_load()  # before the start and after the end of our own Ray
         with own_ray():
             config, reference = prepare(folder, steps)
-            others = idle_load()
             rates, losses = measure_jobs(config, reference, folder, jobs=jobs)
             ceiling = side_by_side(config, reference, folder)
             wait_s, collate_s = host_seconds(config, reference, folder / "host")
-            others = max(others, idle_load())
+        others = max(others, idle_load())
     assert losses["ray"] == losses["bare"], "Ray changes the losses"
     apart = max(abs(a - b) for a, b in zip(losses["bare"], losses["two"], strict=True))
     assert apart <= 1e-5, f"losses of one and two workers differ by {apart:.2g}"
