@@ -43,7 +43,7 @@ FIRST_PARTS = 2 * CORES  # those in which the stage's processes start
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides do: pairs in a file, and a small model in a folder."""
+    """The work of both sides: pairs in a file, and a small model in a folder."""
 
     model: ModelConfig
     data: DataConfig
@@ -73,9 +73,9 @@ def stage_cells(*, pairs: int = PAIRS, rounds: int = FEWEST_ROUNDS) -> list[Row]
     note = f"{pairs:,} pairs, a second and core; {CORES} cores"
     rows = []
     for index, title in enumerate(("with all starts", "steady")):
-        ours = [pairs / CORES / seconds[index] for seconds in stage]
-        peer = [pairs / CORES / seconds[index] for seconds in plain]
-        rows.append(rates_row(f"i reference stage, {title}", ours, peer, note))
+        stage_rates = [pairs / CORES / seconds[index] for seconds in stage]
+        plain_rates = [pairs / CORES / seconds[index] for seconds in plain]
+        rows.append(rates_row(f"i reference stage, {title}", stage_rates, plain_rates, note))
     return [judged(replace(row, others=others)) for row in rows]
 
 
