@@ -3,7 +3,7 @@
     rlhfv-ray runs                 # of ./runs
     rlhfv-ray runs /shared/runs --prune
 
-Each run has its state, its main result, and its size with that of its stages. Without --yes,
+Each run has its name, its state, its main result, and its size with that of its stages. Without --yes,
 --prune only says what it would delete: checkpoints of finished trainings, and stages that no run
 names. A stage that a command is writing stays. What was deleted is made again when a command needs
 it.
@@ -28,7 +28,7 @@ from rlhfv_ray.storage.holder import is_alive
 from rlhfv_ray.storage.lease_file import holder_of, open_lease
 from rlhfv_ray.storage.stages import is_done
 from rlhfv_ray.tracking.replay import SPOOL, read_events
-from rlhfv_ray.tracking.run_folder import CONFIG_FILE, HEADLINE
+from rlhfv_ray.tracking.run_folder import CONFIG_FILE, HEADLINE, RUN_NAME
 
 STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "interrupted"}
 CHECKPOINTS = "checkpoints"
@@ -39,6 +39,7 @@ class Run:
     """One experiment, sweep, study or evaluation of a storage folder."""
 
     folder: Path
+    name: str  # as in MLflow: what it is, and the settings that differ
     state: str
     headline: str
     stages: frozenset[str]  # names of folders in the storage folder
@@ -64,7 +65,8 @@ def _read_run(spool: Path) -> Run:
         if event["kind"] == "tags" and "/" not in event["run"]:
             tags |= event["content"]
     state = "running" if _is_live(folder) else STATES[states[-1] if states else "RUNNING"]
-    return Run(folder, state, tags.get(HEADLINE, ""), frozenset(_stages_of(folder)))
+    name, headline = (tags.get(tag, "") for tag in (RUN_NAME, HEADLINE))
+    return Run(folder, name, state, headline, frozenset(_stages_of(folder)))
 
 
 def _stages_of(folder: Path) -> Iterator[str]:
@@ -130,7 +132,8 @@ def show(storage: Path, runs: Iterable[Run]) -> None:
     for run in runs:
         size = size_of(run.folder) + sum(size_of(storage / stage) for stage in run.stages)
         changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed))
-        table.add_row(run.folder.name, run.state, changed, f"{size / 1e6:.0f}", run.headline)
+        name = f"{run.folder.name}\n{run.name}".rstrip()
+        table.add_row(name, run.state, changed, f"{size / 1e6:.0f}", run.headline)
     new_console().print(table)
 
 

@@ -37,7 +37,7 @@ REPEATED_S = 60.0
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LARGEST_BAR, BESIDE_BAR = 40, 70  # characters
-STOPPED, TERMINATED = 130, 143
+STOPPED, NO_READER, TERMINATED = 130, 141, 143
 EXIT_CODES = {JudgeError: 5, StageFailedError: 4, RlhfvError: 2}  # the first class that matches
 
 
@@ -192,6 +192,8 @@ def run_command(body: Callable[[], int | None]) -> int:
         _print_error(type(error).__name__, str(error))
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and not _has_reader():
+            return NO_READER
         if error.errno not in MENDED_BY_USERS:
             raise
         location = f": {error.filename}" if error.filename else ""
@@ -210,6 +212,15 @@ def leave(code: int) -> NoReturn:
         sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _has_reader() -> bool:
+    """Return False if nobody reads what is printed any more, as after `| head`."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def _print_error(title: str, text: str) -> None:

@@ -59,7 +59,8 @@ def label(metric: Metric) -> str:
 
 
 def title(models: Models) -> str:
-    """Return a title: the benchmark, the models and the number of answers.
+    """Return a title: the benchmark, the models and the number of answers, also of those that the
+    first metric is of, where others have metrics of their own.
 
     Raises:
         DataError: there is no model.
@@ -70,7 +71,10 @@ def title(models: Models) -> str:
     names = f"{', '.join(others)} and {last}" if others else last
     first = next(iter(models.values()))
     each = " each" if others else ""
-    return f"{benchmark_of(first)}: {names}, n = {len(first.answers)} answers{each}"
+    rate, total = first.metrics[0].name, len(first.answers)
+    counted = sum(bool(item.missing) or rate in item.ratios for item in first.answers)
+    apart = f", {counted} of them in the first rate" if counted < total else ""
+    return f"{benchmark_of(first)}: {names}, n = {total} answers{each}{apart}"
 
 
 def benchmark_of(scores: Scores) -> str:

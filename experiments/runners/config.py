@@ -1,7 +1,7 @@
 """Settings of experiments, sweeps and studies; field docstrings are the command line's help."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, NamedTuple
 
 from eval.config import BenchmarkFiles, BenchmarkName, BenchmarkSettings, ShapesBenchConfig
@@ -121,6 +121,9 @@ class StudyConfig(ScoredConfig):
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds for the order of the pairs and the scenes of the shapes world, at least two.
     Intervals come from the differences between seeds."""
+    bases: tuple[str, ...] = ()
+    """Model folders, one for each seed, so that a seed has a base model of its own. If empty, all
+    seeds train ddpo.model.path."""
     controls: tuple[Control, ...] = ()
     """Control pairs that the claimed arm is trained on as well, in the shapes world
     (--ddpo.shapes.control). The report says how much of the gain each of them keeps."""
@@ -137,10 +140,23 @@ class StudyConfig(ScoredConfig):
             self.seeds,
             "two different ones at least",
         )
+        check_setting(
+            len(self.bases) in (0, len(self.seeds)), "bases", self.bases, "one for each seed, or none"
+        )
         check_controls(self.controls, self.ddpo)
         check_setting(
             self.concurrent >= 0, "concurrent", self.concurrent, ">= 0 (0: as many as fit)"
         )
+
+    def seeded(self, seed: int) -> DDPOConfig:
+        """Return the settings of one seed: its order of pairs, scenes of the shapes world, and base
+        model.
+        """
+        config = self.ddpo
+        shapes = replace(config.shapes, seed=config.shapes.seed + seed)
+        path = self.bases[self.seeds.index(seed)] if self.bases else config.model.path
+        model = replace(config.model, path=path)
+        return replace(config, seed=seed, shapes=shapes, model=model)
 
 
 @dataclass(frozen=True)

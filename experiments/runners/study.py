@@ -68,7 +68,8 @@ def run_study(
     """
     study = with_controls(study, config.controls)
     storage.mkdir(parents=True, exist_ok=True)
-    plan_pipeline(config.ddpo, storage, seen=lambda records: None)  # checks model and data
+    for seed in config.seeds:  # checks models and data
+        plan_pipeline(config.seeded(seed), storage, seen=lambda records: None)
     connect()
     check_fits(config.ddpo.scale, setting="ddpo.scale")
     concurrent = trials_at_once(config.ddpo.scale, config.concurrent)
@@ -116,11 +117,7 @@ def plan_study(config: StudyConfig, study: Study, storage: Path, *, console: Con
     """Make the stages that arms share, and check every arm's configuration before any training."""
     pipelines: dict[tuple[str, int], Pipeline | None] = {}
     for seed in config.seeds:
-        base = replace(
-            config.ddpo,
-            seed=seed,
-            shapes=replace(config.ddpo.shapes, seed=config.ddpo.shapes.seed + seed),
-        )
+        base = config.seeded(seed)
         pipeline = make_shared(base, storage, console=console)
         for arm in study.arms:
             pipelines[arm.name, seed] = (
@@ -182,7 +179,8 @@ def run_arm(pair: tuple[str, int], trial_folder: Path, *, planned: Planned) -> N
     trial_folder.mkdir(parents=True, exist_ok=True)
     write_json(trial_folder / "params.json", {ARM: arm, SEED: seed})
     started = time.monotonic()
-    pipeline, path, step = planned.pipelines[pair], planned.config.ddpo.model.path, 0
+    config = planned.config.seeded(seed)
+    pipeline, path, step = planned.pipelines[pair], config.model.path, 0
     if pipeline is not None:
         folder = pipeline.train.folder(planned.storage)
         if not (trial_folder / "train.json").exists():
@@ -190,13 +188,12 @@ def run_arm(pair: tuple[str, int], trial_folder: Path, *, planned: Planned) -> N
             write_json(trial_folder / "train.json", train)
         run_stages([pipeline.train], planned.storage)
         path, step = pipeline.aligned.path, 1
-    shapes = planned.config.ddpo.shapes
     scores = score_model(
         planned.config,
         path,
         planned.storage,
         trial_folder / "scores",
-        pictures=Pictures(shapes.evaluation_scenes, shapes.seed + seed),
+        pictures=Pictures(config.shapes.evaluation_scenes, config.shapes.seed),
     )
     metrics = [metric._asdict() for metric in scores.metrics]
     result = {"step": step, "rates": dict(planned.read(scores)), "metrics": metrics}

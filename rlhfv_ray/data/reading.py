@@ -200,10 +200,10 @@ def positioned_rows(
         columns: to read, where a file stores columns; None: all that the format uses.
     """
     file = Path(part.file)
-    # Editors count lines from 1.
-    has_lines = suffix_of(file) != PARQUET and by_lines(file)
+    # People count from 1, as editors count lines.
+    mark = ":" if suffix_of(file) != PARQUET and by_lines(file) else " row "
     for row, stored in _stored_rows(part, columns):
-        yield row, f"{part.title}:{row + 1}" if has_lines else f"{part.title} row {row}", stored
+        yield row, f"{part.title}{mark}{row + 1}", stored
 
 
 def load_pairs(path: str | Path, *, format: str = "auto") -> Iterator[PreferencePair]:

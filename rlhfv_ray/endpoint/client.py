@@ -65,6 +65,7 @@ class ChatClient:
         key = secret.value
         self.sends_key = secret is not NO_KEY
         url = httpx2.URL(endpoint.base_url)
+        self.address = url.netloc.decode()  # without user and password
         user = f"{url.username}:{url.password}"
         basic = base64.b64encode(user.encode()).decode()  # as it is sent
         self.secrets = (key, basic, *secrets_in(endpoint.base_url))
@@ -120,6 +121,8 @@ class ChatClient:
         except openai.APIError as error:  # no connection, a time-out, or a body that is refused
             cause = error.__cause__ or error
             reason = f"{type(cause).__name__}: {cause}"
+            if isinstance(cause, httpx2.ConnectError):
+                reason = f"no server answers at {self.address} ({reason})"
             is_refused = isinstance(cause, RefusedBodyError)
             status: Status = "bad_payload" if is_refused else "unavailable"
             usage = NOTHING if isinstance(cause, NEVER_SENT) else None

@@ -96,11 +96,18 @@ def test_a_command_cleans_up_and_leaves():
 
 
 @pytest.mark.slow
-def test_a_reader_that_is_gone_is_no_error():
-    """Catches: a traceback after the last line, as of `rlhfv-ray --help | head -1`."""
-    code = "import sys; from rlhfv_ray.console import leave; print(1); sys.stdin.read(); leave(4)"
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("print(1); sys.stdin.read(); leave(4)", 4),
+        ("leave(run_command(lambda: print(sys.stdin.read() or 100_000 * 'x')))", 141),
+    ],
+)
+def test_a_reader_that_is_gone_is_no_error(ending, code):
+    """Catches: a traceback where the reader has seen enough, as of `rlhfv-ray --help | head -1`."""
+    start = "import sys; from rlhfv_ray.console import leave, run_command"
     with subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"{start}; {ending}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -110,7 +117,7 @@ def test_a_reader_that_is_gone_is_no_error():
         process.stdout.close()
         process.stdin.close()
         assert process.stderr.read() == b""
-    assert process.returncode == 4
+    assert process.returncode == code
 
 
 def test_a_job_s_log_gets_a_line_every_few_seconds(monkeypatch, capsys):

@@ -102,7 +102,7 @@ def test_content_that_is_no_text_costs_its_row():
 def test_repeated_ids_are_told_before_anything_is_computed():
     """Catches: a job that ends after its log-probs; an error that names no line and no way out."""
     path = CASES / "08_llava_instruct_ids_repeat.json"
-    with pytest.raises(DataError, match=r"row 0 and in .* row 1.*--data.ids position"):
+    with pytest.raises(DataError, match=r"row 1 and in .* row 2.*--data.ids position"):
         check_ids(list_slices(path, examples=True))
     options = ReadOptions(ids="position")
     slices = list_slices(path, examples=True, options=options)

@@ -93,7 +93,7 @@ def test_bad_texts(texts: dict[str, Any], code: str, tmp_path: Path) -> None:
     path = parquet(tmp_path / "x.parquet", [rlhfv_row(1, **texts), rlhfv_row(2)])
     message = only_error(path)
     assert message.startswith(f"{code}: ")
-    assert message.endswith("(x.parquet row 0)")
+    assert message.endswith("(x.parquet row 1)")
     with pytest.raises(DataError, match=code):
         list(load_pairs(path))
 

@@ -25,7 +25,7 @@ def test_the_error_names_two_lines_and_the_way_out(tmp_path: Path) -> None:
     for word in ("1 ids", "'b' in x.jsonl:2 and in y.jsonl:2", "--data.ids position"):
         assert word in str(caught.value)
     path = parquet(tmp_path / "z.parquet", [rlhfv_row(1, id="q"), rlhfv_row(2, id="q")])
-    with pytest.raises(DataError, match="'q' in z.parquet row 0 and in z.parquet row 1"):
+    with pytest.raises(DataError, match="'q' in z.parquet row 1 and in z.parquet row 2"):
         check_ids(list_slices(path))
     check_ids(list_slices(parquet(tmp_path / "w.parquet", [rlhfv_row(1), rlhfv_row(2)])))
 

@@ -213,9 +213,12 @@ def test_no_text_of_a_server_brings_a_secret_back(name: str, tmp_path: Path) -> 
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
-    endpoint = EndpointConfig(model="judge", base_url="http://127.0.0.1:9/v1", key_env="MY_KEY")
+    """Catches: a connection error that does not say where nobody listens, or says a password."""
+    url = "http://me:secret@127.0.0.1:9/v1"
+    endpoint = EndpointConfig(model="judge", base_url=url, key_env="MY_KEY")
     outcome = asyncio.run(call_once(endpoint, Request("1", "?")))
     assert (outcome.kind, outcome.usage) == ("retryable", Usage(0, 0))
+    assert outcome.reason.startswith("no server answers at 127.0.0.1:9 (ConnectError")
 
 
 @pytest.mark.parametrize("status", [200, 500])

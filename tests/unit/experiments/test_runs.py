@@ -9,7 +9,7 @@ from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
-from rlhfv_ray.tracking.run_folder import HEADLINE, LATEST, open_run_folder
+from rlhfv_ray.tracking.run_folder import HEADLINE, LATEST, RUN_NAME, open_run_folder
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def storage(tmp_path, empty_database):
                 TrackingConfig(),
                 store=tmp_path,
                 params={},
-                tags={HEADLINE: f"{name} 31 to 1 %"},
+                tags={HEADLINE: f"{name} 31 to 1 %", RUN_NAME: f"{stage} beta 0.5"},
                 config={"config": {}, "stages": [stage]},
             ):
                 if error:
@@ -47,14 +47,17 @@ def storage(tmp_path, empty_database):
 
 
 def test_runs_have_state_result_and_stages(storage, capsys, monkeypatch):
-    """Catches: a run that is not listed, with another state or result, or twice."""
+    """Catches: a run that is not listed, or twice, with another state or result, or without what
+    tells it from the next one.
+    """
     bad, good = read_runs(storage)
     assert (good.folder.name, good.state, good.stages) == ("good-1", "finished", {"train-1"})
     assert (bad.folder.name, bad.state, bad.headline) == ("bad-2", "failed", "bad-2 31 to 1 %")
     assert (storage / LATEST).resolve() == bad.folder
     monkeypatch.setenv("COLUMNS", "100")
     list_or_prune(str(storage))
-    assert "good-1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "good-1" in printed and "train-1 beta 0.5" in printed
     with hold_lease(good.folder):
         assert {run.state for run in read_runs(storage)} == {"running", "failed"}
 

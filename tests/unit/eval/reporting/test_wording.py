@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from eval.benchmarks.contract import MCNEMAR, RESPONSE_RATE, Comparison, Metric, compare
+from eval.benchmarks.contract import MCNEMAR, RESPONSE_RATE, Comparison, Metric, Ratio, compare
 from eval.reporting.wording import (
     comparison_sentences,
     comparisons,
@@ -113,6 +113,9 @@ def test_title_names_benchmark_models_and_number() -> None:
     assert (
         title({**models(), "third": base()}) == "pets: base, aligned and third, n = 10 answers each"
     )
+    first, *others = base().answers
+    apart = replace(base(), answers=(replace(first, ratios={"other": Ratio(1, 1)}), *others))
+    assert title({"base": apart}) == "pets: base, n = 10 answers, 9 of them in the first rate"
     with pytest.raises(DataError, match="got none"):
         title({})
 

@@ -70,3 +70,16 @@ def test_a_study_needs_two_seeds():
     """Catches: an interval over one seed."""
     with pytest.raises(ConfigError, match="two different ones"):
         StudyConfig(seeds=(1, 1))
+
+
+def test_a_seed_has_its_own_scenes_order_and_base_model():
+    """Catches: seeds that share what they say differs; a base model of another seed."""
+    study = StudyConfig(ddpo=shapes(), seeds=(3, 0), bases=("first", "second"))
+    config = study.seeded(0)
+    recipe = shapes()
+    assert (config.seed, config.shapes.seed) == (0, recipe.shapes.seed)
+    assert study.seeded(3).shapes.seed == recipe.shapes.seed + 3
+    assert (study.seeded(3).model.path, config.model.path) == ("first", "second")
+    assert StudyConfig(ddpo=shapes()).seeded(1).model.path == recipe.model.path
+    with pytest.raises(ConfigError, match="one for each seed, or none"):
+        StudyConfig(seeds=(0, 1), bases=("first",))
