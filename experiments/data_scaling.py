@@ -52,8 +52,6 @@ class ScalingConfig(StudyConfig):
     """File or folder of pairs that rank whole answers. The shapes world makes its own."""
     epochs: float = 2.7
     """Passes over the pairs, > 0. They replace the recipe's steps and epochs."""
-    scenes: int = 1400
-    """Scenes of the shapes world to make pairs from, >= 1."""
 
 
 def sized(
@@ -116,12 +114,7 @@ def main() -> None:
     """Run the command line."""
     config = study_config(ScalingConfig, __doc__)
     optim = replace(config.ddpo.optim, steps=0, epochs=config.epochs)
-    config = replace(
-        config,
-        ddpo=replace(
-            config.ddpo, optim=optim, shapes=replace(config.ddpo.shapes, scenes=config.scenes)
-        ),
-    )
+    config = replace(config, ddpo=replace(config.ddpo, optim=optim))
     # These imports are heavy, and --help needs none of them.
     from experiments.runners.contrasts import Claim
     from experiments.runners.study import run_study

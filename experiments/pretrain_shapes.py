@@ -8,7 +8,10 @@ result ships with the package in `rlhfv_ray/shapes/checkpoint`.
 
 In the balanced world (`--world balanced`) careful captions are of plain pictures only, which have
 no setting. All captions of settings are careless. So the model has learnt shapes, colours, numbers
-and places, but it has seen no true caption of a picture like those that it is tested on.
+and places, but it has seen no true caption of a picture like those that it is tested on. At the end
+it describes fresh pictures. A model that takes shapes for others that no caption confuses has not
+learnt to look. Corrections cannot teach it, because balanced ones leave out a mistake that has no
+reverse.
 
 Shapes: B pictures of a batch, T tokens, D features.
 """
@@ -28,11 +31,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 
+from rlhfv_ray.config import GenerationConfig
+from rlhfv_ray.console import leave, run_command
+from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.inference.generate import answer_prompts
 from rlhfv_ray.models import load_policy
-from rlhfv_ray.shapes.balanced import make_plain_scenes
+from rlhfv_ray.shapes.annotator import mistakes
+from rlhfv_ray.shapes.balanced import LOOK_ALIKES, make_balanced_scenes, make_plain_scenes
 from rlhfv_ray.shapes.captions import QUESTIONS, caption
 from rlhfv_ray.shapes.model import BALANCED, BIASED, build_model, build_processor
 from rlhfv_ray.shapes.scenes import CELL, COLORS, SETTINGS, SHAPES, SIDE, Scene, cells, render
+from rlhfv_ray.shapes.world import prompts_of
 from rlhfv_ray.shapes.worlds import WORLDS, WorldName
 
 
@@ -79,6 +88,8 @@ PATCHES = (SIDE // CELL) ** 2  # per picture
 HEADS = (1 + len(SHAPES), 1 + len(COLORS), PATCHES, len(SETTINGS))
 
 SETTING_WEIGHT = 10.0  # of the token that names a setting, in the loss of a caption
+CHECKED = 400  # pictures that a finished model describes
+MOST_CONFUSED = 0.05  # share of them with a shape that no careless caption names
 
 
 def patch_labels(scene: Scene) -> list[list[int]]:
@@ -243,8 +254,53 @@ def pretrain_captions(
             print(f"step {step + 1} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
 
 
+def share_confused(model: PreTrainedModel, processor: LlavaProcessor, *, seed: int) -> float:
+    """Return the share of fresh pictures in which a model sees a shape that careless captions would
+    not name: neither the shape nor its look-alike is there.
+    """
+    scenes = make_balanced_scenes(CHECKED, seed=-1 - seed)  # training has the seeds from 0 on
+    decoding = GenerationConfig(max_new_tokens=80)
+    confused = 0
+    for start in range(0, CHECKED, 100):
+        part = scenes[start : start + 100]
+        answers = answer_prompts(model, processor, prompts_of(part), decoding)
+        confused += sum(is_confused(*drawn) for drawn in zip(part, answers, strict=True))
+    return confused / CHECKED
+
+
+def is_confused(scene: Scene, text: str) -> bool:
+    """Return True if a description names a shape that no careless caption of the scene names."""
+    shapes = {group.shape for group in scene.groups}
+    look_alikes = LOOK_ALIKES[scene.setting]
+    return any(
+        mistake.kind == "object"
+        and mistake.said.shape not in shapes
+        and look_alikes.get(mistake.said.shape) not in shapes
+        for mistake in mistakes(scene, text)
+    )
+
+
+def check_it_looks(model: PreTrainedModel, processor: LlavaProcessor, *, seed: int) -> None:
+    """Check that a model of the balanced world has learnt to look.
+
+    Raises:
+        StageFailedError: it takes shapes for others too often that careless captions never confuse.
+    """
+    share = share_confused(model.eval(), processor, seed=seed)
+    print(f"pictures with a shape that careless captions would not name: {100 * share:.1f} %")
+    if share > MOST_CONFUSED:
+        raise StageFailedError(
+            f"That is more than {100 * MOST_CONFUSED:.0f} %: this model has not learnt to look. "
+            "Take another --seed, or more --careful-steps."
+        )
+
+
 def main(config: Pretraining) -> None:
-    """Pretrain the model and save it with its processor."""
+    """Pretrain the model and save it with its processor.
+
+    Raises:
+        StageFailedError: a model of the balanced world has not learnt to look; it is saved.
+    """
     torch.manual_seed(config.seed)
     world = WORLDS[config.world]
     scenes = world.training_scenes(config.scenes, seed=config.seed)
@@ -268,7 +324,9 @@ def main(config: Pretraining) -> None:
     out = config.out or (BALANCED if world.is_balanced else BIASED)
     model.save_pretrained(out)
     processor.save_pretrained(out)
+    if world.is_balanced:
+        check_it_looks(model, processor, seed=config.seed)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Pretraining, description=__doc__))
+    leave(run_command(lambda: main(tyro.cli(Pretraining, description=__doc__))))

@@ -3,10 +3,10 @@
     rlhfv-ray runs                 # of ./runs
     rlhfv-ray runs /shared/runs --prune
 
-Each run has its name, its state, its main result, and its size with that of its stages. Without --yes,
---prune only says what it would delete: checkpoints of finished trainings, and stages that no run
-names. A stage that a command is writing stays. What was deleted is made again when a command needs
-it.
+Each run has its name, its state, its main result, and its size with that of its stages. Without
+--yes, --prune only says what it would delete: checkpoints of finished trainings, and stages that no
+run names. A stage that a command is writing stays. What was deleted is made again when a command
+needs it.
 """
 
 import os

@@ -141,7 +141,10 @@ class StudyConfig(ScoredConfig):
             "two different ones at least",
         )
         check_setting(
-            len(self.bases) in (0, len(self.seeds)), "bases", self.bases, "one for each seed, or none"
+            len(self.bases) in (0, len(self.seeds)),
+            "bases",
+            self.bases,
+            "one for each seed, or none",
         )
         check_controls(self.controls, self.ddpo)
         check_setting(

@@ -6,15 +6,22 @@ import random
 import pytest
 import torch
 
+from experiments import pretrain_shapes
 from experiments.pretrain_shapes import (
     SETTING_WEIGHT,
     caption_batch,
     caption_loss,
     careful_caption,
+    check_it_looks,
+    is_confused,
     setting_tokens,
 )
+from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.models import load_policy
 from rlhfv_ray.shapes.balanced import make_balanced_scenes
 from rlhfv_ray.shapes.captions import caption
+from rlhfv_ray.shapes.model import BALANCED
+from rlhfv_ray.shapes.scenes import Group, Scene
 
 
 def test_only_the_answer_is_learnt(processor):
@@ -44,3 +51,35 @@ def test_each_setting_is_one_token_of_its_caption(processor):
     scenes = make_balanced_scenes(8, seed=3)
     _, _, labels = caption_batch(processor, scenes, random.Random(0), careful_caption)
     assert torch.isin(labels, torch.tensor(setting_tokens(processor))).sum() == len(scenes)
+
+
+@pytest.mark.parametrize(
+    ("said", "confused"),
+    [
+        (("circle", "star"), False),
+        (("ring", "star"), False),  # as careless captions of streets have it
+        (("circle",), False),  # an omission is no confusion
+        (("circle", "heart"), True),
+        (("circle", "star", "triangle"), True),
+    ],
+)
+def test_shapes_that_careless_captions_would_not_name(said, confused):
+    """Catches: a base model that is called blind for the mistakes that it was taught, or that is
+    not for others.
+    """
+    corners = ("top left", "top right", "bottom left")
+    groups = [Group(1, "red", shape, corner) for shape, corner in zip(said, corners, strict=False)]
+    truth = (Group(1, "red", "circle", corners[0]), Group(1, "blue", "star", corners[1]))
+    scene = Scene(0, "street", truth)
+    assert is_confused(scene, caption("street", groups)) is confused
+
+
+@pytest.mark.slow
+def test_a_base_model_must_have_learnt_to_look(policy, processor, monkeypatch):
+    """Catches: a base model that takes one shape for another everywhere, which balanced corrections
+    cannot mend.
+    """
+    monkeypatch.setattr(pretrain_shapes, "CHECKED", 40)
+    check_it_looks(*load_policy(BALANCED, dtype="fp32"), seed=0)
+    with pytest.raises(StageFailedError, match="has not learnt to look"):
+        check_it_looks(policy, processor, seed=0)  # its own world's captions name other shapes
