@@ -22,8 +22,10 @@ from experiments.recipes import CONTROLS, SHAPES_DPO_BETA, shapes
 from experiments.runners.config import StudyConfig
 from rlhfv_ray.config import SHAPES
 from rlhfv_ray.data import load_pairs
+from rlhfv_ray.shapes.captions import caption
 from rlhfv_ray.shapes.text_audit import audit_texts, told_apart
-from rlhfv_ray.shapes_stages import PAIRS, corrections_stage
+from rlhfv_ray.shapes.world import pair_id
+from rlhfv_ray.shapes_stages import PAIRS, corrections_stage, training_scenes
 from rlhfv_ray.stats import wilson_interval
 
 ROOT = Path(__file__).parents[1]
@@ -125,21 +127,27 @@ def numbers(scores: dict[str, Any]) -> dict[str, Any]:
 
 def texts(storage: Path) -> dict[str, Any]:
     """Return how often texts alone tell the chosen answers of the studies' pairs: within a seed's
-    pairs, and by a classifier that was trained on the pairs of the other seeds.
+    pairs, and by a classifier that was trained on the pairs of the other seeds. `whole` counts the
+    chosen answers that are the whole truth.
     """
     recipe = StudyConfig(ddpo=shapes(), seeds=STUDY_SEEDS, bases=base_models(storage))
     within: dict[int, dict[str, Any]] = {}
     answers: list[tuple[str, str]] = []
     groups: list[int] = []  # the seed of each pair
+    whole = 0
     for seed in STUDY_SEEDS:
-        folder = corrections_stage(recipe.seeded(seed)).folder(storage)
+        config = recipe.seeded(seed)
+        folder = corrections_stage(config).folder(storage)
         pairs = list(load_pairs(str(folder / PAIRS)))
+        scenes = training_scenes(config)
+        truths = {pair_id(scene): caption(scene.setting, scene.groups) for scene in scenes}
+        whole += sum(pair.chosen == truths[pair.id] for pair in pairs)
         within[seed] = asdict(audit_texts(pairs))
         answers += [(pair.chosen, pair.rejected) for pair in pairs]
         groups += [seed] * len(pairs)
     across = told_apart(answers, groups)
     interval = wilson_interval(round(across * len(answers)), len(answers))
-    total = {"pairs": len(answers), "told": across, "told_interval": interval}
+    total = {"pairs": len(answers), "told": across, "told_interval": interval, "whole": whole}
     return {"within": within, "across": total}
 
 

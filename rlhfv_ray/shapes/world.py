@@ -37,6 +37,11 @@ def prompts_of(scenes: Iterable[Scene]) -> list[Prompt]:
     ]
 
 
+def pair_id(scene: Scene) -> str:
+    """Return the id of the training data that is made of a scene."""
+    return f"shapes:{scene.id}"
+
+
 def scenes_to_correct(count: int, *, seed: int, world: WorldName = "biased") -> list[Scene]:
     """Return the scenes whose descriptions the annotator corrects."""
     return WORLDS[world].training_scenes(count, seed=PAIRS_SEED + seed)
@@ -77,7 +82,7 @@ def write_corrections(
         split = {"type": "detailed_description", "segments": segments}
         pairs.append(
             PreferencePair(
-                id=f"shapes:{scene.id}",
+                id=pair_id(scene),
                 image=render(scene),
                 question=answer.question,
                 chosen=correction.text,
@@ -115,7 +120,7 @@ def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]],
             continue
         pairs.append(
             PreferencePair(
-                id=f"shapes:{scene.id}",
+                id=pair_id(scene),
                 image=render(scene),
                 question=first.question,
                 chosen=better.text,
@@ -141,7 +146,7 @@ def write_captions(scenes: Sequence[Scene], path: Path) -> None:
     """Write careful descriptions of scenes as questions and answers for supervised fine-tuning."""
     prompts = prompts_of(scenes)
     columns = {
-        "id": [f"shapes:{prompt.id}" for prompt in prompts],
+        "id": [pair_id(scene) for scene in scenes],
         "image": [prompt.image for prompt in prompts],
         "question": [prompt.question for prompt in prompts],
         "answer": [caption(scene.setting, scene.groups) for scene in scenes],

@@ -40,7 +40,7 @@ def test_pairs_arrive_and_losses_are_said(convert, tmp_path: Path) -> None:
     ):
         assert line in printed
     (row,) = map(json.loads, (out.parent / "_rows.parquet.left_out.jsonl").open())
-    assert row["id"] == "talk" and row["reason"].endswith("(in.parquet row 3)")
+    assert row["id"] == "talk" and row["reason"].endswith("(in.parquet row 4)")
     assert len(list(load_pairs(out.parent))) == 3  # the list is no data
 
 
