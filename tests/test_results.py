@@ -11,14 +11,14 @@ import tyro
 
 from benchmarks import results
 from eval.benchmarks.contract import Metric
-from experiments.recipes import shapes, shapes_small
+from experiments.recipes import SHAPES_DPO_BETA, shapes, shapes_small
 from experiments.runners.study_report import row_texts
 from experiments.runners.study_results import StudyResults
 from rlhfv_ray.shapes_stages import MOST_TOLD
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-OTHERS = ("demo", "texts")
+OTHERS = ("demo", "texts", "tuning")
 STUDIES = [file.stem for file in sorted(RESULTS.glob("*.json")) if file.stem not in OTHERS]
 TABLE = (
     "phrase_f1",
@@ -105,6 +105,24 @@ def test_the_recipe_was_frozen_before_its_reports():
     assert settings["loss"].pop("kind") == "dpo"  # the field came later
     text = json.dumps(settings, sort_keys=True, default=str)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "df6ce1e645e705e8"  # docs/LOG.md
+
+
+@pytest.mark.parametrize("base", ["repository", 2])
+def test_tables_of_tuning_are_as_measured(base):
+    """Catches: a grid that no file holds; the recipe's own cell missing from it."""
+    measured: dict[tuple[float, float], dict[float, str]] = {}
+    for row in json.loads((RESULTS / "tuning.json").read_text()):
+        if (row["base_model"], row["updates"]) == (base, 150):
+            text = f"{per_cent(row['exact_answers'])} / {per_cent(row['wrong_settings'])}"
+            measured.setdefault((row["gamma"], row["learning_rate"]), {})[row["beta"]] = text
+    page = text_of("docs/studies.md")
+    for (gamma, rate), cells in measured.items():
+        shown = " ".join(f"| {cells.get(beta, '')}" for beta in (0.3, 1.0, 3.0, 10.0))
+        row = f"| {'DPO' if gamma == 1 else 'DDPO'}, {rate:g} {shown} |"
+        assert " ".join(row.split()) in page
+    recipe = shapes()
+    for gamma, beta in ((recipe.loss.gamma, recipe.loss.beta), (1.0, SHAPES_DPO_BETA)):
+        assert beta in measured[gamma, recipe.optim.learning_rate]
 
 
 def test_texts_alone_say_little(texts):
