@@ -49,7 +49,7 @@ from rlhfv_ray.redaction import redact
 from rlhfv_ray.shapes_stages import left_out, read_audit
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
-from rlhfv_ray.storage.stages import Stage, run_stages
+from rlhfv_ray.storage.stages import Stage, is_done, run_stages
 from rlhfv_ray.sweep.search_space import arguments_of
 from rlhfv_ray.tracking.origin import page_origin
 from rlhfv_ray.tracking.run import TrackedRun
@@ -74,15 +74,16 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
     pipeline = plan_pipeline(config.ddpo, storage, seen=feed)
     controls = control_pipelines(config.ddpo, config.controls, storage, seen=feed)
     evaluation = plan_scores(config, pipeline, controls)
-    if evaluation.judged:
-        start(config.ddpo)
-        check_services(evaluation, config.generation)
     pipelines = (pipeline, *controls.values())
     stage_of: dict[str, Stage] = {}  # controls share the first stages, each of which runs once
     for line in (*pipelines, evaluation):
         for stage in line.stages:
             stage_of.setdefault(stage.folder(storage).name, stage)
     stage_names, stages = list(stage_of), list(stage_of.values())
+    if evaluation.judged or not all(is_done(stage.folder(storage)) for stage in stages):
+        start(config.ddpo)  # a job that does not fit leaves no run
+    if evaluation.judged:
+        check_services(evaluation, config.generation)
     identity: dict[str, Any] = {"stages": stage_names, "reference": pipeline.reference.name}
     if evaluation.benchmarks:
         identity["benchmarks"] = {
@@ -118,16 +119,19 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
     }
     opened.print_locations(locations, console=console)
     if not evaluation.benchmarks:
-        command = score_command(config, pipeline.aligned.path)
-        console.print(
-            "No benchmark was asked for (--benchmarks). Score both models with this command, where "
-            "words in capitals are yours to fill in, or with another benchmark of "
-            "docs/evaluation.md:",
-            highlight=False,
-            soft_wrap=True,
-        )
-        console.print(command, highlight=False, soft_wrap=True)
+        print_score_command(config, pipeline.aligned.path, console)
     return outcome
+
+
+def print_score_command(config: ExperimentConfig, aligned: str, console: Console) -> None:
+    """Print the command that scores both models, after a training that was not scored."""
+    console.print(
+        "No benchmark was asked for (--benchmarks). Score both models with this command, where "
+        "words in capitals are yours to fill in, or with another benchmark of docs/evaluation.md:",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(score_command(config, aligned), highlight=False, soft_wrap=True)
 
 
 def title_of(config: ExperimentConfig) -> str:

@@ -13,7 +13,7 @@ from rlhfv_ray.data.mixture import mixed_rows
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.inference.model_check import read_check
 from rlhfv_ray.models import planned_counts
-from rlhfv_ray.pipeline import Pipeline, start
+from rlhfv_ray.pipeline import Pipeline
 from rlhfv_ray.storage.stages import Stage, seconds_of
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import RUN_NAME
@@ -68,7 +68,6 @@ class StageMonitor:
     name: str  # of the run, which the names of its children end with
     stages: int  # number of them
     place: int = 0  # of the stage that runs, from 1
-    started: bool = False  # true once Ray was started
 
     @contextlib.contextmanager
     def stage(self, stage: Stage, skipped: bool) -> Iterator[None]:
@@ -77,9 +76,6 @@ class StageMonitor:
         self.place += 1
         line = stage_line(stage.title, state, self.place, self.stages)
         self.console.print(line, soft_wrap=True)
-        if not skipped and not self.started:
-            start(self.pipelines[0].config)
-            self.started = True
         folder = stage.folder(self.pipelines[0].storage)
         trained = next((line for line in self.pipelines if stage is line.train), None)
         params = {"folder": folder.name, **flat(stage.inputs)}

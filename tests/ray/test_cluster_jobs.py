@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhfv_ray.tracking.replay import SPOOL
 from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import wait_for
 from tests.ray.autoscaling_cluster import Rehearsal, rehearsal
@@ -79,6 +80,7 @@ def test_a_training_brings_nodes_and_ends_as_on_one_machine(autoscaled, undistur
     assert refused.returncode != 0 and started_nodes(autoscaled) == 0
     numbers = "scale.workers = 4 needs 4 x (1 CPU), and there is room for 2"
     assert numbers in " ".join((refused.stdout + refused.stderr).split())
+    assert not list(tmp_path.glob(f"*/{SPOOL}"))  # no run that failed
     for storage in (tmp_path / "first", tmp_path / "later"):
         trained = submitted(autoscaled, "python", *command(storage)[1:], *flags)
         assert trained.returncode == 0, trained.stdout + trained.stderr
