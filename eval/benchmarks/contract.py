@@ -64,6 +64,11 @@ class Metric(NamedTuple):
     # interval is bootstrapped over images.
     is_proportion: bool = True
 
+    @property
+    def is_share(self) -> bool:
+        """Return True if the number lies between 0 and 1: a proportion, or an F1."""
+        return self.is_proportion or "f1" in self.name.split("_")
+
 
 RESPONSE_RATE = Metric(
     "response_rate", "lower", "answers with a hallucinated object, of those that name any object"

@@ -47,14 +47,14 @@ class StudyResults:
 
     def mean(self, arm: str, metric: str) -> Mean:
         """Return an arm's mean over seeds with its interval, which stays within 0 and 1 for a
-        proportion.
+        share.
         """
         error = self.errors.get((arm, metric))
         if error is None:
             error = self._scene_error(arm, metric)
         mean = _mean(self.values[arm, metric], error)
-        is_proportion = {known.name: known.is_proportion for known in self.metrics}
-        if mean.interval is None or not is_proportion[metric]:
+        is_share = {known.name: known.is_share for known in self.metrics}
+        if mean.interval is None or not is_share[metric]:
             return mean
         low, high = mean.interval
         return mean._replace(interval=Interval(max(0.0, low), min(1.0, high)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.benchmarks.contract import RESPONSE_RATE, WORDS, JudgedAnswer, Ratio, Scores
+from eval.benchmarks.contract import RESPONSE_RATE, WORDS, JudgedAnswer, Metric, Ratio, Scores
 from experiments.runners.study_results import StudyResults, study_results
 from rlhfv_ray.records import Answer
 from tests.unit.experiments.runners.study_numbers import small_study, trial, unordered_trials
@@ -60,6 +60,17 @@ def test_intervals_by_hand(results):
     assert mean.interval == pytest.approx((0.0, 0.02 + 4.30265 * 0.01 / 3**0.5), abs=1e-6)
     # a difference may be below 0
     assert results.mean("base", "rise").interval == pytest.approx((-0.01, -0.01))
+
+
+def test_an_f1_stays_below_100_per_cent():
+    """Catches: "96.0 (91.3 to 100.7)" for a measure that ends at 100 and is no proportion."""
+    metrics = tuple(
+        Metric(name, "higher", is_proportion=False) for name in ("phrase_f1", "f1_new", "ratio")
+    )
+    values = {("a", metric.name): (0.99, 0.8) for metric in metrics}
+    study = StudyResults(("a",), (0, 1), metrics, values)
+    tops = [(study.mean("a", metric.name).interval or (0, 0))[1] for metric in metrics]
+    assert tops[:2] == [1.0, 1.0] and tops[2] > 1
 
 
 def test_scenes_widen_the_interval_of_seeds_that_agree():
