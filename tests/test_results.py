@@ -189,6 +189,16 @@ def test_every_base_model_is_told():
     for place, model in enumerate(models):
         values = [per_cent(arms[arm][name]["values"][place]) for name, arm in shown]
         assert f"| {model} | {' | '.join(values)} |" in page
+    means = {
+        name: [per_cent(arms[arm][name]["mean"]) for arm in ("base", "DDPO")]
+        for name in ("phrase_f1", "response_rate")
+    }
+    readme = text_of("README.md")
+    assert f"takes the F1 from {means['phrase_f1'][0]} to {means['phrase_f1'][1]} %" in readme
+    rates = means["response_rate"]
+    assert f"the response rate from {rates[0]} to {rates[1]} %" in readme
+    worst = per_cent(max(arms["DDPO"]["wrong_settings"]["values"]))
+    assert f"goes too far: {worst} % of its answers name another setting" in readme
 
 
 def test_chosen_answers_are_no_whole_truth(texts):
