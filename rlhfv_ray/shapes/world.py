@@ -5,6 +5,7 @@ so the code that reads the real data reads them too.
 """
 
 import json
+import logging
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -14,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhfv_ray.data import write_pairs
-from rlhfv_ray.errors import StageFailedError
+from rlhfv_ray.data.pair_formats import check_pair
+from rlhfv_ray.errors import DataError, StageFailedError
 from rlhfv_ray.records import Answer, PreferencePair, Prompt
 from rlhfv_ray.shapes.annotator import CAREFUL, Care, correct, mistakes
 from rlhfv_ray.shapes.balance import balanced_subset, even_subset
@@ -27,6 +29,8 @@ PAIRS_SEED = 1_000_000  # of the scenes of pairs; most of them are no scenes of 
 ORIGIN = {"ds_name": "shapes", "origin_dataset": "shapes"}
 SYNONYMS = Path(__file__).parent / "synonyms.txt"  # the first word of a line is the object
 WORLD_FILE = "world.json"  # in a benchmark's folder; without it, the world is the biased one
+
+log = logging.getLogger(__name__)
 
 
 def prompts_of(scenes: Iterable[Scene]) -> list[Prompt]:
@@ -108,7 +112,7 @@ def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]],
     """Rank two descriptions of each scene, write the pairs, return their number.
 
     The description with fewer mistakes is chosen. With equally many, the one with more true phrases
-    is chosen. Equally good ones give no pair.
+    is chosen. Equally good ones give no pair, nor does one that is no text, which is logged.
 
     Raises:
         StageFailedError: no scene has descriptions of different quality.
@@ -118,16 +122,20 @@ def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]],
         better, worse = sorted((first, second), key=lambda answer: _rank(scene, answer.text))
         if _rank(scene, better.text) == _rank(scene, worse.text):
             continue
-        pairs.append(
-            PreferencePair(
-                id=pair_id(scene),
-                image=render(scene),
-                question=first.question,
-                chosen=better.text,
-                rejected=worse.text,
-                origin=ORIGIN,
-            )
+        pair = PreferencePair(
+            id=pair_id(scene),
+            image=render(scene),
+            question=first.question,
+            chosen=better.text,
+            rejected=worse.text,
+            origin=ORIGIN,
         )
+        try:
+            check_pair(pair)
+        except DataError as error:  # a model may sample a NUL, or nothing
+            log.warning("No ranking of %s: %s", pair.id, error)
+            continue
+        pairs.append(pair)
     if not pairs:
         raise StageFailedError(
             "No two answers differed in quality. Give the model more scenes with --shapes.scenes."

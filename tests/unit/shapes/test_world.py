@@ -21,6 +21,7 @@ from rlhfv_ray.shapes.world import (
     scenes_to_correct,
     write_benchmark,
     write_corrections,
+    write_rankings,
 )
 
 
@@ -86,6 +87,20 @@ def test_a_model_without_mistakes_is_an_error_with_a_way_out(tmp_path):
     ]
     with pytest.raises(StageFailedError, match="--shapes.scenes"):
         write_corrections(scenes, answers, tmp_path / "pairs.parquet")
+
+
+def test_an_answer_that_is_no_text_costs_its_own_ranking(tmp_path):
+    """Catches: one NUL that a model sampled, which ends the stage of all rankings."""
+    scenes = make_scenes(3, seed=2)
+    said = [caption(scene.setting, scene.groups) for scene in scenes]
+    worse = ["a street.", "a red\x00", ""]
+    answers = [
+        [Answer(str(scene.id), "What?", text) for scene, text in zip(scenes, texts, strict=True)]
+        for texts in (said, worse)
+    ]
+    assert write_rankings(scenes, answers, tmp_path / "pairs.parquet") == 1
+    (pair,) = load_pairs(tmp_path / "pairs.parquet")
+    assert (pair.chosen, pair.rejected) == (said[0], "a street.")
 
 
 @pytest.fixture(scope="module")
