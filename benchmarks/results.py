@@ -114,9 +114,9 @@ def experiment(
     named = ("--name", name, "--storage", str(storage))
     run(f"experiments/{script}.py", "shapes", *named, *options)
     (summary,) = storage.glob(f"{name}-*/summary.json")
-    written = json.loads(summary.read_text())
-    models = [model for model in ("base", "aligned", *CONTROLS) if model in written]
-    return {model: numbers(written[model]) for model in models}, written["comparison"]
+    scores = json.loads(summary.read_text())
+    models = [model for model in ("base", "aligned", *CONTROLS) if model in scores]
+    return {model: numbers(scores[model]) for model in models}, scores["comparison"]
 
 
 def numbers(scores: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def texts(storage: Path) -> dict[str, Any]:
     chosen answers that are the whole truth.
     """
     recipe = StudyConfig(ddpo=shapes(), seeds=STUDY_SEEDS, bases=base_models(storage))
-    within: dict[int, dict[str, Any]] = {}
+    audits: dict[int, dict[str, Any]] = {}
     answers: list[tuple[str, str]] = []
     groups: list[int] = []  # the seed of each pair
     whole = 0
@@ -142,13 +142,13 @@ def texts(storage: Path) -> dict[str, Any]:
         scenes = training_scenes(config)
         truths = {pair_id(scene): caption(scene.setting, scene.groups) for scene in scenes}
         whole += sum(pair.chosen == truths[pair.id] for pair in pairs)
-        within[seed] = asdict(audit_texts(pairs))
+        audits[seed] = asdict(audit_texts(pairs))
         answers += [(pair.chosen, pair.rejected) for pair in pairs]
         groups += [seed] * len(pairs)
-    across = told_apart(answers, groups)
-    interval = wilson_interval(round(across * len(answers)), len(answers))
-    total = {"pairs": len(answers), "told": across, "told_interval": interval, "whole": whole}
-    return {"within": within, "across": total}
+    told_share = told_apart(answers, groups)
+    interval = wilson_interval(round(told_share * len(answers)), len(answers))
+    total = {"pairs": len(answers), "told": told_share, "told_interval": interval, "whole": whole}
+    return {"within": audits, "across": total}
 
 
 def study(name: str, storage: Path) -> dict[str, Any]:

@@ -72,11 +72,11 @@ def worker_cells(*, quick: bool) -> list[Row]:
             wait_s, collate_s = host_seconds(config, reference, folder / "host")
         others = max(others, idle_load())
     assert losses["ray"] == losses["bare"], "Ray changes the losses"
-    apart = max(abs(a - b) for a, b in zip(losses["bare"], losses["two"], strict=True))
-    assert apart <= 1e-5, f"losses of one and two workers differ by {apart:.2g}"
+    loss_gap = max(abs(a - b) for a, b in zip(losses["bare"], losses["two"], strict=True))
+    assert loss_gap <= 1e-5, f"losses of one and two workers differ by {loss_gap:.2g}"
     ray_note = f"tokens/s, {jobs} jobs each, the same losses to the bit"
     two_note = (
-        f"tokens/s, one global batch of {BATCH}; losses within {apart:.1g}; "
+        f"tokens/s, one global batch of {BATCH}; losses within {loss_gap:.1g}; "
         f"two jobs that share nothing do {ceiling / rates['bare']:.2f} of one"
     )
     host_note = (

@@ -8,8 +8,8 @@ result ships with the package in `rlhfv_ray/shapes/checkpoint`.
 
 In the balanced world (`--world balanced`) careful captions are of plain pictures only, which have
 no setting. All captions of settings are careless. So the model has learnt shapes, colours, numbers
-and places, but it has seen no true caption of a picture like those that it is tested on. At the end
-it describes fresh pictures. A model that takes shapes for others that no caption confuses has not
+and places, and the captions of settings that it has seen are true only by chance. At the end it
+describes fresh pictures. A model that takes shapes for others that no caption confuses has not
 learnt to look. Corrections cannot teach it, because balanced ones leave out a mistake that has no
 reverse.
 
@@ -17,6 +17,7 @@ Shapes: B pictures of a batch, T tokens, D features.
 """
 
 import io
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -182,7 +183,8 @@ def caption_batch(
 
 def setting_tokens(processor: LlavaProcessor) -> list[int]:
     """Return the tokens that name a setting inside a caption."""
-    return [token for setting in SETTINGS for token in processor.tokenizer(f" {setting}").input_ids]
+    encoded = processor.tokenizer([f" {setting}" for setting in SETTINGS]).input_ids
+    return list(itertools.chain.from_iterable(encoded))
 
 
 def caption_loss(logits: Tensor, labels: Tensor, settings: Sequence[int]) -> Tensor:

@@ -25,6 +25,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def of_share(self) -> "Interval":
+        """Return the part of the interval in which a share can lie, from 0 to 1."""
+        return Interval(max(0.0, self.low), min(1.0, self.high))
+
 
 class RatioSample(NamedTuple):
     """One system's rate as a ratio of sums, sum of numerators / sum of denominators."""

@@ -67,14 +67,14 @@ def title(models: Models) -> str:
     """
     if not models:
         raise DataError("a report needs the scores of at least one model; got none")
-    *others, last = models
-    names = f"{', '.join(others)} and {last}" if others else last
-    first = next(iter(models.values()))
-    each = " each" if others else ""
-    rate, total = first.metrics[0].name, len(first.answers)
-    counted = sum(bool(item.missing) or rate in item.ratios for item in first.answers)
-    apart = f", {counted} of them in the first rate" if counted < total else ""
-    return f"{benchmark_of(first)}: {names}, n = {total} answers{each}{apart}"
+    *first_names, last = models
+    names = f"{', '.join(first_names)} and {last}" if first_names else last
+    each = " each" if first_names else ""
+    base = next(iter(models.values()))
+    rate, total = base.metrics[0].name, len(base.answers)
+    in_rate = sum(bool(item.missing) or rate in item.ratios for item in base.answers)
+    in_rate_text = f", {in_rate} of them in the first rate" if in_rate < total else ""
+    return f"{benchmark_of(base)}: {names}, n = {total} answers{each}{in_rate_text}"
 
 
 def benchmark_of(scores: Scores) -> str:

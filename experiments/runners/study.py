@@ -7,6 +7,7 @@ trainings with every other study and experiment in the same storage.
 """
 
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,17 +69,10 @@ def run_study(
     """
     study = with_controls(study, config.controls)
     storage.mkdir(parents=True, exist_ok=True)
-    for seed in config.seeds:  # checks models and data
-        plan_pipeline(config.seeded(seed), storage, seen=lambda records: None)
+    folder = storage / f"{config.name}-{fingerprint(identity_of(config, study, storage))}"
     connect()
     check_fits(config.ddpo.scale, setting="ddpo.scale")
     concurrent = trials_at_once(config.ddpo.scale, config.concurrent)
-    identity = {
-        **without(changed_settings(config), "ddpo", "concurrent", "keep_models"),
-        "ddpo": without(changed_settings(config.ddpo), "storage", "scale", "tracking"),
-        "arms": [arm.name for arm in study.arms],
-    }
-    folder = storage / f"{config.name}-{fingerprint(identity)}"
     with open_run_folder(
         folder,
         config.ddpo.tracking,
@@ -113,6 +107,26 @@ def run_study(
     return outcome
 
 
+def identity_of(config: StudyConfig, study: Study, storage: Path) -> dict[str, Any]:
+    """Return everything that a study's results depend on.
+
+    The names of the reference stages stand for the content of base models and rows.
+
+    Raises:
+        ConfigError, DataError: a model or the data cannot be used.
+    """
+    pipelines = [
+        plan_pipeline(config.seeded(seed), storage, seen=lambda records: None)
+        for seed in config.seeds
+    ]
+    return {
+        **without(changed_settings(config), "ddpo", "bases", "concurrent", "keep_models"),
+        "ddpo": without(changed_settings(config.ddpo), "storage", "scale", "tracking"),
+        "arms": [arm.name for arm in study.arms],
+        "references": [pipeline.reference.name for pipeline in pipelines],
+    }
+
+
 def plan_study(config: StudyConfig, study: Study, storage: Path, *, console: Console) -> Planned:
     """Make the stages that arms share, and check every arm's configuration before any training."""
     pipelines: dict[tuple[str, int], Pipeline | None] = {}
@@ -125,10 +139,8 @@ def plan_study(config: StudyConfig, study: Study, storage: Path, *, console: Con
                 if arm.change
                 else None
             )
-    by_arm = {
-        (arm.name, seed): pipelines[arm.name, seed] for arm in study.arms for seed in config.seeds
-    }
-    return Planned(config, storage, by_arm, study.read)
+    pairs = itertools.product([arm.name for arm in study.arms], config.seeds)
+    return Planned(config, storage, {pair: pipelines[pair] for pair in pairs}, study.read)
 
 
 def make_shared(config: DDPOConfig, storage: Path, *, console: Console) -> Pipeline:

@@ -46,9 +46,7 @@ class StudyResults:
         return [metric.name for metric in self.metrics]
 
     def mean(self, arm: str, metric: str) -> Mean:
-        """Return an arm's mean over seeds with its interval, which stays within 0 and 1 for a
-        share.
-        """
+        """Return an arm's mean over seeds with its interval; a share's stays within 0 and 1."""
         error = self.errors.get((arm, metric))
         if error is None:
             error = self._scene_error(arm, metric)
@@ -56,8 +54,7 @@ class StudyResults:
         is_share = {known.name: known.is_share for known in self.metrics}
         if mean.interval is None or not is_share[metric]:
             return mean
-        low, high = mean.interval
-        return mean._replace(interval=Interval(max(0.0, low), min(1.0, high)))
+        return mean._replace(interval=mean.interval.of_share())
 
     def difference(self, arm: str, than: str, metric: str) -> Mean:
         """Return the difference of two arms, paired by seed and scene: `arm` minus `than`."""

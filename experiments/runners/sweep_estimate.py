@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from eval.benchmarks.contract import Ratio, Scores, check_comparable
+from eval.benchmarks.contract import Metric, Ratio, Scores, check_comparable
 from eval.reporting.wording import humanize, signed
 from experiments.runners.sweep_report import PER_CENT, shown
 from rlhfv_ray.stats import RatioSample
@@ -65,14 +65,20 @@ def compare_fresh(base: Scores, models: Sequence[Scores], objective: Objective) 
 
     def measured(measure: Measure) -> FreshMeasure:
         theirs, *ours = samples(measure)
-        is_proportion = kinds[measure.name].is_proportion
-        before = estimate([theirs], is_proportion=is_proportion)
-        after = estimate(ours, is_proportion=is_proportion)
+        before, after = (rate_of(models, kinds[measure.name]) for models in ([theirs], ours))
         return _in_units(measure, before, after, paired_estimate(ours, [theirs]))
 
     metric, guard = objective.metric, objective.guard
     value = setting_value([scores.rates() for scores in models], base.rates(), objective)
     return Fresh(len(judged), measured(metric), measured(guard) if guard else None, value)
+
+
+def rate_of(models: Sequence[RatioSample], metric: Metric) -> Estimate:
+    """Return a metric's mean over models with its interval; a share's stays within 0 and 1."""
+    rate = estimate(models, is_proportion=metric.is_proportion)
+    if rate.interval is None or not metric.is_share:
+        return rate
+    return rate._replace(interval=rate.interval.of_share())
 
 
 def _sample(scores: Scores, judged: Sequence[int], name: str) -> RatioSample:

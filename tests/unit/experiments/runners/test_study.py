@@ -1,17 +1,22 @@
 """The end of a study, from the folders of its finished trainings."""
 
 import json
+import shutil
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from eval.benchmarks.contract import RESPONSE_RATE, JudgedAnswer, Ratio, Scores
 from eval.reporting.score_files import save_scores
+from experiments.recipes import shapes
+from experiments.runners.config import StudyConfig
 from experiments.runners.contrasts import Claim
 from experiments.runners.controls import with_controls
-from experiments.runners.study import conclude
+from experiments.runners.study import conclude, identity_of
 from experiments.runners.study_arms import Arm, Study, plain_dpo
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.records import Answer
@@ -76,3 +81,26 @@ def test_a_study_with_an_open_training_does_not_conclude(folder):
     write_json(outcome, {"status": "failed", "error": "no memory"})
     with pytest.raises(StageFailedError, match="no memory"):
         conclude(STUDY, folder, (), console=Console(file=StringIO()))
+
+
+def test_a_study_is_named_by_the_content_of_its_base_models(small_model, tmp_path):
+    """Catches: a study that finds its trainings finished after a base model was replaced in its
+    folder; one that runs again because a folder was moved.
+    """
+    bases = [tmp_path / name for name in ("first", "second", "moved")]
+    for base in bases:
+        shutil.copytree(small_model, base)
+
+    def identity(*paths: Path) -> dict[str, Any]:
+        config = StudyConfig(ddpo=shapes(), seeds=(0, 1), bases=tuple(map(str, paths)))
+        return identity_of(config, STUDY, tmp_path)
+
+    before = identity(*bases[:2])
+    assert identity(bases[0], bases[2]) == before
+    weights = load_file(bases[1] / "model.safetensors")
+    save_file(
+        {name: weight + 1 for name, weight in weights.items()}, bases[1] / "model.safetensors"
+    )
+    after = identity(*bases[:2])
+    assert after["references"][0] == before["references"][0]
+    assert after["references"][1] != before["references"][1]

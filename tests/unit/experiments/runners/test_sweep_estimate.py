@@ -2,10 +2,11 @@
 
 import pytest
 
-from eval.benchmarks.contract import CHAIR, JudgedAnswer, Ratio, Scores
-from experiments.runners.sweep_estimate import compare_fresh, guard_state, sentence
+from eval.benchmarks.contract import CHAIR, JudgedAnswer, Metric, Ratio, Scores
+from experiments.runners.sweep_estimate import compare_fresh, guard_state, rate_of, sentence
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer
+from rlhfv_ray.stats import RatioSample
 from rlhfv_ray.sweep.setting_value import Measure, Objective
 
 OBJECTIVE = Objective(Measure("response_rate", "lower"), Measure("object_recall", "higher"))
@@ -43,6 +44,17 @@ def test_models_are_compared_with_their_own_base_on_the_same_pictures():
     assert fresh.value is not None and fresh.value.violation == pytest.approx(3.0)
     written = fresh.as_json()
     assert written["keeps_guard"] is False and written["pictures"] == 10
+
+
+def test_the_interval_of_an_f1_ends_at_100_per_cent():
+    """Catches: a best setting "97.0 % (93.2 to 100.8)" in the last line of a sweep."""
+    sample = RatioSample([2, 2, 2, 1], [2, 2, 2, 2])
+    f1, ratio = (
+        rate_of([sample], Metric(name, "higher", is_proportion=False)).interval
+        for name in ("phrase_f1", "relative_score")
+    )
+    assert f1 is not None and ratio is not None
+    assert f1.low == ratio.low and f1.high == 1.0 < ratio.high
 
 
 def test_a_picture_without_a_verdict_counts_for_no_model():
