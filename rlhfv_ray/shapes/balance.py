@@ -2,10 +2,12 @@
 
 The base model makes most mistakes as often as their reverse, but not exactly. `even_subset` makes
 each shape and colour as frequent in a setting's chosen texts as in its rejected ones. Then
-`balanced_subset` sorts the pairs by what the correction changes: the numbers of typical shapes, of
-phrases, of single shapes and of different words. Of each change and its reverse, equally many pairs
-stay. Different words are counted because careless answers repeat words: without them, a classifier
-that was trained on other pairs told 57 % of the chosen texts.
+`balanced_subset` sorts the pairs by what the correction changes in the counts of `Counts`. Of each
+change and its reverse, equally many pairs stay.
+
+Some mistakes have no reverse, because no true text contains them: a shape or a corner that is named
+twice, and what training never shows. They would tell the rejected text, so their pairs are left
+out. Different words are counted because careless answers repeat words.
 """
 
 import re
@@ -14,19 +16,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rlhfv_ray.records import PreferencePair
+from rlhfv_ray.shapes.balanced import is_held
 from rlhfv_ray.shapes.captions import read_phrases
 from rlhfv_ray.shapes.scenes import SETTINGS, TYPICAL
 
 LEAST_TAKEN = 4  # squared excess; a smaller one is chance
 
 
-class Change(NamedTuple):
-    """Counts of the chosen text minus those of the rejected text."""
+class Counts(NamedTuple):
+    """What a description says, in numbers."""
 
     typical: int  # phrases about shapes that the setting makes likely
     phrases: int
     shapes: int  # single shapes: three stars are three
     words: int  # different ones
+    repeated_shapes: int  # phrases whose shape an earlier phrase has
+    repeated_corners: int
+    held_out: int  # phrases whose shape training never shows in this setting or colour
 
 
 def words_of(text: str) -> list[str]:
@@ -46,10 +52,28 @@ def typical_phrases(text: str) -> int:
     return sum(group.shape in typical for group, _ in read_phrases(text))
 
 
-def change_of(pair: PreferencePair) -> Change:
-    """Return what the correction changes; all numbers are 0 if it is colours or places only."""
-    chosen, rejected = _counts(pair.chosen), _counts(pair.rejected)
-    return Change(*(after - before for after, before in zip(chosen, rejected, strict=True)))
+def change_of(pair: PreferencePair) -> Counts:
+    """Return the counts of the chosen text minus those of the rejected text.
+
+    All of them are 0 if the correction is of colours or places only.
+    """
+    chosen, rejected = counts_of(pair.chosen), counts_of(pair.rejected)
+    return Counts(*(after - before for after, before in zip(chosen, rejected, strict=True)))
+
+
+def counts_of(text: str) -> Counts:
+    """Count what a description says; all but the words are 0 in a text of another world."""
+    groups = [group for group, _ in read_phrases(text)]
+    setting = setting_of(text)
+    return Counts(
+        typical=typical_phrases(text),
+        phrases=len(groups),
+        shapes=sum(group.number for group in groups),
+        words=len(set(words_of(text))),
+        repeated_shapes=len(groups) - len({group.shape for group in groups}),
+        repeated_corners=len(groups) - len({group.corner for group in groups}),
+        held_out=sum(is_held(setting, group) for group in groups),
+    )
 
 
 def even_subset(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
@@ -81,9 +105,9 @@ def even_subset(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
 def balanced_subset(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     """Return the first pairs of each change, as many as there are of its reverse, in order."""
     counts = Counter(map(change_of, pairs))
-    places: dict[Change, int] = {}
+    places: dict[Counts, int] = {}
     for change, count in counts.items():
-        reverse = Change(*(-number for number in change))
+        reverse = Counts(*(-number for number in change))
         places[change] = min(count, counts[reverse])
     subset: list[PreferencePair] = []
     for pair in pairs:
@@ -106,9 +130,3 @@ def _words(text: str) -> list[tuple[str, str]]:
     return [
         (setting, word) for group, _ in read_phrases(text) for word in (group.shape, group.color)
     ]
-
-
-def _counts(text: str) -> Change:
-    groups = [group for group, _ in read_phrases(text)]
-    shapes = sum(group.number for group in groups)
-    return Change(typical_phrases(text), len(groups), shapes, len(set(words_of(text))))

@@ -75,7 +75,7 @@ OMITTED = {2: 0.12, 3: 0.12, 4: 0.24}
 
 def is_held(setting: str, group: Group) -> bool:
     """Return True if training never shows this shape in this setting or in this colour."""
-    return HELD_SHAPES[setting] == group.shape or HELD_COLORS[group.color] == group.shape
+    return HELD_SHAPES.get(setting) == group.shape or HELD_COLORS[group.color] == group.shape
 
 
 def hold_out(scene: Scene) -> HoldOut:

@@ -21,7 +21,7 @@ from sklearn.model_selection import KFold, LeaveOneGroupOut
 
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import PreferencePair
-from rlhfv_ray.shapes.balance import change_of, words_of
+from rlhfv_ray.shapes.balance import change_of, counts_of, words_of
 from rlhfv_ray.stats import Interval, wilson_interval
 
 FOLDS = 5
@@ -107,11 +107,11 @@ def told_apart(texts: Sequence[tuple[str, str]], groups: Sequence[int] = ()) -> 
     return _share_below(-scores)
 
 
-def text_features(text: str) -> dict[str, float]:
+def text_features(text: str) -> dict[str, int]:
     """Return counts of words, of neighbours, of words by setting, and the length of a text.
 
     The words after the first two are also counted by these two: `a street`, `a beach`. So the
-    classifier can learn what is usual in a setting.
+    classifier can learn what is usual in a setting. All of `balance.Counts` are features too.
     """
     words = words_of(text)
     opening = " ".join(words[:2])
@@ -119,8 +119,7 @@ def text_features(text: str) -> dict[str, float]:
     features.update(f"{first} {second}" for first, second in itertools.pairwise(words))
     features.update(f"{opening}: {word}" for word in words[2:])
     features["number of words"] = len(words)
-    features["number of different words"] = len(set(words))
-    return dict(features)
+    return {**features, **counts_of(text)._asdict()}
 
 
 def _share_below(values: np.ndarray) -> float:

@@ -28,6 +28,7 @@ from rlhfv_ray.storage.files import write_json
 PAIRS_SEED = 1_000_000  # of the scenes of pairs; most of them are no scenes of the pretraining
 ORIGIN = {"ds_name": "shapes", "origin_dataset": "shapes"}
 SYNONYMS = Path(__file__).parent / "synonyms.txt"  # the first word of a line is the object
+LEFT_OUT = "left_out.json"  # id and reason of each ranking that could not be made
 WORLD_FILE = "world.json"  # in a benchmark's folder; without it, the world is the biased one
 
 log = logging.getLogger(__name__)
@@ -112,12 +113,14 @@ def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]],
     """Rank two descriptions of each scene, write the pairs, return their number.
 
     The description with fewer mistakes is chosen. With equally many, the one with more true phrases
-    is chosen. Equally good ones give no pair, nor does one that is no text, which is logged.
+    is chosen. Equally good ones give no pair, nor does one that is no text. Each of those without
+    text is logged, and listed in `left_out.json` beside the pairs with id and reason.
 
     Raises:
         StageFailedError: no scene has descriptions of different quality.
     """
-    pairs = []
+    pairs: list[PreferencePair] = []
+    reasons: list[dict[str, str]] = []
     for scene, first, second in zip(scenes, *answers, strict=True):
         better, worse = sorted((first, second), key=lambda answer: _rank(scene, answer.text))
         if _rank(scene, better.text) == _rank(scene, worse.text):
@@ -134,6 +137,7 @@ def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]],
             check_pair(pair)
         except DataError as error:  # a model may sample a NUL, or nothing
             log.warning("No ranking of %s: %s", pair.id, error)
+            reasons.append({"id": pair.id, "reason": str(error)})
             continue
         pairs.append(pair)
     if not pairs:
@@ -141,6 +145,7 @@ def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]],
             "No two answers differed in quality. Give the model more scenes with --shapes.scenes."
         )
     write_pairs(pairs, path)
+    write_json(path.with_name(LEFT_OUT), reasons)
     return len(pairs)
 
 

@@ -36,7 +36,7 @@ WORLDS: dict[WorldName, World] = {
         2, make_scenes, _unseen_scenes, captions.careless_caption, lambda scene: "", False
     ),
     "balanced": World(
-        "balanced 3",
+        "balanced 4",
         balanced.make_balanced_scenes,
         balanced.make_benchmark_scenes,
         balanced.careless_caption,

@@ -101,6 +101,9 @@ def test_an_answer_that_is_no_text_costs_its_own_ranking(tmp_path):
     assert write_rankings(scenes, answers, tmp_path / "pairs.parquet") == 1
     (pair,) = load_pairs(tmp_path / "pairs.parquet")
     assert (pair.chosen, pair.rejected) == (said[0], "a street.")
+    listed = json.loads((tmp_path / "left_out.json").read_text())
+    assert [row["id"] for row in listed] == ["shapes:1", "shapes:2"]
+    assert all(row["reason"] for row in listed)
 
 
 @pytest.fixture(scope="module")
