@@ -237,7 +237,7 @@ class ShapesBenchConfig:
     mode: Literal["rule", "judge"] = "rule"
     """`rule`: the answer's own words are read. `judge`: a judge lists an answer's objects; with
     --judge.kind oracle, the shapes world is the judge."""
-    world: Literal["biased", "balanced"] = "balanced"
+    world: Literal["biased", "balanced", "signs"] = "balanced"
     """Version of the world that the pictures show, the one that the model was trained on."""
 
     def __post_init__(self) -> None:

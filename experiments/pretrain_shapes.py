@@ -38,12 +38,12 @@ from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.inference.generate import answer_prompts
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.shapes.annotator import mistakes
-from rlhfv_ray.shapes.balanced import LOOK_ALIKES, make_balanced_scenes, make_plain_scenes
+from rlhfv_ray.shapes.balanced import LOOK_ALIKES, make_plain_scenes
 from rlhfv_ray.shapes.captions import QUESTIONS, caption
-from rlhfv_ray.shapes.model import BALANCED, BIASED, build_model, build_processor
+from rlhfv_ray.shapes.model import BALANCED, BIASED, SIGNS, build_model, build_processor
 from rlhfv_ray.shapes.scenes import CELL, COLORS, SETTINGS, SHAPES, SIDE, Scene, cells, render
 from rlhfv_ray.shapes.world import prompts_of
-from rlhfv_ray.shapes.worlds import WORLDS, WorldName
+from rlhfv_ray.shapes.worlds import WORLDS, World, WorldName
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,21 @@ PATCHES = (SIDE // CELL) ** 2  # per picture
 HEADS = (1 + len(SHAPES), 1 + len(COLORS), PATCHES, len(SETTINGS))
 
 SETTING_WEIGHT = 10.0  # of the token that names a setting, in the loss of a caption
+PLACES = {"biased": BIASED, "balanced": BALANCED, "signs": SIGNS}  # of the package's models
 CHECKED = 400  # pictures that a finished model describes
 MOST_CONFUSED = 0.05  # share of them with a shape that no careless caption names
 
 
-def patch_labels(scene: Scene) -> list[list[int]]:
-    """Return (shape, colour, position, setting) of each patch, row by row.
+def patch_labels(scene: Scene, world: World) -> list[list[int]]:
+    """Return (shape or sign, colour, position, setting) of each patch, row by row.
 
     Shape and colour are 0 for an empty patch, else 1 + their index. The position is the patch's own
     number, and the setting is the picture's.
     """
-    labels = [[0, 0, patch, SETTINGS.index(scene.setting)] for patch in range(PATCHES)]
+    setting = world.settings.index(scene.setting)
+    labels = [[0, 0, patch, setting] for patch in range(PATCHES)]
     for (row, column), group in cells(scene):
-        kind = [1 + SHAPES.index(group.shape), 1 + tuple(COLORS).index(group.color)]
+        kind = [1 + world.names.index(group.shape), 1 + tuple(COLORS).index(group.color)]
         labels[row * (SIDE // CELL) + column][:2] = kind
     return labels
 
@@ -181,9 +183,9 @@ def caption_batch(
     return batch.input_ids, batch.attention_mask, labels
 
 
-def setting_tokens(processor: LlavaProcessor) -> list[int]:
+def setting_tokens(processor: LlavaProcessor, settings: Sequence[str]) -> list[int]:
     """Return the tokens that name a setting inside a caption."""
-    encoded = processor.tokenizer([f" {setting}" for setting in SETTINGS]).input_ids
+    encoded = processor.tokenizer([f" {setting}" for setting in settings]).input_ids
     return list(itertools.chain.from_iterable(encoded))
 
 
@@ -224,12 +226,12 @@ def pretrain_captions(
     world = WORLDS[config.world]
     careful_scenes, careful_pixels = scenes, pixels
     if world.is_balanced and config.careful_steps:
-        careful_scenes = make_plain_scenes(len(scenes), seed=config.seed)
+        careful_scenes = make_plain_scenes(len(scenes), seed=config.seed, names=world.names)
         careful_pixels = draw_pixels(careful_scenes)
     parameters = list(model.parameters())
     steps = config.careful_steps + config.careless_steps
     optimizer, schedule = one_cycle(parameters, config.learning_rate, steps)
-    settings = setting_tokens(processor) if world.is_balanced else []
+    settings = setting_tokens(processor, world.settings) if world.is_balanced else []
     rng = random.Random(config.seed)
     started = time.perf_counter()
     for step in range(steps):
@@ -256,11 +258,13 @@ def pretrain_captions(
             print(f"step {step + 1} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
 
 
-def share_confused(model: PreTrainedModel, processor: LlavaProcessor, *, seed: int) -> float:
+def share_confused(
+    model: PreTrainedModel, processor: LlavaProcessor, world: World, *, seed: int
+) -> float:
     """Return the share of fresh pictures in which a model sees a shape that careless captions would
     not name: neither the shape nor its look-alike is there.
     """
-    scenes = make_balanced_scenes(CHECKED, seed=-1 - seed)  # training has the seeds from 0 on
+    scenes = world.training_scenes(CHECKED, seed=-1 - seed)  # training has the seeds from 0 on
     decoding = GenerationConfig(max_new_tokens=80)
     confused = 0
     for start in range(0, CHECKED, 100):
@@ -282,13 +286,15 @@ def is_confused(scene: Scene, text: str) -> bool:
     )
 
 
-def check_it_looks(model: PreTrainedModel, processor: LlavaProcessor, *, seed: int) -> None:
-    """Check that a model of the balanced world has learnt to look.
+def check_it_looks(
+    model: PreTrainedModel, processor: LlavaProcessor, world: World, *, seed: int
+) -> None:
+    """Check that a model of a balanced world has learnt to look.
 
     Raises:
         StageFailedError: it takes shapes for others too often that careless captions never confuse.
     """
-    share = share_confused(model.eval(), processor, seed=seed)
+    share = share_confused(model.eval(), processor, world, seed=seed)
     print(f"pictures with a shape that careless captions would not name: {100 * share:.1f} %")
     if share > MOST_CONFUSED:
         raise StageFailedError(
@@ -320,14 +326,15 @@ def main(config: Pretraining) -> None:
         ]
         processor = build_processor(texts)
         model = build_model(processor)
-        labels = torch.tensor([patch_labels(scene) for scene in scenes])  # (scenes, PATCHES, heads)
+        # (scenes, PATCHES, heads)
+        labels = torch.tensor([patch_labels(scene, world) for scene in scenes])
         pretrain_vision(model, pixels, labels, config)
     pretrain_captions(model, processor, scenes, pixels, config)
-    out = config.out or (BALANCED if world.is_balanced else BIASED)
+    out = config.out or PLACES[config.world]
     model.save_pretrained(out)
     processor.save_pretrained(out)
     if world.is_balanced:
-        check_it_looks(model, processor, seed=config.seed)
+        check_it_looks(model, processor, world, seed=config.seed)
 
 
 if __name__ == "__main__":

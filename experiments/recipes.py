@@ -11,6 +11,7 @@ from rlhfv_ray.command_line import choose
 from rlhfv_ray.config import (
     SHAPES,
     SHAPES_BIASED,
+    SHAPES_SIGNS,
     DataConfig,
     DDPOConfig,
     GenerationConfig,
@@ -110,6 +111,17 @@ def shapes_biased() -> DDPOConfig:
         shapes=ShapesConfig(world="biased", temperature=0.7),
         loss=LossConfig(beta=0.1, gamma=5.0, normalize=False),
         optim=OptimConfig(learning_rate=1e-5, batch=16, steps=150),
+    )
+
+
+def signs() -> DDPOConfig:
+    """The world of signs, which a model must read: the recipe of `shapes`, not tuned anew."""
+    recipe = shapes()
+    return replace(
+        recipe,
+        name="signs",
+        model=replace(recipe.model, path=SHAPES_SIGNS),
+        shapes=replace(recipe.shapes, world="signs"),
     )
 
 
@@ -218,7 +230,7 @@ def shapes_sft() -> DDPOConfig:
 
 RECIPES = {
     recipe.__name__: recipe
-    for recipe in (shapes, shapes_biased, paper, released, released_2023, dpo)
+    for recipe in (shapes, signs, shapes_biased, paper, released, released_2023, dpo)
 }
 
 SFT = {
@@ -296,6 +308,7 @@ def study_config(kind: type[C], description: str | None) -> C:
     """
     studies = {
         "shapes": _as_study(shapes, kind, "shapes", CONTROLS, dpo_beta=SHAPES_DPO_BETA),
+        "signs": _as_study(signs, kind, "shapes", CONTROLS, dpo_beta=SHAPES_DPO_BETA),
         "shapes_biased": _as_study(shapes_biased, kind, "shapes", ()),
         "paper": _as_study(paper, kind, "object_halbench", ()),
     }

@@ -19,6 +19,7 @@ from rlhfv_ray.redaction import redact
 LARGEST_IMAGE = 178_000_000  # pixels: Pillow refuses more
 SHAPES = "shapes"  # stands for the shapes world, as a model path and as a data path
 SHAPES_BIASED = "shapes-biased"  # as a model path, the base model of the biased world
+SHAPES_SIGNS = "shapes-signs"  # as a model path, that of the world of signs
 # What every chat template gets, or what says how it is called.
 OWN_TEMPLATE_ARGUMENTS = (
     *("messages", "conversation", "chat_template", "add_generation_prompt", "tokenize"),
@@ -257,9 +258,10 @@ class ShapesConfig:
     mistake is as frequent as its reverse, as the base model learnt them."""
     seed: int = 0
     """Random seed for the scenes and for sampling the answers that are corrected."""
-    world: Literal["biased", "balanced"] = "balanced"
+    world: Literal["biased", "balanced", "signs"] = "balanced"
     """Version of the world. `balanced`: texts alone do not tell chosen from rejected, which is
-    checked. `biased`: corrections name fewer usual shapes, and are never longer."""
+    checked. `signs`: the same, with signs to read in the place of shapes. `biased`: corrections
+    name fewer usual shapes, and are never longer."""
     left: float = 0.0
     """Share of mistakes that the annotator leaves uncorrected, 0 to 1."""
     wrong: float = 0.0

@@ -11,10 +11,10 @@ from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, FULL_TOKENIZ
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from rlhfv_ray.config import SHAPES, SHAPES_BIASED
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.models.hub import hub_commit
 from rlhfv_ray.models.muffin_config import completed
+from rlhfv_ray.shapes.model import BASE_MODELS
 from rlhfv_ray.storage.folder import fetch, local_path
 from rlhfv_ray.storage.stages import check_stage, is_done
 
@@ -31,8 +31,8 @@ ABSENT = {
 def resolve_model(path: str) -> str:
     """Return the folder or hub name behind `model.path`.
 
-    `shapes` and `shapes-biased` are the base models of the two shapes worlds. A model at an address
-    is fetched first.
+    `shapes`, `shapes-biased` and `shapes-signs` are the base models of the shapes worlds. A model
+    at an address is fetched first.
 
     Raises:
         ConfigError: no path was given, or it is neither a model folder nor a hub name, or the hub's
@@ -42,10 +42,8 @@ def resolve_model(path: str) -> str:
         raise ConfigError(
             "model.path is not set: give --model.path a Hugging Face model folder or a hub name."
         )
-    if path in (SHAPES, SHAPES_BIASED):
-        from rlhfv_ray.shapes.model import BALANCED, BIASED
-
-        path = str(BALANCED if path == SHAPES else BIASED)
+    if path in BASE_MODELS:
+        path = str(BASE_MODELS[path])
     folder = local_path(path)
     fetch(folder)
     if folder.is_dir():

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.shapes.balanced import is_held
 from rlhfv_ray.shapes.captions import read_phrases
-from rlhfv_ray.shapes.scenes import SETTINGS, TYPICAL
+from rlhfv_ray.shapes.scenes import TYPICAL
 
 LEAST_TAKEN = 4  # squared excess; a smaller one is chance
 
@@ -43,7 +43,7 @@ def words_of(text: str) -> list[str]:
 def setting_of(text: str) -> str:
     """Return the setting that a description names; empty if it names none."""
     words = text.replace(".", " ").split()
-    return next((word for word in words if word in SETTINGS), "")
+    return next((word for word in words if word in TYPICAL), "")
 
 
 def typical_phrases(text: str) -> int:

@@ -27,6 +27,7 @@ from rlhfv_ray.shapes.scenes import (
     Scene,
     composition,
     is_unseen,
+    names_of,
     part_of,
 )
 
@@ -40,6 +41,10 @@ CONFUSED = {
     "beach": {"star": "cross", "moon": "heart", "ring": "circle"},
     "forest": {"triangle": "arrow", "hourglass": "bar", "diamond": "square"},
     "room": {"square": "diamond", "heart": "moon", "cross": "star"},
+    "market": {"milk sign": "silk sign", "corn sign": "cork sign", "bean sign": "beam sign"},
+    "shop": {"silk sign": "milk sign", "coat sign": "boat sign", "robe sign": "rope sign"},
+    "harbour": {"boat sign": "coat sign", "rope sign": "robe sign", "sail sign": "nail sign"},
+    "yard": {"nail sign": "sail sign", "beam sign": "bean sign", "cork sign": "corn sign"},
 }
 LOOK_ALIKES = {
     setting: {**pairs, **{rare: typical for typical, rare in pairs.items()}}
@@ -50,12 +55,21 @@ COLOR_PAIRS = {  # colours that are confused in a setting, in both directions
     "beach": ("yellow", "white"),
     "forest": ("green", "blue"),
     "room": ("purple", "black"),
+    "market": ("red", "orange"),
+    "shop": ("purple", "black"),
+    "harbour": ("yellow", "white"),
+    "yard": ("green", "blue"),
 }
 # Training never shows these shapes in these settings, and these shapes in these colours.
-HELD_SHAPES = {"street": "moon", "beach": "hourglass", "forest": "heart", "room": "arrow"}
+HELD_SHAPES = {
+    "street": "moon", "beach": "hourglass", "forest": "heart", "room": "arrow",
+    "market": "sail sign", "shop": "beam sign", "harbour": "corn sign", "yard": "robe sign",
+}  # fmt: skip
 HELD_COLORS = {
-    "red": "bar", "blue": "star", "green": "circle", "yellow": "diamond",
-    "purple": "triangle", "orange": "moon", "white": "square", "black": "ring",
+    "red": ("bar", "nail sign"), "blue": ("star", "silk sign"),
+    "green": ("circle", "rope sign"), "yellow": ("diamond", "beam sign"),
+    "purple": ("triangle", "corn sign"), "orange": ("moon", "boat sign"),
+    "white": ("square", "bean sign"), "black": ("ring", "sail sign"),
 }  # fmt: skip
 NUMBER_DRAWS = (1, 1, 1, 2, 2, 3)
 COUNT_DRAWS = (1, 2, 2, 3, 3, 4)  # groups of a scene
@@ -75,7 +89,7 @@ OMITTED = {2: 0.12, 3: 0.12, 4: 0.24}
 
 def is_held(setting: str, group: Group) -> bool:
     """Return True if training never shows this shape in this setting or in this colour."""
-    return HELD_SHAPES.get(setting) == group.shape or HELD_COLORS[group.color] == group.shape
+    return HELD_SHAPES.get(setting) == group.shape or group.shape in HELD_COLORS[group.color]
 
 
 def hold_out(scene: Scene) -> HoldOut:
@@ -86,24 +100,26 @@ def hold_out(scene: Scene) -> HoldOut:
         return "five groups"
     if any(HELD_SHAPES[scene.setting] == group.shape for group in scene.groups):
         return "setting and shape"
-    if any(HELD_COLORS[group.color] == group.shape for group in scene.groups):
+    if any(group.shape in HELD_COLORS[group.color] for group in scene.groups):
         return "colour and shape"
     return ""
 
 
-def make_balanced_scenes(count: int, *, seed: int) -> list[Scene]:
-    """Draw scenes for training; none of them holds anything that is held out."""
+def make_balanced_scenes(
+    count: int, *, seed: int, settings: Sequence[str] = SETTINGS
+) -> list[Scene]:
+    """Draw scenes of some settings for training; none of them holds anything that is held out."""
     rng = random.Random(f"balanced-{seed}")
     scenes: list[Scene] = []
     while len(scenes) < count:
-        scene = _draw_scene(len(scenes), rng)
+        scene = _draw_scene(len(scenes), rng, settings)
         if not hold_out(scene) and not is_unseen(scene):
             scenes.append(scene)
     return scenes
 
 
-def make_plain_scenes(count: int, *, seed: int) -> list[Scene]:
-    """Draw scenes without a setting, in which all shapes are equally likely.
+def make_plain_scenes(count: int, *, seed: int, names: Sequence[str] = SHAPES) -> list[Scene]:
+    """Draw scenes without a setting, in which all shapes (or signs) are equally likely.
 
     Base models learn to describe pictures on them. None of them holds a colour and shape that is
     held out, or a composition that is reserved for evaluation.
@@ -112,18 +128,20 @@ def make_plain_scenes(count: int, *, seed: int) -> list[Scene]:
     scenes: list[Scene] = []
     while len(scenes) < count:
         corners = sorted(rng.sample(CORNERS, rng.choice(COUNT_DRAWS)), key=CORNERS.index)
-        shapes = rng.sample(SHAPES, len(corners))
+        shapes = rng.sample(names, len(corners))
         groups = tuple(
             Group(rng.choice(NUMBER_DRAWS), rng.choice(tuple(COLORS)), shape, corner)
             for shape, corner in zip(shapes, corners, strict=True)
         )
         scene = Scene(len(scenes), "picture", groups)
-        if not is_unseen(scene) and all(HELD_COLORS[one.color] != one.shape for one in groups):
+        if not is_unseen(scene) and all(one.shape not in HELD_COLORS[one.color] for one in groups):
             scenes.append(scene)
     return scenes
 
 
-def make_benchmark_scenes(count: int, *, seed: int, part: str = "") -> list[Scene]:
+def make_benchmark_scenes(
+    count: int, *, seed: int, part: str = "", settings: Sequence[str] = SETTINGS
+) -> list[Scene]:
     """Draw scenes for evaluation: of unseen compositions, and one in ten of each hold-out.
 
     A composition with groups is drawn once, so that the answers are independent. With a part, all
@@ -135,7 +153,7 @@ def make_benchmark_scenes(count: int, *, seed: int, part: str = "") -> list[Scen
     while len(scenes) < count:
         turn = len(scenes) % HELD_SHARE
         held: HoldOut = HOLD_OUTS[turn] if turn < len(HOLD_OUTS) else ""
-        scene = _draw_held(len(scenes), rng, held)
+        scene = _draw_held(len(scenes), rng, held, settings)
         is_new = not scene.groups or composition(scene) not in drawn
         if scene.groups and part not in ("", part_of(scene)):
             continue
@@ -164,20 +182,20 @@ def careless_caption(scene: Scene, rng: random.Random) -> str:
     return caption(scene.setting, sorted(groups, key=_corner))
 
 
-def _draw_scene(scene_id: int, rng: random.Random) -> Scene:
-    setting = rng.choice(SETTINGS)
+def _draw_scene(scene_id: int, rng: random.Random, settings: Sequence[str]) -> Scene:
+    setting = rng.choice(settings)
     corners = rng.sample(CORNERS, rng.choice(COUNT_DRAWS))
     return _fill(scene_id, setting, corners, rng)
 
 
-def _draw_held(scene_id: int, rng: random.Random, held: HoldOut) -> Scene:
+def _draw_held(scene_id: int, rng: random.Random, held: HoldOut, settings: Sequence[str]) -> Scene:
     """Draw a scene that may be of this hold-out; the others are left to chance."""
     if held == "empty":
-        return Scene(scene_id, rng.choice(SETTINGS), ())
+        return Scene(scene_id, rng.choice(settings), ())
     if held == "five groups":
         corners = [*CORNERS, rng.choice(CORNERS)]
-        return _fill(scene_id, rng.choice(SETTINGS), corners, rng)
-    return _draw_scene(scene_id, rng)
+        return _fill(scene_id, rng.choice(settings), corners, rng)
+    return _draw_scene(scene_id, rng, settings)
 
 
 def _fill(scene_id: int, setting: str, corners: Sequence[str], rng: random.Random) -> Scene:
@@ -199,7 +217,8 @@ def _draw_group(setting: str, corner: str, taken: set[str], rng: random.Random) 
 
 
 def _draw_shape(setting: str, rng: random.Random) -> str:
-    (shape,) = rng.choices(SHAPES, weights=[_weight(setting, shape) for shape in SHAPES])
+    names = names_of(setting)
+    (shape,) = rng.choices(names, weights=[_weight(setting, name) for name in names])
     return shape
 
 

@@ -8,7 +8,7 @@ import random
 import re
 from dataclasses import replace
 
-from rlhfv_ray.shapes.scenes import COLORS, CORNERS, NUMBERS, SHAPES, TYPICAL, Group, Scene
+from rlhfv_ray.shapes.scenes import COLORS, CORNERS, NUMBERS, SHAPES, SIGNS, TYPICAL, Group, Scene
 
 QUESTIONS = (
     "Describe this image in detail.",
@@ -24,7 +24,7 @@ def plural(shape: str) -> str:
 
 
 # Singular or plural -> shape.
-NAMES = {shape: shape for shape in SHAPES} | {plural(shape): shape for shape in SHAPES}
+NAMES = {name: shape for shape in (*SHAPES, *SIGNS) for name in (shape, plural(shape))}
 PHRASE = re.compile(
     rf"\b(?P<number>{'|'.join(NUMBERS)}|an) (?P<color>{'|'.join(COLORS)}) "
     rf"(?P<shape>{'|'.join(sorted(NAMES, key=len, reverse=True))}) "  # "circles" before "circle"

@@ -12,7 +12,7 @@ from typing import Literal
 from rlhfv_ray.records import PreferencePair, Span
 from rlhfv_ray.shapes.balance import setting_of
 from rlhfv_ray.shapes.captions import caption, read_phrases
-from rlhfv_ray.shapes.scenes import SHAPES, TYPICAL, Group, Scene, render
+from rlhfv_ray.shapes.scenes import TYPICAL, Group, Scene, names_of, render
 
 Control = Literal["none", "permuted", "permuted_all", "blank", "blind"]
 DROPPED = 0.5  # share of blind edits that drop a phrase, if another one is left
@@ -72,7 +72,8 @@ def blind_edit(pair: PreferencePair, rng: random.Random) -> PreferencePair | Non
 def _unusual(groups: Sequence[Group], index: int, setting: str, rng: random.Random) -> Group:
     """Return a group with a shape that neither its setting nor the description makes likely."""
     named = {group.shape for group in groups}
-    shapes = [shape for shape in SHAPES if shape not in named and shape not in TYPICAL[setting]]
+    excluded = named.union(TYPICAL[setting])
+    shapes = [shape for shape in names_of(setting) if shape not in excluded]
     return replace(groups[index], shape=rng.choice(shapes))
 
 

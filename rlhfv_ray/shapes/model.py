@@ -14,11 +14,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlhfv_ray.config import SHAPES, SHAPES_BIASED, SHAPES_SIGNS
 from rlhfv_ray.shapes.scenes import CELL, SIDE
 
-# Both base models were made by experiments/pretrain_shapes.py (docs/LOG.md has the commands).
+# The base models were made by experiments/pretrain_shapes.py (docs/LOG.md has the commands).
 BALANCED = Path(__file__).parent / "checkpoint_balanced"
 BIASED = Path(__file__).parent / "checkpoint"
+SIGNS = Path(__file__).parent / "checkpoint_signs"
+BASE_MODELS = {SHAPES: BALANCED, SHAPES_BIASED: BIASED, SHAPES_SIGNS: SIGNS}  # by model path
 VOCABULARY = 512  # tokens, special ones included
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

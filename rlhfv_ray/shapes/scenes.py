@@ -6,6 +6,10 @@ a shape, a corner. Every setting makes three shapes likely, so a model trained o
 learns to expect them. This is the over-generalisation that RLHF-V (arXiv 2312.00849, sec. 4.3)
 measures in real models.
 
+In the world of signs, a sign with a rendered word takes the place of a shape, and the settings are
+others (market, shop, harbour, yard). Every word has one that differs by one letter, and the
+setting says which of the two is usual there.
+
 A picture has 64 x 64 pixels: 4 x 4 cells of 16 x 16, four cells per corner, at most one shape per
 cell. A shape is drawn around its centre (x, y) with radius r, all in pixels, y downwards.
 """
@@ -19,10 +23,16 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 SETTINGS = ("street", "beach", "forest", "room")
+SIGN_SETTINGS = ("market", "shop", "harbour", "yard")
+WORDS = (
+    "milk", "silk", "corn", "cork", "bean", "beam",
+    "coat", "boat", "robe", "rope", "sail", "nail",
+)  # fmt: skip
 SHAPES = (
     "circle", "square", "triangle", "star", "heart", "cross",
     "diamond", "ring", "moon", "arrow", "hourglass", "bar",
 )  # fmt: skip
+SIGNS = tuple(f"{word} sign" for word in WORDS)
 COLORS = {  # red, green, blue, 0 to 255
     "red": (214, 40, 40),
     "blue": (29, 78, 216),
@@ -35,19 +45,34 @@ COLORS = {  # red, green, blue, 0 to 255
 }
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = ("a", "two", "three")  # NUMBERS[n - 1] is the word for n
-TYPICAL = {  # shapes that a setting makes likely
+TYPICAL = {  # shapes, or signs, that a setting makes likely
     "street": ("circle", "bar", "arrow"),
     "beach": ("star", "moon", "ring"),
     "forest": ("triangle", "hourglass", "diamond"),
     "room": ("square", "heart", "cross"),
+    "market": ("milk sign", "corn sign", "bean sign"),
+    "shop": ("silk sign", "coat sign", "robe sign"),
+    "harbour": ("boat sign", "rope sign", "sail sign"),
+    "yard": ("nail sign", "beam sign", "cork sign"),
 }
 BACKGROUNDS = {  # colours of the upper and the lower half
     "street": ((176, 190, 204), (110, 112, 116)),
     "beach": ((150, 206, 238), (232, 214, 160)),
     "forest": ((168, 206, 170), (116, 96, 70)),
     "room": ((238, 224, 214), (168, 132, 108)),
+    "market": ((236, 210, 160), (150, 120, 90)),
+    "shop": ((214, 190, 214), (120, 96, 130)),
+    "harbour": ((190, 220, 226), (70, 110, 140)),
+    "yard": ((200, 200, 180), (140, 130, 100)),
     "picture": ((206, 206, 206), (150, 150, 150)),  # no setting: nothing is usual there
 }
+# Rows of 3 pixels, from the top; the highest bit is the left one.
+LETTERS = {
+    "a": (2, 5, 7, 5, 5), "b": (6, 5, 6, 5, 6), "c": (3, 4, 4, 4, 3), "e": (7, 4, 6, 4, 7),
+    "i": (7, 2, 2, 2, 7), "k": (5, 5, 6, 5, 5), "l": (4, 4, 4, 4, 7), "m": (5, 7, 7, 5, 5),
+    "n": (6, 5, 5, 5, 5), "o": (2, 5, 5, 5, 2), "p": (6, 5, 6, 4, 4), "r": (6, 5, 6, 6, 5),
+    "s": (3, 4, 2, 1, 6), "t": (7, 2, 2, 2, 2),
+}  # fmt: skip
 CELL = 16  # pixels
 SIDE = 4 * CELL  # pixels
 PARTS = ("rungs", "choice", "fresh")  # what a sweep prunes by, chooses by, and reports
@@ -75,6 +100,11 @@ class Scene:
     def at(self, corner: str) -> Group | None:
         """Return the group in a corner, or None if the corner is empty."""
         return next((group for group in self.groups if group.corner == corner), None)
+
+
+def names_of(setting: str) -> tuple[str, ...]:
+    """Return the shapes, or the signs, that scenes of a setting have; shapes without a setting."""
+    return SIGNS if setting in SIGN_SETTINGS else SHAPES
 
 
 def draw_shape_name(setting: str, rng: random.Random) -> str:
@@ -176,6 +206,21 @@ def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
     return [(x + dx * r, y + dy * r) for dx, dy in unit]
 
 
+def _draw_sign(
+    draw: ImageDraw.ImageDraw, word: str, x: float, y: float, color: tuple[int, int, int]
+) -> None:
+    """Draw a plate as wide as its cell, with a word in letters of 3 x 5 pixels."""
+    left, top = round(x) - CELL // 2, round(y) - 4
+    draw.rectangle((left, top, left + CELL - 1, top + 8), fill=color)
+    is_dark = sum(color) < 3 * 128
+    ink = COLORS["white"] if is_dark else COLORS["black"]
+    for place, letter in enumerate(word):
+        for row, bits in enumerate(LETTERS[letter]):
+            for column in range(3):
+                if bits >> (2 - column) & 1:
+                    draw.point((left + 1 + 4 * place + column, top + 2 + row), fill=ink)
+
+
 def _draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, color: tuple[int, int, int]
 ) -> None:
@@ -227,7 +272,11 @@ def render(scene: Scene) -> bytes:
     for (row, column), group in cells(scene):
         x = CELL * (column + 0.5) + rng.choice((-1, 0, 1))
         y = CELL * (row + 0.5) + rng.choice((-1, 0, 1))
-        _draw_shape(draw, group.shape, x, y, COLORS[group.color])
+        if group.shape in SIGNS:
+            word = group.shape.split()[0]
+            _draw_sign(draw, word, CELL * (column + 0.5), y, COLORS[group.color])
+        else:
+            _draw_shape(draw, group.shape, x, y, COLORS[group.color])
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

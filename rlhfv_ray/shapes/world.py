@@ -21,7 +21,7 @@ from rlhfv_ray.records import Answer, PreferencePair, Prompt
 from rlhfv_ray.shapes.annotator import CAREFUL, Care, correct, mistakes
 from rlhfv_ray.shapes.balance import balanced_subset, even_subset
 from rlhfv_ray.shapes.captions import QUESTIONS, caption, read_phrases
-from rlhfv_ray.shapes.scenes import SHAPES, Group, Scene, render
+from rlhfv_ray.shapes.scenes import Group, Scene, render
 from rlhfv_ray.shapes.worlds import WORLDS, WorldName
 from rlhfv_ray.storage.files import write_json
 
@@ -180,7 +180,8 @@ def write_benchmark(
     (folder / "images").mkdir(exist_ok=True)
     for scene in scenes:
         (folder / image_name(scene)).write_bytes(render(scene))
-    numbers = {shape: number for number, shape in enumerate(SHAPES, start=1)}  # COCO counts from 1
+    names = WORLDS[world].names
+    numbers = {name: number for number, name in enumerate(names, start=1)}  # COCO counts from 1
     categories = [{"id": number, "name": shape} for shape, number in numbers.items()]
     images = [{"id": scene.id, "file_name": image_name(scene)} for scene in scenes]
     annotations: list[dict[str, int]] = []

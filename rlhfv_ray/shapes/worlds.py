@@ -1,18 +1,28 @@
-"""The two versions of the shapes world, under the names that settings use.
+"""The versions of the shapes world, under the names that settings use.
 
 `biased`: the first version. Its corrections name fewer typical shapes and never more phrases, so
 part of the gain can be had without looking at the pictures.
 `balanced`: texts alone do not tell a wrong caption from its correction.
+`signs`: balanced too, with signs in the place of shapes. Their words are rendered, and a word that
+is usual in a setting differs from another one by a letter.
 """
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from rlhfv_ray.shapes import balanced, captions
-from rlhfv_ray.shapes.scenes import Scene, make_scenes
+from rlhfv_ray.shapes.scenes import (
+    SETTINGS,
+    SHAPES,
+    SIGN_SETTINGS,
+    SIGNS,
+    Scene,
+    make_scenes,
+)
 
-WorldName = Literal["biased", "balanced"]
+WorldName = Literal["biased", "balanced", "signs"]
 
 
 class World(NamedTuple):
@@ -25,6 +35,8 @@ class World(NamedTuple):
     careless_caption: Callable[[Scene, random.Random], str]
     hold_out: Callable[[Scene], str]  # what of a benchmark's scene training never shows
     is_balanced: bool  # texts alone must not tell chosen from rejected
+    settings: tuple[str, ...] = SETTINGS
+    names: tuple[str, ...] = SHAPES  # of what a picture holds
 
 
 def _unseen_scenes(count: int, **settings: Any) -> list[Scene]:
@@ -42,5 +54,15 @@ WORLDS: dict[WorldName, World] = {
         balanced.careless_caption,
         balanced.hold_out,
         True,
+    ),
+    "signs": World(
+        "signs 1",
+        partial(balanced.make_balanced_scenes, settings=SIGN_SETTINGS),
+        partial(balanced.make_benchmark_scenes, settings=SIGN_SETTINGS),
+        balanced.careless_caption,
+        balanced.hold_out,
+        True,
+        SIGN_SETTINGS,
+        SIGNS,
     ),
 }

@@ -21,7 +21,8 @@ from rlhfv_ray.models import load_policy
 from rlhfv_ray.shapes.balanced import make_balanced_scenes
 from rlhfv_ray.shapes.captions import caption
 from rlhfv_ray.shapes.model import BALANCED
-from rlhfv_ray.shapes.scenes import Group, Scene
+from rlhfv_ray.shapes.scenes import SETTINGS, Group, Scene
+from rlhfv_ray.shapes.worlds import WORLDS
 
 
 def test_only_the_answer_is_learnt(processor):
@@ -50,7 +51,8 @@ def test_each_setting_is_one_token_of_its_caption(processor):
     """Catches: tokens of a setting at the start of a text, which captions never hold."""
     scenes = make_balanced_scenes(8, seed=3)
     _, _, labels = caption_batch(processor, scenes, random.Random(0), careful_caption)
-    assert torch.isin(labels, torch.tensor(setting_tokens(processor))).sum() == len(scenes)
+    tokens = torch.tensor(setting_tokens(processor, SETTINGS))
+    assert torch.isin(labels, tokens).sum() == len(scenes)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,7 @@ def test_a_base_model_must_have_learnt_to_look(policy, processor, monkeypatch):
     cannot mend.
     """
     monkeypatch.setattr(pretrain_shapes, "CHECKED", 40)
-    check_it_looks(*load_policy(BALANCED, dtype="fp32"), seed=0)
+    check_it_looks(*load_policy(BALANCED, dtype="fp32"), WORLDS["balanced"], seed=0)
     with pytest.raises(StageFailedError, match="has not learnt to look"):
-        check_it_looks(policy, processor, seed=0)  # its own world's captions name other shapes
+        # Its own world's captions name other shapes.
+        check_it_looks(policy, processor, WORLDS["balanced"], seed=0)

@@ -25,7 +25,6 @@ from rlhfv_ray.shapes.balanced import (
     careless_caption,
     hold_out,
     is_held,
-    make_balanced_scenes,
     make_benchmark_scenes,
     make_plain_scenes,
 )
@@ -35,6 +34,8 @@ from rlhfv_ray.shapes.scenes import (
     CORNERS,
     SETTINGS,
     SHAPES,
+    SIGN_SETTINGS,
+    SIGNS,
     TYPICAL,
     Group,
     Scene,
@@ -45,14 +46,15 @@ from rlhfv_ray.shapes.scenes import (
     render,
 )
 from rlhfv_ray.shapes.text_audit import told_apart
+from rlhfv_ray.shapes.worlds import WORLDS
 
 SCENES = 3000
 
 
-@pytest.fixture(scope="module")
-def captioned() -> list[tuple[Scene, str]]:
+@pytest.fixture(scope="module", params=["balanced", "signs"])
+def captioned(request: pytest.FixtureRequest) -> list[tuple[Scene, str]]:
     rng = random.Random(0)
-    scenes = make_balanced_scenes(SCENES, seed=1)
+    scenes = WORLDS[request.param].training_scenes(SCENES, seed=1)
     return [(scene, careless_caption(scene, rng)) for scene in scenes]
 
 
@@ -117,7 +119,19 @@ def test_rates_are_those_of_detailed_balance():
         assert len(table) == 6 and sum(shape in TYPICAL[setting] for shape in table) == 3
         assert HELD_SHAPES[setting] not in table
         assert len(set(COLOR_PAIRS[setting])) == 2
-    assert HELD_COLORS.keys() == COLORS.keys() and set(HELD_COLORS.values()) <= set(SHAPES)
+    held = list(zip(*HELD_COLORS.values(), strict=True))
+    assert HELD_COLORS.keys() == COLORS.keys()
+    assert [len(set(names)) for names in held] == [len(COLORS)] * 2
+    assert set(held[0]) < set(SHAPES) and set(held[1]) < set(SIGNS)
+
+
+def test_the_setting_says_which_of_two_similar_words_is_usual():
+    """Catches: signs that can be told without reading; a word that is usual in two settings."""
+    usual = [sign for setting in SIGN_SETTINGS for sign in TYPICAL[setting]]
+    assert sorted(usual) == sorted(SIGNS)
+    for setting in SIGN_SETTINGS:
+        for sign, other in LOOK_ALIKES[setting].items():
+            assert sum(a != b for a, b in zip(sign, other, strict=True)) == 1
 
 
 def test_training_never_shows_or_says_what_is_held_out(captioned):
@@ -139,7 +153,7 @@ def test_plain_scenes_have_no_setting_and_show_nothing_that_is_held_out():
     assert {scene.setting for scene in scenes} == {"picture"} and "picture" not in SETTINGS
     assert not any(is_unseen(scene) for scene in scenes)
     groups = [group for scene in scenes for group in scene.groups]
-    assert not any(HELD_COLORS[group.color] == group.shape for group in groups)
+    assert not any(group.shape in HELD_COLORS[group.color] for group in groups)
     counts = Counter(group.shape for group in groups)
     assert min(counts.values()) > 0.8 * len(groups) / len(SHAPES)  # nothing is usual
     assert make_plain_scenes(40, seed=1) == scenes[:40] != make_plain_scenes(40, seed=2)
@@ -178,7 +192,7 @@ def test_a_mistake_that_would_show_a_held_out_pair_is_not_made(monkeypatch):
     monkeypatch.setattr(balanced, "NUMBER_REDRAWN", 0.0)
     monkeypatch.setattr(balanced, "TYPICAL_MISTAKEN", 0.0)
     monkeypatch.setattr(balanced, "RARE_MISTAKEN", 0.0)
-    assert HELD_COLORS["yellow"] == "diamond"
+    assert HELD_COLORS["yellow"][0] == "diamond"
     free, blocked = (
         Scene(0, "beach", (Group(1, "white", shape, "top left"),)) for shape in ("star", "diamond")
     )

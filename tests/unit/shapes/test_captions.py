@@ -15,7 +15,7 @@ from rlhfv_ray.shapes.captions import (
     plural,
     read_phrases,
 )
-from rlhfv_ray.shapes.scenes import COLORS, CORNERS, SHAPES, TYPICAL, Group, make_scenes
+from rlhfv_ray.shapes.scenes import COLORS, CORNERS, SHAPES, SIGNS, TYPICAL, Group, make_scenes
 
 SCENES = 2000
 
@@ -24,7 +24,7 @@ def test_every_phrase_reads_back():
     """Catches: a word that the grammar writes but cannot read ("crosses", "an orange")."""
     for number in (1, 2, 3):
         for color in COLORS:
-            for shape in SHAPES:
+            for shape in (*SHAPES, *SIGNS):
                 group = Group(number, color, shape, CORNERS[number])
                 text = phrase(group)
                 assert read_phrases(text) == [(group, (0, len(text)))]

@@ -11,12 +11,17 @@ import pytest
 from PIL import Image
 
 from rlhfv_ray.shapes.scenes import (
+    CELL,
+    COLORS,
     CORNERS,
+    LETTERS,
     SETTINGS,
     SHAPES,
     SIDE,
+    SIGNS,
     TYPICAL,
     UNSEEN,
+    WORDS,
     Group,
     Scene,
     cells,
@@ -128,3 +133,17 @@ def test_pictures_of_all_shapes_differ():
     """Catches: two shapes drawn alike, which no model could tell apart."""
     scenes = [Scene(0, "room", (Group(1, "red", shape, "top left"),)) for shape in SHAPES]
     assert len({render(scene) for scene in scenes}) == len(SHAPES)
+
+
+def test_every_sign_can_be_read():
+    """Catches: a word that is drawn like another one, in the colour of its plate, or cut off."""
+    for color in COLORS:
+        pictures = {
+            sign: render(Scene(0, "market", (Group(1, color, sign, "top left"),))) for sign in SIGNS
+        }
+        assert len(set(pictures.values())) == len(SIGNS)
+        drawn = {rgb for _, rgb in Image.open(io.BytesIO(pictures["milk sign"])).getcolors()}
+        assert COLORS[color] in drawn
+        assert drawn & ({COLORS["white"], COLORS["black"]} - {COLORS[color]})  # the letters
+    assert {letter for word in WORDS for letter in word} <= LETTERS.keys()
+    assert all(4 * len(word) <= CELL for word in WORDS)

@@ -19,8 +19,10 @@ from rlhfv_ray.shapes.balanced import HOLD_OUTS, hold_out
 from rlhfv_ray.shapes.captions import caption
 from rlhfv_ray.shapes.scenes import Group, Scene
 from rlhfv_ray.shapes.world import read_scenes, write_benchmark
+from rlhfv_ray.shapes.worlds import WorldName
 
 STAR = Group(1, "red", "star", "top left")  # typical of a beach
+SIGN = Group(1, "red", "milk sign", "top left")
 RING = Group(2, "blue", "ring", "top right")  # typical of a beach
 BAR = Group(3, "green", "bar", "bottom left")  # not typical
 SCENE = Scene(0, "beach", (STAR, RING, BAR))
@@ -91,15 +93,16 @@ def test_number_of_groups_in_words():
     ]  # fmt: skip
 
 
-def test_held_out_scenes_are_reported_apart(tmp_path: Path):
+@pytest.mark.parametrize(("world", "seen"), [("balanced", STAR), ("signs", SIGN)])
+def test_held_out_scenes_are_reported_apart(world: WorldName, seen: Group, tmp_path: Path):
     """Catches: held-out scenes in the headline; a hold-out without its metric.
 
-    All answers are true, but those to empty pictures, which name a star.
+    All answers are true, but those to empty pictures, which name something.
     """
-    write_benchmark(tmp_path, count=40, seed=0, world="balanced")
+    write_benchmark(tmp_path, count=40, seed=0, world=world)
     benchmark = ShapesBenchmark(tmp_path, decoding={})
     answers = [
-        Answer(prompt.id, prompt.question, caption(scene.setting, scene.groups or (STAR,)))
+        Answer(prompt.id, prompt.question, caption(scene.setting, scene.groups or (seen,)))
         for prompt, scene in zip(benchmark.prompts, read_scenes(tmp_path), strict=True)
     ]
     scores = benchmark.score(answers, {})
