@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 Name = Literal[
     "demo",
+    "signs",
     "ablation",
     "over_generalization",
     "segment_rules",
@@ -73,7 +74,7 @@ def main(
     RESULTS.mkdir(exist_ok=True)
     folder = storage.resolve()
     for name in measured:
-        special = {"demo": demo, "texts": texts}
+        special = {"demo": demo, "signs": signs, "texts": texts}
         result = special[name](folder) if name in special else study(name, folder)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -87,8 +88,18 @@ def demo(storage: Path) -> dict[str, Any]:
         if (training, seed) == ("gamma-5", SEEDS[0]):
             options += ["--controls", *CONTROLS]
         options += ["--seed", str(seed), "--shapes.seed", str(seed)]
-        models, comparison = experiment(script, name, storage, *options)
+        models, comparison = experiment(script, "shapes", name, storage, *options)
         scores[name] = {**models, "comparison": comparison}
+    return scores
+
+
+def signs(storage: Path) -> dict[str, Any]:
+    """Return the scores of the base and trained model in the world of signs, by seed."""
+    scores: dict[str, Any] = {}
+    for seed in SEEDS:
+        options = ["--seed", str(seed), "--shapes.seed", str(seed), "--controls", *CONTROLS]
+        models, comparison = experiment("ddpo", "signs", f"signs-seed-{seed}", storage, *options)
+        scores[str(seed)] = {**models, "comparison": comparison}
     return scores
 
 
@@ -108,11 +119,11 @@ def base_models(storage: Path) -> tuple[str, ...]:
 
 
 def experiment(
-    script: str, name: str, storage: Path, *options: str
+    script: str, recipe: str, name: str, storage: Path, *options: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run an experiment; return the scores of its models, and the comparison of the first two."""
     named = ("--name", name, "--storage", str(storage))
-    run(f"experiments/{script}.py", "shapes", *named, *options)
+    run(f"experiments/{script}.py", recipe, *named, *options)
     (summary,) = storage.glob(f"{name}-*/summary.json")
     scores = json.loads(summary.read_text())
     models = [model for model in ("base", "aligned", *CONTROLS) if model in scores]

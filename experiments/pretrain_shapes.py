@@ -66,6 +66,9 @@ class Pretraining:
     world they are of plain pictures."""
     careless_steps: int = 400
     """Number of steps, of 64 careless captions each, that follow."""
+    vision_rests: bool = False
+    """Train the vision tower on patches only, not on captions. Signs need it: the first captions
+    teach little about words, and the tower forgets them."""
     learning_rate: float = 1e-3
     """Peak of the one-cycle schedule over all captions. The vision tower alone takes twice that."""
     seed: int = 0
@@ -228,7 +231,9 @@ def pretrain_captions(
     if world.is_balanced and config.careful_steps:
         careful_scenes = make_plain_scenes(len(scenes), seed=config.seed, names=world.names)
         careful_pixels = draw_pixels(careful_scenes)
-    parameters = list(model.parameters())
+    if config.vision_rests:
+        model.model.vision_tower.requires_grad_(False)
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
     steps = config.careful_steps + config.careless_steps
     optimizer, schedule = one_cycle(parameters, config.learning_rate, steps)
     settings = setting_tokens(processor, world.settings) if world.is_balanced else []

@@ -9,18 +9,21 @@ import torch
 from experiments import pretrain_shapes
 from experiments.pretrain_shapes import (
     SETTING_WEIGHT,
+    Pretraining,
     caption_batch,
     caption_loss,
     careful_caption,
     check_it_looks,
+    draw_pixels,
     is_confused,
+    pretrain_captions,
     setting_tokens,
 )
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.models import load_policy
 from rlhfv_ray.shapes.balanced import make_balanced_scenes
 from rlhfv_ray.shapes.captions import caption
-from rlhfv_ray.shapes.model import BALANCED
+from rlhfv_ray.shapes.model import BALANCED, SIGNS, build_model
 from rlhfv_ray.shapes.scenes import SETTINGS, Group, Scene
 from rlhfv_ray.shapes.worlds import WORLDS
 
@@ -76,6 +79,25 @@ def test_shapes_that_careless_captions_would_not_name(said, confused):
     assert is_confused(scene, caption("street", groups)) is confused
 
 
+@pytest.mark.parametrize("rests", [True, False])
+def test_a_resting_vision_tower_keeps_what_patches_taught_it(rests, processor):
+    """Catches: captions that make the tower forget the words of signs; one that rests unasked."""
+    torch.manual_seed(0)
+    model = build_model(processor, width=32, layers=2)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    scenes = make_balanced_scenes(8, seed=3)
+    config = Pretraining(
+        world="balanced", careful_steps=1, careless_steps=1, vision_rests=rests, learning_rate=1e-2
+    )
+    pretrain_captions(model, processor, scenes, draw_pixels(scenes), config)
+    rested = {
+        name for name, weight in model.named_parameters() if torch.equal(weight, before[name])
+    }
+    tower = {name for name in before if "vision_tower" in name}
+    assert (tower <= rested) is rests
+    assert any("projector" in name for name in before.keys() - rested)
+
+
 @pytest.mark.slow
 def test_a_base_model_must_have_learnt_to_look(policy, processor, monkeypatch):
     """Catches: a base model that takes one shape for another everywhere, which balanced corrections
@@ -83,6 +105,7 @@ def test_a_base_model_must_have_learnt_to_look(policy, processor, monkeypatch):
     """
     monkeypatch.setattr(pretrain_shapes, "CHECKED", 40)
     check_it_looks(*load_policy(BALANCED, dtype="fp32"), WORLDS["balanced"], seed=0)
+    check_it_looks(*load_policy(SIGNS, dtype="fp32"), WORLDS["signs"], seed=0)
     with pytest.raises(StageFailedError, match="has not learnt to look"):
         # Its own world's captions name other shapes.
         check_it_looks(policy, processor, WORLDS["balanced"], seed=0)
