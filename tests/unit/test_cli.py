@@ -80,7 +80,7 @@ def assert_explained(result: tuple[int, str], *said: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nosuch"], "shapes, shapes_biased, paper, released, released_2023, dpo"),
+        (["nosuch"], "shapes, signs, shapes_biased, paper, released, released_2023, dpo"),
         (["shapes", "--loss.gama", "3"], "--loss.gamma"),
         (["shapes", "--loss.gamma", "0.5"], "loss.gamma = 0.5: must be >= 1"),
         (["shapes", "--loss.gamma", "many"], "--loss.gamma"),
