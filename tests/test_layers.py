@@ -268,6 +268,15 @@ def test_heavy_libraries_stay_where_they_belong():
     assert [f for f in low if is_of(f.module, "transformers")] == []
 
 
+def test_libraries_of_extras_are_imported_where_they_are_used():
+    """Catches: a program that does not start in a plain installation, for want of an extra."""
+    extras = ("optuna", "torchvision", "flash_attn", "s3fs", "boto3", "trl")
+    loaded = [found for found in ALL if not found.typing and not found.lazy]
+    needing = {found.importer for found in loaded if is_of(found.module, *extras)}
+    assert needing == {"rlhfv_ray.sweep.bayes"}
+    assert [found for found in loaded if found.module in needing] == []
+
+
 def run_blocked(blocked: tuple[str, ...], modules: tuple[str, ...]) -> subprocess.CompletedProcess:
     """Import modules in a fresh process where the blocked libraries are not to be had."""
     code = f"""

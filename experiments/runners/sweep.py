@@ -51,7 +51,6 @@ from rlhfv_ray.pipeline import Pipeline, plan_pipeline, rung_stage, train_stage
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import discard, is_there
 from rlhfv_ray.storage.stages import is_done, run_stages, seconds_of
-from rlhfv_ray.sweep.bayes import SettingSearch
 from rlhfv_ray.sweep.record import write_rung
 from rlhfv_ray.sweep.search_space import TrialParams, apply_params, plan_trials
 from rlhfv_ray.sweep.setting_value import Objective, Rates
@@ -259,6 +258,8 @@ def run_trials(planned: Planned, shared: Shared, folder: Path, run: TrackedRun) 
         shared.measured.bases,
     )
     is_bayes = config.search.kind == "bayes"
+    if is_bayes:
+        from rlhfv_ray.sweep.bayes import SettingSearch  # of an extra
     seeds = max(1, len(config.space.seed))
     count = config.search.trials * seeds if is_bayes else len(planned.trials)
     with progress_bar("Trials", count) as bar:

@@ -1,5 +1,6 @@
 """The figures of a sweep: metric against guard, beta against gamma, importance of parameters."""
 
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from eval.reporting.figures import BLUE, GREY
 from experiments.runners.sweep_report import SettingResult, TrialResult, label
-from rlhfv_ray.sweep.search_space import BETA, SEED, TrialParams
+from rlhfv_ray.sweep.search_space import BETA, SEED, TrialParams, has_optuna
 from rlhfv_ray.sweep.setting_value import Measure, Objective, Rates
 
 NORMALIZE, GAMMA = "loss.normalize", "loss.gamma"
@@ -20,6 +21,8 @@ MARKERS = {True: "s", False: "o"}  # by NORMALIZE
 MIN_SETTINGS = 8  # finished settings that the importance of parameters needs
 RESAMPLES, TAIL = 20, 5  # bootstrap over settings; per cent cut off at each end
 TREES = 8  # of fANOVA's forest
+
+log = logging.getLogger(__name__)
 
 
 def write_figures(
@@ -198,12 +201,15 @@ def importances(losses: Sequence[tuple[TrialParams, float]]) -> dict[str, Share]
 
     The bounds are those of a bootstrap over settings. A few settings give large shares to noise. So
     the result is empty below `MIN_SETTINGS`, and if the largest share is no larger than the largest
-    one of every permutation of the losses (p < 0.05).
+    one of every permutation of the losses (p < 0.05). It is empty without Optuna, which is logged.
 
     Args:
         losses: the parameters and the loss of every finished setting.
     """
     if len(losses) < MIN_SETTINGS or len({loss for _, loss in losses}) < 2:
+        return {}
+    if not has_optuna():
+        log.warning("importance.png needs Optuna: pip install 'rlhfv-ray[bayes]'")
         return {}
     shares = _fanova(losses)
     draw = np.random.default_rng(0)

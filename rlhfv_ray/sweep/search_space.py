@@ -4,6 +4,7 @@ Beta has one range for summed log-probs and one for normalised log-probs. The sa
 different things for the two, by about a factor of an answer's length.
 """
 
+import importlib.util
 import itertools
 import math
 import random
@@ -64,7 +65,7 @@ class SearchConfig:
 
     kind: Literal["grid", "random", "bayes"] = "grid"
     """`grid` tries every combination, `random` samples settings at random, and `bayes` samples
-    settings that resemble the best ones so far (Optuna's TPE)."""
+    settings that resemble the best ones so far (Optuna's TPE, of the extra `bayes`)."""
     trials: int = 16
     """Number of settings that `random` and `bayes` try, each with every seed."""
     seed: int = 0
@@ -232,12 +233,23 @@ def _ends(space: SpaceConfig, name: str) -> tuple[Any, ...]:
     return values if name in CHOICES or not values else (min(values), max(values))
 
 
+def has_optuna() -> bool:
+    """Return True if Optuna is installed; the extra `bayes` has it."""
+    return importlib.util.find_spec("optuna") is not None
+
+
 def check_space(space: SpaceConfig, search: SearchConfig, base: DDPOConfig) -> None:
-    """Check that something varies, and that the space does not contradict itself.
+    """Check that something varies, that the space does not contradict itself, and that the search
+    is installed.
 
     Raises:
         ConfigError: with the option to change.
     """
+    if search.kind == "bayes" and not has_optuna():
+        raise ConfigError(
+            "search.kind = 'bayes': Optuna is not installed. Install it (pip install "
+            "'rlhfv-ray[bayes]'), or take --search.kind random."
+        )
     if search.kind != "grid" and len(space.seed) > search.trials:
         raise ConfigError(
             f"space.seed: {len(space.seed)} seeds, but search.trials = {search.trials} settings. "

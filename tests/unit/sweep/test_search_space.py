@@ -1,5 +1,6 @@
 """Sweeps: the trials of a space, what is refused before the first one, and the objective."""
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -88,6 +89,16 @@ def test_refused_before_anything_runs(space, search, reason):
     """Catches: a sweep that fails after hours because a trial's values make no sense."""
     with pytest.raises(ConfigError, match=reason):
         plan_trials(space, SearchConfig(**search), BASE)
+
+
+def test_a_bayesian_search_without_optuna_is_refused(monkeypatch):
+    """Catches: a sweep without the extra `bayes` that fails after its references are computed."""
+    space, search = SpaceConfig(gamma=(1.0, 5.0)), SearchConfig(kind="bayes")
+    assert plan_trials(space, search, BASE)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'rlhfv-ray\[bayes\]'"):
+        plan_trials(space, search, BASE)
+    assert plan_trials(space, replace(search, kind="grid"), BASE)
 
 
 @pytest.mark.parametrize(

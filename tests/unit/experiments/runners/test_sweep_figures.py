@@ -1,5 +1,6 @@
 """Figures of a sweep: drawn from what is there, and importance only where it is stable."""
 
+import importlib.util
 import random
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def test_importance_is_that_of_the_parameter_that_decides() -> None:
     assert set(shares) == {"loss.beta", "loss.gamma"}
     share, low, high = shares["loss.beta"]
     assert share > 0.9 and 0.7 < low <= share <= high <= 1.0
+
+
+def test_without_optuna_a_sweep_says_what_is_not_drawn(monkeypatch, caplog) -> None:
+    """Catches: a sweep that ends with a traceback where the extra `bayes` is not installed."""
+    rows = [({"loss.beta": beta, "loss.gamma": beta % 2}, beta) for beta in range(10)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert importances(rows) == {}
+    assert "pip install 'rlhfv-ray[bayes]'" in caplog.text
 
 
 def test_noise_has_no_importance() -> None:
