@@ -10,7 +10,7 @@ chosen text is told by w x > 0.
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,19 +78,23 @@ def audit_texts(pairs: Sequence[PreferencePair]) -> TextAudit:
     )
 
 
-def told_apart(texts: Sequence[tuple[str, str]], groups: Sequence[int] = ()) -> float:
+def told_apart(
+    texts: Sequence[tuple[str, str]],
+    groups: Sequence[int] = (),
+    features: Callable[[str], Mapping[str, int]] | None = None,
+) -> float:
     """Return the share of (chosen, rejected) texts that a classifier tells apart; chance is 1/2.
 
-    Every pair is tested by a classifier that was trained on the other folds; with `groups`, one
-    number for each pair, on the other groups. Folds of pairs that are balanced as a whole have
-    opposite excesses, so that their share may fall below 1/2. Groups that were balanced each by
-    itself do not.
+    It sees `text_features`, or what another function returns. Every pair is tested by a classifier
+    that was trained on the other folds; with `groups`, one number for each pair, on the other
+    groups. Folds of pairs that are balanced as a whole have opposite excesses, so that their share
+    may fall below 1/2. Groups that were balanced each by itself do not.
     """
+    seen = features or text_features
     vectorizer = DictVectorizer()
-    vectorizer.fit(text_features(text) for pair in texts for text in pair)
+    vectorizer.fit(seen(text) for pair in texts for text in pair)
     chosen, rejected = (
-        csr_matrix(vectorizer.transform(text_features(pair[side]) for pair in texts))
-        for side in (0, 1)
+        csr_matrix(vectorizer.transform(seen(pair[side]) for pair in texts)) for side in (0, 1)
     )
     differences = csr_matrix(chosen - rejected)  # (pairs, features)
     largest = np.maximum(abs(differences).max(axis=0).toarray().ravel(), 1)
