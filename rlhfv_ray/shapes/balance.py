@@ -24,7 +24,7 @@ LEAST_TAKEN = 4  # squared excess; a smaller one is chance
 
 
 class Counts(NamedTuple):
-    """What a description says, in numbers."""
+    """Numbers of the things that a description says."""
 
     typical: int  # phrases about shapes that the setting makes likely
     phrases: int
