@@ -138,6 +138,8 @@ def main() -> None:
         Arm("DDPO, cropped", cropped),
     )
     further = (
+        "exact_answers",  # of the shapes world, as the next one: they see the setting, F1 does not
+        "wrong_settings",
         "response_rate",
         "object_recall",
         "mention_rate",

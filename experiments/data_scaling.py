@@ -133,7 +133,7 @@ def main() -> None:
     contrasts += [
         (arm_name("corrections", count), arm_name("rankings", count)) for count in shared_sizes
     ]
-    further = ("response_rate", "object_recall", "words")
+    further = ("exact_answers", "wrong_settings", "response_rate", "object_recall", "words")
     claim = Claim(corrections[-1], corrections[1], further, tuple(contrasts))
     study = Study(TITLE, tuple(arms), claim, draw=draw)
     run_study(config, study, resolve_storage(config.ddpo.storage), console=new_console())

@@ -90,7 +90,7 @@ def main() -> None:
     claim = Claim(
         "DDPO",
         "base",
-        ("rate_in_scene", "response_rate", "phrase_f1", "object_recall"),
+        ("rate_in_scene", "response_rate", "phrase_f1", "exact_answers", "object_recall"),
         (("DPO", "base"), ("DDPO", "DPO")),
         measure=RISE,
     )

@@ -58,6 +58,8 @@ def main() -> None:
         Arm("human spans", lambda ddpo, line: replace(ddpo, data=replace(ddpo.data, spans=True))),
     )
     further = (
+        "exact_answers",  # of the shapes world, as the next one: they see the setting, F1 does not
+        "wrong_settings",
         "response_rate",
         "object_recall",
         "mention_rate",

@@ -8,8 +8,10 @@ the scenes that each seed is scored on:
 
 s is the standard deviation over seeds. b comes from a bootstrap: the scenes are drawn again, the
 seeds stay. Seeds with scenes of their own have scene noise in s as well, so V is rather too large
-there. It is never 0 because three seeds happen to agree. The interval is Student's t with
-Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946, p. 110):
+there. It is not 0 because three seeds happen to agree. Where no scene of any seed has a case, or
+all have, every draw is alike; b is then half of the bound that the rule of three gives. The
+interval is Student's t with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946, p.
+110):
 
     df = V^2 / ((s^2 / k)^2 / (k - 1)),    k - 1 where all of V comes from the seeds
 """
@@ -25,6 +27,8 @@ from rlhfv_ray.errors import DataError
 from rlhfv_ray.stats import Interval, RatioSample
 
 RESAMPLES = 1000
+# 0 cases of n: the rate is below 3 / n with 95 % confidence (Hanley, JAMA 249, 1983, p. 1743).
+BOUND_OF_NONE = 3.0
 
 
 class SeedEstimate(NamedTuple):
@@ -97,6 +101,7 @@ def scene_error(
 
     Returns:
         The standard deviation over draws. A draw in which a rate has no denominator is left out.
+        Of a rate that is 0 or 1 in all scenes: half of what the rule of three allows.
 
     Raises:
         DataError: the numbers of seeds or scenes differ.
@@ -113,6 +118,8 @@ def scene_error(
     units = min(len(set(ids)) for ids in clusters) if clusters else _fewest(samples)
     if len(means) < 2 or units < 2:
         return 0.0
+    if not baselines and _is_one_answer(samples):
+        return BOUND_OF_NONE / 2 / (units if is_shared else units * len(samples))
     return float(np.std(means, ddof=1)) * (units / (units - 1)) ** 0.5
 
 
@@ -140,6 +147,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         adjusted[index] = largest
     return adjusted
+
+
+def _is_one_answer(samples: Sequence[RatioSample]) -> bool:
+    """Return True if no scene of any seed has a case, or every scene is one."""
+    cases = [number for sample in samples for number in sample.numerators]
+    return not any(cases) or cases == [size for sample in samples for size in sample.denominators]
 
 
 def _fewest(samples: Sequence[RatioSample]) -> int:

@@ -60,6 +60,19 @@ def test_the_scene_error_is_that_of_a_binomial():
     assert scene_error([hits] * 4, is_shared=False) == pytest.approx(0.025 / 2, rel=0.1)
 
 
+def test_no_case_in_any_scene_is_no_certainty():
+    """Catches: 0.0 (0.0 to 0.0) from 5 seeds of 600 scenes; the bound of one seed for five."""
+    none, every = sample(np.zeros(600)), sample(np.ones(600))
+    for hits in (none, every):
+        estimate = over_seeds([hits.numerators[0]] * 5, scene_error([hits] * 5, is_shared=False))
+        assert estimate.interval is not None
+        width = estimate.interval.high - estimate.interval.low
+        assert width == pytest.approx(2 * 1.96 * 1.5 / 3000, rel=1e-3)
+    assert scene_error([none] * 5, is_shared=True) == pytest.approx(1.5 / 600)
+    assert scene_error([none] * 5, [none] * 5, is_shared=False) == 0
+    assert scene_error([none, sample(np.arange(600) == 3)], is_shared=False) < 1.5 / 600
+
+
 def test_a_difference_is_paired_scene_by_scene():
     """Catches: two systems resampled apart, which hides how alike they are."""
     base = np.arange(400) % 2
