@@ -119,7 +119,9 @@ def scene_error(
     if len(means) < 2 or units < 2:
         return 0.0
     if not baselines and _is_one_answer(samples):
-        return BOUND_OF_NONE / 2 / (units if is_shared else units * len(samples))
+        named = clusters or [()] * len(samples)
+        counts = [_rated(sample, names) for sample, names in zip(samples, named, strict=True)]
+        return BOUND_OF_NONE / 2 / (min(counts) if is_shared else sum(counts))
     return float(np.std(means, ddof=1)) * (units / (units - 1)) ** 0.5
 
 
@@ -153,6 +155,12 @@ def _is_one_answer(samples: Sequence[RatioSample]) -> bool:
     """Return True if no scene of any seed has a case, or every scene is one."""
     cases = [number for sample in samples for number in sample.numerators]
     return not any(cases) or cases == [size for sample in samples for size in sample.denominators]
+
+
+def _rated(sample: RatioSample, names: Sequence[Hashable]) -> int:
+    """Return the number of scenes that a rate is of; scenes of one name count once."""
+    ids = names or range(len(sample.denominators))
+    return len({name for name, size in zip(ids, sample.denominators, strict=True) if size})
 
 
 def _fewest(samples: Sequence[RatioSample]) -> int:

@@ -70,6 +70,10 @@ def test_no_case_in_any_scene_is_no_certainty():
         assert width == pytest.approx(2 * 1.96 * 1.5 / 3000, rel=1e-3)
     assert scene_error([none] * 5, is_shared=True) == pytest.approx(1.5 / 600)
     assert scene_error([none] * 5, [none] * 5, is_shared=False) == 0
+    half = RatioSample([0.0] * 600, [1.0, 0.0] * 300)  # 300 scenes are no case
+    assert scene_error([half], is_shared=False) == pytest.approx(1.5 / 300)
+    pairs = [[number // 2 for number in range(600)]]
+    assert scene_error([none], is_shared=False, clusters=pairs) == pytest.approx(1.5 / 300)
     assert scene_error([none, sample(np.arange(600) == 3)], is_shared=False) < 1.5 / 600
 
 
