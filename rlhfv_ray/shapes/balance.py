@@ -2,12 +2,12 @@
 
 The base model makes most mistakes as often as their reverse, but not exactly. `even_subset` makes
 each shape and colour as frequent in a setting's chosen texts as in its rejected ones. Then
-`balanced_subset` sorts the pairs by what the correction changes in the counts of `Counts`. Of each
-change and its reverse, equally many pairs stay.
+`balanced_subset` sorts the pairs by how the correction changes the `Counts`. Of each change and its
+reverse, equally many pairs stay.
 
-Some mistakes have no reverse, because no true text contains them: a shape or a corner that is named
-twice, and what training never shows. They would tell the rejected text, so their pairs are left
-out. Different words are counted because careless answers repeat words.
+Some mistakes have hardly a reverse, because no true text contains them: a shape or a corner that is
+named twice, and what training never shows. They would tell the rejected text, so nearly all their
+pairs are left out. Different words are counted because careless answers repeat words.
 """
 
 import re
