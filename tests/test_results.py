@@ -218,7 +218,7 @@ def test_signs_are_read_by_looking():
         for model in ("aligned", *MOST_KEPT)
     }
     rates = [per_cent(first[model]["phrase_f1"]) for model in ("base", "aligned")]
-    assert f"takes the F1 from {rates[0]} to {rates[1]} %" in text_of("README.md")
+    assert f"take the F1 from {rates[0]} to {rates[1]} %" in text_of("README.md")
     for control, most in MOST_KEPT.items():
         share = gains[control] / gains["aligned"]
         assert share <= most
