@@ -13,6 +13,7 @@ base model and 1,000 pictures of its own. After an interruption, the same comman
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +22,9 @@ import tyro
 
 from experiments.recipes import CONTROLS, SHAPES_DPO_BETA, shapes
 from experiments.runners.config import StudyConfig
-from rlhfv_ray.config import SHAPES
+from rlhfv_ray.config import SHAPES, DDPOConfig
 from rlhfv_ray.data import load_pairs
+from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.shapes.captions import caption
 from rlhfv_ray.shapes.text_audit import audit_texts, told_apart
 from rlhfv_ray.shapes.world import pair_id
@@ -146,15 +148,11 @@ def texts(storage: Path) -> dict[str, Any]:
     pairs, and by a classifier that was trained on the pairs of the other seeds. `whole` counts the
     chosen answers that are the whole truth.
     """
-    recipe = StudyConfig(ddpo=shapes(), seeds=STUDY_SEEDS, bases=base_models(storage))
     audits: dict[int, dict[str, Any]] = {}
     answers: list[tuple[str, str]] = []
     groups: list[int] = []  # the seed of each pair
     whole = 0
-    for seed in STUDY_SEEDS:
-        config = recipe.seeded(seed)
-        folder = corrections_stage(config).folder(storage)
-        pairs = list(load_pairs(str(folder / PAIRS)))
+    for seed, config, pairs in studied_pairs(storage):
         scenes = training_scenes(config)
         truths = {pair_id(scene): caption(scene.setting, scene.groups) for scene in scenes}
         whole += sum(pair.chosen == truths[pair.id] for pair in pairs)
@@ -165,6 +163,15 @@ def texts(storage: Path) -> dict[str, Any]:
     interval = wilson_interval(round(told_share * len(answers)), len(answers))
     total = {"pairs": len(answers), "told": told_share, "told_interval": interval, "whole": whole}
     return {"within": audits, "across": total}
+
+
+def studied_pairs(storage: Path) -> Iterator[tuple[int, DDPOConfig, list[PreferencePair]]]:
+    """Yield each seed of the studies with its settings and the pairs that it trains on."""
+    recipe = StudyConfig(ddpo=shapes(), seeds=STUDY_SEEDS, bases=base_models(storage))
+    for seed in STUDY_SEEDS:
+        config = recipe.seeded(seed)
+        folder = corrections_stage(config).folder(storage)
+        yield seed, config, list(load_pairs(str(folder / PAIRS)))
 
 
 def study(name: str, storage: Path) -> dict[str, Any]:

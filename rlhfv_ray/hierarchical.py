@@ -118,7 +118,7 @@ def scene_error(
     units = min(len(set(ids)) for ids in clusters) if clusters else _fewest(samples)
     if len(means) < 2 or units < 2:
         return 0.0
-    if not baselines and _is_one_answer(samples):
+    if not baselines and not means.std() and all(sample.is_all_or_nothing for sample in samples):
         named = clusters or [()] * len(samples)
         counts = [_rated(sample, names) for sample, names in zip(samples, named, strict=True)]
         return BOUND_OF_NONE / 2 / (min(counts) if is_shared else sum(counts))
@@ -149,12 +149,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         adjusted[index] = largest
     return adjusted
-
-
-def _is_one_answer(samples: Sequence[RatioSample]) -> bool:
-    """Return True if no scene of any seed has a case, or every scene is one."""
-    cases = [number for sample in samples for number in sample.numerators]
-    return not any(cases) or cases == [size for sample in samples for size in sample.denominators]
 
 
 def _rated(sample: RatioSample, names: Sequence[Hashable]) -> int:

@@ -36,6 +36,11 @@ class RatioSample(NamedTuple):
     numerators: Sequence[float]  # one per item
     denominators: Sequence[float]  # one per item
 
+    @property
+    def is_all_or_nothing(self) -> bool:
+        """Return True if the rate is 0 or 1 in every item, so that a bootstrap bounds nothing."""
+        return not any(self.numerators) or list(self.numerators) == list(self.denominators)
+
 
 class PairedDifference(NamedTuple):
     """Difference of a candidate's rate from a baseline's on the same items; None if undefined."""

@@ -16,11 +16,9 @@ from pathlib import Path
 import tyro
 from rich.table import Table
 
-from benchmarks.results import STUDY_SEEDS, base_models
-from experiments.recipes import REPORT_SEED, shapes
-from experiments.runners.config import StudyConfig
+from benchmarks.results import studied_pairs
+from experiments.recipes import REPORT_SEED
 from rlhfv_ray.console import new_console
-from rlhfv_ray.data import load_pairs
 from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.shapes.annotator import mistakes
 from rlhfv_ray.shapes.balance import Counts, change_of, setting_of, words_of
@@ -28,8 +26,8 @@ from rlhfv_ray.shapes.balanced import hold_out, make_benchmark_scenes
 from rlhfv_ray.shapes.captions import caption, read_phrases
 from rlhfv_ray.shapes.scenes import Scene, composition
 from rlhfv_ray.shapes.text_audit import told_apart
-from rlhfv_ray.shapes.world import pair_id, scenes_to_correct
-from rlhfv_ray.shapes_stages import PAIRS, corrections_stage
+from rlhfv_ray.shapes.world import pair_id
+from rlhfv_ray.shapes_stages import training_scenes
 
 TUNING_SEED = 1
 TUNING_SCENES, REPORT_SCENES = 600, 1000
@@ -125,14 +123,11 @@ def main(storage: Path = Path("runs/results")) -> None:
     Args:
         storage: folder of all stages of `benchmarks/results.py`.
     """
-    recipe = StudyConfig(ddpo=shapes(), seeds=STUDY_SEEDS, bases=base_models(storage.resolve()))
     table = Table("measure", "value")
     pairs: dict[int, list[PreferencePair]] = {}
-    for seed in STUDY_SEEDS:
-        config = recipe.seeded(seed)
-        folder = corrections_stage(config).folder(storage.resolve())
-        pairs[seed] = list(load_pairs(str(folder / PAIRS)))
-        scenes = scenes_to_correct(config.shapes.scenes, seed=config.shapes.seed, world="balanced")
+    for seed, config, corrections in studied_pairs(storage.resolve()):
+        pairs[seed] = corrections
+        scenes = training_scenes(config)
         whole, chosen, rejected = truth(pairs[seed], {pair_id(scene): scene for scene in scenes})
         shown, seen, tuned = overlaps(REPORT_SEED + seed, scenes)
         table.add_row(f"seed {REPORT_SEED + seed}: pairs", str(len(pairs[seed])))

@@ -31,6 +31,7 @@ from rlhfv_ray.stats import (
     mcnemar,
     minimum_detectable_difference,
     paired_bootstrap,
+    wilson_interval,
 )
 
 V = TypeVar("V")
@@ -393,7 +394,12 @@ def _interval(metric: Metric, answers: Sequence[JudgedAnswer]) -> Interval | Non
     """Return the 95 % interval of a metric over the answers that have it."""
     items = [item for item in answers if metric.name in item.ratios]
     sample = _by_image([item.ratios[metric.name] for item in items], items)
-    return cluster_interval(sample) if metric.is_proportion else bootstrap_interval(sample)
+    if metric.is_proportion:
+        return cluster_interval(sample)
+    if metric.is_share and sample.is_all_or_nothing:  # an F1 of which resamples say nothing
+        images = sum(size > 0 for size in sample.denominators)
+        return wilson_interval(images if any(sample.numerators) else 0, images)
+    return bootstrap_interval(sample)
 
 
 def _paired(pairs: Sequence[Pair], name: str) -> PairedDifference:

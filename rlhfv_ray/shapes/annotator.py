@@ -96,6 +96,11 @@ def _kinds(claim: Group, truth: Group | None) -> list[Kind]:
     return kinds
 
 
+def is_description(scene: Scene, text: str) -> bool:
+    """Return True if a text is in the grammar of `captions`, and names the scene's setting."""
+    return text == caption(scene.setting, [claim for claim, _ in read_phrases(text)])
+
+
 def correct(
     scene: Scene, text: str, care: Care = CAREFUL, rng: random.Random | None = None
 ) -> Correction | None:
@@ -111,9 +116,9 @@ def correct(
         None if nothing is corrected, or the text is no description of this setting in the grammar
         of `captions`.
     """
-    phrases = read_phrases(text)
-    if caption(scene.setting, [claim for claim, _ in phrases]) != text:
+    if not is_description(scene, text):
         return None
+    phrases = read_phrases(text)
     rng = rng or random.Random(0)
     wrong: dict[int, list[Mistake]] = {}  # first character of a phrase -> its mistakes
     for mistake in mistakes(scene, text):

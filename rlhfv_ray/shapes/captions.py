@@ -24,7 +24,8 @@ def plural(shape: str) -> str:
 
 
 # Singular or plural -> shape.
-NAMES = {name: shape for shape in (*SHAPES, *SIGNS) for name in (shape, plural(shape))}
+NAMES = {shape: shape for shape in (*SHAPES, *SIGNS)}
+NAMES |= {plural(shape): shape for shape in NAMES}
 PHRASE = re.compile(
     rf"\b(?P<number>{'|'.join(NUMBERS)}|an) (?P<color>{'|'.join(COLORS)}) "
     rf"(?P<shape>{'|'.join(sorted(NAMES, key=len, reverse=True))}) "  # "circles" before "circle"

@@ -90,13 +90,10 @@ def told_apart(
     groups. Folds of pairs that are balanced as a whole have opposite excesses, so that their share
     may fall below 1/2. Groups that were balanced each by itself do not.
     """
-    seen = features or text_features
+    count_features = features or text_features
     vectorizer = DictVectorizer()
-    vectorizer.fit(seen(text) for pair in texts for text in pair)
-    chosen, rejected = (
-        csr_matrix(vectorizer.transform(seen(pair[side]) for pair in texts)) for side in (0, 1)
-    )
-    differences = csr_matrix(chosen - rejected)  # (pairs, features)
+    counts = vectorizer.fit_transform(map(count_features, itertools.chain.from_iterable(texts)))
+    differences = csr_matrix(counts[0::2] - counts[1::2])  # (pairs, features)
     largest = np.maximum(abs(differences).max(axis=0).toarray().ravel(), 1)
     differences = csr_matrix(differences.multiply(1 / largest))
     scores = np.zeros(len(texts))  # w x of each pair
@@ -122,8 +119,10 @@ def text_features(text: str) -> dict[str, int]:
     features: Counter[str] = Counter(words)
     features.update(f"{first} {second}" for first, second in itertools.pairwise(words))
     features.update(f"{opening}: {word}" for word in words[2:])
-    features["number of words"] = len(words)
-    return {**features, **counts_of(text)._asdict()}
+    features["length"] = len(words)
+    for name, number in counts_of(text)._asdict().items():
+        features[f"number of {name.replace('_', ' ')}"] = number  # beside the word `shapes` itself
+    return dict(features)
 
 
 def _share_below(values: np.ndarray) -> float:

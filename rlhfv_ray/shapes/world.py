@@ -18,7 +18,7 @@ from rlhfv_ray.data import write_pairs
 from rlhfv_ray.data.pair_formats import check_pair
 from rlhfv_ray.errors import DataError, StageFailedError
 from rlhfv_ray.records import Answer, PreferencePair, Prompt
-from rlhfv_ray.shapes.annotator import CAREFUL, Care, correct, mistakes
+from rlhfv_ray.shapes.annotator import CAREFUL, Care, correct, is_description, mistakes
 from rlhfv_ray.shapes.balance import balanced_subset, even_subset
 from rlhfv_ray.shapes.captions import QUESTIONS, caption, read_phrases
 from rlhfv_ray.shapes.scenes import Group, Scene, render
@@ -76,8 +76,9 @@ def write_corrections(
         The number of corrected descriptions, of which some may be left out.
 
     Raises:
-        StageFailedError: no description had a mistake that can be corrected.
+        StageFailedError: no answer is a description, or no pair is left.
     """
+    check_described(scenes, answers)
     pairs = []
     for scene, answer in zip(scenes, answers, strict=True):
         correction = correct(scene, answer.text, care, random.Random(f"annotator-{scene.id}"))
@@ -102,11 +103,29 @@ def write_corrections(
         pairs = balanced_subset(even_subset(pairs))
     if not pairs:
         raise StageFailedError(
-            "The model made no mistake that the annotator could correct. Give it more scenes with "
+            f"{corrected} descriptions of {len(scenes)} had a mistake that the annotator could "
+            "correct, and none is left to train on. Give the model more scenes with "
             "--shapes.scenes."
         )
     write_pairs(pairs, path)
     return corrected
+
+
+def check_described(scenes: Sequence[Scene], answers: Sequence[Answer]) -> None:
+    """Check that a model speaks of these pictures, as a base model of another world does not.
+
+    Raises:
+        StageFailedError: no answer is a caption of its picture's setting.
+    """
+    described = (
+        is_description(scene, answer.text) for scene, answer in zip(scenes, answers, strict=True)
+    )
+    if not any(described):
+        raise StageFailedError(
+            f"None of {len(scenes)} answers is a caption of its picture's setting, such as "
+            f"{caption(scenes[0].setting, scenes[0].groups)!r}; the model says "
+            f"{answers[0].text!r}. Was it made for another world than --shapes.world?"
+        )
 
 
 def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]], path: Path) -> int:
@@ -117,8 +136,9 @@ def write_rankings(scenes: Sequence[Scene], answers: Sequence[Sequence[Answer]],
     text is logged, and listed in `left_out.json` beside the pairs with id and reason.
 
     Raises:
-        StageFailedError: no scene has descriptions of different quality.
+        StageFailedError: no answer is a description, or no two differ in quality.
     """
+    check_described(scenes, answers[0])
     pairs: list[PreferencePair] = []
     reasons: list[dict[str, str]] = []
     for scene, first, second in zip(scenes, *answers, strict=True):

@@ -9,7 +9,7 @@ from rlhfv_ray.records import PreferencePair
 from rlhfv_ray.shapes.annotator import correct
 from rlhfv_ray.shapes.captions import caption, careless_caption
 from rlhfv_ray.shapes.scenes import Group, make_scenes
-from rlhfv_ray.shapes.text_audit import audit_texts, told_apart
+from rlhfv_ray.shapes.text_audit import audit_texts, text_features, told_apart
 from tests.conftest import careless_pairs
 
 COUNT = 400
@@ -83,3 +83,11 @@ def test_groups_are_told_by_each_other():
     groups = [0, 1] * 30  # each says the opposite of the other
     assert told_apart(texts, groups) == 0.0
     assert told_apart(texts) == pytest.approx(0.5, abs=0.2)
+
+
+def test_the_words_of_a_text_keep_their_own_counts():
+    """Catches: the number of phrases written over the word `phrases`, of data of another world."""
+    features = text_features("two shapes and typical shapes in three phrases")
+    assert (features["shapes"], features["phrases"], features["typical"]) == (2, 1, 1)
+    assert (features["length"], features["number of words"]) == (8, 7)
+    assert features["number of shapes"] == 0

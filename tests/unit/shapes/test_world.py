@@ -106,6 +106,18 @@ def test_an_answer_that_is_no_text_costs_its_own_ranking(tmp_path):
     assert all(row["reason"] for row in listed)
 
 
+def test_a_model_of_another_world_is_told_so(tmp_path):
+    """Catches: advice to make more scenes, where none helps; rankings of such answers."""
+    scenes = make_scenes(3, seed=2)
+    answers = [Answer(str(scene.id), "What?", "a market.") for scene in scenes]
+    for write in (
+        lambda: write_corrections(scenes, answers, tmp_path / "pairs.parquet"),
+        lambda: write_rankings(scenes, [answers, answers], tmp_path / "pairs.parquet"),
+    ):
+        with pytest.raises(StageFailedError, match=r"says 'a market\.'\..*--shapes\.world"):
+            write()
+
+
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")

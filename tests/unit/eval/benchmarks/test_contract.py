@@ -224,6 +224,19 @@ def test_compare_exchanges_images_where_they_have_several_cases() -> None:
     assert compare(asked(0, 12), asked(1, 12)).test == MCNEMAR
 
 
+def test_an_f1_of_nothing_or_of_all_is_no_certainty() -> None:
+    """Catches: 0.0 (0.0 to 0.0) of 50 answers, because resamples of nothing are nothing too."""
+    f1 = Metric("phrase_f1", "higher", is_proportion=False)
+    for right, expected in ((0, wilson_interval(0, 50)), (6, wilson_interval(50, 50))):
+        answers = [
+            JudgedAnswer(Answer(str(number), "?", "."), {"phrase_f1": Ratio(right, 6)})
+            for number in range(50)
+        ]
+        empty = JudgedAnswer(Answer("50", "?", "."), {"phrase_f1": Ratio(0, 0)})  # is no case
+        result = Scores((f1,), (*answers, empty), {"benchmark": "shapes"})
+        assert result.intervals()["phrase_f1"] == pytest.approx(expected)
+
+
 def test_intervals_know_the_questions_about_one_image() -> None:
     """Catches: an interval of a proportion, of F1 or of a difference over answers, not images.
 
