@@ -21,7 +21,7 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtr, stdtrit
 
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.stats import Interval, RatioSample
@@ -75,8 +75,8 @@ def over_seeds(
         return SeedEstimate(mean, Interval(mean, mean), 1.0 if mean == 0 else 0.0)
     # Without a spread over seeds only scenes vary, and there are many.
     freedom = (seeds - 1) * (variance / from_seeds) ** 2 if from_seeds else float("inf")
-    half = float(t.ppf((1 + confidence) / 2, freedom)) * variance**0.5
-    p_value = 2 * float(t.sf(abs(mean) / variance**0.5, freedom))
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * variance**0.5
+    p_value = 2 * float(stdtr(freedom, -abs(mean) / variance**0.5))
     return SeedEstimate(mean, Interval(mean - half, mean + half), p_value)
 
 

@@ -19,7 +19,6 @@ from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.annotator import Care
 from rlhfv_ray.shapes.controls import controlled
 from rlhfv_ray.shapes.scenes import Scene
-from rlhfv_ray.shapes.text_audit import FEWEST, audit_texts
 from rlhfv_ray.shapes.world import (
     prompts_of,
     scenes_to_correct,
@@ -89,6 +88,8 @@ def audit_stage(corrections: Path) -> Stage:
     """
 
     def run(folder: Path, _: str) -> None:
+        from rlhfv_ray.shapes.text_audit import FEWEST, audit_texts  # loads scikit-learn
+
         pairs = list(load_pairs(str(corrections / PAIRS)))
         if len(pairs) < FEWEST:
             write_json(folder / AUDIT, {"pairs": len(pairs)})

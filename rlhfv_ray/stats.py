@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import root_scalar
-from scipy.special import ndtri
-from scipy.stats import binomtest, t
+from scipy.special import bdtr, ndtri, stdtrit  # scipy.stats takes half a second to load
 
 from rlhfv_ray.errors import DataError
 
@@ -132,8 +131,8 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float | None:
         return None
     only_a = sum(bool(right_a) and not right_b for right_a, right_b in zip(a, b, strict=True))
     only_b = sum(bool(right_b) and not right_a for right_a, right_b in zip(a, b, strict=True))
-    differing = only_a + only_b
-    return float(binomtest(only_a, differing).pvalue) if differing else 1.0
+    rarer = min(only_a, only_b)
+    return min(1.0, 2 * float(bdtr(rarer, only_a + only_b, 0.5)))
 
 
 def paired_bootstrap(
@@ -239,7 +238,7 @@ def mean_interval(
     runs = len(values)
     if runs == 1:
         return mean, None
-    half = float(t.ppf((1 + confidence) / 2, runs - 1) * np.std(values, ddof=1) / runs**0.5)
+    half = float(stdtrit(runs - 1, (1 + confidence) / 2) * np.std(values, ddof=1) / runs**0.5)
     return mean, Interval(mean - half, mean + half)
 
 

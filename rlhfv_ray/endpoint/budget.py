@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlhfv_ray.config import EndpointConfig
-from rlhfv_ray.endpoint.client import Outcome
 from rlhfv_ray.endpoint.rate_limit import AdaptiveRateLimiter
-from rlhfv_ray.endpoint.records import Usage, pinned
+from rlhfv_ray.endpoint.records import Outcome, Usage, pinned
 from rlhfv_ray.endpoint.spending import Spending
 
 MAX_SLEEP_S = 0.5  # a waiting caller checks the limits at least this often

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
 import httpx2
 import openai
@@ -21,7 +21,7 @@ from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.body_limit import HEADERS, RefusedBodyError, limit_body
 from rlhfv_ray.endpoint.completion import read_completion
 from rlhfv_ray.endpoint.key import NO_KEY, read_key
-from rlhfv_ray.endpoint.records import Reply, Request, Status, Usage
+from rlhfv_ray.endpoint.records import Outcome, Reply, Request, Status, Usage
 from rlhfv_ray.redaction import redact, secrets_in
 
 LONGEST_WAIT_S = 120.0  # a server that asks for a longer wait is asked again after this one
@@ -41,19 +41,6 @@ REFUSALS = (
 )
 
 log = logging.getLogger(__name__)
-
-
-class Outcome(NamedTuple):
-    """The result of one call."""
-
-    # rate_limited: status 429. retryable: another attempt may succeed. rejected: none would.
-    # stopped: no call was made, because the budget stopped all calls.
-    kind: Literal["reply", "rate_limited", "retryable", "rejected", "stopped"]
-    reply: Reply
-    reason: str = ""
-    cause: str = ""  # of a rejection; equal for requests that fail in the same way
-    retry_after: float = 0.0  # seconds that the server asks to wait
-    usage: Usage | None = None  # tokens that the call is charged for; None: the server did not say
 
 
 class ChatClient:

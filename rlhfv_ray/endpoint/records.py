@@ -100,6 +100,19 @@ class Reply:
         return self.status in ("ok", "refused", "empty", "truncated", "other_model")
 
 
+class Outcome(NamedTuple):
+    """The result of one call."""
+
+    # rate_limited: status 429. retryable: another attempt may succeed. rejected: none would.
+    # stopped: no call was made, because the budget stopped all calls.
+    kind: Literal["reply", "rate_limited", "retryable", "rejected", "stopped"]
+    reply: Reply
+    reason: str = ""
+    cause: str = ""  # of a rejection; equal for requests that fail in the same way
+    retry_after: float = 0.0  # seconds that the server asks to wait
+    usage: Usage | None = None  # tokens that the call is charged for; None: the server did not say
+
+
 def useful(reply: Reply, readable: Callable[[str], bool], request: Request) -> bool:
     """Return True if a reply is as complete as the request needs, and readable.
 

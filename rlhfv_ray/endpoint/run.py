@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.data
@@ -31,9 +31,11 @@ from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.console import poll, print_sentence, progress_bar
 from rlhfv_ray.endpoint.budget import TYPICAL_REPLY, Call, CallBudget, Ledger
 from rlhfv_ray.endpoint.cache import ReplyCache
-from rlhfv_ray.endpoint.client import ChatClient, Outcome, call_once
-from rlhfv_ray.endpoint.records import Reply, Request, pinned
+from rlhfv_ray.endpoint.records import Outcome, Reply, Request, pinned
 from rlhfv_ray.errors import ConfigError, JudgeError, RlhfvError, StorageError
+
+if TYPE_CHECKING:  # it loads openai, which a driver does not need
+    from rlhfv_ray.endpoint.client import ChatClient
 
 CALLER_CPUS = 0.25
 POLL_S = 0.5
@@ -85,9 +87,11 @@ class CallActor:
 
     async def settle_all(self, requests: Sequence[Request]) -> list[tuple[Request, Reply]]:
         """Settle requests concurrently and return those without a reply, with the reason."""
+        from rlhfv_ray.endpoint.client import ChatClient
+
         slots = asyncio.Semaphore(max(1, self.endpoint.concurrency // self.endpoint.actors))
 
-        async def settle_in_slot(client: ChatClient, request: Request) -> Reply:
+        async def settle_in_slot(client: "ChatClient", request: Request) -> Reply:
             async with slots:
                 reply = await self.settle(client, request)
                 await self.budget.finish.remote()
@@ -99,7 +103,7 @@ class CallActor:
         pairs = zip(requests, [task.result() for task in settling], strict=True)
         return [(request, reply) for request, reply in pairs if not reply.received]
 
-    async def settle(self, client: ChatClient, request: Request) -> Reply:
+    async def settle(self, client: "ChatClient", request: Request) -> Reply:
         """Return the reply from the cache or the server; stop all calls if the cache fails."""
         try:
             return await self._settle(client, request)
@@ -107,7 +111,7 @@ class CallActor:
             await self.budget.stop.remote(f"the cache of replies failed: {error}")
             return Reply("stopped")
 
-    async def _settle(self, client: ChatClient, request: Request) -> Reply:
+    async def _settle(self, client: "ChatClient", request: Request) -> Reply:
         """Return the reply from the cache or the server; one that is not useful is asked twice."""
         while (settled := self.cache.settle(request, self.endpoint, self.readable)).ask is not None:
             reply = await self.reply(client, settled.ask)
@@ -117,12 +121,12 @@ class CallActor:
         assert settled.reply is not None
         return settled.reply
 
-    async def reply(self, client: ChatClient, request: Request) -> Reply:
+    async def reply(self, client: "ChatClient", request: Request) -> Reply:
         """Call until the server replies, at most `attempts` times."""
         outcome = await retrying(self.endpoint.attempts)(self.attempt, client, request)
         return outcome.reply
 
-    async def attempt(self, client: ChatClient, request: Request) -> Outcome:
+    async def attempt(self, client: "ChatClient", request: Request) -> Outcome:
         """Make one call within the budget."""
         call = call_of(request, self.endpoint)
         stopped = await self.budget.admit.remote(call)
@@ -277,6 +281,8 @@ async def _probe_within_budget(endpoint: EndpointConfig, cache: Path) -> Outcome
     stopped = await budget.admit(call)
     if stopped:
         return Outcome("stopped", Reply("stopped"), stopped)
+    from rlhfv_ray.endpoint.client import call_once
+
     outcome = await call_once(endpoint, PROBE)
     await budget.record(outcome, call)
     await budget.close()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtr, stdtrit
 
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.stats import Interval, RatioSample, wilson_of_rate
@@ -101,7 +101,7 @@ def _contributions(models: Sequence[RatioSample]) -> np.ndarray | None:
 
 
 def _quantile(freedom: int) -> float:
-    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def _by_t(parts: np.ndarray) -> Estimate:
@@ -113,5 +113,5 @@ def _by_t(parts: np.ndarray) -> Estimate:
     if error == 0:
         return Estimate(mean, Interval(mean, mean), 1.0 if mean == 0 else 0.0)
     half = _quantile(len(parts) - 1) * error
-    p_value = float(2 * t.sf(abs(mean) / error, len(parts) - 1))
+    p_value = 2 * float(stdtr(len(parts) - 1, -abs(mean) / error))
     return Estimate(mean, Interval(mean - half, mean + half), p_value)

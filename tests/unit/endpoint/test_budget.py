@@ -10,8 +10,7 @@ import pytest
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint import spending
 from rlhfv_ray.endpoint.budget import HOPELESS, Call, CallBudget, Ledger
-from rlhfv_ray.endpoint.client import Outcome
-from rlhfv_ray.endpoint.records import Reply, Usage
+from rlhfv_ray.endpoint.records import Outcome, Reply, Usage
 
 # A reply token costs 1 USD and a prompt token nothing: a call of at most 10 tokens claims 10 USD.
 # The requests are far below the pace, so that cost alone decides.

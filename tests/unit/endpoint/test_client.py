@@ -12,8 +12,8 @@ import pytest
 
 from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint.body_limit import LARGEST_BODY
-from rlhfv_ray.endpoint.client import LONGEST_REASON, LONGEST_WAIT_S, ChatClient, Outcome, call_once
-from rlhfv_ray.endpoint.records import Reply, Request, Usage
+from rlhfv_ray.endpoint.client import LONGEST_REASON, LONGEST_WAIT_S, ChatClient, call_once
+from rlhfv_ray.endpoint.records import Outcome, Reply, Request, Usage
 from tests.openai_server import Fault, OpenAIServer, error, vllm_error
 from tests.unit.endpoint.odd_replies import ERRORS, NO_VERDICT, READABLE, body
 

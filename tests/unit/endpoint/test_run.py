@@ -15,8 +15,7 @@ from rlhfv_ray.config import EndpointConfig
 from rlhfv_ray.endpoint import client
 from rlhfv_ray.endpoint.budget import CallBudget, Ledger
 from rlhfv_ray.endpoint.cache import ReplyCache
-from rlhfv_ray.endpoint.client import Outcome
-from rlhfv_ray.endpoint.records import Reply, Request
+from rlhfv_ray.endpoint.records import Outcome, Reply, Request
 from rlhfv_ray.endpoint.run import (
     PROBE,
     CallActor,
