@@ -1,6 +1,7 @@
-r"""Ablation (RLHF-V, arXiv 2312.00849, Table 3): compare DDPO with three other ways to train.
+r"""Ablation (RLHF-V, arXiv 2312.00849, Table 3): compare DDPO with other ways to train.
 
-They are plain DPO, fine-tuning on the chosen answers, and DDPO on cropped images.
+They are plain DPO, fine-tuning on the chosen answers, and DDPO on cropped images. If the recipe adds
+fine-tuning to the loss (`loss.sft_weight`), as `shapes` does, DDPO without it is an arm as well.
 
     # the shapes world, three seeds, two CPU cores
     rlhfv-ray study ablation shapes
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rlhfv_ray.pipeline import Pipeline  # heavy
 
 TITLE = "Weighing the corrected segments (DDPO) gives more truthful answers than DPO."
+ALONE = "DDPO, no SFT term"  # an arm
 # The ranges of the release's training transform (Muffin, torchvision's RandomResizedCrop).
 AREA = (0.5, 1.0)  # share of the image's area that a crop keeps
 ASPECT = (3 / 4, 4 / 3)  # width over height of the crop, relative to the image's own
@@ -54,6 +56,11 @@ def fine_tuned(config: DDPOConfig, pipeline: Pipeline, *, rate: float) -> DDPOCo
     return replace(
         config, loss=loss, optim=optim, data=replace(config.data, reference=str(pipeline.reference))
     )
+
+
+def without_sft(config: DDPOConfig, pipeline: Pipeline) -> DDPOConfig:
+    """Leave the preference loss alone, as in the paper."""
+    return replace(config, loss=replace(config.loss, sft_weight=0.0))
 
 
 def cropped(config: DDPOConfig, pipeline: Pipeline) -> DDPOConfig:
@@ -137,6 +144,8 @@ def main() -> None:
         Arm("SFT on chosen", functools.partial(fine_tuned, rate=config.sft_learning_rate)),
         Arm("DDPO, cropped", cropped),
     )
+    if config.ddpo.loss.sft_weight:
+        arms += (Arm(ALONE, without_sft),)
     further = (
         "exact_answers",  # of the shapes world, as the next one: they see the setting, F1 does not
         "wrong_settings",
@@ -154,6 +163,8 @@ def main() -> None:
         ("DDPO", "SFT on chosen"),
         ("DDPO", "DDPO, cropped"),
     )
+    if config.ddpo.loss.sft_weight:
+        contrasts += (("DDPO", ALONE),)
     study = Study(TITLE, arms, Claim("DDPO", "DPO", further, contrasts))
     run_study(config, study, resolve_storage(config.ddpo.storage), console=new_console())
 

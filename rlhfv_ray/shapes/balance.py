@@ -127,6 +127,6 @@ def _word_changes(pair: PreferencePair) -> Counter[tuple[str, str]]:
 
 def _words(text: str) -> list[tuple[str, str]]:
     setting = setting_of(text)
-    return [
-        (setting, word) for group, _ in read_phrases(text) for word in (group.shape, group.color)
-    ]
+    groups = [group for group, _ in read_phrases(text)]
+    words = [group.shape for group in groups] + [group.color for group in groups]
+    return [(setting, word) for word in words]

@@ -47,7 +47,7 @@ CONFUSED = {
     "yard": {"nail sign": "sail sign", "beam sign": "bean sign", "cork sign": "corn sign"},
 }
 LOOK_ALIKES = {
-    setting: {**pairs, **{rare: typical for typical, rare in pairs.items()}}
+    setting: dict([*pairs.items(), *zip(pairs.values(), pairs.keys(), strict=True)])
     for setting, pairs in CONFUSED.items()
 }
 COLOR_PAIRS = {  # colours that are confused in a setting, in both directions

@@ -56,7 +56,7 @@ def audit_texts(pairs: Sequence[PreferencePair]) -> TextAudit:
         raise DataError(f"{len(pairs)} pairs; an audit of texts needs {FEWEST} or more.")
     texts = [(pair.chosen, pair.rejected) for pair in pairs]
     accuracy = told_apart(texts)
-    lengths = np.array([[len(text.split()) for text in pair] for pair in texts])
+    lengths = np.array([(len(chosen.split()), len(rejected.split())) for chosen, rejected in texts])
     shorter = _share_below(lengths[:, 0] - lengths[:, 1])
     changes = [change_of(pair) for pair in pairs]
     typical = [change.typical for change in changes]

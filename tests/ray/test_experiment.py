@@ -239,7 +239,7 @@ def test_summary_report_model_and_runs(finished):
     assert min(parent.metrics) == next(iter(parent.metrics)) == "aligned response rate percent"
     assert "rewards/margins" in parent.metrics
     assert {one.info.run_name for one in tracked} >= {
-        title := "shapes beta 1 gamma 5 seed 20",
+        title := "shapes beta 1 gamma 5 seed 30",
         f"training, {title}",
         f"aligned, {title}",
     }
