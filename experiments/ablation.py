@@ -1,7 +1,7 @@
 r"""Ablation (RLHF-V, arXiv 2312.00849, Table 3): compare DDPO with other ways to train.
 
-They are plain DPO, fine-tuning on the chosen answers, and DDPO on cropped images. If the recipe adds
-fine-tuning to the loss (`loss.sft_weight`), as `shapes` does, DDPO without it is an arm as well.
+They are plain DPO, fine-tuning on the chosen answers, and DDPO on cropped images. Where the recipe
+adds fine-tuning to the loss (`loss.sft_weight`), as `shapes` does, DDPO without it is another arm.
 
     # the shapes world, three seeds, two CPU cores
     rlhfv-ray study ablation shapes

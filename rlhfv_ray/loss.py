@@ -4,7 +4,6 @@ Symbols: P pairs, B = 2P answers of up to A tokens. The policy pi_theta is train
 pi_ref is its frozen start. y_w is the chosen answer, y_l the rejected one.
 """
 
-import pkgutil
 from typing import NamedTuple
 
 import torch
@@ -13,8 +12,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhfv_ray.config import PREFERENCE_LOSSES, LossConfig
+from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import segment_weights, weighted_logps
 from rlhfv_ray.records import PairBatch
+from rlhfv_ray.registry import registered
 
 
 class PreferenceLoss(NamedTuple):
@@ -59,6 +60,31 @@ def dpo_loss(
     # logsigmoid in one step: log(sigmoid(x)) underflows to -inf where x is far below 0.
     losses = -logsigmoid(chosen_rewards - rejected_rewards)  # (P,), Eq. 4
     return PreferenceLoss(losses, chosen_rewards, rejected_rewards)
+
+
+def check_preference_loss(config: LossConfig) -> None:
+    """Try a preference loss on three pairs, so that a fault in it does not end a training later.
+
+    Raises:
+        ConfigError: it cannot be imported, does not return one number of each kind for each pair,
+            or has no finite gradient.
+    """
+    preference_loss = registered(PREFERENCE_LOSSES, config.kind, setting="loss.kind")
+    policy = torch.tensor([[-1.0, -2.0, -3.0], [-3.0, -2.0, -1.0]], requires_grad=True)  # (2, P)
+    reference = torch.full((2, 3), -2.0)
+    preference = preference_loss(*policy, *reference, beta=config.beta)
+    shapes = [tuple(part.shape) for part in preference]
+    problem = ""
+    if shapes != [(3,)] * 3:
+        problem = f"returns tensors of the shapes {shapes} for 3 pairs, not one number for each"
+    elif not preference.losses.requires_grad:
+        problem = "returns losses without a gradient to the policy, so that nothing is learnt"
+    else:
+        (gradient,) = torch.autograd.grad(preference.losses.sum(), policy)
+        if not all(part.isfinite().all() for part in (*preference, gradient)):
+            problem = f"is not finite with beta = {config.beta:g}, or its gradient is not"
+    if problem:
+        raise ConfigError(f"loss.kind = {config.kind!r} {problem}. Correct its function.")
 
 
 class StepLoss(NamedTuple):
@@ -106,7 +132,7 @@ def batch_loss(scored: Float[Tensor, "B A"], batch: PairBatch, config: LossConfi
     reference = weighted_logps(  # (B,)
         batch.reference_token_logps.to(scored.dtype), weights, normalize=config.normalize
     )
-    preference_loss = pkgutil.resolve_name(PREFERENCE_LOSSES[config.kind])
+    preference_loss = registered(PREFERENCE_LOSSES, config.kind, setting="loss.kind")
     preference = preference_loss(  # rows 0 .. P-1 are chosen, P .. 2P-1 rejected
         logps[:pairs], logps[pairs:], reference[:pairs], reference[pairs:], beta=config.beta
     )

@@ -30,6 +30,7 @@ from rlhfv_ray.inference.reference import (
     reference_inputs,
 )
 from rlhfv_ray.inference.sft_examples import encode_examples
+from rlhfv_ray.loss import check_preference_loss
 from rlhfv_ray.models import check_image_tokens, check_pickles, processor_of
 from rlhfv_ray.models.augmentation import augmentation
 from rlhfv_ray.shapes_stages import PAIRS, pairs_stage, shapes_stages
@@ -80,6 +81,7 @@ def plan_pipeline(config: DDPOConfig, storage: Path, *, seen: OnRecords) -> Pipe
     check_pickles(config.model.path, allow_pickle=config.model.allow_pickle)
     check_image_tokens(config.model)
     check_data_settings(config)
+    check_preference_loss(config.loss)
     has_examples = config.loss.is_sft and not config.data.reference
     stages: list[Stage] = []
 

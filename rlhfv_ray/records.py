@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from rlhfv_ray.errors import DataError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -116,6 +118,13 @@ class Prompt:
     id: str
     image: bytes
     question: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not isinstance(self.question, str):
+            raise DataError(
+                f"Question {self.id!r} of a benchmark asks {self.question!r}: id and question must "
+                "be text. Correct its row in the benchmark's file."
+            )
 
 
 @dataclass(frozen=True)

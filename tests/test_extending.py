@@ -26,7 +26,7 @@ labels = torch.tensor([[-100, 1, 2], [-100, 2, 1]])
 batch = batch_of(labels, torch.zeros(2, 2, dtype=torch.bool), torch.full((2, 2), -1.0))
 scored = torch.tensor([[-0.5, -0.5], [-1.0, -1.0]])
 sys.argv = ["ddpo.py", "shapes", "--loss.kind", "hinge", "--loss.beta", "0.5"]
-print(batch_loss(scored, batch, experiment_config(RECIPES, None).loss).total.item())
+print(batch_loss(scored, batch, experiment_config(RECIPES, None).loss).preference.losses.item())
 """
 PAIRS = """
 from rlhfv_ray.data import load_pairs

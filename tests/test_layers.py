@@ -23,7 +23,7 @@ LARGEST_FOLDER = 18  # files
 # One list per row, one string per group of the row, blanks between the rooms of a group;
 # `experiments.*` is any other room there.
 ROWS = [
-    ["rlhfv_ray.errors rlhfv_ray.redaction rlhfv_ray.entry"],
+    ["rlhfv_ray.errors rlhfv_ray.redaction rlhfv_ray.entry", "rlhfv_ray.registry"],
     ["rlhfv_ray.config rlhfv_ray.records"],
     [
         "rlhfv_ray.segments rlhfv_ray.logps rlhfv_ray.stats",
@@ -77,6 +77,7 @@ NO_TORCH = (
     "stats",
     "image_clusters",
     "redaction",
+    "registry",
 )
 NUMERIC_CORE = (
     "records",

@@ -1,6 +1,5 @@
 """The benchmarks: their makers, their contract (`contract.py`), and one file for each."""
 
-import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from eval.benchmarks.refomb import RefoMB
 from eval.benchmarks.shapes import ShapesBenchmark
 from eval.config import BENCHMARKS, BenchmarkSettings
 from rlhfv_ray.errors import ConfigError
+from rlhfv_ray.registry import registered
 
 
 def make_shapes(config: BenchmarkSettings, setup: Setup) -> Benchmark:
@@ -106,5 +106,5 @@ def make_benchmark(
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}.")
-    make = pkgutil.resolve_name(BENCHMARKS[name])
+    make = registered(BENCHMARKS, name, setting="benchmark")
     return make(config, Setup(decoding, storage, shapes_folder))

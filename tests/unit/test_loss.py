@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhfv_ray.config import LossConfig
+from rlhfv_ray.config import PREFERENCE_LOSSES, LossConfig
+from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.logps import IGNORED, segment_weights, token_logps, weighted_logps
-from rlhfv_ray.loss import METRICS, batch_loss, dpo_loss, preference_metrics
+from rlhfv_ray.loss import (
+    METRICS,
+    PreferenceLoss,
+    batch_loss,
+    check_preference_loss,
+    dpo_loss,
+    preference_metrics,
+)
 from rlhfv_ray.records import PairBatch
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/muffin_ddpo.json").read_text())["losses"]
@@ -192,3 +200,43 @@ def test_extreme_margins_stay_finite():
     wide = torch.tensor([200.0])
     result = dpo_loss(-wide, wide, torch.zeros(1), torch.zeros(1), beta=1.0)
     assert result.losses.item() == pytest.approx(400.0)
+
+
+def mean_loss(*logps, beta):
+    return PreferenceLoss(dpo_loss(*logps, beta=beta).losses.mean(), *logps[:2])
+
+
+def column_loss(*logps, beta):
+    return PreferenceLoss(dpo_loss(*logps, beta=beta).losses[:, None], *logps[:2])
+
+
+def detached_loss(*logps, beta):
+    return dpo_loss(*(part.detach() for part in logps), beta=beta)
+
+
+def infinite_loss(*logps, beta):
+    return PreferenceLoss((logps[0] - logps[0]) ** 0.5, *logps[:2])  # 0, with an infinite slope
+
+
+@pytest.mark.parametrize(
+    ("loss", "problem"),
+    [
+        (mean_loss, "not one number for each"),
+        (column_loss, "not one number for each"),
+        (detached_loss, "nothing is learnt"),
+        (infinite_loss, "is not finite with beta = 0.5"),
+    ],
+)
+def test_a_loss_is_tried_before_it_trains(loss, problem, monkeypatch):
+    """Catches: a new loss that learns nothing without a word, or ends four trainings in a row."""
+    place = f"{__name__}:{loss.__name__}"
+    monkeypatch.setitem(PREFERENCE_LOSSES, "wrong", place)
+    with pytest.raises(ConfigError, match=problem):
+        check_preference_loss(LossConfig(kind="wrong"))
+
+
+@pytest.mark.parametrize("kind", sorted(PREFERENCE_LOSSES))
+@pytest.mark.parametrize("beta", [1e-3, 100.0])
+def test_our_losses_pass_the_trial(kind, beta):
+    """Catches: a trial that refuses a loss that trains."""
+    check_preference_loss(LossConfig(kind=kind, beta=beta))

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,13 @@ def test_sums_and_rates_by_hand() -> None:
     for name, interval in intervals.items():
         rate = result.rates()[name]
         assert interval is not None and rate is not None and interval.low < rate < interval.high
+
+
+@pytest.mark.parametrize("row", [{"id": "1", "question": None}, {"id": 1, "question": "What?"}])
+def test_a_question_is_text(row: dict[str, Any]) -> None:
+    """Catches: an AttributeError after the answers are made, for a null in a benchmark's file."""
+    with pytest.raises(DataError, match="id and question must be text"):
+        Prompt(image=b"", **row)
 
 
 def test_rates_of_nothing_are_missing() -> None:
