@@ -245,7 +245,8 @@ def test_two_thousand_mutated_rows_end_once_each(format, write, tmp_path):
 
 def test_every_format_is_mutated():
     """Catches: a new format that no mutated row is read as."""
-    assert {format for format, _ in CASES} == {*FORMATS, *EXAMPLE_FORMATS}
+    mutated = {format for format, _ in CASES}
+    assert mutated == {*FORMATS, *EXAMPLE_FORMATS}, "add a row of the new format to ROWS"
 
 
 def test_an_error_that_nobody_foresaw_sets_its_row_aside(processor, pairs):

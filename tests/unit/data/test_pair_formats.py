@@ -13,6 +13,8 @@ from rlhfv_ray.data import (
     list_slices,
     load_pairs,
 )
+from rlhfv_ray.data.files.image_sources import ImageRoots
+from rlhfv_ray.data.pair_formats import FORMATS, Format, read_row
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import PreferencePair
 from tests.unit.data.rows import (
@@ -258,3 +260,13 @@ def test_links_and_folders_inside_the_root_are_followed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "b.png").symlink_to(tmp_path / "a.png")
     assert next(load_pairs(path)).image == RED
+
+
+def test_a_format_cannot_drop_what_a_row_asks_for(monkeypatch) -> None:
+    """Catches: a new format that returns common fields only, so that a weight is lost silently."""
+    names = ("question", "chosen", "rejected", "image")
+    narrow = Format(names, lambda row: {name: row.get(name) for name in names})
+    monkeypatch.setitem(FORMATS, "narrow", narrow)
+    row = {**plain_row(), "image": RED, "weight": 0.5}
+    _, error = read_row(row, format="narrow", roots=ImageRoots(()), fallback_id="1")
+    assert isinstance(error, DataError) and "weight" in str(error)
