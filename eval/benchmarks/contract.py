@@ -10,6 +10,7 @@ manifests are not compared.
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -488,8 +489,15 @@ def in_order(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Answe
     """Return the answers in the order of the prompts.
 
     Raises:
-        DataError: an answer is missing, or a prompt has more than one.
+        DataError: an answer is missing, a prompt has more than one, or two prompts have one id.
     """
+    counts = Counter(prompt.id for prompt in prompts)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{len(repeated)} ids stand for several questions each ({', '.join(repeated[:5])}): "
+            "give every question of the benchmark's file an id of its own."
+        )
     by_id = {answer.id: answer for answer in answers}
     missing = [prompt.id for prompt in prompts if prompt.id not in by_id]
     if missing or len(answers) != len(prompts):

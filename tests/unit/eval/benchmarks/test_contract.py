@@ -343,6 +343,8 @@ def test_in_order_sorts_and_refuses() -> None:
     assert in_order(prompts, [c, a, b]) == [a, b, c]
     with pytest.raises(DataError, match=r"got 2 answers, 1 prompts without \(b\)"):
         in_order(prompts, [c, a])
+    with pytest.raises(DataError, match="1 ids stand for several questions each \\(a\\)"):
+        in_order([*prompts, prompts[0]], [a, b, c, a])
     with pytest.raises(DataError, match="got 4 answers, 0 prompts without"):
         in_order(prompts, [a, b, c, a])
     with pytest.raises(
