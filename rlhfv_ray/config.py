@@ -20,6 +20,7 @@ LARGEST_IMAGE = 178_000_000  # pixels: Pillow refuses more
 SHAPES = "shapes"  # stands for the shapes world, as a model path and as a data path
 SHAPES_BIASED = "shapes-biased"  # as a model path, the base model of the biased world
 SHAPES_SIGNS = "shapes-signs"  # as a model path, that of the world of signs
+SIGNS = "signs"  # as a data path, the shapes world with signs to read
 # What every chat template gets, or what says how it is called.
 OWN_TEMPLATE_ARGUMENTS = (
     *("messages", "conversation", "chat_template", "add_generation_prompt", "tokenize"),
@@ -147,7 +148,7 @@ class DataConfig:
 
     path: str = ""
     """File, folder, glob or hub name (`owner/name`) of preference pairs, as docs/data.md lists
-    them. `shapes` makes pairs in the shapes world."""
+    them. `shapes` makes pairs in the shapes world, `signs` in the one with signs to read."""
     format: FormatName = "auto"
     """Format of the data; `auto` detects it. From `conversations` on: for fine-tuning only."""
     mixed_with: tuple[str, ...] = ()
@@ -536,6 +537,8 @@ class DDPOConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        if self.data.path == SIGNS:
+            self._make_signs()
         scale = self.scale
         for workers in (scale.least_workers, scale.most_workers):
             per_pass = workers * max(1, scale.micro_batch)
@@ -549,6 +552,17 @@ class DDPOConfig:
         allowed = "empty, except in fine-tuning on files (`rlhfv-ray sft`)"
         mixed = self.data.mixed_with
         check_setting(can_mix or not mixed, "data.mixed_with", mixed, allowed)
+
+    def _make_signs(self) -> None:
+        """Turn the data path `signs` into the shapes world with signs, and into its base model."""
+        path = SHAPES_SIGNS if self.model.path in ("", SHAPES) else self.model.path
+        settings = {
+            "data": dataclasses.replace(self.data, path=SHAPES),
+            "shapes": dataclasses.replace(self.shapes, world="signs"),
+            "model": dataclasses.replace(self.model, path=path),
+        }
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)  # the class is frozen
 
     @property
     def worker_counts(self) -> list[int]:

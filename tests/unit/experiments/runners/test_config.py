@@ -1,7 +1,7 @@
 """Settings of experiments, sweeps and studies."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -9,7 +9,7 @@ import eval.config
 import experiments.runners.config
 import rlhfv_ray.config
 from eval.config import JudgeConfig, POPEConfig
-from experiments.recipes import paper, shapes
+from experiments.recipes import paper, shapes, signs
 from experiments.runners.config import ExperimentConfig, StudyConfig
 from rlhfv_ray.config import DDPOConfig, ModelConfig, OptimConfig, ScaleConfig
 from rlhfv_ray.errors import ConfigError
@@ -83,3 +83,15 @@ def test_a_seed_has_its_own_scenes_order_and_base_model():
     assert StudyConfig(ddpo=shapes()).seeded(1).model.path == recipe.model.path
     with pytest.raises(ConfigError, match="one for each seed, or none"):
         StudyConfig(seeds=(0, 1), bases=("first",))
+
+
+def test_the_data_path_signs_is_the_world_of_signs():
+    """Catches: a file "signs" that is not there; signs for a model that knows shapes alone."""
+    recipe = shapes()
+    asked = replace(recipe, data=replace(recipe.data, path="signs"))
+    assert replace(asked, name="signs") == signs()
+    own = replace(asked, model=ModelConfig(path="mine"), data=replace(recipe.data, path="signs"))
+    assert (own.model.path, own.shapes.world) == ("mine", "signs")
+    experiment = replace(ExperimentConfig.of(recipe), data=replace(recipe.data, path="signs"))
+    assert experiment.ddpo == asked and experiment.scored_on == ("shapes",)
+    assert experiment.settings.shapes.world == "signs"
