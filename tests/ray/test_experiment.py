@@ -221,7 +221,7 @@ def test_summary_report_model_and_runs(finished):
     (record, *_) = (
         json.loads(line) for line in next(finished.glob("train-*/metrics.jsonl")).open()
     )
-    assert record["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
+    assert record["loss/preference"] == pytest.approx(0.6931471805599453, abs=1e-6)
     assert training_result(finished).updates == UPDATES
     tracked = runs(finished)
     parents = [one for one in tracked if "mlflow.parentRunId" not in one.data.tags]
