@@ -144,8 +144,6 @@ def main() -> None:
         Arm("SFT on chosen", functools.partial(fine_tuned, rate=config.sft_learning_rate)),
         Arm("DDPO, cropped", cropped),
     )
-    if config.ddpo.loss.sft_weight:
-        arms += (Arm(ALONE, without_sft),)
     further = (
         "exact_answers",  # of the shapes world, as the next one: they see the setting, F1 does not
         "wrong_settings",
@@ -164,6 +162,7 @@ def main() -> None:
         ("DDPO", "DDPO, cropped"),
     )
     if config.ddpo.loss.sft_weight:
+        arms += (Arm(ALONE, without_sft),)
         contrasts += (("DDPO", ALONE),)
     study = Study(TITLE, arms, Claim("DDPO", "DPO", further, contrasts))
     run_study(config, study, resolve_storage(config.ddpo.storage), console=new_console())

@@ -11,7 +11,7 @@ from rlhfv_ray.command_line import choose
 from rlhfv_ray.config import (
     SHAPES,
     SHAPES_BIASED,
-    SHAPES_SIGNS,
+    SIGNS,
     DataConfig,
     DDPOConfig,
     GenerationConfig,
@@ -118,12 +118,7 @@ def shapes_biased() -> DDPOConfig:
 def signs() -> DDPOConfig:
     """The world of signs, which a model must read: the recipe of `shapes`, not tuned anew."""
     recipe = shapes()
-    return replace(
-        recipe,
-        name="signs",
-        model=replace(recipe.model, path=SHAPES_SIGNS),
-        shapes=replace(recipe.shapes, world="signs"),
-    )
+    return replace(recipe, name="signs", data=replace(recipe.data, path=SIGNS))
 
 
 def paper() -> DDPOConfig:

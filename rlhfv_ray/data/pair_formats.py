@@ -71,8 +71,8 @@ def read_row(
         position: file and line, for messages.
     """
     row_id = own_id(row) or fallback_id  # known even if the row's fields cannot be read
-    asked = {name: row[name] for name in USAGE_COLUMNS if name in row}  # no format may drop them
-    fields = attempt(lambda: {**asked, **FORMATS[format].fields(row)}, position)
+    usage = {name: row[name] for name in USAGE_COLUMNS if name in row}  # no format may drop them
+    fields = attempt(lambda: {**usage, **FORMATS[format].fields(row)}, position)
     if isinstance(fields, DataError):
         return row_id, fields
     row_id = own_id(fields) or row_id

@@ -90,6 +90,8 @@ def test_the_data_path_signs_is_the_world_of_signs():
     recipe = shapes()
     asked = replace(recipe, data=replace(recipe.data, path="signs"))
     assert replace(asked, name="signs") == signs()
+    assert (asked.data, asked.model.path) == (recipe.data, "shapes-signs")
+    assert asked.shapes == replace(recipe.shapes, world="signs")
     own = replace(asked, model=ModelConfig(path="mine"), data=replace(recipe.data, path="signs"))
     assert (own.model.path, own.shapes.world) == ("mine", "signs")
     experiment = replace(ExperimentConfig.of(recipe), data=replace(recipe.data, path="signs"))
