@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from eval.benchmarks import make_benchmark
-from eval.benchmarks.contract import Benchmark, Scores
+from eval.benchmarks.contract import Benchmark, Scores, check_ids
 from eval.config import API, BenchmarkSettings, EvalConfig
 from eval.inputs.answer_files import read_answer_file
 from eval.inputs.endpoint_answers import check_decoding, endpoint_answers
@@ -228,7 +228,9 @@ def plan_answers(
     """Plan the answers of models to benchmarks that were made before (see `plan_evaluation`)."""
     answers: dict[tuple[str, str], Stage] = {}
     for benchmark in benchmarks:
-        _check_images(benchmark, candidates.values())
+        if benchmark.name != "shapes":  # its prompts are drawn later
+            check_ids(benchmark.prompts)
+            _check_images(benchmark, candidates.values())
         for name, candidate in candidates.items():
             title = f"answers, {name}, {benchmark.name}"
             if candidate.endpoint is not None:
@@ -257,7 +259,7 @@ def plan_answers(
 def _check_images(benchmark: Benchmark, candidates: Iterable[Candidate]) -> None:
     """Raise a ConfigError if a model is to answer questions about pictures that were not given."""
     answering = [item for item in candidates if item.model is not None or item.endpoint is not None]
-    if answering and benchmark.name != "shapes" and not benchmark.has_images:
+    if answering and not benchmark.has_images:
         raise ConfigError(
             f"{benchmark.name}.images is not set, or it is a benchmark with questions without a "
             "picture: a model needs one. Only files of answers (--answers) are scored without."

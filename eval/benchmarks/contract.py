@@ -485,11 +485,11 @@ def missing_reason(verdicts: Sequence[Reply]) -> str:
     return ", ".join(dict.fromkeys(reasons)) or "not asked"
 
 
-def in_order(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Answer]:
-    """Return the answers in the order of the prompts.
+def check_ids(prompts: Sequence[Prompt]) -> None:
+    """Refuse questions with one id, before any of them is answered.
 
     Raises:
-        DataError: an answer is missing, a prompt has more than one, or two prompts have one id.
+        DataError: two prompts have one id, by which answers find theirs.
     """
     counts = Counter(prompt.id for prompt in prompts)
     repeated = [name for name, count in counts.items() if count > 1]
@@ -498,6 +498,14 @@ def in_order(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Answe
             f"{len(repeated)} ids stand for several questions each ({', '.join(repeated[:5])}): "
             "give every question of the benchmark's file an id of its own."
         )
+
+
+def in_order(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answers in the order of the prompts.
+
+    Raises:
+        DataError: an answer is missing, or a prompt has more than one.
+    """
     by_id = {answer.id: answer for answer in answers}
     missing = [prompt.id for prompt in prompts if prompt.id not in by_id]
     if missing or len(answers) != len(prompts):
