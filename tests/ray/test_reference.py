@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -88,21 +91,38 @@ def on_a_cluster(cluster, monkeypatch):
 
 @contextlib.contextmanager
 def killing(name: str, folder: Path) -> Iterator[None]:
-    """Kill the process of a task or an actor, once the first part exists."""
+    """Kill the process of a task or an actor, once the first part exists.
+
+    It stands still at each look: a machine that is slow to run this thread must not let it end.
+    """
 
     def kill():
-        wait_for(lambda: any(folder.glob("part-*.parquet")))
-        wait_for(lambda: bool(ray_processes(name)))
-        for process in ray_processes(name):
-            process.kill()
-            killed.append(process.pid)
+        while not over.is_set() and not killed:
+            found = ray_processes(name)
+            tell(found, "suspend")
+            if found and any(folder.glob("part-*.parquet")):
+                tell(found, "kill")
+                killed.extend(found)
+            else:
+                tell(found, "resume")
+                time.sleep(0.02)
 
-    killed: list[int] = []
+    over = threading.Event()
+    killed: list[psutil.Process] = []
     killer = threading.Thread(target=kill)
     killer.start()
-    yield
-    killer.join()
+    try:
+        yield
+    finally:
+        over.set()
+        killer.join()
     assert killed
+
+
+def tell(processes: Sequence[psutil.Process], to: Literal["resume", "suspend", "kill"]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # an actor of the test before
+            getattr(process, to)()
 
 
 def test_killed_task_changes_nothing(reference, config, tmp_path):
@@ -110,7 +130,7 @@ def test_killed_task_changes_nothing(reference, config, tmp_path):
 
     The process is killed after its first part.
     """
-    many = replace(config.scale, rows=2)  # parts enough for the killer to be in time
+    many = replace(config.scale, rows=2)
     with killing("MapBatches(_compute)", tmp_path):
         compute_reference_logps(config.model, config.data, many, tmp_path)
     assert_same_rows(tmp_path, reference)
@@ -118,7 +138,7 @@ def test_killed_task_changes_nothing(reference, config, tmp_path):
 
 def test_killed_actor_changes_nothing(on_a_cluster, reference, config, tmp_path):
     """Catches: rows lost with a killed actor of a cluster, or computed twice."""
-    many = replace(config.scale, rows=2)  # parts enough for the killer to be in time
+    many = replace(config.scale, rows=2)
     with killing("MapWorker", tmp_path):
         compute_reference_logps(config.model, config.data, many, tmp_path)
     assert_same_rows(tmp_path, reference)
