@@ -15,6 +15,7 @@ from rlhfv_ray.config import (
     check_setting,
     check_template_arguments,
 )
+from rlhfv_ray.errors import ConfigError
 
 # Benchmarks by the name on the command line: the place of the function that makes each from the
 # settings and a `Setup`, `module:name`. docs/extending.md shows a new one.
@@ -270,7 +271,8 @@ class BenchmarkFiles:
             ConfigError: there is none.
         """
         paths = dict(entry.split("=", 1) for entry in self.files)
-        check_setting(name in paths, "files", self.files, f"with {name}=PATH")
+        if name not in paths:
+            raise ConfigError(f"A benchmark reads {name}: add --files {name}=PATH.")
         return paths[name]
 
     def check_files(self, benchmarks: Sequence[str]) -> None:

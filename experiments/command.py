@@ -5,6 +5,8 @@ rlhfv-ray eval --help           help of one subcommand
 rlhfv-ray --version             the installed version
 """
 
+import functools
+import importlib
 import importlib.metadata
 import sys
 from collections.abc import Callable
@@ -29,12 +31,25 @@ USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
 rlhfv-ray SUBCOMMAND --help explains the options; rlhfv-ray --version prints the version."""
 
 
-def train() -> int:
-    """Align a model by DDPO."""
-    from experiments import ddpo
+SCRIPTS = {
+    "train": "experiments.ddpo",
+    "sft": "experiments.sft",
+    "sweep": "experiments.sweep",
+    "eval": "eval.run",
+    "report": "eval.report",
+    "audit": "experiments.audit_pairs",
+    "convert": "experiments.convert",
+    "runs": "experiments.runs",
+    "sync": "experiments.sync_tracking",
+}
+STUDIES = ("ablation", "data_scaling", "over_generalization", "segment_rules")
+
+
+def run_script(module: str) -> int:
+    """Run a script's `main`, and load it where an error of ours is shown without a traceback."""
     from rlhfv_ray.console import run_command
 
-    return run_command(ddpo.main)
+    return run_command(lambda: importlib.import_module(module).main())
 
 
 def demo() -> int:
@@ -43,31 +58,11 @@ def demo() -> int:
     if "--help" in sys.argv or "-h" in sys.argv:
         print(f"rlhfv-ray demo is `rlhfv-ray train {' '.join(settings)}`.\n")
     sys.argv[:1] = ["rlhfv-ray train", *settings]
-    return train()
-
-
-def sft() -> int:
-    """Fine-tune a model on answers."""
-    from experiments import sft
-    from rlhfv_ray.console import run_command
-
-    return run_command(sft.main)
-
-
-def sweep() -> int:
-    """Search for the best settings of the loss and the optimiser."""
-    from experiments import sweep
-    from rlhfv_ray.console import run_command
-
-    return run_command(sweep.main)
+    return run_script(SCRIPTS["train"])
 
 
 def study() -> int:
     """Run one of the studies."""
-    import importlib
-
-    from rlhfv_ray.console import run_command
-
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in STUDIES:
         is_help = name in ("-h", "--help")
@@ -77,55 +72,7 @@ def study() -> int:
         )
         return 0 if is_help else 2
     sys.argv[:2] = [f"{sys.argv[0]} {name}"]
-    return run_command(importlib.import_module(f"experiments.{name}").main)
-
-
-def evaluate() -> int:
-    """Evaluate models on benchmarks."""
-    from eval import run
-    from rlhfv_ray.console import run_command
-
-    return run_command(run.main)
-
-
-def report() -> int:
-    """Compare finished evaluations."""
-    from eval import report
-    from rlhfv_ray.console import run_command
-
-    return run_command(report.main)
-
-
-def audit() -> int:
-    """Look at preference data before a job."""
-    from experiments import audit_pairs
-    from rlhfv_ray.console import run_command
-
-    return run_command(audit_pairs.main)
-
-
-def convert() -> int:
-    """Write preference data in another format."""
-    from experiments import convert
-    from rlhfv_ray.console import run_command
-
-    return run_command(convert.main)
-
-
-def runs() -> int:
-    """List the runs of a storage folder, or free disk space."""
-    from experiments import runs
-    from rlhfv_ray.console import run_command
-
-    return run_command(runs.main)
-
-
-def sync() -> int:
-    """Send MLflow what it missed."""
-    from experiments import sync_tracking
-    from rlhfv_ray.console import run_command
-
-    return run_command(sync_tracking.main)
+    return run_script(f"experiments.{name}")
 
 
 def doctor() -> int:
@@ -137,20 +84,11 @@ def doctor() -> int:
     return 0
 
 
-STUDIES = ("ablation", "data_scaling", "over_generalization", "segment_rules")
 COMMANDS: dict[str, Callable[[], int]] = {
     "demo": demo,
-    "train": train,
-    "sft": sft,
-    "sweep": sweep,
     "study": study,
-    "eval": evaluate,
-    "report": report,
-    "audit": audit,
-    "convert": convert,
-    "runs": runs,
-    "sync": sync,
     "doctor": doctor,
+    **{name: functools.partial(run_script, module) for name, module in SCRIPTS.items()},
 }
 
 

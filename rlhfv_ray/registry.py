@@ -1,4 +1,4 @@
-"""Look up what a table of `config` names: losses and benchmarks, each by its place."""
+"""Look up what a table of `config` names: losses, formats and benchmarks, each by its place."""
 
 import pkgutil
 from collections.abc import Mapping

@@ -21,7 +21,6 @@ code: `empty_answer: ...`.
 
 import base64
 import json
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -48,8 +47,9 @@ from rlhfv_ray.data.row_fields import (
     turns_in,
     unusable,
 )
-from rlhfv_ray.errors import DataError
+from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import PreferencePair, Span
+from rlhfv_ray.registry import registered
 
 TSV_COLUMNS = ("ds_name", "image", "text", "origin_dataset", "origin_split", "idx", "image_path")
 ORIGIN_COLUMNS = ("ds_name", "origin_dataset", "origin_split", "image_path")
@@ -72,7 +72,7 @@ def read_row(
     """
     row_id = own_id(row) or fallback_id  # known even if the row's fields cannot be read
     usage = {name: row[name] for name in USAGE_COLUMNS if name in row}  # no format may drop them
-    fields = attempt(lambda: {**usage, **FORMATS[format].fields(row)}, position)
+    fields = attempt(lambda: {**usage, **fields_in(format, row)}, position)
     if isinstance(fields, DataError):
         return row_id, fields
     row_id = own_id(fields) or row_id
@@ -80,6 +80,20 @@ def read_row(
         lambda: read_pair(fields, row_id, image_bytes(fields, roots), position), position
     )
     return row_id, pair
+
+
+def fields_in(format: str, row: Row) -> Row:
+    """Return the common fields that a format finds in a row.
+
+    Raises:
+        DataError: the row is unusable.
+        ConfigError: the format's function is wrong, which no row can help.
+    """
+    fields = FORMATS[format].fields(row)
+    if not isinstance(fields, dict):
+        place, kind = PAIR_FORMATS[format], type(fields).__name__
+        raise ConfigError(f"{place} must return a dict of common fields, not {kind}.")
+    return fields
 
 
 def read_pair(fields: Row, row_id: str, image: bytes, position: str = "") -> PreferencePair:
@@ -262,7 +276,7 @@ LLAMAFACTORY = Format(("conversations", "chosen", "rejected", IMAGE), _llamafact
 POVID = Format(("conversations", "rejected_conversations", IMAGE), _povid)
 SWIFT = Format(("messages", "rejected_response|rejected_messages", IMAGE), _swift)
 FORMATS: Mapping[str, Format] = {
-    name: pkgutil.resolve_name(place) for name, place in PAIR_FORMATS.items()
+    name: registered(PAIR_FORMATS, name, setting="data.format") for name in PAIR_FORMATS
 }
 
 

@@ -15,7 +15,7 @@ from rlhfv_ray.data import (
 )
 from rlhfv_ray.data.files.image_sources import ImageRoots
 from rlhfv_ray.data.pair_formats import FORMATS, Format, read_row
-from rlhfv_ray.errors import DataError
+from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import PreferencePair
 from tests.unit.data.rows import (
     CHOSEN,
@@ -48,6 +48,15 @@ CASES = {
     "llamafactory": "llamafactory",
     "swift": "swift",
 }
+
+
+def test_a_format_whose_function_returns_nothing_is_no_rows_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches: every row set aside as a bad one, with no word of the function that is wrong."""
+    monkeypatch.setattr("rlhfv_ray.data.pair_formats.FORMATS", {"trl": Format((), lambda _: None)})  # type: ignore
+    with pytest.raises(ConfigError, match=r"pair_formats:TRL must return a dict .* not NoneType"):
+        read_row({"id": "1"}, format="trl", roots=ImageRoots(()), fallback_id="1")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -64,6 +64,12 @@ def test_a_file_that_no_benchmark_reads_is_refused(entry: str) -> None:
         BenchmarkSettings(files=(entry,)).check_files(benchmarks)
 
 
+def test_a_file_that_is_missing_is_asked_for() -> None:
+    """Catches: an error that tells what is there, and not what to add."""
+    with pytest.raises(ConfigError, match=r"add --files one_word\.questions=PATH"):
+        BenchmarkSettings().file("one_word.questions")
+
+
 def test_released_decoding_replaces_the_generation_fields() -> None:
     """Catches: `--decoding released` that still answers by the defaults."""
     assert EvalConfig(**MODELS, decoding="released").decoded == RELEASED_DECODING

@@ -60,3 +60,15 @@ def test_help_version_and_mistakes(installed_wheel, tmp_path):
     wrong = run(installed_wheel, "teach", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "no subcommand 'teach'" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_a_table_with_a_wrong_line_is_named():
+    """Catches: a traceback of imports for a typing error in a table of formats."""
+    wrong = (
+        "import sys; from rlhfv_ray.config import PAIR_FORMATS; from experiments import command;"
+        "PAIR_FORMATS['trl'] = 'rlhfv_ray.data.pair_formats:TLR';"
+        "sys.argv = ['rlhfv-ray', 'audit', 'pairs.jsonl']; sys.exit(command.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", wrong], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "'trl'" in done.stderr and "TLR" in done.stderr and "Traceback" not in done.stderr
