@@ -86,13 +86,36 @@ def choose(
         default: recipe of an empty command line. If it is empty, a recipe must be named.
     """
     arguments = read_arguments(list(recipes)) or [default][: bool(default)]
-    if arguments and arguments[0] in recipes and wants_short_help():
-        print_short_help(recipes[arguments[0]](), main_flags, command=arguments[0])
-        raise SystemExit(0)
-    configs = {name: (first_paragraph(recipe), recipe()) for name, recipe in recipes.items()}
+    if arguments and arguments[0] in recipes:
+        return _chosen(arguments[0], recipes, arguments[1:], description, main_flags)
     introduce(description, arguments)
+    configs = {name: (first_paragraph(recipe), recipe()) for name, recipe in recipes.items()}
     return tyro.extras.overridable_config_cli(
         configs, description="", args=arguments, registry=JOINED
+    )
+
+
+def _chosen(
+    name: str,
+    recipes: Mapping[str, Callable[[], C]],
+    arguments: Sequence[str],
+    description: str | None,
+    main_flags: Sequence[str],
+) -> C:
+    """Read the arguments behind a recipe's name; errors and help are of this recipe alone."""
+    config = recipes[name]()
+    if wants_short_help():
+        print_short_help(config, main_flags, command=name)
+        raise SystemExit(0)
+    introduce(description, arguments)
+    return tyro.cli(
+        type(config),
+        default=config,
+        prog=f"{Path(sys.argv[0]).name} {name}",
+        description=first_paragraph(recipes[name]),
+        args=arguments,
+        config=(tyro.conf.AvoidSubcommands,),
+        registry=JOINED,
     )
 
 

@@ -90,6 +90,14 @@ def test_unknown_settings_and_missing_files(typed, tmp_path, capsys):
         typed("paper", "--config", file, "--config", file)
 
 
+def test_a_misspelt_flag_is_corrected_for_the_recipe_that_was_typed(typed, capsys):
+    """Catches: one screen of all recipes' defaults, with commands that do not exist."""
+    with pytest.raises(SystemExit):
+        typed("paper", "--loss.bata", "0.3")
+    error = capsys.readouterr().err
+    assert error.count("--loss.beta") == 1 and "ddpo.py paper --help" in error
+
+
 def test_a_password_that_is_typed_again_replaces_the_hidden_one(typed, tmp_path):
     """Catches: a file that cannot be used any more because it had a password."""
     config = replace(EXPERIMENTS["dpo"](), tracking=TrackingConfig("http://me:secret@host"))
