@@ -40,7 +40,7 @@ def main() -> None:
     if wants_short_help():
         print_short_help(EvalConfig, MAIN_FLAGS, description=__doc__)
         return
-    config = parse(EvalConfig, description=__doc__, arguments=read_arguments())
+    config = parse(EvalConfig, description=__doc__, arguments=read_arguments((), EvalConfig))
     from eval.evaluation import run_evaluation
 
     run_evaluation(config, resolve_storage(config.storage), console=new_console())

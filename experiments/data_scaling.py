@@ -7,7 +7,7 @@ A ranking is a preference between two whole answers.
     rlhfv-ray study data_scaling paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --rankings rankings.parquet ...
 
-The first argument is a recipe; every field of it can be changed. Smaller sets are subsets of larger
+The first argument is a recipe (default: shapes); every field of it can be changed. Smaller sets are subsets of larger
 ones, and every training takes the same number of epochs. After an interruption, run the same
 command again to continue.
 """

@@ -5,8 +5,8 @@
 
 Each run has its name, its state, its main result, and its size with that of its stages. Without
 --yes, --prune only says what it would delete: checkpoints of finished trainings, and stages that no
-run names. A stage that a command is writing stays. What was deleted is made again when a command
-needs it.
+run names. A stage that a command is writing stays, and so do those of a run that has not finished:
+delete its folder first if it will not go on. Commands make again what they need.
 """
 
 import os
@@ -43,6 +43,7 @@ class Run:
     state: str
     headline: str
     stages: frozenset[str]  # names of folders in the storage folder
+    started: float  # seconds since 1970
 
     @property
     def changed(self) -> float:
@@ -66,7 +67,8 @@ def _read_run(spool: Path) -> Run:
             tags |= event["content"]
     state = "running" if _is_live(folder) else STATES[states[-1] if states else "RUNNING"]
     name, headline = (tags.get(tag, "") for tag in (RUN_NAME, HEADLINE))
-    return Run(folder, name, state, headline, frozenset(_stages_of(folder)))
+    started = min((event["time"] for event in events), default=0) / 1000
+    return Run(folder, name, state, headline, frozenset(_stages_of(folder)), started)
 
 
 def _stages_of(folder: Path) -> Iterator[str]:
@@ -88,8 +90,9 @@ def prunable(storage: Path, runs: Iterable[Run]) -> dict[Path, str]:
     """Return the folders that no run needs any more, each with the reason.
 
     A stage that a command is writing stays, and so does everything that a stage which stays was
-    made from.
+    made from. So do the stages of a run that did not finish: it names them at its end.
     """
+    runs = list(runs)
     needed: set[str] = set().union(*(run.stages for run in runs))
     stages = [path for path in storage.iterdir() if _is_stage(path)]
     for _ in stages:  # until nothing is added: a stage names the stages that it was made from
@@ -104,11 +107,18 @@ def prunable(storage: Path, runs: Iterable[Run]) -> dict[Path, str]:
         if _is_live(stage):
             continue
         checkpoints = stage / CHECKPOINTS
-        if stage.name not in needed:
+        if stage.name not in needed and not _goes_on(stage, runs):
             folders[stage] = "no run names it"
         elif is_done(stage) and checkpoints.is_dir():
             folders[checkpoints] = "its training has finished"
     return folders
+
+
+def _goes_on(stage: Path, runs: Iterable[Run]) -> bool:
+    """Return True if the last run that had started when a stage was begun has not finished."""
+    begun = (stage / CONFIG_FILE).stat().st_mtime
+    earlier = [run for run in runs if run.started <= begun]
+    return bool(earlier) and max(earlier, key=lambda run: run.started).state != "finished"
 
 
 def _is_stage(path: Path) -> bool:

@@ -16,7 +16,7 @@ def registered(places: Mapping[str, str], name: str, *, setting: str) -> Any:
         setting: that gave the name, for errors.
 
     Raises:
-        ConfigError: no such module, or no such object in it.
+        ConfigError: no such module, or no such object in it; or the place is of another form.
 
     Example:
         >>> registered({"square root": "math:sqrt"}, "square root", setting="function")(9.0)
@@ -24,7 +24,7 @@ def registered(places: Mapping[str, str], name: str, *, setting: str) -> Any:
     """
     try:
         return pkgutil.resolve_name(places[name])
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ConfigError(
             f"{setting} = {name!r} is registered at {places[name]!r}, which cannot be imported "
             f"({error}). Correct its line in the table, or the module."

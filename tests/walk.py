@@ -69,6 +69,7 @@ REPLACED = {
     "api:tuned@http://host:8001/v1 ...": "api:tuned@{tuned} --benchmarks shapes --shapes.scenes 20",
     "--pope.questions coco/pope ...": "--pope.questions coco/pope",
     "sft shapes": "sft shapes --optim.steps 8",
+    "study data_scaling shapes": "study data_scaling shapes --pairs 8 16 --ranked 8",
     "sweep shapes-small": f"sweep shapes-small {SMALL_TRIALS}",
     "PAIRS ...": f"{PAIRS} --benchmark shapes --dry-run",
     "--ddpo.model.path MODEL": f"--ddpo.model.path {MODEL}",

@@ -55,6 +55,7 @@ from eval.config import AMBERConfig
 from eval.inputs.images import image_bytes
 from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from eval.words.nouns import NounReader
+from rlhfv_ray.data.files.text import read_text
 from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
@@ -448,8 +449,8 @@ def _parse_item(query: JsonRow, annotation: JsonRow, related: Mapping[str, Any])
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"amber.data: {path} cannot be read: {error}") from error
 
 

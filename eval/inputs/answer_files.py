@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.inputs.json_rows import JsonRow, read_json_rows
+from rlhfv_ray.data.files.text import read_text
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
 
@@ -127,8 +128,8 @@ def _read_table(path: Path) -> list[Row]:
     """
     source = f"answers = {str(path)!r}"
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except (OSError, ValueError) as error:
         raise DataError(f"{source} cannot be read: {error}") from error
     seen: Counter[str] = Counter()
     rows = []

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhfv_ray.data.files.text import read_text
 from rlhfv_ray.errors import DataError
 
 JsonRow = dict[str, Any]
+FORM = "Write a JSON object in each line, or one JSON list of them."
 
 
 def read_json_rows(path: str | Path, fields: Sequence[str], *, what: str) -> list[JsonRow]:
@@ -29,8 +31,8 @@ def read_json_rows(path: str | Path, fields: Sequence[str], *, what: str) -> lis
     path = Path(path).expanduser()
     source = f"{what} = {str(path)!r}"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{source} cannot be read: {error}") from error
     rows = _parse(text, source)
     for number, row in enumerate(rows, start=1):
@@ -59,9 +61,8 @@ def _parse(text: str, source: str) -> list[JsonRow]:
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise DataError(
-                    f"{source}, line {number} is no JSON: {error}. Was its download cut off?"
-                ) from error
+                hint = "Was its download cut off?" if rows else FORM
+                raise DataError(f"{source}, line {number} is no JSON: {error}. {hint}") from error
     return rows
 
 

@@ -78,8 +78,9 @@ def description(sections: Sequence[Section]) -> dict[str, str]:
     """Return the tags that describe a run.
 
     They are the first metric of each benchmark as `headline`; that of the first benchmark by
-    model, with its interval; what its comparison shows, as `result`; and the tables, which MLflow
-    shows above everything else.
+    model, with its interval; what the comparison of each further model with the base shows, as
+    `result` of the first of them and `result.NAME` of others; and the tables, which MLflow shows
+    above everything else.
     """
     if not sections:
         return {}
@@ -91,14 +92,15 @@ def description(sections: Sequence[Section]) -> dict[str, str]:
         f"model.{name}": f"{cell.number}{unit} ({cell.interval}) {humanize(row.metric.name)}"
         for name, cell in zip(first, row.cells, strict=True)
     }
-    result = {}
-    for comparison in list(comparisons(first).values())[-1:]:  # none of one model alone
+    results = {}
+    for name, comparison in comparisons(first).items():
         verdict = "resolved" if is_resolved(comparison) else "not resolved"
-        result = {"result": f"{verdict}: {comparison_sentences(comparison)[0]}"}
+        tag = f"result.{name}" if results else "result"
+        results[tag] = f"{verdict}: {comparison_sentences(comparison)[0]}"
     tables = [f"## {section.name}\n\n{markdown_table(section.models)}" for section in sections]
     lines = [f"{section.name}: {headline(section.models)}" for section in sections]
     tags = {HEADLINE: "; ".join(lines), "mlflow.note.content": "\n".join(tables)}
-    return {**tags, **by_model, **result}
+    return {**tags, **by_model, **results}
 
 
 def answer_rows(scores: Scores) -> list[dict[str, Any]]:

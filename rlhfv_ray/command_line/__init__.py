@@ -40,24 +40,29 @@ FOOTER = {
 logger = logging.getLogger(__name__)
 
 
-def read_arguments(recipes: Sequence[str] = ()) -> list[str]:
+def read_arguments(recipes: Sequence[str] = (), config: type | None = None) -> list[str]:
     """Return the arguments of this process, as flags of today and without `--config`.
 
     Args:
         recipes: names that the first argument can have. A file of a finished run has every setting,
             so that none has to be named with it; a YAML file can name one (`recipe: paper`).
+        config: dataclass whose fields a run's file must have; None: any.
 
     Raises:
-        ConfigError: the file cannot be read, or has a secret that was left out when it was written.
+        ConfigError: the file cannot be read, is of a run of another command, or has a secret that
+            was left out when it was written.
     """
-    arguments = _arguments(recipes)
+    arguments = _arguments(recipes, config)
     return current_flags(["--help" if word == "--help-all" else word for word in arguments])
 
 
-def _arguments(recipes: Sequence[str]) -> list[str]:
+def _arguments(recipes: Sequence[str], config: type | None = None) -> list[str]:
     arguments = sys.argv[1:]
     files = [index for index, word in enumerate(arguments) if word.partition("=")[0] == "--config"]
-    return _with_file(arguments, files, recipes) if files else arguments
+    if not files:
+        return arguments
+    known = {spec.name for spec in fields(config)} if config else None
+    return _with_file(arguments, files, recipes, known)
 
 
 def recipe_named(recipes: Collection[str]) -> str:
@@ -85,7 +90,8 @@ def choose(
         main_flags: settings that the short help shows, without dashes.
         default: recipe of an empty command line. If it is empty, a recipe must be named.
     """
-    arguments = read_arguments(list(recipes)) or [default][: bool(default)]
+    config = type(next(iter(recipes.values()))())
+    arguments = read_arguments(list(recipes), config) or [default][: bool(default)]
     if arguments and arguments[0] in recipes:
         return _chosen(arguments[0], recipes, arguments[1:], description, main_flags)
     introduce(description, arguments)
@@ -219,7 +225,12 @@ def current_flags(arguments: Sequence[str]) -> list[str]:
     return current
 
 
-def _with_file(arguments: Sequence[str], files: Sequence[int], recipes: Sequence[str]) -> list[str]:
+def _with_file(
+    arguments: Sequence[str],
+    files: Sequence[int],
+    recipes: Sequence[str],
+    known: Collection[str] | None,
+) -> list[str]:
     """Put the settings of the file in front of the flags, and its recipe in front of both."""
     if len(files) > 1:
         raise ConfigError("--config was given twice. Give one file, and flags that change it.")
@@ -229,7 +240,7 @@ def _with_file(arguments: Sequence[str], files: Sequence[int], recipes: Sequence
         if files[0] == len(flags):
             raise ConfigError("--config needs a file: YAML, or the config.json of a run.")
         path = flags.pop(files[0])
-    settings, is_whole = _read_file(Path(path).expanduser())
+    settings, is_whole = _read_file(Path(path).expanduser(), known)
     named = [flags.pop(0)] if flags and flags[0] in recipes else []
     recipe = settings.pop("recipe", None)
     if recipes and not named:
@@ -252,8 +263,12 @@ def _with_file(arguments: Sequence[str], files: Sequence[int], recipes: Sequence
     return [*named, *words, *flags]
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], bool]:
-    """Return nested settings; True if a run wrote them, which then are all of its settings."""
+def _read_file(path: Path, known: Collection[str] | None) -> tuple[dict[str, Any], bool]:
+    """Return nested settings; True if a run wrote them, which then are all of its settings.
+
+    Raises:
+        ConfigError: it cannot be read, or a run of another command wrote it.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -263,7 +278,16 @@ def _read_file(path: Path) -> tuple[dict[str, Any], bool]:
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} is no mapping of names to settings.")
     settings = content.get("config")
-    return (settings, True) if isinstance(settings, dict) else (content, False)
+    if not isinstance(settings, dict):
+        return content, False
+    foreign = sorted(set(settings) - set(known if known is not None else settings))
+    if foreign:
+        raise ConfigError(
+            f"--config {path} is of a run named {settings.get('name')!r}, whose settings "
+            f"{', '.join(foreign)} this command does not have. Give it to the command of that run: "
+            "train, sft, sweep, study or eval."
+        )
+    return settings, True
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

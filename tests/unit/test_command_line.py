@@ -90,6 +90,15 @@ def test_unknown_settings_and_missing_files(typed, tmp_path, capsys):
         typed("paper", "--config", file, "--config", file)
 
 
+def test_the_file_of_another_commands_run_is_refused_in_a_sentence(typed, tmp_path):
+    """Catches: hundreds of unrecognised flags, as of the newest run, which was a study."""
+    file = tmp_path / "config.json"
+    settings = {"name": "ablation", "seeds": [0, 1], "ddpo": {"seed": 0}}
+    write_json(file, {"config": settings})
+    with pytest.raises(ConfigError, match="run named 'ablation', whose settings ddpo, seeds"):
+        typed("--config", file)
+
+
 def test_a_misspelt_flag_is_corrected_for_the_recipe_that_was_typed(typed, capsys):
     """Catches: one screen of all recipes' defaults, with commands that do not exist."""
     with pytest.raises(SystemExit):

@@ -9,6 +9,7 @@ import codecs
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -63,6 +64,20 @@ def open_text(file: Path, offset: int = 0) -> BinaryIO:
     while not stream.seekable() and offset > 0:
         offset -= len(stream.read(min(offset, CHUNK))) or offset
     return stream
+
+
+def read_text(file: Path) -> str:
+    """Return all text of a file in UTF-8 or UTF-16, with or without a mark of its order of bytes.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is of another encoding, or compressed and cut off.
+    """
+    try:
+        with open_text(file) as content:
+            return content.read().decode("utf-8-sig")
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"its compressed content is damaged: {error}") from error
 
 
 def is_gzip(file: Path) -> bool:

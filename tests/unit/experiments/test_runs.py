@@ -1,5 +1,6 @@
 """The list of runs, and what can be deleted."""
 
+import os
 import shutil
 
 import pytest
@@ -78,6 +79,15 @@ def test_only_what_no_run_needs_is_deleted(storage, capsys):
     kept = ("pairs-1/payload", "train-1/payload", "train-2/checkpoints", "good-1", "bad-2")
     assert all((storage / name).exists() for name in kept)
     assert "deleted" in capsys.readouterr().out
+
+
+def test_what_an_unfinished_run_has_made_stays(storage):
+    """Catches: hours of a study that was stopped, deleted since it names its stages at its end."""
+    bad, good = read_runs(storage)
+    assert good.started < bad.started
+    for moment, kept in ((good.started, False), (bad.started, True)):
+        os.utime(storage / "answers-9" / "config.json", (moment + 1e-3, moment + 1e-3))
+        assert (storage / "answers-9" not in prunable(storage, [bad, good])) == kept
 
 
 def test_a_storage_folder_that_is_not_there(tmp_path):

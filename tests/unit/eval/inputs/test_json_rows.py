@@ -20,6 +20,13 @@ def test_lists_and_lines_are_the_same_rows(text: str, tmp_path: Path) -> None:
     assert rows == [{"a": 1}, {"a": 2}]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_programs_are_read(encoding: str, tmp_path: Path) -> None:
+    """Catches: a file refused for the mark that Windows' programs write at its start."""
+    (tmp_path / "rows").write_text('{"a": "é"}\n', encoding=encoding)
+    assert read_json_rows(tmp_path / "rows", ("a",), what="questions") == [{"a": "é"}]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -27,6 +34,7 @@ def test_lists_and_lines_are_the_same_rows(text: str, tmp_path: Path) -> None:
         ("[]", "holds no rows"),
         ('[{"a": 1}, {', "no whole JSON list.*cut off"),
         ('{"a": 1}\n{"a"', "line 2 is no JSON.*cut off"),
+        ("a,b\n1,2\n", "line 1 is no JSON.*a JSON object in each line"),
         ('{"a": 1}\n{"b": 1}', r"row 2: no a\. Expected a"),
         ('["a"]', r"row 1: no a\. Expected a"),
     ],

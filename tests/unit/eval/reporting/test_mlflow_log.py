@@ -51,6 +51,9 @@ def test_tags_say_rate_interval_and_if_it_is_resolved() -> None:
     assert tags["result"].startswith("not resolved: Relative reduction of the response rate: ")
     assert "| response rate / % |" in tags["mlflow.note.content"]
     assert "result" not in description([Section("pets", {"base": base()})])
+    controls = description([Section("pets", {**models(), "control": base()})])
+    assert controls["result"] == tags["result"]
+    assert controls["result.control"].startswith("not resolved: ")
     assert description([]) == {}
 
 
