@@ -8,8 +8,9 @@ adds fine-tuning to the loss (`loss.sft_weight`), as `shapes` does, DDPO without
     rlhfv-ray study ablation paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --benchmark object_halbench ...
 
-The first argument is a recipe (default: shapes); every field of it can be changed. All arms use the recipe's settings
-except where their names differ. After an interruption, run the same command again to continue.
+The first argument is a recipe (default: shapes); every field of it can be changed. All arms use the
+recipe's settings except where their names differ. After an interruption, run the same command again
+to continue.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ A ranking is a preference between two whole answers.
     rlhfv-ray study data_scaling paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --rankings rankings.parquet ...
 
-The first argument is a recipe (default: shapes); every field of it can be changed. Smaller sets are subsets of larger
-ones, and every training takes the same number of epochs. After an interruption, run the same
-command again to continue.
+The first argument is a recipe (default: shapes); every field of it can be changed. Smaller sets are
+subsets of larger ones, and every training takes the same number of epochs. After an interruption,
+run the same command again to continue.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ there than elsewhere. The study measures by how much.
     rlhfv-ray study over_generalization paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --benchmark object_halbench ...
 
-The first argument is a recipe (default: shapes); every field of it can be changed. In the shapes world a scene is a
-setting. On Object HalBench the scenes are the paper's, found by COCO's annotations. After an
-interruption, run the same command again to continue.
+The first argument is a recipe (default: shapes); every field of it can be changed. In the shapes
+world a scene is a setting. On Object HalBench the scenes are the paper's, found by COCO's
+annotations. After an interruption, run the same command again to continue.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ r"""Compare which tokens weigh more: none, the release's, all changed, human-mar
     rlhfv-ray study segment_rules paper --ddpo.model.path MODEL \
         --ddpo.data.path rows.parquet --benchmark object_halbench ...
 
-The first argument is a recipe (default: shapes); every field of it can be changed. For data without marked spans the
-last arm uses the recipe's own rule. After an interruption, run the same command again to continue.
+The first argument is a recipe (default: shapes); every field of it can be changed. For data without
+marked spans the last arm uses the recipe's own rule. After an interruption, run the same command
+again to continue.
 """
 
 from __future__ import annotations
