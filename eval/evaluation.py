@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from eval.benchmarks import make_benchmark
-from eval.benchmarks.contract import Benchmark, Scores, check_ids
+from eval.benchmarks.contract import Benchmark, Scores, check_ids, check_ratios
 from eval.config import API, BenchmarkSettings, EvalConfig
 from eval.inputs.answer_files import read_answer_file
 from eval.inputs.endpoint_answers import check_decoding, endpoint_answers
@@ -398,6 +398,7 @@ def evaluate(
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (target / f"{name}.verdicts.jsonl").write_text(lines, encoding="utf-8")
         models[name] = benchmark.score(texts, verdicts[name])
+        check_ratios(models[name])
         save_scores(models[name], target / f"{name}.json")
     return Section(benchmark.name, models, benchmark.prompts, draw(models, target), lacking)
 

@@ -64,6 +64,9 @@ def audit(
         console.print(table)
     line = f"{result.usable} of {result.rows} rows can be used; see {out / PAGE_FILE}"
     console.print(line, highlight=False, soft_wrap=True)
+    for code, first in result.examples.items():
+        line = f"{result.unusable[code]} cannot, the first: {first}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _text_figures(pairs: Sequence[PreferencePair]) -> dict[str, str | int]:

@@ -66,25 +66,39 @@ def check_preference_loss(config: LossConfig) -> None:
     """Try a preference loss on three pairs, so that a fault in it does not end a training later.
 
     Raises:
-        ConfigError: it cannot be imported, does not return one number of each kind for each pair,
-            or has no finite gradient.
+        ConfigError: it cannot be imported, raises an error, does not return one number of each kind
+            for each pair, or has no finite gradient.
     """
     preference_loss = registered(PREFERENCE_LOSSES, config.kind, setting="loss.kind")
     policy = torch.tensor([[-1.0, -2.0, -3.0], [-3.0, -2.0, -1.0]], requires_grad=True)  # (2, P)
     reference = torch.full((2, 3), -2.0)
-    preference = preference_loss(*policy, *reference, beta=config.beta)
-    shapes = [tuple(part.shape) for part in preference]
-    problem = ""
-    if shapes != [(3,)] * 3:
-        problem = f"returns tensors of the shapes {shapes} for 3 pairs, not one number for each"
-    elif not preference.losses.requires_grad:
-        problem = "returns losses without a gradient to the policy, so that nothing is learnt"
-    else:
-        (gradient,) = torch.autograd.grad(preference.losses.sum(), policy)
-        if not all(part.isfinite().all() for part in (*preference, gradient)):
-            problem = f"is not finite with beta = {config.beta:g}, or its gradient is not"
+    try:
+        preference = preference_loss(*policy, *reference, beta=config.beta)
+        problem = _fault_of(preference, policy, beta=config.beta)
+    except Exception as error:  # of any type: the function can be anybody's
+        kind = type(error).__name__
+        problem = f"fails on three pairs with beta = {config.beta:g} ({kind}: {error})"
+        raise ConfigError(_LOSS_FAULT % (config.kind, problem)) from error
     if problem:
-        raise ConfigError(f"loss.kind = {config.kind!r} {problem}. Correct its function.")
+        raise ConfigError(_LOSS_FAULT % (config.kind, problem))
+
+
+_LOSS_FAULT = "loss.kind = %r %s. Correct its function."
+
+
+def _fault_of(preference: object, policy: Tensor, *, beta: float) -> str:
+    """Return what is wrong with the loss of three pairs; nothing if it can train."""
+    if not isinstance(preference, PreferenceLoss):
+        return f"returns {type(preference).__name__}, not a PreferenceLoss of three tensors"
+    shapes = [tuple(torch.as_tensor(part).shape) for part in preference]
+    if shapes != [(3,)] * 3:
+        return f"returns tensors of the shapes {shapes} for 3 pairs, not one number for each"
+    if not preference.losses.requires_grad:
+        return "returns losses without a gradient to the policy, so that nothing is learnt"
+    (gradient,) = torch.autograd.grad(preference.losses.sum(), policy)
+    if not all(part.isfinite().all() for part in (*preference, gradient)):
+        return f"is not finite with beta = {beta:g}, or its gradient is not"
+    return ""
 
 
 class StepLoss(NamedTuple):

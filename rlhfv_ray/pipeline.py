@@ -11,6 +11,7 @@ inputs, so later stages know the folders of earlier ones.
 
 import itertools
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from rlhfv_ray.config import SHAPES, DataConfig, DDPOConfig, ModelConfig, change
 from rlhfv_ray.data import audit_pairs, list_slices
 from rlhfv_ray.data.audit_page import write_audit
 from rlhfv_ray.data.mixture import list_sources
-from rlhfv_ray.data.reference_table import check_reference, unusable_rows
+from rlhfv_ray.data.reference_table import check_reference, share_with_changes, unusable_rows
 from rlhfv_ray.errors import ConfigError
 from rlhfv_ray.inference.memory_check import check_step_fits
 from rlhfv_ray.inference.reference import (
@@ -40,6 +41,9 @@ from rlhfv_ray.storage.stages import Stage, check_stage, is_done
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import Record
 from rlhfv_ray.training.train import train_ddpo
+
+FEW = 0.5  # share of pairs below which gamma does little
+logger = logging.getLogger(__name__)
 
 OnRecords = Callable[[Sequence[Record]], None]  # receives the records of new updates
 
@@ -178,6 +182,7 @@ def train_stage(
     """Return the stage of training on a reference folder."""
 
     def run(folder: Path, token: str) -> None:
+        warn_of_equal_weights(config, reference)
         job = TrainJob(with_full_path(config), reference, dict(inputs), folder, token)
         train_ddpo(job, on_records=on_records)
 
@@ -196,6 +201,21 @@ def train_stage(
         **({"mix_weights": config.data.source_weights} if config.data.mixed_with else {}),
     }
     return Stage("train", changes, run, title="training")
+
+
+def warn_of_equal_weights(config: DDPOConfig, reference: Path) -> None:
+    """Warn if the rule finds no corrected tokens in most pairs, which gamma then does not weigh."""
+    loss, rule = config.loss, config.data.rule
+    if loss.is_sft or loss.gamma == 1:
+        return
+    share = share_with_changes(reference, rule)
+    if share < FEW:
+        logger.warning(
+            "loss.gamma = %g weighs tokens of %.0f %% of the pairs only. In the others, data.rule "
+            "= %s finds no corrected tokens, and all tokens weigh the same. `rlhfv-ray audit` counts "
+            "the tokens of every rule.",
+            *(loss.gamma, 100 * share, rule),
+        )
 
 
 def with_full_path(config: DDPOConfig) -> DDPOConfig:

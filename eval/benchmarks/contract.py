@@ -21,7 +21,7 @@ from eval.config import JudgeConfig
 from eval.judge.prompts import JudgePrompt
 from rlhfv_ray.config import fingerprint
 from rlhfv_ray.endpoint.records import Reply, Request
-from rlhfv_ray.errors import DataError
+from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.image_clusters import by_cluster, cluster_interval, has_clusters, swap_test
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.stats import (
@@ -514,3 +514,19 @@ def in_order(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Answe
             f"{len(missing)} prompts without ({', '.join(missing[:5])})."
         )
     return [by_id[prompt.id] for prompt in prompts]
+
+
+def check_ratios(scores: Scores) -> None:
+    """Check that no metric is without ratios because its answers name it otherwise.
+
+    Raises:
+        ConfigError: they do: a slip in the benchmark's code.
+    """
+    names = {metric.name for metric in scores.metrics}
+    given = set().union(*(item.ratios for item in scores.answers))
+    if names - given and given - names:
+        raise ConfigError(
+            f"No answer has a ratio of {', '.join(sorted(names - given))}, but of "
+            f"{', '.join(sorted(given - names))}, which is no metric of the benchmark. Give both "
+            "one name in its code."
+        )

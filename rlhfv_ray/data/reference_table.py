@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
@@ -170,6 +171,24 @@ def pair_sizes(folder: Path) -> PairSizes:
             for length, mask in zip(scored, masks, strict=True)
         ]
     return PairSizes(tokens, scored)
+
+
+def share_with_changes(folder: Path, rule: Rule) -> float:
+    """Return the share of pairs with a token in either answer that a rule marks as changed; 1 if
+    there are none.
+    """
+    pairs = marked = 0
+    for path in sorted(folder.glob("part-*.parquet")):
+        names = [f"changed/{rule}/{side}" for side in ("chosen", "rejected")]
+        table = pq.read_table(path, columns=["reason", *names])
+        table = table.filter(table["reason"].is_null())
+        has_mark = np.zeros(len(table), dtype=bool)
+        for name in names:
+            flags = table[name].combine_chunks()
+            marks = flags.flatten().to_numpy(zero_copy_only=False)
+            has_mark[flags.value_parent_indices().to_numpy()[marks]] = True
+        pairs, marked = pairs + len(table), marked + int(has_mark.sum())
+    return marked / pairs if pairs else 1.0
 
 
 def unusable_rows(folder: Path) -> list[dict[str, str]]:

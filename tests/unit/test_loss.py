@@ -218,6 +218,14 @@ def infinite_loss(*logps, beta):
     return PreferenceLoss((logps[0] - logps[0]) ** 0.5, *logps[:2])  # 0, with an infinite slope
 
 
+def no_loss(*logps, beta):
+    dpo_loss(*logps, beta=beta)
+
+
+def failing_loss(*logps, beta):
+    return {}["sigma"]
+
+
 @pytest.mark.parametrize(
     ("loss", "problem"),
     [
@@ -225,6 +233,8 @@ def infinite_loss(*logps, beta):
         (column_loss, "not one number for each"),
         (detached_loss, "nothing is learnt"),
         (infinite_loss, "is not finite with beta = 0.5"),
+        (no_loss, "returns NoneType, not a PreferenceLoss"),
+        (failing_loss, r"fails on three pairs with beta = 0.5 \(KeyError: 'sigma'\)"),
     ],
 )
 def test_a_loss_is_tried_before_it_trains(loss, problem, monkeypatch):

@@ -14,6 +14,7 @@ from rlhfv_ray.data.reference_table import (
     from_row,
     load_reference,
     pair_sizes,
+    share_with_changes,
     to_row,
 )
 from rlhfv_ray.errors import StaleReferenceError
@@ -66,6 +67,20 @@ def test_unusable_rows_are_left_out_of_pairs_and_lengths(tmp_path: Path) -> None
         pq.write_table(table, tmp_path / f"part-{number:06}.parquet")
     assert load_reference(tmp_path)["id"][:] == ["a"]
     assert pair_sizes(tmp_path).tokens == [7]
+
+
+def test_the_share_of_pairs_that_a_rule_weighs(tmp_path: Path) -> None:
+    """Catches: a training whose gamma weighs nothing, without a word; marks of another row."""
+    flags = {"left": [[], [False], [False, True]], "right": [[True], [False], []]}
+    rows = [
+        to_row(PAIR) | {"changed/muffin/chosen": chosen, "changed/muffin/rejected": rejected}
+        for chosen, rejected in zip(flags["left"], flags["right"], strict=True)
+    ]
+    rows = [{"id": "bad", "reason": "too_long: 9"}, *rows]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    pq.write_table(table, tmp_path / "part-00000.parquet")
+    assert share_with_changes(tmp_path, "muffin") == pytest.approx(2 / 3)
+    assert share_with_changes(tmp_path / "none", "muffin") == 1
 
 
 def write_pair(folder: Path, name: str) -> None:

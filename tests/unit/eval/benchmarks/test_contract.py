@@ -18,6 +18,7 @@ from eval.benchmarks.contract import (
     chair_ratios,
     check_comparable,
     check_ids,
+    check_ratios,
     compare,
     in_order,
     missing_reason,
@@ -25,7 +26,7 @@ from eval.benchmarks.contract import (
 )
 from eval.chair import AnswerScore
 from rlhfv_ray.endpoint.records import Reply
-from rlhfv_ray.errors import DataError
+from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Answer, Prompt
 from rlhfv_ray.stats import minimum_detectable_difference, wilson_interval
 
@@ -344,6 +345,15 @@ def test_questions_with_one_id_are_refused() -> None:
     check_ids(prompts)
     with pytest.raises(DataError, match=r"1 ids stand for several questions each \(a\)"):
         check_ids([*prompts, prompts[0]])
+
+
+def test_a_metric_that_the_answers_call_otherwise_is_refused() -> None:
+    """Catches: a slip in a new benchmark's names, reported as "none counted"."""
+    right = rated(5.0, None)
+    check_ratios(right)
+    slip = replace(right.answers[0], ratios={"socre": Ratio(5, 1)})
+    with pytest.raises(ConfigError, match="ratio of .*, but of socre, which is no metric"):
+        check_ratios(replace(right, answers=(slip,)))
 
 
 def test_in_order_sorts_and_refuses() -> None:
