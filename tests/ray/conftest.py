@@ -4,10 +4,12 @@ import contextlib
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import psutil
 import pytest
@@ -103,8 +105,6 @@ def train(
     alongside: Callable[[], None] | None = None,
 ) -> Path:
     """Train into a folder as the stage does, with `alongside` running in a thread."""
-    import threading
-
     folder.mkdir(exist_ok=True)
     with hold_lease(folder) as token:
         helper = threading.Thread(target=alongside or (lambda: None), daemon=True)
@@ -134,6 +134,53 @@ def ray_processes(name: str) -> list[psutil.Process]:
             if " ".join(process.cmdline()).startswith(f"ray::{name}"):
                 processes.append(process)
     return processes
+
+
+def tell(processes: Sequence[psutil.Process], to: Literal["resume", "suspend", "kill"]) -> None:
+    """Resume, suspend or kill processes; some may have ended."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            getattr(process, to)()
+
+
+def suspend_when(
+    ready: Callable[[], bool], name: str, over: threading.Event
+) -> list[psutil.Process]:
+    """Suspend the processes of a task or an actor once something is ready, and return them.
+
+    They stand still at each look: a machine that is slow to run this thread must not let them end.
+    Returns none of them if `over` is set first.
+    """
+    while not over.is_set():
+        found = ray_processes(name)
+        tell(found, "suspend")
+        if found and ready():
+            return found
+        tell(found, "resume")
+        time.sleep(0.02)
+    return []
+
+
+@contextlib.contextmanager
+def killing(name: str, ready: Callable[[], bool], *, most: int | None = None) -> Iterator[None]:
+    """Kill all processes of a task or an actor, or at most `most`, once something is ready."""
+
+    def kill() -> None:
+        found = suspend_when(ready, name, over)
+        killed.extend(found[:most])
+        tell(killed, "kill")
+        tell(found, "resume")
+
+    over = threading.Event()
+    killed: list[psutil.Process] = []
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        killer.join()
+    assert killed
 
 
 def end_family(driver: subprocess.Popen) -> None:
