@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,6 +33,7 @@ from rlhfv_ray.data import write_pairs
 from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.training.checkpoint import latest_checkpoint
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import read_records
 from rlhfv_ray.training.train import train_ddpo
@@ -144,15 +146,17 @@ def tell(processes: Sequence[psutil.Process], to: Literal["resume", "suspend", "
 
 
 def suspend_when(
-    ready: Callable[[], bool], name: str, over: threading.Event
-) -> list[psutil.Process]:
-    """Suspend the processes of a task or an actor once something is ready, and return them.
+    ready: Callable[[], bool],
+    find: Callable[[], Sequence[psutil.Process]],
+    over: Callable[[], bool],
+) -> Sequence[psutil.Process]:
+    """Suspend the processes that `find` returns once something is ready, and return them.
 
     They stand still at each look: a machine that is slow to run this thread must not let them end.
-    Returns none of them if `over` is set first.
+    Returns none of them if it is over first.
     """
-    while not over.is_set():
-        found = ray_processes(name)
+    while not over():
+        found = find()
         tell(found, "suspend")
         if found and ready():
             return found
@@ -166,7 +170,7 @@ def killing(name: str, ready: Callable[[], bool], *, most: int | None = None) ->
     """Kill all processes of a task or an actor, or at most `most`, once something is ready."""
 
     def kill() -> None:
-        found = suspend_when(ready, name, over)
+        found = suspend_when(ready, partial(ray_processes, name), over.is_set)
         killed.extend(found[:most])
         tell(killed, "kill")
         tell(found, "resume")
@@ -195,6 +199,12 @@ def end_family(driver: subprocess.Popen) -> None:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights of the exported model."""
     return load_file(folder / "model" / "model.safetensors")
+
+
+def is_amid(folder: Path) -> bool:
+    """Return True if a training of twelve updates has a checkpoint, and not yet its last one."""
+    found = latest_checkpoint(folder)
+    return found is not None and found[1].step < 12
 
 
 def updates(folder: Path) -> list[int]:
