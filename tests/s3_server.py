@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import s3fs
 from moto.s3.models import s3_backends
@@ -61,6 +62,32 @@ def whole_requests() -> Iterator[None]:
         yield
     finally:
         S3Response.key_response = key_response
+
+
+@contextmanager
+def taking_only(most: int, word: str) -> Iterator[None]:
+    """Take `most` objects with a word in their names. Others wait for the body's end, and are
+    refused then.
+    """
+    key_response, taken = S3Response.key_response, set()
+    one_at_a_time, over = threading.Lock(), threading.Event()
+
+    def limited_response(response: S3Response, request: Any, *rest: object) -> object:
+        if request.method == "PUT" and word in request.path:
+            with one_at_a_time:
+                if len(taken) < most:
+                    taken.add(request.path)
+            if request.path not in taken:
+                over.wait()
+                return 503, {}, ""
+        return key_response(response, request, *rest)
+
+    S3Response.key_response = limited_response
+    try:
+        yield
+    finally:
+        S3Response.key_response = key_response
+        over.set()
 
 
 @contextmanager

@@ -13,4 +13,4 @@ def test_a_report_pays_for_its_intervals_once(tmp_path: Path) -> None:
     times = score_and_report(tmp_path, 5_000)
     assert (tmp_path / "report.html").exists()
     assert times["table"] < times["summary"] / 2
-    assert sum(times.values()) < 4
+    assert sum(times.values()) < 12

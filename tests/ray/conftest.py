@@ -4,10 +4,13 @@ import contextlib
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import psutil
 import pytest
@@ -30,6 +33,7 @@ from rlhfv_ray.data import write_pairs
 from rlhfv_ray.inference.reference import compute_reference_logps, reference_inputs
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.lease import hold_lease
+from rlhfv_ray.training.checkpoint import latest_checkpoint
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.metrics_log import read_records
 from rlhfv_ray.training.train import train_ddpo
@@ -103,8 +107,6 @@ def train(
     alongside: Callable[[], None] | None = None,
 ) -> Path:
     """Train into a folder as the stage does, with `alongside` running in a thread."""
-    import threading
-
     folder.mkdir(exist_ok=True)
     with hold_lease(folder) as token:
         helper = threading.Thread(target=alongside or (lambda: None), daemon=True)
@@ -136,6 +138,55 @@ def ray_processes(name: str) -> list[psutil.Process]:
     return processes
 
 
+def tell(processes: Sequence[psutil.Process], to: Literal["resume", "suspend", "kill"]) -> None:
+    """Resume, suspend or kill processes; some may have ended."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            getattr(process, to)()
+
+
+def suspend_when(
+    ready: Callable[[], bool],
+    find: Callable[[], Sequence[psutil.Process]],
+    over: Callable[[], bool],
+) -> Sequence[psutil.Process]:
+    """Suspend the processes that `find` returns once something is ready, and return them.
+
+    They stand still at each look: a machine that is slow to run this thread must not let them end.
+    Returns none of them if it is over first.
+    """
+    while not over():
+        found = find()
+        tell(found, "suspend")
+        if found and ready():
+            return found
+        tell(found, "resume")
+        time.sleep(0.02)
+    return []
+
+
+@contextlib.contextmanager
+def killing(name: str, ready: Callable[[], bool], *, most: int | None = None) -> Iterator[None]:
+    """Kill all processes of a task or an actor, or at most `most`, once something is ready."""
+
+    def kill() -> None:
+        found = suspend_when(ready, partial(ray_processes, name), over.is_set)
+        killed.extend(found[:most])
+        tell(killed, "kill")
+        tell(found, "resume")
+
+    over = threading.Event()
+    killed: list[psutil.Process] = []
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        killer.join()
+    assert killed
+
+
 def end_family(driver: subprocess.Popen) -> None:
     """Kill a driver and all that it started."""
     family = psutil.Process(driver.pid).children(recursive=True)
@@ -148,6 +199,12 @@ def end_family(driver: subprocess.Popen) -> None:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights of the exported model."""
     return load_file(folder / "model" / "model.safetensors")
+
+
+def is_amid(folder: Path) -> bool:
+    """Return True if a training of twelve updates has a checkpoint, and not yet its last one."""
+    found = latest_checkpoint(folder)
+    return found is not None and found[1].step < 12
 
 
 def updates(folder: Path) -> list[int]:

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,18 @@ from rlhfv_ray.inference.reference import reference_inputs
 from rlhfv_ray.records import Prompt
 from rlhfv_ray.storage.lease import hold_lease
 from rlhfv_ray.sweep.trainings import train_all
-from rlhfv_ray.training.checkpoint import latest_checkpoint
 from rlhfv_ray.training.job import TrainJob
 from rlhfv_ray.training.warm import Seat, train_rank
 from tests.conftest import careless_pairs, wait_for
-from tests.ray.conftest import assert_same, ray_processes, train, updates, with_scale
+from tests.ray.conftest import (
+    assert_same,
+    is_amid,
+    killing,
+    ray_processes,
+    train,
+    updates,
+    with_scale,
+)
 
 pytestmark = pytest.mark.ray
 GREEDY = GenerationConfig(max_new_tokens=12)
@@ -75,18 +81,11 @@ def run_folder(cluster, config, reference, tmp_path_factory) -> Path:
         "after a failure": config,
     }
 
-    def kill() -> None:
-        wait_for(lambda: latest_checkpoint(folder / "killed") is not None, 300)
-        ray_processes("Member")[0].kill()
-
-    helper = threading.Thread(target=kill, daemon=True)
-    helper.start()
     trainings = {
         name: partial(trained, given, reference, folder / name) for name, given in configs.items()
     }
-    failed = train_all(trainings, folder, concurrent=1)
-    helper.join(timeout=1)
-    assert not helper.is_alive()
+    with killing("Member", lambda: is_amid(folder / "killed"), most=1):
+        failed = train_all(trainings, folder, concurrent=1)
     assert set(failed) == {"wild"} and "not finite" in failed["wild"]
     return folder
 

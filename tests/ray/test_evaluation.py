@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from rlhfv_ray.records import Answer
 from rlhfv_ray.shapes.world import SYNONYMS
 from tests.conftest import wait_for
 from tests.openai_server import OpenAIServer
+from tests.s3_server import taking_only
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-canary-77d1c0"
@@ -191,6 +193,8 @@ class Place:
     ]  # of a pattern that are there, and when each was written
     seen: Path  # the storage as the second driver has it
     written: Callable[[], list[Path]]  # folders with all that was written
+    # Lets the storage take no further part; on a disk, the first driver is stopped in time.
+    taking_only: Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture(params=[pytest.param("folder", marks=pytest.mark.soak), "bucket"])
@@ -216,6 +220,7 @@ def place(request: pytest.FixtureRequest, bucket, tmp_path: Path) -> Iterator[Pl
             files,
             storage,
             lambda: [storage, *sessions(Path("/tmp"))],
+            contextlib.nullcontext,
         )
         return
     address, objects = bucket.address("evaluated"), bucket.objects()
@@ -237,7 +242,16 @@ def place(request: pytest.FixtureRequest, bucket, tmp_path: Path) -> Iterator[Pl
 
         first, second = ({**bucket.environment, "TMPDIR": name} for name in (one, other))
         mirror = bucket.mirror(Path(other), address)
-        yield Place(address, signal.SIGKILL, first, second, files, mirror, written)
+        yield Place(
+            address,
+            signal.SIGKILL,
+            first,
+            second,
+            files,
+            mirror,
+            written,
+            partial(taking_only, word="/part-"),
+        )
 
 
 def test_stopped_and_gone_on_with_it_ends_where_it_should(
@@ -251,9 +265,10 @@ def test_stopped_and_gone_on_with_it_ends_where_it_should(
     with OpenAIServer(judge, log=tmp_path / "log", latency=(0.1, 0.3)) as server:
         arguments = command(place.storage, aligned, server.url)
         parts_each = SCENES // ROWS
-        code = interrupted(
-            arguments, place.first, lambda: len(place.files(PARTS)) > parts_each, place.stop
-        )
+        with place.taking_only(parts_each + 1):
+            code = interrupted(
+                arguments, place.first, lambda: len(place.files(PARTS)) > parts_each, place.stop
+            )
         assert code == (130 if place.stop == signal.SIGINT else -place.stop)
         assert not place.files("eval-*/summary.json")
         parts = place.files(PARTS)

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import pytest
 from benchmarks.workers import free_port
 from rlhfv_ray.storage.holder import NOBODY
 from tests.conftest import wait_for
-from tests.ray.conftest import training_result
+from tests.ray.conftest import ray_processes, suspend_when, tell, training_result
 from tests.ray.real_data import write_benchmarks, write_photo_pairs
 from tests.s3_server import BUCKET, S3
 
@@ -43,7 +44,7 @@ SMALL = (
     "0.5",
 )
 UPDATES = list(range(1, 17))
-PHOTO_UPDATES = list(range(1, 13))
+PHOTO_UPDATES = list(range(1, 25))
 TRACKED_PHOTOS = 9
 AGENTLESS = "No available agent to submit job"  # what Ray says of nodes that have just started
 SESSION = re.compile(r"/session_[0-9_-]+")
@@ -102,7 +103,6 @@ def logged_files(storage: Path) -> set[str]:
 
 def interrupted_in_training(storage: Path) -> int:
     """Start the experiment, press Ctrl-C once it has written a checkpoint; its exit code."""
-    before = set(storage.glob(MANIFEST))
     driver = subprocess.Popen(
         command(storage),
         cwd=ROOT,
@@ -110,8 +110,13 @@ def interrupted_in_training(storage: Path) -> int:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_for(lambda: driver.poll() is not None or bool(set(storage.glob(MANIFEST)) - before), 300)
+    workers = suspend_when(
+        lambda: any(storage.glob(MANIFEST)),
+        partial(ray_processes, "RayTrainWorker"),
+        lambda: driver.poll() is not None,
+    )
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does, to all that it started
+    tell(workers, "resume")
     return driver.wait(timeout=120)
 
 
@@ -346,13 +351,14 @@ class Cluster:
                 process.kill()
         return titles
 
-    def training_workers(self) -> int:
-        """Count the processes that train on this cluster; other tests train at the same time."""
-        titles = []
+    def training_workers(self) -> list[psutil.Process]:
+        """Return the processes that train on this cluster; other tests train at the same time."""
+        workers = []
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
-                titles.append(" ".join(process.cmdline()))
-        return sum("ray::RayTrainWorker" in title for title in titles)
+                if "ray::RayTrainWorker" in " ".join(process.cmdline()):
+                    workers.append(process)
+        return workers
 
     def submit(
         self, *entry: str, number: int | None = None, wait: bool = True
@@ -403,11 +409,14 @@ def cluster_of_two(bucket, tmp_path_factory):
 
 
 def stop_job(cluster: Cluster, number: int) -> None:
-    """Stop a job in its training, by its number; no training process is left behind."""
-    url = f"{cluster.ADDRESS}/api/jobs/job-{number}/stop"
-    request = urllib.request.Request(url, method="POST")
-    assert json.loads(urllib.request.urlopen(request, timeout=60).read()) == {"stopped": True}
-    wait_for(lambda: not cluster.training_workers(), 60)
+    """Stop a job, by its number, and wait until it has ended."""
+    url = f"{cluster.ADDRESS}/api/jobs/job-{number}"
+
+    def reply(request: urllib.request.Request) -> dict:
+        return json.loads(urllib.request.urlopen(request, timeout=60).read())
+
+    assert reply(urllib.request.Request(f"{url}/stop", method="POST")) == {"stopped": True}
+    wait_for(lambda: reply(urllib.request.Request(url))["status"] == "STOPPED", 60)
 
 
 def test_ray_job_on_two_nodes_that_share_a_folder(finished, cluster_of_two, tmp_path):
@@ -419,9 +428,16 @@ def test_ray_job_on_two_nodes_that_share_a_folder(finished, cluster_of_two, tmp_
     entry = ["python", *command(tmp_path / "storage")[1:], "--scale.cpus", "1"]
     first = next(cluster_of_two.numbers)
     assert cluster_of_two.submit(*entry, number=first, wait=False).returncode == 0
-    wait_for(lambda: bool(list((tmp_path / "storage").glob(MANIFEST))), 300)
-    assert cluster_of_two.training_workers() == 2
+    deadline = time.monotonic() + 300
+    workers = suspend_when(
+        lambda: any((tmp_path / "storage").glob(MANIFEST)),
+        cluster_of_two.training_workers,
+        lambda: time.monotonic() > deadline,
+    )
+    assert len(workers) == 2
     stop_job(cluster_of_two, first)
+    tell(workers, "resume")
+    wait_for(lambda: not cluster_of_two.training_workers(), 60)
     assert not list((tmp_path / "storage").glob("train-*/model"))
     done = cluster_of_two.submit(*entry)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -509,7 +525,7 @@ def lose_all_in_training(cluster: Cluster, bucket: S3, stored: Callable[[str], s
         assert not stored("train-*/SUCCESS")
 
     next_checkpoint()
-    assert cluster.training_workers() == 2
+    assert len(cluster.training_workers()) == 2
     assert any("RayTrainWorker" in title for title in cluster.kill(1))
     cluster.start(2)
     next_checkpoint()  # on the node that came
@@ -520,6 +536,7 @@ def lose_all_in_training(cluster: Cluster, bucket: S3, stored: Callable[[str], s
     assert any("experiments/ddpo.py" in title for title in died)
 
 
+@pytest.mark.timeout(1500)
 def test_real_data_outlives_bucket_nodes_and_head(
     undisturbed, real_line, benchmark_flags, cluster_of_two, bucket
 ):

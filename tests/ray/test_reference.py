@@ -1,19 +1,15 @@
 """Stages in parts on real Ray: unusable rows, resume, killed actors, a full object store."""
 
-import contextlib
 import functools
 import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,7 +28,7 @@ from rlhfv_ray.records import Prompt
 from rlhfv_ray.shapes.scenes import make_scenes, render
 from rlhfv_ray.shapes.world import write_captions
 from tests.conftest import careless_pairs, wait_for
-from tests.ray.conftest import ray_processes
+from tests.ray.conftest import killing
 
 pytestmark = pytest.mark.ray
 
@@ -89,40 +85,9 @@ def on_a_cluster(cluster, monkeypatch):
     monkeypatch.delenv("RLHFV_PRIVATE_RAY")
 
 
-@contextlib.contextmanager
-def killing(name: str, folder: Path) -> Iterator[None]:
-    """Kill the process of a task or an actor, once the first part exists.
-
-    It stands still at each look: a machine that is slow to run this thread must not let it end.
-    """
-
-    def kill():
-        while not over.is_set() and not killed:
-            found = ray_processes(name)
-            tell(found, "suspend")
-            if found and any(folder.glob("part-*.parquet")):
-                tell(found, "kill")
-                killed.extend(found)
-            else:
-                tell(found, "resume")
-                time.sleep(0.02)
-
-    over = threading.Event()
-    killed: list[psutil.Process] = []
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        yield
-    finally:
-        over.set()
-        killer.join()
-    assert killed
-
-
-def tell(processes: Sequence[psutil.Process], to: Literal["resume", "suspend", "kill"]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):  # an actor of the test before
-            getattr(process, to)()
+def has_a_part(folder: Path) -> bool:
+    """Return True if the first part of a stage exists."""
+    return any(folder.glob("part-*.parquet"))
 
 
 def test_killed_task_changes_nothing(reference, config, tmp_path):
@@ -131,7 +96,7 @@ def test_killed_task_changes_nothing(reference, config, tmp_path):
     The process is killed after its first part.
     """
     many = replace(config.scale, rows=2)
-    with killing("MapBatches(_compute)", tmp_path):
+    with killing("MapBatches(_compute)", lambda: has_a_part(tmp_path)):
         compute_reference_logps(config.model, config.data, many, tmp_path)
     assert_same_rows(tmp_path, reference)
 
@@ -139,7 +104,7 @@ def test_killed_task_changes_nothing(reference, config, tmp_path):
 def test_killed_actor_changes_nothing(on_a_cluster, reference, config, tmp_path):
     """Catches: rows lost with a killed actor of a cluster, or computed twice."""
     many = replace(config.scale, rows=2)
-    with killing("MapWorker", tmp_path):
+    with killing("MapWorker", lambda: has_a_part(tmp_path)):
         compute_reference_logps(config.model, config.data, many, tmp_path)
     assert_same_rows(tmp_path, reference)
 
@@ -167,7 +132,7 @@ def test_killed_generation_actor_changes_nothing(on_a_cluster, config, tmp_path)
     )
     for name in ("undisturbed", "disturbed"):
         (tmp_path / name).mkdir()
-    with killing("MapWorker", tmp_path / "disturbed"):
+    with killing("MapWorker", lambda: has_a_part(tmp_path / "disturbed")):
         disturbed = answer(tmp_path / "disturbed")
     assert disturbed == answer(tmp_path / "undisturbed")
     assert [result.id for result in disturbed] == [prompt.id for prompt in prompts]

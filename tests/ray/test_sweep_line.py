@@ -74,7 +74,7 @@ def swept(cluster, tmp_path_factory):
     storage, killed = tmp_path_factory.mktemp("swept"), []
 
     def kill():
-        wait_for(lambda: any(storage.glob("train-*/lease.json")))
+        wait_for(lambda: any(storage.glob("train-*/lease.json")), 500)
         (trial,) = ray_processes("ImplicitFunc")
         trial.kill()
         killed.append(trial.pid)

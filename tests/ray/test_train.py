@@ -4,7 +4,9 @@ test_worker.py tests the worker's loop itself.
 """
 
 import contextlib
+import functools
 import shutil
+import threading
 import time
 
 import psutil
@@ -20,7 +22,16 @@ from rlhfv_ray.training.checkpoint import MANIFEST, latest_checkpoint
 from rlhfv_ray.training.elastic import GROW_POLL_S, newest_checkpoint
 from rlhfv_ray.training.metrics_log import read_records
 from tests.conftest import small_disk, wait_for
-from tests.ray.conftest import assert_same, ray_processes, train, with_scale
+from tests.ray.conftest import (
+    assert_same,
+    is_amid,
+    killing,
+    ray_processes,
+    suspend_when,
+    tell,
+    train,
+    with_scale,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -74,16 +85,8 @@ def test_killed_worker_changes_nothing(ray_run, config, reference, tmp_path):
     One of two workers is killed once a checkpoint exists.
     """
     folder = tmp_path / "run"
-    killed = []
-
-    def kill():
-        wait_for(lambda: latest_checkpoint(folder) is not None)
-        victim = ray_processes("RayTrainWorker")[0]
-        victim.kill()
-        killed.append(victim.pid)
-
-    train(config, reference, folder, alongside=kill)
-    assert killed
+    with killing("RayTrainWorker", lambda: is_amid(folder), most=1):
+        train(config, reference, folder)
     assert_same(folder, ray_run, atol=0)
     assert [record["step"] for record in read_records(folder)] == list(range(1, 13))
 
@@ -92,27 +95,29 @@ def test_an_elastic_job_grows_when_there_is_room(ray_run, config, reference, tmp
     """Catches: a job that waits for its most workers, never grows, loses updates when it does, or
     does not say who worked.
 
-    Another job has one of the two CPUs at first. The worker is stopped for a while after each
-    checkpoint, because updates here take less time than a look for room. soak.py loses nodes.
+    Another job has one of the two CPUs at first. The worker is stopped for a while after two
+    checkpoints, because updates here take less time than a look for room. soak.py loses nodes.
     """
-    folder = tmp_path / "run"
+    folder, over = tmp_path / "run", threading.Event()
+    workers = functools.partial(ray_processes, "RayTrainWorker")
     other = placement_group([{"CPU": 1}])
     assert other.wait(30)
 
     def make_room():
-        wait_for(lambda: newest_checkpoint(folder).startswith("step-000003"))
-        (worker,) = ray_processes("RayTrainWorker")
-        worker.suspend()
+        worker = suspend_when(lambda: bool(newest_checkpoint(folder)), workers, over.is_set)
+        seen = newest_checkpoint(folder)
         remove_placement_group(other)
-        time.sleep(GROW_POLL_S + 2)
-        worker.resume()
-        wait_for(lambda: newest_checkpoint(folder).startswith("step-000006"))
-        worker.suspend()
-        time.sleep(3)
-        worker.resume()
+        time.sleep(2 * GROW_POLL_S + 2)
+        tell(worker, "resume")
+        worker = suspend_when(lambda: newest_checkpoint(folder) != seen, workers, over.is_set)
+        time.sleep(6)
+        tell(worker, "resume")
 
     elastic = with_scale(config, workers=(1, 2), cpus=1)
-    train(elastic, reference, folder, alongside=make_room)
+    try:
+        train(elastic, reference, folder, alongside=make_room)
+    finally:
+        over.set()
     assert_same(folder, ray_run, atol=1e-4)
     counts = [sum(record["workers"].values()) for record in read_records(folder)]
     assert counts[0] == 1 and counts[-1] == 2 and counts == sorted(counts)

@@ -16,10 +16,10 @@ from rlhfv_ray.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def no_address(monkeypatch):
-    """Neither the environment nor a record of `ray start` names a cluster; waits are short."""
+    """Neither the environment nor a record of `ray start` names a cluster."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster, "find_bootstrap_address", lambda folder: None)
-    monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
+    monkeypatch.setattr(cluster, "ANSWER_S", 30)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def dead() -> str:
 
 def test_only_a_server_that_answers_is_alive(live, silent, dead):
     """Catches: a stopped head, or a port that another program has now, taken for a cluster."""
-    assert answers(live, timeout=5)
+    assert answers(live, timeout=30)
     assert not answers(silent, timeout=0.1)
     assert not answers(dead, timeout=0.1)
     assert answers("ray://head:10001", timeout=0.5)  # left to Ray

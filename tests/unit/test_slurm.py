@@ -20,10 +20,13 @@ STUBS = {
     "ray": RECORD + '[ "$1" = status ] || exec sleep 60\n',
 }
 RAY_MODULE = """
-import os
+import os, time
 def is_initialized(): return False
 def init(**settings): assert os.environ["RAY_ADDRESS"]
-def nodes(): return [{"Alive": True}] * int(os.environ["ALIVE"])
+def nodes():
+    while sum(line.startswith("ray start") for line in open(os.environ["RECORDED"])) < 2:
+        time.sleep(0.01)  # the script ends what it started
+    return [{"Alive": True}] * int(os.environ["ALIVE"])
 """
 
 

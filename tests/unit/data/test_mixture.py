@@ -5,7 +5,7 @@ from itertools import cycle, islice
 
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhfv_ray.config import DataConfig
@@ -20,6 +20,7 @@ PICTURE = render(make_scenes(1, seed=3)[0])
 SOURCES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=4)
 
 
+@settings(deadline=None)
 @given(SOURCES)
 def test_blocks_take_turns_and_shorter_sources_start_again(sources):
     """Catches: another order than the release's, rows of a wrong source, a source that ends the

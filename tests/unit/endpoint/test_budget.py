@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rlhfv_ray.config import EndpointConfig
+from rlhfv_ray.endpoint import budget as budget_module
 from rlhfv_ray.endpoint import spending
 from rlhfv_ray.endpoint.budget import HOPELESS, Call, CallBudget, Ledger
 from rlhfv_ray.endpoint.records import Outcome, Reply, Usage
@@ -204,18 +206,27 @@ def test_token_corrections_reach_the_rate_limiter(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_the_next_budget_of_a_server_goes_on_at_its_pace(tmp_path: Path) -> None:
+def test_the_next_budget_of_a_server_goes_on_at_its_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches: every evaluation of a sweep beginning with a burst of its own. A call a second, five
-    at once.
+    at once. The clocks stand still, so that all calls are made at one moment.
     """
+
+    async def give_up(seconds: float) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(asyncio, "sleep", give_up)
+    clock = SimpleNamespace(time=lambda: 0.0, monotonic=lambda: 0.0)
+    for module in (budget_module, spending):
+        monkeypatch.setattr(module, "time", clock)
 
     async def admitted(endpoint: EndpointConfig) -> int:
         budget, count = CallBudget(endpoint, tmp_path), 0
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.3):
-                for number in range(9):
-                    await budget.admit(a_call(number))
-                    count += 1
+            for number in range(9):
+                await budget.admit(a_call(number))
+                count += 1
         return count
 
     slow = replace(ENDPOINT, requests_per_minute=60)

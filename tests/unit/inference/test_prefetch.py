@@ -51,8 +51,8 @@ def test_loop_that_stops_early_lets_go_of_its_thread():
             time.sleep(0.001)
             yield 1
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     batches = prefetched(endless())
     next(batches)
     batches.close()
-    assert threading.active_count() == before
+    assert not set(threading.enumerate()) - before

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -30,6 +30,7 @@ def pixels(picture):
     return np.asarray(picture).astype(int)
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES, st.sampled_from([0.5, 0.99]), st.integers(0, 10**6))
 def test_crops_keep_their_share_within_the_picture(width, height, least, seed):
     """Catches: a crop that leaves the picture, keeps less than asked, or has another shape."""

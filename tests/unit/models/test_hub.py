@@ -78,7 +78,7 @@ def test_models_that_cannot_be_had_are_refused(endpoint, name, message):
         resolve_model(name)
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(25)
 def test_no_network_is_said_at_once(unreachable, caplog):
     """Catches: minutes of retries and a screen of warnings before the error."""
     for call in (load_policy, lambda name: model_inputs(ModelConfig(path=name))):

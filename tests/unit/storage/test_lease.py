@@ -77,7 +77,7 @@ def test_reused_process_number_is_no_life_sign(tmp_path):
 def test_a_holder_out_of_sight_is_judged_by_its_heartbeat(tmp_path, monkeypatch):
     """Catches: a lost node's lease that is never, or at once, taken over; another host's clock."""
     monkeypatch.setattr(leases, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(leases, "STALE_S", 1.0)
+    monkeypatch.setattr(leases, "STALE_S", 60.0)
     lease = tmp_path / LEASE
     write_json(lease, {"token": "far", "host": "elsewhere", "pid": 1, "started": 1.0})
     beats = threading.Timer(0.5, os.utime, (lease, (1, 1)))  # by a clock that stands at 1970
@@ -85,9 +85,10 @@ def test_a_holder_out_of_sight_is_judged_by_its_heartbeat(tmp_path, monkeypatch)
     with pytest.raises(StageFailedError, match="elsewhere"), hold_lease(tmp_path):
         pass
     beats.join()
+    monkeypatch.setattr(leases, "STALE_S", 1.0)
     started = time.monotonic()
     with hold_lease(tmp_path):
-        assert 1.0 < time.monotonic() - started < 3
+        assert time.monotonic() - started > 1.0
 
 
 def test_a_held_lease_shows_its_heartbeat(tmp_path, monkeypatch):

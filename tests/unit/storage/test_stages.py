@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rlhfv_ray.errors import StageFailedError
@@ -17,6 +18,7 @@ from rlhfv_ray.storage.holder import NOBODY
 from rlhfv_ray.storage.lease import hold_lease, holds_lease
 from rlhfv_ray.storage.lease_file import LEASE, holder_of, open_lease
 from rlhfv_ray.storage.stages import Stage, is_done, run_stages
+from tests.conftest import wait_for
 
 
 def recording_stage(calls, inputs=None):
@@ -85,7 +87,9 @@ run_stages([Stage("work", {{"seed": 1}}, work, title="work")], Path({str(tmp_pat
     )
     assert former.stdout is not None
     folder = Path(former.stdout.readline().strip())
-    former.send_signal(signal.SIGSTOP)
+    with open_lease(folder, "").locked():  # a heartbeat that is stopped would keep the lock
+        former.send_signal(signal.SIGSTOP)
+        wait_for(lambda: psutil.Process(former.pid).status() == psutil.STATUS_STOPPED)
     with pytest.MonkeyPatch.context() as settings:
         settings.setattr(leases, "STALE_S", 1.0)
         with hold_lease(folder) as token:

@@ -70,8 +70,9 @@ def test_workers_that_are_started_divide_the_batch(policy, cpus, workers):
     assert decision.resources_per_worker == {"CPU": CPUS}
 
 
-def test_room_that_becomes_free_within_seconds_is_used(policy):
+def test_room_that_becomes_free_within_seconds_is_used(policy, monkeypatch):
     """Catches: a start with fewer workers because lost ones still held what is free at once."""
+    monkeypatch.setattr(elastic, "SETTLED_S", 30.0)
     looks = iter([0, 0, 4, 4, 12])
     policy.free = lambda: [{"CPU": next(looks)}]
     assert policy.make_decision_for_non_running_worker_group().num_workers == 6
