@@ -17,6 +17,8 @@ from rlhfv_ray.config import (
 )
 from rlhfv_ray.errors import ConfigError
 
+NO_SCHEME = re.compile(r"@[^@/]+(:\d+(/|$)|/v\d)")  # host:port or host/v1 in a model's name
+
 # Benchmarks by the name on the command line: the place of the function that makes each from the
 # settings and a `Setup`, `module:name`. docs/extending.md shows a new one.
 BENCHMARKS = {
@@ -421,7 +423,9 @@ class EvalConfig(BenchmarkSettings):
         )
         for path in self.model:
             server = self.endpoint_of(path)
-            check_setting(server is None or bool(server.model), "model", path, "api:NAME@URL")
+            is_named = server is None or bool(server.model and not NO_SCHEME.search(server.model))
+            allowed = "api:NAME@URL, and a URL begins with http:// or https://"
+            check_setting(is_named, "model", path, allowed)
 
     def endpoint_of(self, path: str) -> EndpointConfig | None:
         """Return the endpoint that `api`, `api:NAME` or `api:NAME@URL` stands for, else None.

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from eval.benchmarks import make_benchmark
-from eval.benchmarks.contract import Benchmark, Scores, check_ids, check_ratios
+from eval.benchmarks.contract import Benchmark, Scores, check_ids, check_scores
 from eval.config import API, BenchmarkSettings, EvalConfig
 from eval.inputs.answer_files import read_answer_file
 from eval.inputs.endpoint_answers import check_decoding, endpoint_answers
@@ -398,7 +398,7 @@ def evaluate(
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (target / f"{name}.verdicts.jsonl").write_text(lines, encoding="utf-8")
         models[name] = benchmark.score(texts, verdicts[name])
-        check_ratios(models[name])
+        check_scores(models[name], benchmark.name)
         save_scores(models[name], target / f"{name}.json")
     return Section(benchmark.name, models, benchmark.prompts, draw(models, target), lacking)
 

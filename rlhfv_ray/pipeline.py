@@ -212,8 +212,8 @@ def warn_of_equal_weights(config: DDPOConfig, reference: Path) -> None:
     if share < FEW:
         logger.warning(
             "loss.gamma = %g weighs tokens of %.0f %% of the pairs only. In the others, data.rule "
-            "= %s finds no corrected tokens, and all tokens weigh the same. `rlhfv-ray audit` counts "
-            "the tokens of every rule.",
+            "= %s finds no corrected tokens, and all weigh the same. `rlhfv-ray audit` counts the "
+            "tokens of every rule.",
             *(loss.gamma, 100 * share, rule),
         )
 

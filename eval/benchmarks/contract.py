@@ -516,17 +516,25 @@ def in_order(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Answe
     return [by_id[prompt.id] for prompt in prompts]
 
 
-def check_ratios(scores: Scores) -> None:
-    """Check that no metric is without ratios because its answers name it otherwise.
+def check_scores(scores: object, benchmark: str) -> None:
+    """Check what a benchmark's `score` returned: somebody's own may have a slip.
 
     Raises:
-        ConfigError: they do: a slip in the benchmark's code.
+        ConfigError: it is no `Scores`, a ratio is no `Ratio`, or answers have ratios that no metric
+            is called, while a metric has none.
     """
-    names = {metric.name for metric in scores.metrics}
-    given = set().union(*(item.ratios for item in scores.answers))
-    if names - given and given - names:
-        raise ConfigError(
-            f"No answer has a ratio of {', '.join(sorted(names - given))}, but of "
-            f"{', '.join(sorted(given - names))}, which is no metric of the benchmark. Give both "
-            "one name in its code."
-        )
+    fault = ""
+    if not isinstance(scores, Scores):
+        fault = f"returns {type(scores).__name__}, not Scores"
+    else:
+        names = {metric.name for metric in scores.metrics}
+        ratios = [ratio for item in scores.answers for ratio in item.ratios.items()]
+        wrong = next((name for name, ratio in ratios if not isinstance(ratio, Ratio)), None)
+        given = {name for name, _ in ratios}
+        if wrong:
+            fault = f"gives {wrong} a value that is no Ratio"
+        elif names - given and given - names:
+            known, unknown = (", ".join(sorted(each)) for each in (names - given, given - names))
+            fault = f"gives answers ratios of {unknown}, which is no metric, and none of {known}"
+    if fault:
+        raise ConfigError(f"The function `score` of {benchmark} {fault}. Correct it.")

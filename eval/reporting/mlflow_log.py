@@ -20,7 +20,7 @@ from eval.reporting.wording import (
 from rlhfv_ray.config import TrackingConfig
 from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.folder import fetch, local_path
-from rlhfv_ray.tracking.replay import SPOOL
+from rlhfv_ray.tracking.replay import SPOOL, clean_name
 from rlhfv_ray.tracking.run import TrackedRun, tracked_run
 from rlhfv_ray.tracking.run_folder import CONFIG_FILE, HEADLINE, RUN_NAME
 
@@ -89,13 +89,15 @@ def description(sections: Sequence[Section]) -> dict[str, str]:
     unit = " %" if row.metric.scale == PER_CENT else ""
     # MLflow shows some thirty characters of a tag: the number and the verdict come first.
     by_model = {
-        f"model.{name}": f"{cell.number}{unit} ({cell.interval}) {humanize(row.metric.name)}"
+        clean_name(
+            f"model.{name}"
+        ): f"{cell.number}{unit} ({cell.interval}) {humanize(row.metric.name)}"
         for name, cell in zip(first, row.cells, strict=True)
     }
     results = {}
     for name, comparison in comparisons(first).items():
         verdict = "resolved" if is_resolved(comparison) else "not resolved"
-        tag = f"result.{name}" if results else "result"
+        tag = clean_name(f"result.{name}") if results else "result"
         results[tag] = f"{verdict}: {comparison_sentences(comparison)[0]}"
     tables = [f"## {section.name}\n\n{markdown_table(section.models)}" for section in sections]
     lines = [f"{section.name}: {headline(section.models)}" for section in sections]

@@ -265,7 +265,7 @@ def _is_lost(client: "MlflowClient", runs: Mapping[str, str]) -> bool:
 
 
 def clean_name(name: str) -> str:
-    """Return a metric's name as MLflow takes it.
+    """Return the name of a metric or a tag as MLflow takes it.
 
     Example:
         >>> clean_name("recall@5"), clean_name("/loss//total/"), clean_name("train/loss")

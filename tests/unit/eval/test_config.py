@@ -94,7 +94,10 @@ def test_models_behind_several_servers_keep_their_names() -> None:
     assert candidates["checkpoint"].endpoint is None
 
 
-@pytest.mark.parametrize("model", ["api:", "api:@http://a/v1"])
+@pytest.mark.parametrize(
+    "model",
+    ["api:", "api:@http://a/v1", "api:a@host:80/v1", "api:a@localhost:80", "api:a@b.org/v1"],
+)
 def test_a_server_without_a_model_is_refused(model: str) -> None:
     """Catches: requests for a model without a name."""
     with pytest.raises(ConfigError, match="model = 'api:.*must be api:NAME@URL"):

@@ -18,7 +18,7 @@ from eval.benchmarks.contract import (
     chair_ratios,
     check_comparable,
     check_ids,
-    check_ratios,
+    check_scores,
     compare,
     in_order,
     missing_reason,
@@ -347,13 +347,19 @@ def test_questions_with_one_id_are_refused() -> None:
         check_ids([*prompts, prompts[0]])
 
 
-def test_a_metric_that_the_answers_call_otherwise_is_refused() -> None:
-    """Catches: a slip in a new benchmark's names, reported as "none counted"."""
+def test_slips_in_the_scores_of_a_new_benchmark_are_named() -> None:
+    """Catches: a mistyped name reported as "none counted"; a traceback of the report."""
     right = rated(5.0, None)
-    check_ratios(right)
-    slip = replace(right.answers[0], ratios={"socre": Ratio(5, 1)})
-    with pytest.raises(ConfigError, match="ratio of .*, but of socre, which is no metric"):
-        check_ratios(replace(right, answers=(slip,)))
+    check_scores(right, "mine")
+    for ratios, fault in (
+        ({"socre": Ratio(5, 1)}, "ratios of socre, which is no metric, and none of "),
+        ({"rating": 5.0}, "gives rating a value that is no Ratio"),
+    ):
+        slip = replace(right.answers[0], ratios=ratios)
+        with pytest.raises(ConfigError, match=f"`score` of mine .*{fault}"):
+            check_scores(replace(right, answers=(slip,)), "mine")
+    with pytest.raises(ConfigError, match="returns NoneType, not Scores"):
+        check_scores(None, "mine")
 
 
 def test_in_order_sorts_and_refuses() -> None:

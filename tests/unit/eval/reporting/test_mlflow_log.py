@@ -51,9 +51,10 @@ def test_tags_say_rate_interval_and_if_it_is_resolved() -> None:
     assert tags["result"].startswith("not resolved: Relative reduction of the response rate: ")
     assert "| response rate / % |" in tags["mlflow.note.content"]
     assert "result" not in description([Section("pets", {"base": base()})])
-    controls = description([Section("pets", {**models(), "control": base()})])
+    controls = description([Section("pets", {**models(), "base'": base()})])
     assert controls["result"] == tags["result"]
-    assert controls["result.control"].startswith("not resolved: ")
+    assert controls["result.base_"].startswith("not resolved: ")  # MLflow takes no quotes
+    assert "model.base_" in controls
     assert description([]) == {}
 
 
