@@ -14,8 +14,10 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 DRIVER = """
-import json, logging, sys, time
+import json, logging, os, sys, time
 from pathlib import Path
+import psutil
+from ray.util.placement_group import placement_group, remove_placement_group
 from rlhfv_ray import cluster
 from rlhfv_ray.autoscaling import living_nodes
 from rlhfv_ray.config import ScaleConfig
@@ -27,6 +29,20 @@ logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
 cluster.QUIET_S = 0.5
 cluster.connect()
 said = {}
+port = os.environ["RAY_ADDRESS"].rpartition(":")[2]
+(autoscaler,) = [
+    process
+    for process in psutil.process_iter(["cmdline"])
+    if "v2/monitor.py" in (line := " ".join(process.info["cmdline"] or []))
+    and f":{port} " in line
+]
+
+
+class Waiting(logging.Handler):
+    def emit(self, record):
+        if "It waits" in record.getMessage():
+            autoscaler.resume()
+
 
 def run(name, function, *arguments, **settings):
     try:
@@ -42,11 +58,16 @@ run("too many trials", trials_at_once, ScaleConfig(workers=2, cpus=1), 3)
 run("too many", cluster.check_fits, ScaleConfig(workers=6))
 run("too large", cluster.check_fits, ScaleConfig(workers=2, cpus=3, actors=1))
 run("no GPU", cluster.check_fits, ScaleConfig(gpu=True))
+autoscaler.suspend()  # no node comes until a job waits for it, however slow this process is
 run("late", cluster.wait_for_resources, "Training", [{"CPU": 1.0}] * 2, timeout=0.1)
+logging.getLogger().addHandler(Waiting())
 run("comes", cluster.wait_for_resources, "Training", [{"CPU": 1.0}] * 2, timeout=60)
+held = placement_group([{"CPU": 1}] * 2)  # idle nodes would be stopped
+assert held.wait(60)
 types = [[finding.node for finding in type_findings()]]
 run("doctor", start_missing, timeout=60)
 types.append([finding.node for finding in type_findings()])
+remove_placement_group(held)
 run("never", cluster.wait_for_resources, "Training", [{"CPU": 5.0}], timeout=60)
 deadline = time.monotonic() + 60
 while len(living_nodes()) > 1 and time.monotonic() < deadline:
@@ -90,7 +111,6 @@ def test_a_job_brings_nodes_or_is_refused_with_the_numbers(tmp_path: Path):
     assert said["types"] == [["large"], []]
     assert said["doctor"]["error"] == "" and said["doctor"]["nodes"] == 4
     assert said["comes"]["error"] == "" and said["comes"]["nodes"] == 3
-    # A node may be there by the first look.
-    assert re.search(r"Training needs 2 x \(1 CPU\).* room for [01]\. It waits", done.stderr)
+    assert re.search(r"Training needs 2 x \(1 CPU\).* room for 0\. It waits", done.stderr)
     assert "starting" in done.stderr
     assert said["idle"]["nodes"] == 1
