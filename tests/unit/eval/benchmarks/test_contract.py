@@ -352,7 +352,7 @@ def test_slips_in_the_scores_of_a_new_benchmark_are_named() -> None:
     right = rated(5.0, None)
     check_scores(right, "mine")
     for ratios, fault in (
-        ({"socre": Ratio(5, 1)}, "ratios of socre, which is no metric, and none of "),
+        ({"my_score": Ratio(5, 1)}, "ratios of my_score, which is no metric, and none of "),
         ({"rating": 5.0}, "gives rating a value that is no Ratio"),
     ):
         slip = replace(right.answers[0], ratios=ratios)
