@@ -343,10 +343,12 @@ def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> Non
             f"{name}: {_shortened(old)} against {_shortened(new)}"
             for name, (old, new) in differ.items()
         )
+        hint = "Measure both models alike, or compare fewer of the runs."
+        if "images" in fields:
+            hint = f"One was scored without its pictures: give both the benchmark's images. {hint}"
         raise DataError(
             "Scores with different manifests are not compared; "
-            f"they differ in {', '.join(fields)}. {values}. Measure both models alike, or compare "
-            "fewer of the runs."
+            f"they differ in {', '.join(fields)}. {values}. {hint}"
         )
 
 
