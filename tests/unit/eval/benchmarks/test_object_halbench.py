@@ -462,7 +462,8 @@ def test_answers_are_scored_without_images(tmp_path: Path) -> None:
     seen = benchmark(tmp_path, mode="rule", questions=path)
     assert not blind.has_images and seen.has_images
     assert blind.score(THREE, {}).rates() == seen.score(THREE, {}).rates()
-    with pytest.raises(DataError, match="'not given' against None.* give both the benchmark's images"):
+    message = "'not given' against None.* give both the benchmark's images"
+    with pytest.raises(DataError, match=message):
         check_comparable(blind.manifest(), seen.manifest())
 
 
