@@ -101,10 +101,14 @@ def make_benchmark(
         shapes_folder: pictures of the shapes benchmark, from `write_benchmark`; only it needs them.
 
     Raises:
-        ConfigError: the name is unknown, or a setting is missing.
+        ConfigError: the name is unknown, its function makes no benchmark, or a setting is missing.
         DataError: a file of the benchmark cannot be used.
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}.")
     make = registered(BENCHMARKS, name, setting="benchmark")
-    return make(config, Setup(decoding, storage, shapes_folder))
+    made = make(config, Setup(decoding, storage, shapes_folder))
+    if not isinstance(made, Benchmark):
+        kind = type(made).__name__
+        raise ConfigError(f"{BENCHMARKS[name]} returns {kind}, not a Benchmark. Correct it.")
+    return made

@@ -491,8 +491,12 @@ def check_ids(prompts: Sequence[Prompt]) -> None:
     """Refuse questions with one id, before any of them is answered.
 
     Raises:
+        ConfigError: a benchmark's code returned no prompts.
         DataError: two prompts have one id, by which answers find theirs.
     """
+    if not isinstance(prompts, Sequence):
+        kind = type(prompts).__name__
+        raise ConfigError(f"The prompts of a benchmark are {kind}, not a list. Correct its code.")
     counts = Counter(prompt.id for prompt in prompts)
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
@@ -525,18 +529,24 @@ def check_scores(scores: object, benchmark: str) -> None:
         ConfigError: it is no `Scores`, a ratio is no `Ratio`, or answers have ratios that no metric
             is called, while a metric has none.
     """
-    fault = ""
-    if not isinstance(scores, Scores):
-        fault = f"returns {type(scores).__name__}, not Scores"
-    else:
-        names = {metric.name for metric in scores.metrics}
-        ratios = [ratio for item in scores.answers for ratio in item.ratios.items()]
-        wrong = next((name for name, ratio in ratios if not isinstance(ratio, Ratio)), None)
-        given = {name for name, _ in ratios}
-        if wrong:
-            fault = f"gives {wrong} a value that is no Ratio"
-        elif names - given and given - names:
-            known, unknown = (", ".join(sorted(each)) for each in (names - given, given - names))
-            fault = f"gives answers ratios of {unknown}, which is no metric, and none of {known}"
+    fault = _fault_of(scores)
     if fault:
         raise ConfigError(f"The function `score` of {benchmark} {fault}. Correct it.")
+
+
+def _fault_of(scores: object) -> str:
+    if not isinstance(scores, Scores):
+        return f"returns {type(scores).__name__}, not Scores"
+    for part, kind in (("metrics", Sequence), ("answers", Sequence), ("manifest", Mapping)):
+        if not isinstance(getattr(scores, part), kind):
+            return f"gives {type(getattr(scores, part)).__name__} for {part}"
+    names = {metric.name for metric in scores.metrics}
+    ratios = [ratio for item in scores.answers for ratio in item.ratios.items()]
+    wrong = [name for name, ratio in ratios if not isinstance(ratio, Ratio)]
+    if wrong:
+        return f"gives {wrong[0]} a value that is no Ratio"
+    given = {name for name, _ in ratios}
+    if names - given and given - names:
+        lacking, unknown = (", ".join(sorted(each)) for each in (names - given, given - names))
+        return f"gives answers ratios of {unknown}, which is no metric, and none of {lacking}"
+    return ""

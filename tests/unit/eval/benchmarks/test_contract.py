@@ -360,6 +360,10 @@ def test_slips_in_the_scores_of_a_new_benchmark_are_named() -> None:
             check_scores(replace(right, answers=(slip,)), "mine")
     with pytest.raises(ConfigError, match="returns NoneType, not Scores"):
         check_scores(None, "mine")
+    with pytest.raises(ConfigError, match="gives NoneType for manifest"):
+        check_scores(replace(right, manifest=None), "mine")  # pyright: ignore
+    with pytest.raises(ConfigError, match="prompts of a benchmark are NoneType"):
+        check_ids(None)  # pyright: ignore
 
 
 def test_in_order_sorts_and_refuses() -> None:

@@ -64,3 +64,12 @@ def test_an_unknown_name_lists_the_benchmarks(tmp_path: Path) -> None:
     """Catches: a KeyError that does not say which benchmarks exist."""
     with pytest.raises(ConfigError, match="unknown benchmark 'popes'; known: shapes, .*amber"):
         make_benchmark("popes", CONFIG, decoding=DECODING, storage=tmp_path)
+
+
+def test_a_function_that_makes_no_benchmark_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Catches: a traceback about a missing name, for a forgotten `return`."""
+    monkeypatch.setitem(BENCHMARKS, "mine", "operator:is_")
+    with pytest.raises(ConfigError, match="operator:is_ returns bool, not a Benchmark"):
+        make_benchmark("mine", CONFIG, decoding=DECODING, storage=tmp_path)
