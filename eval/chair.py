@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol, Self
 
 from eval.words.lemmas import LemmatizerName, builtin_lemma, choose_lemmatizer, wordnet_lemma
 from eval.words.tokens import Token, nltk_tokens, split_tokens
+from rlhfv_ray.data.files.text import read_text
 from rlhfv_ray.errors import DataError
 
 COCO_SYNONYMS = Path(__file__).parent / "data" / "coco_object_synonyms.txt"
@@ -118,8 +119,8 @@ class ObjectVocabulary:
         """
         path = COCO_SYNONYMS if path is None else Path(path)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(path).splitlines()
+        except (OSError, ValueError) as error:
             raise DataError(f"cannot read the object vocabulary {path}: {error}") from error
         synonyms = [[word.strip() for word in line.split(",")] for line in lines if line.strip()]
         return cls.from_synonyms(synonyms, phrases=COCO_PHRASES, lemmatizer=lemmatizer)

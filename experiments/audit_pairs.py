@@ -102,11 +102,12 @@ def _image_ids(file: Path) -> frozenset[str]:
         ConfigError: the file cannot be read, or one of its lines names no image.
     """
     from rlhfv_ray.data.audit import image_id
+    from rlhfv_ray.data.files.text import read_text
     from rlhfv_ray.data.row_fields import attempt, parse_json
 
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
+        lines = read_text(file).splitlines()
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--evaluation {file} cannot be read: {error}") from error
     ids = set()
     names = ("image_id", "image_path", "image")

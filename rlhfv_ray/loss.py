@@ -74,16 +74,11 @@ def check_preference_loss(config: LossConfig) -> None:
     reference = torch.full((2, 3), -2.0)
     try:
         preference = preference_loss(*policy, *reference, beta=config.beta)
-        problem = _fault_of(preference, policy, beta=config.beta)
-    except Exception as error:  # of any type: the function can be anybody's
-        kind = type(error).__name__
-        problem = f"fails on three pairs with beta = {config.beta:g} ({kind}: {error})"
-        raise ConfigError(_LOSS_FAULT % (config.kind, problem)) from error
-    if problem:
-        raise ConfigError(_LOSS_FAULT % (config.kind, problem))
-
-
-_LOSS_FAULT = "loss.kind = %r %s. Correct its function."
+        fault = _fault_of(preference, policy, beta=config.beta)
+    except Exception as error:  # noqa: BLE001 (of any type: the function can be anybody's)
+        fault = f"fails with beta = {config.beta:g} ({type(error).__name__}: {error})"
+    if fault:
+        raise ConfigError(f"loss.kind = {config.kind!r} {fault}. Correct its function.")
 
 
 def _fault_of(preference: object, policy: Tensor, *, beta: float) -> str:

@@ -107,8 +107,8 @@ def make_benchmark(
     if name not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}.")
     make = registered(BENCHMARKS, name, setting="benchmark")
-    made = make(config, Setup(decoding, storage, shapes_folder))
-    if not isinstance(made, Benchmark):
-        kind = type(made).__name__
+    benchmark = make(config, Setup(decoding, storage, shapes_folder))
+    if not isinstance(benchmark, Benchmark):
+        kind = type(benchmark).__name__
         raise ConfigError(f"{BENCHMARKS[name]} returns {kind}, not a Benchmark. Correct it.")
-    return made
+    return benchmark

@@ -309,9 +309,10 @@ def _compare(base: Scores, aligned: Scores) -> Comparison:
     pairs = [
         (old, new)
         for old, new in zip(base.answers, aligned.answers, strict=True)
-        if not old.missing and not new.missing
+        if not (old.missing or new.missing)
+        and metric.name in old.ratios
+        and metric.name in new.ratios
     ]
-    pairs = [pair for pair in pairs if all(metric.name in item.ratios for item in pair)]
     change = _paired(pairs, metric.name)
     recall = _paired(pairs, OBJECT_RECALL.name)
     test, p_value, detectable = _significance(metric, pairs)
@@ -477,7 +478,7 @@ def read_votes(
         readings = [read(reply.text) for reply in replies]
         votes[answer.id] = [vote for vote in readings if vote is not None]
     several = [readings for readings in votes.values() if len(readings) > 1]
-    unanimous = sum(all(vote == readings[0] for vote in readings) for readings in several)
+    unanimous = sum(readings.count(readings[0]) == len(readings) for readings in several)
     return votes, unanimous / len(several) if several else None
 
 
@@ -540,13 +541,17 @@ def _fault_of(scores: object) -> str:
     for part, kind in (("metrics", Sequence), ("answers", Sequence), ("manifest", Mapping)):
         if not isinstance(getattr(scores, part), kind):
             return f"gives {type(getattr(scores, part)).__name__} for {part}"
-    names = {metric.name for metric in scores.metrics}
-    ratios = [ratio for item in scores.answers for ratio in item.ratios.items()]
-    wrong = [name for name, ratio in ratios if not isinstance(ratio, Ratio)]
-    if wrong:
-        return f"gives {wrong[0]} a value that is no Ratio"
-    given = {name for name, _ in ratios}
-    if names - given and given - names:
-        lacking, unknown = (", ".join(sorted(each)) for each in (names - given, given - names))
-        return f"gives answers ratios of {unknown}, which is no metric, and none of {lacking}"
+    metrics = {metric.name for metric in scores.metrics}
+    counted: set[str] = set()
+    for item in scores.answers:
+        counted |= set(item.ratios)
+        numbers = [name for name, ratio in item.ratios.items() if not isinstance(ratio, Ratio)]
+        if numbers:
+            return f"gives {numbers[0]} a value that is no Ratio"
+    lacking, unknown = sorted(metrics - counted), sorted(counted - metrics)
+    if lacking and unknown:
+        return (
+            f"gives answers ratios of {', '.join(unknown)}, which is no metric, and none of "
+            f"{', '.join(lacking)}"
+        )
     return ""

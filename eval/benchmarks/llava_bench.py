@@ -33,6 +33,7 @@ from eval.config import JudgeConfig, LLaVABenchConfig, LLaVAWildConfig
 from eval.inputs.images import image_bytes
 from eval.inputs.json_rows import JsonRow, index_by, read_json_rows
 from eval.judge.prompts import JudgePrompt, find_prompt
+from rlhfv_ray.data.files.text import read_text
 from rlhfv_ray.endpoint.records import Reply, Request
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import Answer, Prompt
@@ -325,7 +326,7 @@ def _rule_prompts(path: Path, prefix: str) -> dict[str, JudgePrompt]:
     """Build the judge's prompts from the release's rule file, which has one rule per category."""
     prompts: dict[str, JudgePrompt] = {}
     try:
-        rules = json.loads(path.read_text())
+        rules = json.loads(read_text(path))
         for category in CATEGORIES:
             rule = rules[prefix + category]
             if "{" in rule["prompt"]:

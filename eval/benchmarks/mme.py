@@ -34,6 +34,7 @@ from eval.benchmarks.contract import (
 from eval.chair import count_words
 from eval.config import MMEConfig
 from eval.inputs.images import image_bytes
+from rlhfv_ray.data.files.text import read_text
 from rlhfv_ray.endpoint.records import Reply
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.records import Answer, Prompt
@@ -210,7 +211,7 @@ def _lines(path: Path, columns: int) -> Iterator[list[str]]:
     Raises:
         DataError: a line has fewer.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         cells = [cell.strip() for cell in line.split("\t")]
         if not line.strip():
             continue

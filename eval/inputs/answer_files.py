@@ -109,7 +109,8 @@ def _read(path: Path) -> list[Row]:
     rows = read_json_rows(path, (), what="answers")
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"answers = {str(path)!r}: expected JSON objects, one for each answer.")
-    field = next((name for name in TEXTS if all(name in row for row in rows)), None)
+    in_all = set(rows[0]).intersection(*rows)
+    field = next((name for name in TEXTS if name in in_all), None)
     if field is None:
         raise DataError(
             f"answers = {str(path)!r}: no field holds a text in every row; looked for "
@@ -156,8 +157,8 @@ def _parse(row: JsonRow, field: str, source: str) -> Row:
     if all(name in row for name in KEYS):
         ids["id"] = "_".join(str(row[name]) for name in KEYS)
     if not isinstance(text, str):
-        known = "".join(f", {name} {value}" for name, value in ids.items())
-        raise DataError(f"{source}{known}: {field} = {text!r} is no text.")
+        place = "".join(f", {name} {value}" for name, value in ids.items())
+        raise DataError(f"{source}{place}: {field} = {text!r} is no text.")
     inner = row.get("doc")  # lmms-eval's copy of the question
     fields: Mapping[str, Any] = {**(inner if isinstance(inner, dict) else {}), **row}
     texts = (fields[name] for name in QUESTIONS if isinstance(fields.get(name), str))

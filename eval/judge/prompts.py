@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from rlhfv_ray.data.files.text import read_text
 from rlhfv_ray.errors import ConfigError
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
@@ -41,8 +42,8 @@ class JudgePrompt:
         """
         file = find_prompt(path, default)
         try:
-            template = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            template = read_text(file)
+        except (OSError, ValueError) as error:
             raise ConfigError(f"judge.prompt = {path!r} cannot be read: {error}") from error
         fields = tuple(name for name in fields if name != "mark")
         names = FIELD.findall(template)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rlhfv_ray.data.files.text import read_text
 from rlhfv_ray.endpoint.records import Reply, Request, digest
 from rlhfv_ray.errors import DataError, JudgeError
 
@@ -90,7 +91,7 @@ class ReplayJudge:
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of JSON lines, of one JSON list, or of Object HalBench's file."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if text.lstrip().startswith("["):
         return json.loads(text)
     if '"sentences"' in text[:HEAD]:

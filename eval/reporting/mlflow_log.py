@@ -87,11 +87,10 @@ def description(sections: Sequence[Section]) -> dict[str, str]:
     first = sections[0].models
     row = table_rows(first)[0]
     unit = " %" if row.metric.scale == PER_CENT else ""
+    rate = humanize(row.metric.name)
     # MLflow shows some thirty characters of a tag: the number and the verdict come first.
     by_model = {
-        clean_name(
-            f"model.{name}"
-        ): f"{cell.number}{unit} ({cell.interval}) {humanize(row.metric.name)}"
+        clean_name(f"model.{name}"): f"{cell.number}{unit} ({cell.interval}) {rate}"
         for name, cell in zip(first, row.cells, strict=True)
     }
     results = {}

@@ -270,7 +270,7 @@ def _read_file(path: Path, known: Collection[str] | None) -> tuple[dict[str, Any
         ConfigError: it cannot be read, or a run of another command wrote it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())

@@ -75,7 +75,7 @@ def detect_format(
 
 def _readable(format: Format, rows: Sequence[Row]) -> int:
     """Return the number of rows whose fields a format can read."""
-    results = [attempt(functools.partial(format.fields, row)) for row in rows]
+    results = [attempt(functools.partial(format.read, row)) for row in rows]
     return sum(not isinstance(result, DataError) for result in results)
 
 

@@ -72,7 +72,7 @@ def read_row(
     """
     row_id = own_id(row) or fallback_id  # known even if the row's fields cannot be read
     usage = {name: row[name] for name in USAGE_COLUMNS if name in row}  # no format may drop them
-    fields = attempt(lambda: {**usage, **fields_in(format, row)}, position)
+    fields = attempt(lambda: {**usage, **FORMATS[format].read(row)}, position)
     if isinstance(fields, DataError):
         return row_id, fields
     row_id = own_id(fields) or row_id
@@ -80,20 +80,6 @@ def read_row(
         lambda: read_pair(fields, row_id, image_bytes(fields, roots), position), position
     )
     return row_id, pair
-
-
-def fields_in(format: str, row: Row) -> Row:
-    """Return the common fields that a format finds in a row.
-
-    Raises:
-        DataError: the row is unusable.
-        ConfigError: the format's function is wrong, which no row can help.
-    """
-    fields = FORMATS[format].fields(row)
-    if not isinstance(fields, dict):
-        place, kind = PAIR_FORMATS[format], type(fields).__name__
-        raise ConfigError(f"{place} must return a dict of common fields, not {kind}.")
-    return fields
 
 
 def read_pair(fields: Row, row_id: str, image: bytes, position: str = "") -> PreferencePair:
@@ -266,6 +252,20 @@ class Format(NamedTuple):
     columns: tuple[str, ...]  # "a|b" needs one of the two
     fields: Callable[[Row], Row]
     optional: tuple[str, ...] = ()  # beside `detection.OPTIONAL_COLUMNS`, which all formats read
+
+    def read(self, row: Row) -> Row:
+        """Return the common fields of a row.
+
+        Raises:
+            DataError: the row is unusable.
+            ConfigError: the function is wrong, which no row can help.
+        """
+        fields = self.fields(row)
+        if not isinstance(fields, dict):
+            place = f"{self.fields.__module__}:{self.fields.__qualname__}"
+            kind = type(fields).__name__
+            raise ConfigError(f"{place} must return a dict of common fields, not {kind}.")
+        return fields
 
 
 RLHFV = Format(("image", "text"), _rlhfv)

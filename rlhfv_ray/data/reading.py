@@ -278,7 +278,7 @@ def _named_images(part: Slice) -> dict[str, str]:
 
 
 def _image_of(part: Slice, row: Row) -> object:
-    return image_value(part.formats[part.format].fields(row))
+    return image_value(part.formats[part.format].read(row))
 
 
 def _embeds_images(part: Slice) -> bool:

@@ -58,7 +58,7 @@ def _row_ids(slices: Iterable[Slice]) -> Iterator[tuple[str, str]]:
             if not isinstance(content, DataError):
                 row_id = own_id(content) or row_id
                 # An id may stand inside of a column, as `write_pairs` stores it.
-                fields = attempt(functools.partial(format.fields, content))
+                fields = attempt(functools.partial(format.read, content))
                 row_id = row_id if isinstance(fields, DataError) else own_id(fields) or row_id
             yield part.unique_id(row_id), position
 

@@ -81,7 +81,7 @@ def read_example(
         short_answers: ask for a short answer in the questions of `vqa` rows.
     """
     row_id = own_id(row) or fallback_id
-    fields = attempt(lambda: EXAMPLE_FORMATS[format].fields(row), position)
+    fields = attempt(lambda: EXAMPLE_FORMATS[format].read(row), position)
     if isinstance(fields, DataError):
         return row_id, fields
     row_id = own_id(fields) or row_id

@@ -59,7 +59,7 @@ def read_key(endpoint: EndpointConfig) -> Secret:
         path = Path(endpoint.key_file).expanduser()
         source = f"key_file {str(path)!r}"
         try:
-            key = path.read_text().strip()
+            key = path.read_text(encoding="utf-8-sig").strip()
             mode = path.stat().st_mode
         except OSError as error:
             raise ConfigError(

@@ -47,6 +47,13 @@ def test_the_file_of_a_run_repeats_its_settings(typed, tmp_path):
     assert changed.loss == replace(config.loss, gamma=3.0) and not changed.scale.gpu
 
 
+def test_a_file_of_a_windows_program_is_read(typed, tmp_path):
+    """Catches: the mark that Windows' programs write at a file's start, taken for a setting."""
+    for name, text in (("my.yaml", "loss: {beta: 0.3}"), ("my.json", '{"loss": {"beta": 0.3}}')):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert typed("paper", "--config", tmp_path / name).loss.beta == 0.3
+
+
 def test_a_yaml_file_changes_a_recipe(typed, tmp_path):
     """Catches: a file that replaces the recipe, wins over flags, or reads 1e-5 as a text."""
     file = tmp_path / "my.yaml"

@@ -15,6 +15,8 @@ from rlhfv_ray.data import (
 )
 from rlhfv_ray.data.files.image_sources import ImageRoots
 from rlhfv_ray.data.pair_formats import FORMATS, Format, read_row
+from rlhfv_ray.data.row_fields import Row
+from rlhfv_ray.data.sft_formats import read_example
 from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import PreferencePair
 from tests.unit.data.rows import (
@@ -50,14 +52,20 @@ CASES = {
 }
 
 
+def no_fields(row: Row) -> None:
+    """Read a row, and forget to return it."""
+
+
 def test_a_format_whose_function_returns_nothing_is_no_rows_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Catches: every row set aside as a bad one, with no word of the function that is wrong."""
-    nothing = Format((), lambda _: None)  # pyright: ignore
-    monkeypatch.setattr("rlhfv_ray.data.pair_formats.FORMATS", {"trl": nothing})
-    with pytest.raises(ConfigError, match=r"pair_formats:TRL must return a dict .* not NoneType"):
-        read_row({"id": "1"}, format="trl", roots=ImageRoots(()), fallback_id="1")
+    wrong = {"trl": Format((), no_fields)}  # pyright: ignore
+    monkeypatch.setattr("rlhfv_ray.data.pair_formats.FORMATS", wrong)
+    monkeypatch.setattr("rlhfv_ray.data.sft_formats.EXAMPLE_FORMATS", wrong)
+    for read in (read_row, read_example):
+        with pytest.raises(ConfigError, match="test_pair_formats:no_fields must .* not NoneType"):
+            read({"id": "1"}, format="trl", roots=ImageRoots(()), fallback_id="1")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -26,7 +26,7 @@ def test_key_comes_from_file_or_environment(
             read_key(config)
         assert "one" not in str(caught.value)
     path = tmp_path / "key"
-    path.write_text("sk-canary\n")
+    path.write_text("sk-canary\n", encoding="utf-8-sig")  # with the mark of Windows' programs
     path.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         read_key(replace(config, key_file=str(path)))
