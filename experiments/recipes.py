@@ -95,7 +95,13 @@ def shapes() -> DDPOConfig:
         loss=LossConfig(beta=1.0, gamma=5.0, normalize=False, sft_weight=0.1),
         optim=OptimConfig(learning_rate=4e-5, batch=16, steps=200),
         scale=ScaleConfig(
-            workers=2, micro_batch=8, cpus=1, inference_batch=64, rows=100, checkpoint_every=100
+            workers=2,
+            micro_batch=8,
+            cpus=1,
+            actors=2,
+            inference_batch=64,
+            rows=100,
+            checkpoint_every=100,
         ),
         generation=GenerationConfig(max_new_tokens=80),
     )

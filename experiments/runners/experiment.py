@@ -5,9 +5,10 @@ The experiment's folder `<storage>/<name>-<fingerprint>/` holds `config.json`, `
 and answers are in the stages' folders, which `config.json` names.
 """
 
+import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from experiments.runners.controls import (
 from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
 from rlhfv_ray.config import changed_settings, fingerprint, plain
 from rlhfv_ray.console import program
+from rlhfv_ray.crew.crew import crew_kept
 from rlhfv_ray.data.audit_page import PAGE_FILE
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.inference.model_check import read_check
@@ -49,7 +51,7 @@ from rlhfv_ray.redaction import redact
 from rlhfv_ray.shapes_stages import left_out, read_audit
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
-from rlhfv_ray.storage.stages import Stage, is_done, run_stages
+from rlhfv_ray.storage.stages import Stage, StageResult, is_done, run_stages
 from rlhfv_ray.sweep.search_space import arguments_of
 from rlhfv_ray.tracking.origin import page_origin
 from rlhfv_ray.tracking.run import TrackedRun
@@ -75,10 +77,7 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
     controls = control_pipelines(config.ddpo, config.controls, storage, seen=feed)
     evaluation = plan_scores(config, pipeline, controls)
     pipelines = (pipeline, *controls.values())
-    stage_of: dict[str, Stage] = {}  # controls share the first stages, each of which runs once
-    for line in (*pipelines, evaluation):
-        for stage in line.stages:
-            stage_of.setdefault(stage.folder(storage).name, stage)
+    stage_of = distinct_stages((*pipelines, evaluation), storage)
     stage_names, stages = list(stage_of), list(stage_of.values())
     if evaluation.judged or not all(is_done(stage.folder(storage)) for stage in stages):
         start(config.ddpo)  # a job that does not fit leaves no run
@@ -101,7 +100,7 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
     ) as opened:
         run = opened.run
         monitor = StageMonitor(pipelines, run, feed, console, title_of(config), len(stages))
-        results = run_stages(stages, storage, around=monitor.stage)
+        results = run_all(stages, storage, pipeline, monitor)
         track_lineage(config, pipeline, run)
         seconds = {result.stage.title: result.seconds for result in results}
         sections, scores = report(
@@ -121,6 +120,29 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
     if not evaluation.benchmarks:
         print_score_command(config, pipeline.aligned.path, console)
     return outcome
+
+
+def distinct_stages(lines: Iterable[Pipeline | Evaluation], storage: Path) -> dict[str, Stage]:
+    """Return the stages in order, by the names of their folders; pipelines share their first."""
+    stage_of: dict[str, Stage] = {}
+    for line in lines:
+        for stage in line.stages:
+            stage_of.setdefault(stage.folder(storage).name, stage)
+    return stage_of
+
+
+def run_all(
+    stages: Sequence[Stage], storage: Path, pipeline: Pipeline, monitor: StageMonitor
+) -> list[StageResult]:
+    """Run the stages of an experiment: its pipeline's, then those of its controls and the answers.
+
+    With controls, these share one crew: several trainings and sets of answers, one start.
+    """
+    own = len(pipeline.stages)
+    has_controls = len(monitor.pipelines) > 1
+    results = run_stages(stages[:own], storage, around=monitor.stage)
+    with crew_kept() if has_controls else contextlib.nullcontext():
+        return results + run_stages(stages[own:], storage, around=monitor.stage)
 
 
 def print_score_command(config: ExperimentConfig, aligned: str, console: Console) -> None:

@@ -1,21 +1,23 @@
-"""A crew: processes that a trial's process keeps, to train and answer for one trial after another.
+"""A crew: processes that train and answer for one training after another.
 
-A process takes many seconds to import torch, transformers and DeepSpeed, and a trial may take less.
-Each process of a crew holds what Ray reserves for a training worker, which is the same as for an
-actor that answers: it trains, and then it answers.
+The process of a sweep's or study's trials keeps one, and so does an experiment for its control
+trainings. A process takes many seconds to import torch, transformers and DeepSpeed, and a trial may
+take less. Each process of a crew holds what Ray reserves for a training worker, which is the same
+as for an actor that answers: it trains, and then it answers.
 
-After any error the crew is replaced, so that no trial begins with what another one broke. It ends
-with the process that keeps it. Trials of an elastic job have none, because the number of their
-workers may change while they train.
+After any error the crew is replaced, so that no training begins with what another one broke. It
+ends with the process that keeps it. Elastic jobs have none, because the number of their workers may
+change while they train.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhfv_ray.cluster import unwrap, wait_for_resources
@@ -79,10 +81,7 @@ class Keeper:
         count, resources, _ = _size(scale)
         bundles = [dict(resources) for _ in range(count)]
         wait_for_resources(purpose, bundles, timeout=scale.start_timeout)
-        if self.watch is None:
-            self.watch = start_watch()
-        group: Any = ray.get(self.watch.hold.remote(bundles))
-        self.group = group
+        self.group = group = self._hold(bundles)
         member: Any = ray.remote(Member)
         members = [
             member.options(
@@ -101,6 +100,15 @@ class Keeper:
             tuple(members[index] for index in order), tuple(nodes[index] for index in order)
         )
 
+    def _hold(self, bundles: list[dict[str, float]]) -> PlacementGroup:
+        """Return a new group, which is freed when this process ends."""
+        if ray.get_runtime_context().get_actor_id() is None:  # a driver, whose job ends with it
+            return placement_group(bundles, strategy="PACK")
+        if self.watch is None:
+            self.watch = start_watch()
+        group: Any = ray.get(self.watch.hold.remote(bundles))
+        return group
+
 
 def _size(scale: ScaleConfig) -> tuple[int, dict[str, float], int]:
     """Return the number of processes, the resources of each, and how many of them train."""
@@ -113,6 +121,17 @@ _keeper = Keeper()
 def keep_crew() -> None:
     """Let this process, an actor, train and answer with a crew from now on."""
     _keeper.is_wanted = True
+
+
+@contextlib.contextmanager
+def crew_kept() -> Iterator[None]:
+    """Let this process, a driver, train and answer with a crew inside the block, and end it."""
+    keep_crew()
+    try:
+        yield
+    finally:
+        _keeper.is_wanted = False
+        end_crew()
 
 
 def end_crew() -> None:

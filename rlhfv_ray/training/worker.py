@@ -324,18 +324,21 @@ def weight_groups(policy: Any, optim: OptimConfig) -> list[dict[str, Any]]:
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed without MLflow, which its autotuner would import if it could.
+    """Import DeepSpeed without MLflow and without torch's compiler, which it would import.
 
-    Workers need neither, and MLflow takes as long to import as torch and DeepSpeed together.
+    MLflow, for its autotuner, takes as long to import as torch and DeepSpeed together. The compiler
+    is for the optimizer Muon.
     """
     is_absent = "mlflow" not in sys.modules
     if is_absent:
         sys.modules["mlflow"] = None  # type: ignore[assignment]  # its import fails
     try:
         import deepspeed
+        from deepspeed.runtime import compiler
     finally:
         if is_absent:
             del sys.modules["mlflow"]
+    compiler.compile = lambda: compiler.dummy_decorator  # Muon's functions stay as they are
     return deepspeed
 
 

@@ -210,11 +210,13 @@ def test_pairs_of_the_nan_are_named_on_every_rank(case, found):
     assert [got["blamed"] for got in found[case]] == [found[case][1]["ids"]] * WORLD
 
 
-def test_deepspeed_comes_without_mlflow_and_mlflow_stays_importable():
-    """Catches: workers that import MLflow, which doubles their start, or that cannot import it."""
+def test_deepspeed_comes_without_what_workers_do_not_need_and_mlflow_stays_importable():
+    """Catches: workers that import MLflow or torch's compiler, which doubles their start."""
     code = (
         "import sys; from rlhfv_ray.training.worker import import_deepspeed; "
         "assert import_deepspeed().zero; assert 'mlflow' not in sys.modules; "
+        "import deepspeed.runtime.zero.stage3, deepspeed.runtime.zero.muon.muon_optimizer; "
+        "assert 'torch._inductor.compile_fx' not in sys.modules; "
         "import mlflow; assert mlflow.__version__"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

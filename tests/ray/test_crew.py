@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks.workers import free_port
 from rlhfv_ray.config import DDPOConfig, GenerationConfig
-from rlhfv_ray.crew.crew import with_crew
+from rlhfv_ray.crew.crew import crew_kept, keeps_crew, with_crew
 from rlhfv_ray.inference.generate import generate_answers
 from rlhfv_ray.inference.reference import reference_inputs
 from rlhfv_ray.records import Prompt
@@ -120,6 +120,20 @@ def test_processes_stay_until_one_of_them_fails(run_folder):
     assert second == pids(run_folder, "another")  # since its training at ZeRO 3
     assert len({*first, *second, *third, *last}) == 8
     wait_for(lambda: not ray_processes("Member"), 30)
+
+
+def test_a_driver_has_a_crew_inside_its_block_alone(config, reference, ray_run, tmp_path):
+    """Catches: control trainings of an experiment that differ from Ray Train's, start their
+    processes anew, or leave a crew that holds its CPUs.
+    """
+    with crew_kept():
+        for name in ("permuted", "blank"):
+            trained(config, reference, tmp_path / name)
+    assert not keeps_crew(config.scale)
+    wait_for(lambda: not ray_processes("Member"), 30)
+    assert pids(tmp_path, "permuted") == pids(tmp_path, "blank")
+    for name in ("permuted", "blank"):
+        assert_same(tmp_path / name, ray_run, atol=0)
 
 
 def repeat(rank: int, port: int, pickled: bytes, count: int, path: Path) -> None:

@@ -1,14 +1,26 @@
 """The record of where an experiment came from, without Ray (tests/ray runs whole experiments)."""
 
+import contextlib
 import shlex
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import tyro
 
 from eval.config import EvalConfig
 from experiments.recipes import RECIPES
 from experiments.runners.config import ExperimentConfig
-from experiments.runners.experiment import audit_text, score_command, title_of
+from experiments.runners.experiment import (
+    audit_text,
+    run_all,
+    score_command,
+    title_of,
+)
+from rlhfv_ray.config import ScaleConfig
+from rlhfv_ray.crew.crew import keeps_crew
+from rlhfv_ray.storage.stages import Stage
 
 
 def test_a_run_is_named_by_what_experiments_differ_in():
@@ -45,3 +57,27 @@ def test_the_command_that_scores_a_run_works_as_the_run_did():
     assert checkpoint.allow_pickle and checkpoint.template_arguments == ("a=1",)
     assert settings.generation == config.generation
     assert settings.object_halbench.questions and settings.object_halbench.annotations
+
+
+@pytest.mark.parametrize("has_controls", [True, False])
+def test_stages_after_the_experiments_own_share_a_crew_if_it_has_controls(tmp_path, has_controls):
+    """Catches: one training in a crew, and control trainings that each start their processes."""
+    with_crew: dict[str, bool] = {}
+
+    def stage(name: str) -> Stage:
+        def run(folder: Any, token: str) -> None:
+            with_crew[name] = keeps_crew(ScaleConfig())
+
+        return Stage(name, {}, run, title=name)
+
+    own, others = [stage("reference"), stage("train")], [stage("control"), stage("answers")]
+    pipeline: Any = SimpleNamespace(stages=own)
+    monitor: Any = SimpleNamespace(
+        pipelines=[pipeline, *([pipeline] if has_controls else [])],
+        stage=lambda stage, skipped: contextlib.nullcontext(),
+    )
+    results = run_all([*own, *others], tmp_path, pipeline, monitor)
+
+    assert [result.stage.name for result in results] == list(with_crew)
+    assert list(with_crew.values()) == [False, False, has_controls, has_controls]
+    assert not keeps_crew(ScaleConfig())
