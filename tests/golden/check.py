@@ -364,7 +364,7 @@ KINDS = {
     "chair_opera": Kind(check_chair_opera, 1e-12),  # ratios of counts
     "judge": Kind(check_judge, 1e-9),
     "muffin_text": Kind(check_muffin_text, 1e-6),  # pixels and positions are fp32
-    "muffin_tiny": Kind(check_muffin_tiny, 1e-5),  # of the logits; 1e-6 of what is before them
+    "muffin_tiny": Kind(check_muffin_tiny, 1e-5),  # of the logits; `ROUNDING` has the others
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.aside]
+pytestmark = pytest.mark.ray
 
 SMALL = (
     *("--shapes.scenes", "40", "--shapes.evaluation-scenes", "10", "--optim.steps", "2"),
