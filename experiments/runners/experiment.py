@@ -138,11 +138,11 @@ def run_all(
 
     With controls, these share one crew: several trainings and sets of answers, one start.
     """
-    own = len(pipeline.stages)
+    count = len(pipeline.stages)
     has_controls = len(monitor.pipelines) > 1
-    results = run_stages(stages[:own], storage, around=monitor.stage)
+    results = run_stages(stages[:count], storage, around=monitor.stage)
     with crew_kept() if has_controls else contextlib.nullcontext():
-        return results + run_stages(stages[own:], storage, around=monitor.stage)
+        return results + run_stages(stages[count:], storage, around=monitor.stage)
 
 
 def print_score_command(config: ExperimentConfig, aligned: str, console: Console) -> None:

@@ -82,9 +82,9 @@ class Keeper:
         bundles = [dict(resources) for _ in range(count)]
         wait_for_resources(purpose, bundles, timeout=scale.start_timeout)
         self.group = group = self._hold(bundles)
-        member: Any = ray.remote(Member)
+        actor: Any = ray.remote(Member)
         members = [
-            member.options(
+            actor.options(
                 num_cpus=scale.resources["CPU"],
                 num_gpus=scale.resources.get("GPU", 0),
                 max_concurrency=2,
@@ -94,7 +94,7 @@ class Keeper:
             ).remote()
             for index in range(count)
         ]
-        nodes = ray.get([one.node.remote() for one in members], timeout=scale.start_timeout)
+        nodes = ray.get([member.node.remote() for member in members], timeout=scale.start_timeout)
         order = sorted(range(count), key=lambda index: nodes[index])
         return Crew(
             tuple(members[index] for index in order), tuple(nodes[index] for index in order)
