@@ -12,13 +12,13 @@ delete its folder first if it will not go on. Commands make again what they need
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 
 from rlhfv_ray.command_line.help_text import parse
 from rlhfv_ray.console import leave, new_console, run_command
@@ -136,9 +136,11 @@ def size_of(folder: Path) -> int:
     return sum(sizes.values())
 
 
-def show(storage: Path, runs: Iterable[Run]) -> None:
+def show(storage: Path, runs: Sequence[Run]) -> None:
     """Print the table of runs."""
-    table = Table("run", "state", "changed", "MB", "result")
+    folders = [len(run.folder.name) for run in runs]
+    name_column = Column("run", min_width=max(folders, default=0))  # a name cut short is of no use
+    table = Table(name_column, "state", "changed", "MB", "result")
     for run in runs:
         size = size_of(run.folder) + sum(size_of(storage / stage) for stage in run.stages)
         changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed))
@@ -153,17 +155,20 @@ def main() -> None:
 
 
 def list_or_prune(
-    storage: Annotated[str, tyro.conf.Positional] = "runs",
+    path: Annotated[str, tyro.conf.Positional] = "",
+    storage: str = "runs",
     prune: bool = False,
     yes: bool = False,
 ) -> None:
     """List the runs, or free disk space.
 
     Args:
+        path: in place of --storage.
         storage: folder or address of the runs.
         prune: list what no run needs any more.
         yes: delete what --prune lists.
     """
+    storage = path or storage
     if prune and "://" in storage:
         raise ConfigError("--prune works on a disk only. Delete folders of a bucket by its tools.")
     folder = Path(storage).expanduser()

@@ -44,7 +44,7 @@ ROWS = [
         "eval.over_generalization eval.judge",
         "eval.coco",
         "eval.benchmarks",
-        "eval.reporting",
+        "eval.plan eval.reporting",
         "eval.evaluation",
         "eval.run eval.report",
     ],

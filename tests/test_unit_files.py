@@ -33,7 +33,6 @@ COVERED_ELSEWHERE = {
     "rlhfv_ray/sweep/trainings.py": "tests/ray/test_trainings.py",
     "rlhfv_ray/tracking/lineage.py": "tests/unit/tracking/test_run.py",
     "rlhfv_ray/tracking/replay.py": "tests/unit/tracking/test_run.py",
-    "eval/evaluation.py": "tests/ray/test_evaluation.py",
     "eval/run.py": "tests/ray/test_evaluation.py",
     "eval/reporting/tables.py": "tests/unit/eval/test_report.py",
     "eval/reporting/comparison.py": "tests/unit/eval/test_report.py",

@@ -527,8 +527,8 @@ def check_scores(scores: object, benchmark: str) -> None:
     """Check what a benchmark's `score` returned: somebody's own may have a slip.
 
     Raises:
-        ConfigError: it is no `Scores`, a ratio is no `Ratio`, or answers have ratios that no metric
-            is called, while a metric has none.
+        ConfigError: it is no `Scores`, a ratio is no `Ratio`, or an answer has one that is no
+            metric, which would be left out of every sum.
     """
     fault = _fault_of(scores)
     if fault:
@@ -542,16 +542,13 @@ def _fault_of(scores: object) -> str:
         if not isinstance(getattr(scores, part), kind):
             return f"gives {type(getattr(scores, part)).__name__} for {part}"
     metrics = {metric.name for metric in scores.metrics}
-    counted: set[str] = set()
     for item in scores.answers:
-        counted |= set(item.ratios)
         numbers = [name for name, ratio in item.ratios.items() if not isinstance(ratio, Ratio)]
         if numbers:
             return f"gives {numbers[0]} a value that is no Ratio"
-    lacking, unknown = sorted(metrics - counted), sorted(counted - metrics)
-    if lacking and unknown:
-        return (
-            f"gives answers ratios of {', '.join(unknown)}, which is no metric, and none of "
-            f"{', '.join(lacking)}"
-        )
+        if unknown := sorted(set(item.ratios) - metrics):
+            return (
+                f"gives answer {item.answer.id} a ratio of {unknown[0]}, which is no metric: these "
+                f"are {', '.join(sorted(metrics))}"
+            )
     return ""

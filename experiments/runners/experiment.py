@@ -17,15 +17,8 @@ from rich.console import Console
 
 from eval.benchmarks.contract import Scores
 from eval.config import EvalConfig, InferenceConfig, LoadConfig
-from eval.evaluation import (
-    Candidate,
-    Evaluation,
-    check_services,
-    check_verdicts,
-    evaluate_all,
-    plan_evaluation,
-    track_sections,
-)
+from eval.evaluation import check_services, check_verdicts, evaluate_all, track_sections
+from eval.plan import Candidate, Evaluation, plan_evaluation
 from eval.reporting.figures import training_figure
 from eval.reporting.html import Heading, Section, write_page
 from eval.reporting.mlflow_log import description, first_metric, metrics

@@ -9,14 +9,8 @@ from rich.console import Console
 
 from eval.benchmarks.contract import Benchmark, Scores
 from eval.config import ShapesBenchConfig
-from eval.evaluation import (
-    Candidate,
-    check_services,
-    check_verdicts,
-    evaluate_all,
-    plan_answers,
-    plan_evaluation,
-)
+from eval.evaluation import check_services, check_verdicts, evaluate_all
+from eval.plan import Candidate, plan_answers, plan_evaluation
 from experiments.runners.config import Pictures, ScoredConfig, SweepConfig
 from experiments.runners.picture_parts import PartBenchmark
 from experiments.runners.stage_monitor import flat

@@ -17,6 +17,7 @@ from rlhfv_ray.pipeline import Pipeline
 from rlhfv_ray.storage.stages import Stage, seconds_of
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import RUN_NAME
+from rlhfv_ray.training.checkpoint import saved_step
 from rlhfv_ray.training.metrics_log import read_records
 
 
@@ -108,6 +109,8 @@ class StageMonitor:
             line = f"  {part:<10} {all_of_it:>15,} parameters, {trained:>15,} trained"
             self.console.print(line, highlight=False)
             child.log_metrics({f"parameters/{part}": float(trained)})
+        if saved := saved_step(pipeline.train.folder(pipeline.storage)):
+            self.console.print(f"  goes on from the checkpoint of update {saved}", highlight=False)
         pairs = len(mixed_rows(load_reference(pipeline.reference), config.data))
         steps = config.optim.total_steps(config.data.used(pairs))
         title = f"{config.loss.method} updates"

@@ -156,6 +156,15 @@ def require_space(writer: Writer, *, needed: int, free: int) -> None:
         )
 
 
+def saved_step(folder: Path) -> int:
+    """Return the updates that the newest checkpoint of a stage has; 0 without one.
+
+    Its files are not read: if one is damaged, training continues from an older checkpoint.
+    """
+    names = [name for name in _names(folder) if is_there(folder / "checkpoints" / name / MANIFEST)]
+    return max((int(name.split("-")[1]) for name in names), default=0)
+
+
 def latest_checkpoint(folder: Path) -> tuple[Path, Manifest] | None:
     """Return the newest intact checkpoint of a stage; log and skip damaged ones."""
     for name in sorted(_names(folder), reverse=True):

@@ -20,7 +20,7 @@ import ray
 import torch
 from rich.console import Console
 
-from eval.evaluation import Evaluation
+from eval.plan import Evaluation
 from experiments.runners.config import ExperimentConfig
 from experiments.runners.experiment import plan_scores, run_experiment
 from rlhfv_ray.config import (

@@ -177,6 +177,7 @@ def side_by_side(installed_wheel, real_line, benchmark_flags, tmp_path_factory) 
         (shapes_printed, shapes_errors), (_, photos_errors) = (out.result() for out in outputs)
     assert first.returncode == 0, shapes_printed + shapes_errors
     assert second.returncode == 0, photos_errors
+    assert "goes on from the checkpoint of update" in shapes_printed
     assert shapes_printed.count("skipped") == 3  # corrections, their audit and reference were done
     return SideBySide(shapes, photos, rays)
 

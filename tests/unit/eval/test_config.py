@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from eval.config import (
     JudgeConfig,
     ShapesBenchConfig,
 )
-from eval.evaluation import Evaluation, candidates_of
+from eval.plan import candidates_of
 from rlhfv_ray.config import EndpointConfig, GenerationConfig
 from rlhfv_ray.errors import ConfigError
 
@@ -102,13 +101,3 @@ def test_a_server_without_a_model_is_refused(model: str) -> None:
     """Catches: requests for a model without a name."""
     with pytest.raises(ConfigError, match="model = 'api:.*must be api:NAME@URL"):
         EvalConfig(model=(model,))
-
-
-def test_only_checkpoints_are_folders():
-    """Catches: an address of a server that is read as one of a bucket, after all calls are paid."""
-    addresses = ("http://host/v1?api-version=2", "http://host/model")
-    servers = [f"api:{name}@{address}" for name, address in zip("ab", addresses, strict=True)]
-    config = EvalConfig(model=("shapes", *servers))
-    evaluation = Evaluation(candidates_of(config), (), config, Path("runs"), (), {})
-    assert evaluation.checkpoints == {"shapes": "shapes"}
-    assert [*evaluation.paths.values()] == ["shapes", *servers]

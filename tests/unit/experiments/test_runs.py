@@ -56,9 +56,10 @@ def test_runs_have_state_result_and_stages(storage, capsys, monkeypatch):
     assert (bad.folder.name, bad.state, bad.headline) == ("bad-2", "failed", "bad-2 31 to 1 %")
     assert (storage / LATEST).resolve() == bad.folder
     monkeypatch.setenv("COLUMNS", "100")
-    list_or_prune(str(storage))
-    printed = capsys.readouterr().out
-    assert "good-1" in printed and "train-1 beta 0.5" in printed
+    for given in ({"path": str(storage)}, {"storage": str(storage)}):
+        list_or_prune(**given)
+        printed = capsys.readouterr().out
+        assert "good-1" in printed and "train-1 beta 0.5" in printed
     with hold_lease(good.folder):
         assert {run.state for run in read_runs(storage)} == {"running", "failed"}
 
@@ -96,3 +97,12 @@ def test_a_storage_folder_that_is_not_there(tmp_path):
         list_or_prune(str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="on a disk only"):
         list_or_prune("s3://lab/runs", prune=True)
+
+
+def test_folders_are_never_cut_short(storage, capsys, monkeypatch):
+    """Catches: a run's folder with an ellipsis, which nobody can type."""
+    long = "over-generalization-0123456789ab"
+    (storage / "good-1").rename(storage / long)
+    monkeypatch.setenv("COLUMNS", "80")
+    list_or_prune(str(storage))
+    assert long in capsys.readouterr().out

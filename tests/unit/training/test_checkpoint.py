@@ -33,6 +33,7 @@ from rlhfv_ray.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     require_space,
+    saved_step,
     weights_of,
 )
 from tests.conftest import small_disk
@@ -144,6 +145,7 @@ def test_damaged_checkpoint_gives_way_to_an_older_one(damage, other, two, caplog
     """Catches: a damaged checkpoint that is loaded, or that hides an older intact one."""
     older, newest = folders(two)
     DAMAGES[damage](newest)
+    assert saved_step(two.folder) == (2 if (newest / MANIFEST).exists() else 1)
     with caplog.at_level(logging.WARNING):
         step, records = load_checkpoint(other, two.folder)
     assert (step, records) == (1, [{"step": 1}])

@@ -348,16 +348,18 @@ def test_questions_with_one_id_are_refused() -> None:
 
 
 def test_slips_in_the_scores_of_a_new_benchmark_are_named() -> None:
-    """Catches: a mistyped name reported as "none counted"; a traceback of the report."""
+    """Catches: a name that is mistyped in one answer, whose count is left out without a word; a
+    traceback of the report.
+    """
     right = rated(5.0, None)
     check_scores(right, "mine")
     for ratios, fault in (
-        ({"my_score": Ratio(5, 1)}, "ratios of my_score, which is no metric, and none of "),
+        ({"my_score": Ratio(5, 1)}, "gives answer 0 a ratio of my_score, which is no metric"),
         ({"rating": 5.0}, "gives rating a value that is no Ratio"),
     ):
         slip = replace(right.answers[0], ratios=ratios)
         with pytest.raises(ConfigError, match=f"`score` of mine .*{fault}"):
-            check_scores(replace(right, answers=(slip,)), "mine")
+            check_scores(replace(right, answers=(*right.answers[1:], slip)), "mine")
     with pytest.raises(ConfigError, match="returns NoneType, not Scores"):
         check_scores(None, "mine")
     with pytest.raises(ConfigError, match="gives NoneType for manifest"):

@@ -11,7 +11,7 @@ import pytest
 from eval.benchmarks.contract import Benchmark
 from eval.benchmarks.mmhal_bench import TYPES
 from eval.config import JudgeConfig, MMHalBenchConfig, ShapesBenchConfig
-from eval.evaluation import Candidate, plan_answers, plan_evaluation
+from eval.plan import Candidate, plan_answers, plan_evaluation
 from experiments.recipes import shapes_small
 from experiments.runners.config import Part
 from experiments.runners.picture_parts import PartBenchmark, check_parts, part_of_image
