@@ -132,6 +132,8 @@ class StudyConfig(ScoredConfig):
     keep_models: bool = True
     """Keep trained models, so that other studies reuse them. If off, each is deleted once it is
     scored."""
+    dry_run: bool = False
+    """Print the trainings, and how many of them are finished; run nothing."""
 
     def __post_init__(self) -> None:
         check_setting(

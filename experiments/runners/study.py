@@ -29,7 +29,7 @@ from experiments.runners.study_arms import Study
 from experiments.runners.study_report import markdown, sentences, study_table
 from experiments.runners.study_results import study_results
 from experiments.runners.sweep_report import TrialResult, read_trials
-from rlhfv_ray.cluster import check_fits, connect
+from rlhfv_ray.cluster import connect
 from rlhfv_ray.config import DDPOConfig, changed_settings, fingerprint, plain
 from rlhfv_ray.console import ProgressBar, poll, print_sentence, progress_bar
 from rlhfv_ray.errors import StageFailedError
@@ -41,7 +41,7 @@ from rlhfv_ray.storage.stages import is_done, run_stages
 from rlhfv_ray.sweep.record import ENDED, end_trial
 from rlhfv_ray.sweep.search_space import name_of
 from rlhfv_ray.sweep.trainings import train_all
-from rlhfv_ray.sweep.trials import trials_at_once
+from rlhfv_ray.sweep.trials import room_for_trials
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import HEADLINE, RUN_NAME, open_run_folder
 
@@ -62,7 +62,8 @@ class Planned:
 def run_study(
     config: StudyConfig, study: Study, storage: Path, *, console: Console
 ) -> dict[str, Any]:
-    """Run a study, or the rest of it; returns what it writes to `study.json`.
+    """Run a study, or the rest of it; returns what it writes to `study.json`. A dry run returns
+    nothing.
 
     Raises:
         RlhfvError: something the user can mend.
@@ -71,8 +72,13 @@ def run_study(
     storage.mkdir(parents=True, exist_ok=True)
     folder = storage / f"{config.name}-{fingerprint(identity_of(config, study, storage))}"
     connect()
-    check_fits(config.ddpo.scale, setting="ddpo.scale")
-    concurrent = trials_at_once(config.ddpo.scale, config.concurrent)
+    concurrent, lacking = room_for_trials(
+        config.ddpo.scale, config.concurrent, dry_run=config.dry_run
+    )
+    if config.dry_run:
+        lines = [*forecast(config, study, folder, concurrent=concurrent), *lacking]
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
+        return {}
     with open_run_folder(
         folder,
         config.ddpo.tracking,
@@ -107,6 +113,23 @@ def run_study(
     return outcome
 
 
+def forecast(config: StudyConfig, study: Study, folder: Path, *, concurrent: int) -> list[str]:
+    """Return what a study will do, in lines: its trainings, their length, what is done of them."""
+    trained = [arm.name for arm in study.arms if arm.change]
+    untrained = [arm.name for arm in study.arms if not arm.change]
+    optim, seeds = config.ddpo.optim, len(config.seeds)
+    length = f"{optim.steps} updates" if optim.steps else f"{optim.epochs:g} epochs"
+    finished = sum(trial.status == "finished" for trial in read_trials(folder))
+    return [
+        f"{len(trained)} arms x {seeds} seeds: {len(trained) * seeds} trainings, {concurrent} at a "
+        f"time, of {length} unless an arm says otherwise, {optim.batch} pairs an update",
+        f"trained: {'; '.join(trained)}",
+        *([f"scored as it is, without training: {'; '.join(untrained)}"] if untrained else []),
+        f"seeds: {', '.join(map(str, config.seeds))}; benchmark: {config.benchmark}",
+        f"finished so far: {finished} of {len(study.arms) * seeds} scored models",
+    ]
+
+
 def identity_of(config: StudyConfig, study: Study, storage: Path) -> dict[str, Any]:
     """Return everything that a study's results depend on.
 
@@ -120,7 +143,9 @@ def identity_of(config: StudyConfig, study: Study, storage: Path) -> dict[str, A
         for seed in config.seeds
     ]
     return {
-        **without(changed_settings(config), "ddpo", "bases", "concurrent", "keep_models"),
+        **without(
+            changed_settings(config), "ddpo", "bases", "concurrent", "keep_models", "dry_run"
+        ),
         "ddpo": without(changed_settings(config.ddpo), "storage", "scale", "tracking"),
         "arms": [arm.name for arm in study.arms],
         "references": [pipeline.reference.name for pipeline in pipelines],

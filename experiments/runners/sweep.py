@@ -42,7 +42,7 @@ from experiments.runners.sweep_plan import (
     plan_lines,
     with_shared_pace,
 )
-from rlhfv_ray.cluster import check_fits, connect
+from rlhfv_ray.cluster import connect
 from rlhfv_ray.config import DDPOConfig, fingerprint, plain
 from rlhfv_ray.console import poll, progress_bar, stage_line
 from rlhfv_ray.data.reference_table import load_reference
@@ -54,7 +54,7 @@ from rlhfv_ray.storage.stages import is_done, run_stages, seconds_of
 from rlhfv_ray.sweep.record import write_rung
 from rlhfv_ray.sweep.search_space import TrialParams, apply_params, plan_trials
 from rlhfv_ray.sweep.setting_value import Objective, Rates
-from rlhfv_ray.sweep.trials import SweepJob, run_sweep, trials_at_once
+from rlhfv_ray.sweep.trials import SweepJob, room_for_trials, run_sweep
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import RUN_NAME, open_run_folder
 from rlhfv_ray.tracking.target import find_target
@@ -86,7 +86,9 @@ def sweep(
     objective = objective_of(config, benchmark)
     check_parts(benchmark)
     connect()
-    concurrent, lacking = room_for_trials(config)
+    concurrent, lacking = room_for_trials(
+        config.ddpo.scale, config.search.concurrent, dry_run=config.dry_run
+    )
     planned = Planned(config, storage, trials, benchmark, pipeline, concurrent)
     if config.dry_run:
         lines = [*planned.lines(), *lacking]
@@ -113,22 +115,6 @@ def sweep(
         )
     opened.print_locations({"sweep": folder}, console=console)
     return outcome
-
-
-def room_for_trials(config: SweepConfig) -> tuple[int, list[str]]:
-    """Return the number of trials at a time, and for a dry run, why the cluster cannot hold them.
-
-    Raises:
-        ConfigError: it cannot, and this is no dry run.
-    """
-    scale = config.ddpo.scale
-    try:
-        check_fits(scale, setting="ddpo.scale")
-        return trials_at_once(scale, config.search.concurrent), []
-    except ConfigError as refused:
-        if not config.dry_run:
-            raise
-        return config.search.concurrent or 1, [f"this cluster cannot run it: {refused}"]
 
 
 @dataclass(frozen=True)

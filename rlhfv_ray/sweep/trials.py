@@ -29,7 +29,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from rlhfv_ray.autoscaling import possible_totals
-from rlhfv_ray.cluster import prepare_cpus
+from rlhfv_ray.cluster import check_fits, prepare_cpus
 from rlhfv_ray.config import DDPOConfig, ScaleConfig
 from rlhfv_ray.crew.crew import keep_crew
 from rlhfv_ray.errors import (
@@ -213,6 +213,26 @@ def trial_resources(folder: Path) -> dict[str, float]:
     """
     node = ray.util.get_node_ip_address()
     return open_folder(folder).ray_resources(cpus=DRIVER_CPUS, node=node)
+
+
+def room_for_trials(scale: ScaleConfig, wanted: int, *, dry_run: bool) -> tuple[int, list[str]]:
+    """Return the number of trials at a time, and for a dry run, why the cluster cannot hold them.
+
+    Args:
+        scale: of each trial; the setting `ddpo.scale`.
+        wanted: as for `trials_at_once`.
+        dry_run: nothing will run, so that there need be no room.
+
+    Raises:
+        ConfigError: it cannot, and this is no dry run.
+    """
+    try:
+        check_fits(scale, setting="ddpo.scale")
+        return trials_at_once(scale, wanted), []
+    except ConfigError as refused:
+        if not dry_run:
+            raise
+        return wanted or 1, [f"this cluster cannot run it: {refused}"]
 
 
 def trials_at_once(scale: ScaleConfig, wanted: int) -> int:

@@ -221,6 +221,10 @@ def test_a_study_says_what_its_seeds_support(swept):
         draw,
     )
     made = {path: path.stat().st_mtime_ns for path in storage.glob("*/SUCCESS")}
+    printed = Console(file=StringIO(), width=200)
+    assert run_study(replace(config, dry_run=True), study, storage, console=printed) == {}
+    assert "finished so far: 0 of 4 scored models" in printed.file.getvalue()
+    assert not list(storage.glob("study-*"))
     outcome = run_study(config, study, storage, console=Console(file=StringIO()))
     assert (
         len(list(storage.glob("train-*"))) == 3

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from experiments.recipes import shapes
 from experiments.runners.config import StudyConfig
 from experiments.runners.contrasts import Claim
 from experiments.runners.controls import with_controls
-from experiments.runners.study import conclude, identity_of
+from experiments.runners.study import conclude, forecast, identity_of
 from experiments.runners.study_arms import Arm, Study, plain_dpo
 from rlhfv_ray.errors import StageFailedError
 from rlhfv_ray.records import Answer
@@ -73,6 +74,20 @@ def test_a_study_ends_with_its_contrasts_and_controls(folder):
     low, high = outcome["contrasts"][0]["interval"]
     assert (low, high) == (pytest.approx(-0.278, abs=0.01), pytest.approx(-0.122, abs=0.01))
     assert (folder / "table.md").exists() and (folder / "study.png").exists()
+
+
+def test_a_dry_run_counts_what_will_be_trained(folder):
+    """Catches: a forecast that counts the base model as trained, or what failed as finished."""
+    write_json(folder / "trials" / "DPO-1" / "outcome.json", {"status": "failed", "error": "x"})
+    config = StudyConfig(ddpo=shapes())
+    assert identity_of(config, STUDY, folder.parent) == identity_of(
+        replace(config, dry_run=True), STUDY, folder.parent
+    )
+    first, trained, untrained, *_, done = forecast(config, STUDY, folder, concurrent=2)
+    steps = config.ddpo.optim.steps
+    assert first.startswith(f"2 arms x 3 seeds: 6 trainings, 2 at a time, of {steps} updates")
+    assert trained == "trained: DPO; DPO, permuted" and untrained.endswith(": base")
+    assert done == "finished so far: 8 of 9 scored models"
 
 
 def test_a_study_with_an_open_training_does_not_conclude(folder):
