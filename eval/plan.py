@@ -1,4 +1,4 @@
-"""What an evaluation will do: the models, the benchmarks, and the stages that make the answers.
+"""The plan of an evaluation: its models, its benchmarks, and the stages that make the answers.
 
 Files that a user names are read and checked here, before anything is written.
 """
