@@ -266,13 +266,15 @@ class BenchmarkFiles:
     """Files and folders of benchmarks that have no settings of their own, as
     BENCHMARK.NAME=PATH."""
 
-    def file(self, name: str) -> str:
-        """Return the path that `files` gives a name.
+    def file(self, name: str, *, optional: bool = False) -> str:
+        """Return the path that `files` gives a name; empty if it gives none and may.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, and it is not optional.
         """
         paths = dict(entry.split("=", 1) for entry in self.files)
+        if optional:
+            return paths.get(name, "")
         if name not in paths:
             raise ConfigError(f"A benchmark reads {name}: add --files {name}=PATH.")
         return paths[name]

@@ -112,7 +112,9 @@ def test_a_new_format_is_recognised(extended):
 
 @pytest.mark.slow
 def test_a_new_benchmark_scores_answers(extended):
-    """Catches: a benchmark that its line does not reach; files that it does not get."""
+    """Catches: a benchmark that its line does not reach; files that it does not get; images that it
+    asks for where answers are there.
+    """
     questions = [
         {"id": f"{place}", "image": f"{place}.png", "question": "Which colour?", "word": "red"}
         for place in range(4)
@@ -122,3 +124,9 @@ def test_a_new_benchmark_scores_answers(extended):
         Image.new("RGB", (32, 32)).save(extended / row["image"])
     assert "{'accuracy': 0.5, 'n': 4, 'missing': 0}" in run(extended, "-c", SCORES)
     assert "one_word" in run(extended, "-m", "experiments.command", "eval", "--help-all")
+    rows = [{"id": row["id"], "text": "red" if row["id"] == "0" else "blue"} for row in questions]
+    (extended / "said.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    scored = ("--answers", "said.jsonl", "--benchmarks", "one_word", "--files")
+    files = "one_word.questions=questions.json"
+    printed = run(extended, "-m", "experiments.command", "eval", *scored, files)
+    assert "25.0 (" in printed
