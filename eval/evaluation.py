@@ -79,7 +79,10 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
         store=storage,
         params=plain(config),
         tags={RUN_NAME: title_of(config, evaluation)},
-        config={"config": plain(config)},
+        config={
+            "config": plain(config),
+            "stages": [stage.folder(storage).name for stage in evaluation.stages],
+        },
     ) as opened:
         run_stages(list(evaluation.stages), storage)
         if config.least_agreement:

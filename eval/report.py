@@ -4,8 +4,8 @@
 
 A RUN is the folder of an evaluation, with a file `<benchmark>/<model>.json` for each model's
 scores, or one such file. The base, with which all others are compared, is the model that --base
-names, else the one called base, else the first by name of the first run. The report shows every
-benchmark that all runs have. It refuses scores that were measured differently.
+names, else the one called base, else the base of the first run. The report shows every benchmark
+that all runs have. It refuses scores that were measured differently.
 """
 
 import sys

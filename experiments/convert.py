@@ -21,6 +21,7 @@ from rlhfv_ray.command_line import call
 from rlhfv_ray.config import DataConfig
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.data import ReadOptions, Slice, list_slices, read_slice, write_pairs
+from rlhfv_ray.data.images import check_pixels
 from rlhfv_ray.data.row_fields import attempt
 from rlhfv_ray.data.targets import TARGETS, check_held, traits
 from rlhfv_ray.data.writing import check_target
@@ -46,7 +47,8 @@ def convert(
     check_target(out, to)
     slices = list_slices(path, format=data.format, options=ReadOptions.of(data))
     out.parent.mkdir(parents=True, exist_ok=True)
-    conversion = Conversion(to, out.with_name(f"_{out.name}.left_out.jsonl"))
+    left_out = out.with_name(f"_{out.name}.left_out.jsonl")
+    conversion = Conversion(to, left_out, max_pixels=data.max_pixels)
     write_pairs(conversion.pairs(slices), out, format=to)
     conversion.print_losses(new_console(), out)
 
@@ -59,8 +61,8 @@ def main() -> None:
 class Conversion:
     """The pairs of a data set on their way to another format, and what does not arrive."""
 
-    def __init__(self, to: str, left_out: Path) -> None:
-        self.to, self.left_out = to, left_out
+    def __init__(self, to: str, left_out: Path, *, max_pixels: int) -> None:
+        self.to, self.left_out, self.max_pixels = to, left_out, max_pixels
         self.written = 0
         self.reasons: Counter[str] = Counter()  # of rows that are left out
         self.traits: Counter[str] = Counter()  # of the pairs written
@@ -76,8 +78,7 @@ class Conversion:
             for row_id, row in read_slice(part):
                 result = row
                 if isinstance(row, PreferencePair):
-                    check = functools.partial(check_held, row, self.to)
-                    result = attempt(check, row.position) or row
+                    result = attempt(functools.partial(self.check, row), row.position) or row
                 if isinstance(result, PreferencePair):
                     self.written += 1
                     self.traits.update(traits(result))
@@ -87,6 +88,15 @@ class Conversion:
         if not self.written:
             reasons = ", ".join(self.reasons) or "there is no row"
             raise DataError(f"no pair can be written as {self.to}: {reasons}")
+
+    def check(self, pair: PreferencePair) -> None:
+        """Check that the format can hold a pair, and that its picture is one.
+
+        Raises:
+            DataError: it cannot; or the picture's file is none, or is larger than allowed.
+        """
+        check_pixels(pair.image, self.max_pixels)
+        check_held(pair, self.to)
 
     def list_row(self, row_id: str, reason: str) -> None:
         """List one row that is left out."""

@@ -101,7 +101,6 @@ def shapes() -> DDPOConfig:
             actors=2,
             inference_batch=64,
             rows=100,
-            checkpoint_every=100,
         ),
         generation=GenerationConfig(max_new_tokens=80),
     )

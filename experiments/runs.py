@@ -12,7 +12,7 @@ delete its folder first if it will not go on. Commands make again what they need
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -180,14 +180,20 @@ def list_or_prune(
     if not prune:
         show(folder, runs)
         return
-    folders = prunable(folder, runs)
+    free_space(prunable(folder, runs), yes=yes)
+
+
+def free_space(folders: Mapping[Path, str], *, yes: bool) -> None:
+    """Say which folders are not needed, and why; delete them with `yes`."""
     for folder, reason in folders.items():
         megabytes = size_of(folder) / 1e6
         print(f"{'deleted' if yes else 'would delete'} {folder} ({megabytes:.1f} MB): {reason}")
         if yes:
             discard(folder / "SUCCESS")  # first: no command takes half of it for the whole
             discard(folder)
-    if folders and not yes:
+    if not folders:
+        print("Nothing to delete: runs name all stages, and none that finished has checkpoints.")
+    elif not yes:
         print("Add --yes to delete them.")
 
 

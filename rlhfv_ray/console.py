@@ -186,7 +186,7 @@ def run_command(body: Callable[[], int | None]) -> int:
     try:
         return body() or 0
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on where this one was.")
+        print("\nStopped. The same command continues from what is finished.")
         return STOPPED
     except RlhfvError as error:
         _print_error(type(error).__name__, str(error))

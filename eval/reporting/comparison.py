@@ -1,5 +1,6 @@
 """Finished evaluations side by side: read their score files, compare them, and show them."""
 
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,15 +56,34 @@ def read_runs(runs: Sequence[Path]) -> dict[str, dict[str, Scores]]:
 
 
 def _score_paths(run: Path) -> list[Path]:
+    """Return a run's files of scores, by benchmark; the base's is the first of each."""
     if run.is_file():
         return [run]
-    paths = sorted(path for path in run.glob("*/*.json") if holds_scores(path))
+    places = _places(run)
+
+    def place(path: Path) -> tuple[str, int, str]:
+        return path.parent.name, places.get(path.stem, len(places)), path.stem
+
+    paths = sorted((path for path in run.glob("*/*.json") if holds_scores(path)), key=place)
     if not paths:
         raise DataError(
             f"{display_path(run)} has no scores: "
             "expected a folder with <benchmark>/<model>.json, or such a file."
         )
     return paths
+
+
+def _places(run: Path) -> dict[str, int]:
+    """Return the place of each model among those of its run, which its summary has; the base's is
+    0.
+    """
+    try:
+        written = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        by_benchmark = written.get("benchmarks", written)  # of an experiment, or of an evaluation
+        names = dict.fromkeys(name for entry in by_benchmark.values() for name in entry["models"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        names = {}
+    return {name: place for place, name in enumerate(names)} or {BASE: 0}
 
 
 def _by_model(files: Sequence[ScoreFile]) -> dict[str, Scores]:
@@ -111,7 +131,7 @@ def report_runs(
         runs: Folders of evaluations, score files, or addresses of either.
         page: Path of the HTML page to write.
         base: Name of the model that all others are compared with. By default a model called base,
-            else the first.
+            else the base of the first run.
     """
     if not runs:
         raise DataError("name at least one run: the folder of an evaluation, or a score file.")
@@ -122,6 +142,10 @@ def report_runs(
     for benchmark, models in benchmarks.items():
         _check_alike(benchmark, models)
         console.print(table(models))
+        first, *others = models
+        if others:
+            line = f"base of {benchmark}: {first} (--base NAME takes another)"
+            console.print(line, highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as folder:
         sections = [
             Section(name, models, figures=draw(models, Path(folder) / str(index)))

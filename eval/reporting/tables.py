@@ -74,7 +74,8 @@ def table(models: Models) -> Table:
         show_edge=False,
     )
     for index, column in enumerate(_columns(models)):
-        terminal_table.add_column(Text(column), justify="right" if index > 1 else "left")
+        justify = "right" if index > 1 else "left"
+        terminal_table.add_column(Text(column), justify=justify, overflow="fold")
     for texts in _row_texts(models):
         terminal_table.add_row(*map(Text, texts))
     return terminal_table

@@ -109,8 +109,13 @@ class StageMonitor:
             line = f"  {part:<10} {all_of_it:>15,} parameters, {trained:>15,} trained"
             self.console.print(line, highlight=False)
             child.log_metrics({f"parameters/{part}": float(trained)})
-        if saved := saved_step(pipeline.train.folder(pipeline.storage)):
+        folder = pipeline.train.folder(pipeline.storage)
+        if saved := saved_step(folder):
             self.console.print(f"  goes on from the checkpoint of update {saved}", highlight=False)
+        elif done := len(read_records(folder)):
+            every = config.scale.checkpoint_every
+            line = f"  repeats {done} updates; the first checkpoint is that of update {every}"
+            self.console.print(line, highlight=False)
         pairs = len(mixed_rows(load_reference(pipeline.reference), config.data))
         steps = config.optim.total_steps(config.data.used(pairs))
         title = f"{config.loss.method} updates"

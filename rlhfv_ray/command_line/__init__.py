@@ -88,10 +88,14 @@ def choose(
         recipes: makers of a configuration, by name.
         description: of the command, for its help.
         main_flags: settings that the short help shows, without dashes.
-        default: recipe of an empty command line. If it is empty, a recipe must be named.
+        default: recipe of a command line that begins with a flag, or is empty. If the default is
+            empty, a recipe must be named.
     """
     config = type(next(iter(recipes.values()))())
-    arguments = read_arguments(list(recipes), config) or [default][: bool(default)]
+    arguments = read_arguments(list(recipes), config)
+    is_unnamed = not arguments or arguments[0].startswith("-")
+    if default and is_unnamed and not set(arguments) & set(HELP):
+        arguments = [default, *arguments]
     if arguments and arguments[0] in recipes:
         return _chosen(arguments[0], recipes, arguments[1:], description, main_flags)
     introduce(description, arguments)

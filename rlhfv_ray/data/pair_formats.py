@@ -12,8 +12,8 @@ code: `empty_answer: ...`.
 | `muffin_tsv`   | Muffin; TSV without header        | seven; image and text in base64           |
 | `trl`          | TRL preference, mDPO, Silkie;     | `prompt`, `chosen`, `rejected`, `images`  |
 |                | JSON, JSON Lines, Parquet         |                                           |
-| `llamafactory` | LLaMA-Factory ShareGPT with       | `conversations` in place of `prompt`      |
-|                | `ranking: true`                   |                                           |
+| `llamafactory` | LLaMA-Factory ShareGPT with       | `conversations` or `messages` in place of |
+|                | `ranking: true`                   | `prompt`                                  |
 | `povid`        | POVID                             | `conversations`, `rejected_conversations` |
 | `swift`        | ms-swift                          | `messages`, `rejected_response`, `images` |
 | `label_studio` | tasks of Label Studio             | `data` with the columns of `rlaifv`       |
@@ -191,7 +191,8 @@ def _trl(row: Row) -> Row:
 
 
 def _llamafactory(row: Row) -> Row:
-    return _fields(row, row.get("conversations"), row.get("chosen"), row.get("rejected"))
+    turns = row.get("conversations") or row.get("messages")
+    return _fields(row, turns, row.get("chosen"), row.get("rejected"))
 
 
 def _povid(row: Row) -> Row:
@@ -272,7 +273,7 @@ RLHFV = Format(("image", "text"), _rlhfv)
 RLAIFV = Format((IMAGE, "question", "chosen", "rejected"), dict)
 MUFFIN_TSV = Format(TSV_COLUMNS, _muffin_tsv)
 TRL = Format(("prompt", "chosen", "rejected", IMAGE), _trl)
-LLAMAFACTORY = Format(("conversations", "chosen", "rejected", IMAGE), _llamafactory)
+LLAMAFACTORY = Format(("conversations|messages", "chosen", "rejected", IMAGE), _llamafactory)
 POVID = Format(("conversations", "rejected_conversations", IMAGE), _povid)
 SWIFT = Format(("messages", "rejected_response|rejected_messages", IMAGE), _swift)
 FORMATS: Mapping[str, Format] = {

@@ -8,7 +8,7 @@ cannot be read raises.
 import hashlib
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -136,7 +136,8 @@ def list_slices(
 
     Raises:
         ConfigError: the format is unknown.
-        DataError: no data, an unreadable file, missing columns, or shards of different formats.
+        DataError: no data, no rows, an unreadable file, missing columns, or shards of different
+            formats.
     """
     known = EXAMPLE_FORMATS if examples else FORMATS
     if format not in ("auto", *known):
@@ -147,14 +148,34 @@ def list_slices(
         )
     slices: list[Slice] = []
     unused: dict[str, None] = {}
+    empty: list[str] = []
     for file in data_files(path):
         with _naming(file.path):
             settings = (0, examples, file.name, options)
             head = Slice(0, str(file.path), format, 0, _PEEK, *settings)
+            if _is_empty(head):
+                empty.append(str(file.path))
+                continue
             head = replace(head, format=_format(head, unused))
             for start, stop, offset in _cuts(file, rows):
                 bounds = {"start": start, "stop": stop, "offset": offset}
                 slices.append(replace(head, index=len(slices), **bounds))
+    _check_files(path, slices, empty, unused)
+    return slices
+
+
+def _check_files(
+    path: str | Path, slices: Sequence[Slice], empty: Sequence[str], unused: Iterable[str]
+) -> None:
+    """Say once what is not read of the files, and check that the others have one format.
+
+    Raises:
+        DataError: `no_data` or `mixed_formats`, then the files.
+    """
+    if empty and not slices:
+        raise DataError(f"no_data: {', '.join(empty)} holds no rows")
+    if empty:
+        say_once(f"Files without rows are left out: {', '.join(empty)}.")
     if unused:
         say_once(f"Columns of {path} that are not read: {', '.join(unused)}.")
     names = sorted({part.format for part in slices})
@@ -162,7 +183,6 @@ def list_slices(
         raise DataError(
             f"mixed_formats: {path} holds files of formats {', '.join(names)}; keep one per folder"
         )
-    return slices
 
 
 def read_slice(part: Slice) -> Iterator[tuple[str, PreferencePair | Example | DataError]]:
@@ -299,6 +319,11 @@ def _naming(file: Path) -> Iterator[None]:
         raise DataError(f"file_unreadable: {file}: {error}") from error
     except DataError as error:
         raise DataError(f"{error} ({file})") from error
+
+
+def _is_empty(head: Slice) -> bool:
+    """Return True if a file has no row that could show its format; Parquet has it in its schema."""
+    return suffix_of(Path(head.file)) != PARQUET and next(_stored_rows(head), None) is None
 
 
 def _format(head: Slice, unused: dict[str, None]) -> str:

@@ -285,6 +285,8 @@ def test_stopped_and_gone_on_with_it_ends_where_it_should(
         assert answers in stored
         assert {metric: models[name][metric] for metric in wanted} == pytest.approx(wanted)
     assert models["shapes"]["mention_rate"] != models["aligned"]["mention_rate"]
+    named = json.loads((summary.parent / "config.json").read_text())["stages"]
+    assert {folder.name for folder in place.seen.glob("answers-*")} < set(named)  # none is pruned
     assert max(Counter(entry["prompt"] for entry in served).values()) == 1
     assert len(list((place.seen / "judge-cache").rglob("*.json"))) == len(served)
     assert all(entry["key"] == f"Bearer {KEY}" for entry in served)

@@ -8,7 +8,15 @@ from dataclasses import replace
 import pytest
 
 from eval.config import EvalConfig
-from experiments.recipes import EXPERIMENT_FLAGS, RECIPES, STUDY_FLAGS, SWEEP_FLAGS, SWEEPS
+from experiments.ablation import AblationConfig
+from experiments.recipes import (
+    EXPERIMENT_FLAGS,
+    RECIPES,
+    STUDY_FLAGS,
+    SWEEP_FLAGS,
+    SWEEPS,
+    study_config,
+)
 from experiments.runners.config import ExperimentConfig, StudyConfig
 from rlhfv_ray.command_line import call, choose, current_flags, print_short_help, read_arguments
 from rlhfv_ray.config import ModelConfig, TrackingConfig, plain
@@ -112,6 +120,15 @@ def test_a_misspelt_flag_is_corrected_for_the_recipe_that_was_typed(typed, capsy
         typed("paper", "--loss.bata", "0.3")
     error = capsys.readouterr().err
     assert error.count("--loss.beta") == 1 and "ddpo.py paper --help" in error
+
+
+def test_a_study_takes_flags_without_a_recipe(monkeypatch):
+    """Catches: `study ablation --dry-run` refused, although `study ablation` means a recipe."""
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--dry-run", "--seeds", "0", "7"])
+    config = study_config(AblationConfig, None)
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "shapes", "--dry-run", "--seeds", "0", "7"])
+    assert config == study_config(AblationConfig, None)
+    assert config.dry_run and config.seeds == (0, 7) and config.ddpo.name == "shapes"
 
 
 def test_a_password_that_is_typed_again_replaces_the_hidden_one(typed, tmp_path):

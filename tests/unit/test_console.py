@@ -68,7 +68,7 @@ def test_success_interruption_and_defects_differ(capsys):
     """Catches: Ctrl-C that looks like success; a defect of ours whose traceback is swallowed."""
     assert (run_command(lambda: None), run_command(lambda: 1)) == (0, 1)
     assert run_command(failing(KeyboardInterrupt())) == 130
-    assert "The same command goes on where this one was." in capsys.readouterr().out
+    assert "The same command continues from what is finished." in capsys.readouterr().out
     with pytest.raises(ZeroDivisionError):
         run_command(failing(ZeroDivisionError()))
 

@@ -136,6 +136,17 @@ def write_format(folder: Path, case: str) -> Path:
         "trl_plain": ("plain.jsonl", plain_row()),
         "trl_parquet": ("trl.parquet", trl_row(images=[{"bytes": RED, "path": None}])),
         "llamafactory": ("share.json", [{**share, "images": ["a.png"]}]),
+        "llamafactory_messages": (
+            "messages.json",
+            [
+                {
+                    "messages": swift[:-1],
+                    "chosen": {"role": "assistant", "content": CHOSEN},
+                    "rejected": {"role": "assistant", "content": REJECTED},
+                    "images": ["a.png"],
+                }
+            ],
+        ),
         "swift": (
             "swift.jsonl",
             {"messages": swift, "rejected_response": REJECTED, "images": ["a.png"]},

@@ -48,6 +48,7 @@ CASES = {
     "trl_plain": "trl",
     "trl_parquet": "trl",
     "llamafactory": "llamafactory",
+    "llamafactory_messages": "llamafactory",
     "swift": "swift",
 }
 

@@ -85,6 +85,17 @@ def test_no_data_is_an_error(name: str, tmp_path: Path) -> None:
         list_slices(tmp_path / name)
 
 
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
+    """Catches: a file without rows that is said to lack columns; one that costs a whole folder."""
+    (tmp_path / "none.json").write_text("[]")
+    (tmp_path / "empty.jsonl").write_text("")
+    for name in ("none.json", "empty.jsonl", "."):
+        with pytest.raises(DataError, match="no_data: .* holds no rows"):
+            list_slices(tmp_path / name)
+    jsonl(tmp_path / "x.jsonl", [plain_row()])
+    assert [part.title for part in list_slices(tmp_path)] == ["x.jsonl"]
+
+
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.json", "x.tsv"])
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[1, 2", b"<html>"])
 def test_garbage_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:

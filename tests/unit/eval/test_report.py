@@ -18,6 +18,7 @@ from eval.reporting.comparison import read_runs
 from eval.reporting.score_files import save_scores
 from eval.reporting.tables import markdown_table, summary, table
 from rlhfv_ray.errors import DataError
+from rlhfv_ray.storage.files import write_json
 from tests.hand_scores import aligned, base, judged, models, pets, rated
 
 ROOT = Path(__file__).parents[3]
@@ -153,10 +154,23 @@ def test_models_of_several_runs_are_told_apart(run: Path, tmp_path: Path) -> Non
     save_scores(aligned(), other)
     benchmarks = read_runs([run, tmp_path / "two"])
     assert list(benchmarks) == ["pets"]  # both runs have it
-    assert list(benchmarks["pets"]) == ["one/aligned", "one/base", "two/base"]
+    assert list(benchmarks["pets"]) == ["one/base", "one/aligned", "two/base"]
     assert list(read_runs([run / "pets" / "aligned.json", other])["pets"]) == ["base", "aligned"]
     with pytest.raises(DataError, match="given twice"):
         read_runs([other, other])
+
+
+def test_a_run_keeps_its_own_base(tmp_path: Path) -> None:
+    """Catches: an evaluation whose differences turn round, because another model comes first by
+    name.
+    """
+    models = {"tuned": base(), "second": aligned()}
+    for name, scores in models.items():
+        save_scores(scores, tmp_path / "pets" / f"{name}.json")
+    write_json(tmp_path / "summary.json", {"pets": summary(models)})
+    assert list(read_runs([tmp_path])["pets"]) == ["tuned", "second"]
+    write_json(tmp_path / "summary.json", {"n": 3, "benchmarks": {"pets": summary(models)}})
+    assert list(read_runs([tmp_path])["pets"]) == ["tuned", "second"]
 
 
 def test_runs_without_scores_or_a_common_benchmark_are_refused(run: Path, tmp_path: Path) -> None:

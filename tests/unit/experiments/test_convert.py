@@ -2,13 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments import command
 from rlhfv_ray.data import load_pairs, write_pairs
-from tests.unit.data.rows import jsonl, plain_row
+from tests.unit.data.rows import RED, jsonl, plain_row
 from tests.unit.data.test_writing import example_pairs
 
 
@@ -27,7 +28,8 @@ def convert(monkeypatch, capsys):
 
 def test_pairs_arrive_and_losses_are_said(convert, tmp_path: Path) -> None:
     """Catches: a pair that vanishes without a line; a loss that nobody is told of."""
-    write_pairs(example_pairs(), tmp_path / "in.parquet")
+    pairs = [replace(pair, image=RED) for pair in example_pairs()]  # one has no picture
+    write_pairs(pairs, tmp_path / "in.parquet")
     out = tmp_path / "out" / "rows.parquet"
     code, printed = convert(tmp_path / "in.parquet", out, "--to", "rlaifv")
     assert code == 0, printed
@@ -57,6 +59,15 @@ def test_bad_rows_cost_themselves(convert, tmp_path: Path) -> None:
     code, printed = convert(path, out, "--to", "swift")
     assert code == 2 and "no pair can be written as swift: empty_answer" in printed
     assert len(list(load_pairs(out))) == 1  # the earlier file is still whole
+
+
+def test_a_file_that_is_no_picture_is_left_out(convert, tmp_path: Path) -> None:
+    """Catches: any file of the disk that is copied into a data set as a picture."""
+    (tmp_path / "script.py").write_text("secret = 1")
+    path = jsonl(tmp_path / "in.jsonl", [plain_row(), plain_row(image="script.py")])
+    code, printed = convert(path, tmp_path / "rows.jsonl", "--to", "swift")
+    assert code == 0 and "1 rows left out (image_unreadable 1)" in printed
+    assert not any(b"secret" in file.read_bytes() for file in tmp_path.glob("rows*/*"))
 
 
 def test_a_wrong_suffix_is_told_first(convert, tmp_path: Path) -> None:
