@@ -64,6 +64,12 @@ def audit(
         console.print(table)
     line = f"{result.usable} of {result.rows} rows can be used; see {out / PAGE_FILE}"
     console.print(line, highlight=False, soft_wrap=True)
+    if result.duplicates:
+        console.print(f"{result.duplicates} pairs repeat an earlier one", highlight=False)
+    if ids := sorted(result.duplicated_ids):
+        line = f"{len(ids)} ids are of several rows ({', '.join(ids[:3])}): training refuses them. "
+        line += "Give each row an id, or train with --data.ids position."
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for code, first in result.examples.items():
         line = f"{result.unusable[code]} cannot, the first: {first}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)

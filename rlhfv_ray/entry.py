@@ -14,6 +14,7 @@ OURS = Path(__file__).resolve().parents[1]
 COMMAND = "experiments.command:start"
 PACKAGES = ("eval", "experiments")
 SETTINGS_ERROR = 2  # as `console.EXIT_CODES` has it
+STOPPED = 130  # as in `console`
 
 
 def start() -> NoReturn:
@@ -28,7 +29,11 @@ def start() -> NoReturn:
                 file=sys.stderr,
             )
             sys.exit(SETTINGS_ERROR)
-    pkgutil.resolve_name(COMMAND)()
+    try:
+        pkgutil.resolve_name(COMMAND)()
+    except KeyboardInterrupt:  # while modules were imported; later the command itself answers it
+        print("\nStopped.")
+        sys.exit(STOPPED)
     raise AssertionError("the command ends its process")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import rlhfv_ray
+from rlhfv_ray import entry
+from rlhfv_ray.console import STOPPED
 from rlhfv_ray.entry import OURS, location_of
 
 LENT = "import sys, rlhfv_ray; {}; print('torch' in sys.modules)"
@@ -35,6 +37,18 @@ def test_a_folder_that_hides_ours_is_named(tmp_path, name):
     done = run("-m", "rlhfv_ray.entry", "--version", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"`import {name}` finds {tmp_path / name}" in done.stderr
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_early_interruption_is_a_stop(monkeypatch, capsys):
+    """Catches: a traceback of imports for Ctrl-C in the first second."""
+    monkeypatch.setattr(entry, "COMMAND", "tests.unit.test_entry:interrupted")
+    with pytest.raises(SystemExit) as stopped:
+        entry.start()
+    assert stopped.value.code == STOPPED and "Stopped." in capsys.readouterr().out
 
 
 def test_our_own_packages_are_found():

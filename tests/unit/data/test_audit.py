@@ -266,6 +266,17 @@ def test_an_evaluation_set_that_names_no_image_is_refused(
     assert "bench.jsonl" in re.sub(r"[\s│]", "", printed.out + printed.err)
 
 
+def test_repeats_are_said_on_the_terminal(pairs, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Catches: data that the audit passes without a word, and that training refuses."""
+    write_pairs([pairs[0], replace(pairs[1], id=pairs[0].id), pairs[0]], tmp_path / "p.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rlhfv-ray", "audit", "p.parquet"])
+    assert command.main() == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 pairs repeat an earlier one" in printed
+    assert f"1 ids are of several rows ({pairs[0].id}): training refuses them." in printed
+
+
 def test_a_models_tokens_are_counted_in_place_of_words(
     pairs, processor, tmp_path: Path, monkeypatch
 ) -> None:
