@@ -74,15 +74,16 @@ def _score_paths(run: Path) -> list[Path]:
 
 
 def _places(run: Path) -> dict[str, int]:
-    """Return the place of each model among those of its run, which its summary has; the base's is
-    0.
+    """Return the place of each model among those of its run, as its summary has them; the base's
+    is 0.
     """
     try:
         written = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         by_benchmark = written.get("benchmarks", written)  # of an experiment, or of an evaluation
-        names = dict.fromkeys(name for entry in by_benchmark.values() for name in entry["models"])
+        first, *_ = by_benchmark.values()  # every benchmark has the same models
+        names = list(first["models"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        names = {}
+        names = []
     return {name: place for place, name in enumerate(names)} or {BASE: 0}
 
 
@@ -142,9 +143,8 @@ def report_runs(
     for benchmark, models in benchmarks.items():
         _check_alike(benchmark, models)
         console.print(table(models))
-        first, *others = models
-        if others:
-            line = f"base of {benchmark}: {first} (--base NAME takes another)"
+        if len(models) > 1:
+            line = f"base of {benchmark}: {next(iter(models))} (--base NAME takes another)"
             console.print(line, highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as folder:
         sections = [

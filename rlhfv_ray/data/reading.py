@@ -153,10 +153,10 @@ def list_slices(
         with _naming(file.path):
             settings = (0, examples, file.name, options)
             head = Slice(0, str(file.path), format, 0, _PEEK, *settings)
-            if _is_empty(head):
+            head = replace(head, format=_format(head, unused))
+            if not head.format:
                 empty.append(str(file.path))
                 continue
-            head = replace(head, format=_format(head, unused))
             for start, stop, offset in _cuts(file, rows):
                 bounds = {"start": start, "stop": stop, "offset": offset}
                 slices.append(replace(head, index=len(slices), **bounds))
@@ -321,13 +321,10 @@ def _naming(file: Path) -> Iterator[None]:
         raise DataError(f"{error} ({file})") from error
 
 
-def _is_empty(head: Slice) -> bool:
-    """Return True if a file has no row that could show its format; Parquet has it in its schema."""
-    return suffix_of(Path(head.file)) != PARQUET and next(_stored_rows(head), None) is None
-
-
 def _format(head: Slice, unused: dict[str, None]) -> str:
     """Return the format of a file; "auto" detects it, any other is checked against the columns.
+
+    It is empty for a text file without rows.
 
     Args:
         head: the file's first rows.
@@ -342,9 +339,12 @@ def _format(head: Slice, unused: dict[str, None]) -> str:
         columns = list(renamed(dict.fromkeys(stored_columns), stored_names))
         rows = _usable_rows(head, no_images)  # read only if several formats fit
     else:
-        first_rows = [row for _, row in _stored_rows(head)]
+        whole = replace(head, stop=sys.maxsize)  # blank lines are no rows
+        first_rows = [row for _, row in islice(_stored_rows(whole), _PEEK)]
+        if not first_rows:
+            return ""
         rows = [row for row in first_rows if not isinstance(row, DataError)]
-        if first_rows and not rows and isinstance(first_rows[0], DataError):
+        if not rows and isinstance(first_rows[0], DataError):
             raise first_rows[0]  # no row shows a column: the reason is what helps
         columns = list(dict.fromkeys(name for row in rows for name in row))
     if missing := [name for name in stored_names if name not in columns]:

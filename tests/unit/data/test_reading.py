@@ -86,7 +86,9 @@ def test_no_data_is_an_error(name: str, tmp_path: Path) -> None:
 
 
 def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
-    """Catches: a file without rows that is said to lack columns; one that costs a whole folder."""
+    """Catches: a file without rows that is said to lack columns; one that costs a whole folder;
+    rows that are lost because many blank lines stand before them.
+    """
     (tmp_path / "none.json").write_text("[]")
     (tmp_path / "empty.jsonl").write_text("")
     for name in ("none.json", "empty.jsonl", "."):
@@ -94,6 +96,8 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
             list_slices(tmp_path / name)
     jsonl(tmp_path / "x.jsonl", [plain_row()])
     assert [part.title for part in list_slices(tmp_path)] == ["x.jsonl"]
+    (tmp_path / "y.jsonl").write_bytes(b"\n" * 100 + (tmp_path / "x.jsonl").read_bytes())
+    assert len(list(load_pairs(tmp_path))) == 2
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.json", "x.tsv"])
