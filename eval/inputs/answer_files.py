@@ -231,10 +231,12 @@ def _names_of(prompts: Sequence[Prompt]) -> dict[str, str]:
 
 def _mismatch(rows: Sequence[Row], prompts: Sequence[Prompt]) -> str:
     """Say why rows match neither by id nor by place."""
+    fault = "it has no ids"
+    if ids := dict(rows[0].ids):
+        fault = f"its ids are not the benchmark's. It has rows such as {ids}"
     text = (
-        f"its ids are not the benchmark's. It has rows such as {dict(rows[0].ids)}, the benchmark "
-        f"has {', '.join(prompt.id for prompt in prompts[:3])}, ... Ids are read from the fields "
-        f"{', '.join(IDS)}."
+        f"{fault}, the benchmark has {', '.join(prompt.id for prompt in prompts[:3])}, ... Ids are "
+        f"read from the fields {', '.join(IDS)}."
     )
     if len(rows) != len(prompts):
         return f"{text} It has {len(rows)} rows, and the benchmark {len(prompts)} prompts."
