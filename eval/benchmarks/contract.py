@@ -116,6 +116,9 @@ class Scores:
     # Reported but not compared, e.g. the rates by the release's own reading.
     extras: Mapping[str, Any] = field(default_factory=dict)
     # Computed once, because every table, figure and page shows them.
+    _sums: dict[str | None, dict[str, Ratio]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _intervals: dict[str | None, dict[str, Interval | None]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -125,12 +128,10 @@ class Scores:
 
     def sums(self, group: str | None = None) -> dict[str, Ratio]:
         """Sum numerators and denominators of every metric over all answers or one group."""
-        sums: dict[str, Ratio] = {}
-        for metric in self.metrics:
-            ratios = self._ratios(metric.name, group)
-            numerator = sum(ratio.numerator for ratio in ratios)
-            sums[metric.name] = Ratio(numerator, sum(ratio.denominator for ratio in ratios))
-        return sums
+        if group not in self._sums:
+            answers = self._answers_in(group)
+            self._sums[group] = {metric.name: _sum(metric.name, answers) for metric in self.metrics}
+        return dict(self._sums[group])
 
     def rates(self, group: str | None = None) -> dict[str, float | None]:
         """Compute every metric as a number, and count answers (`n`) and missing verdicts.
@@ -177,8 +178,11 @@ class Scores:
     def _answers_in(self, group: str | None) -> list[JudgedAnswer]:
         return [item for item in self.answers if group in (None, item.group)]
 
-    def _ratios(self, name: str, group: str | None) -> list[Ratio]:
-        return [item.ratios[name] for item in self._answers_in(group) if name in item.ratios]
+
+def _sum(name: str, answers: Sequence[JudgedAnswer]) -> Ratio:
+    ratios = [item.ratios[name] for item in answers if name in item.ratios]
+    numerator = sum(ratio.numerator for ratio in ratios)
+    return Ratio(numerator, sum(ratio.denominator for ratio in ratios))
 
 
 def _first_number(group: str) -> int:

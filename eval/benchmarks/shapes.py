@@ -234,7 +234,7 @@ class ShapesBenchmark(Benchmark):
         covered: set[int] = set()
         for span in spans:
             covered.update(range(span.start, span.stop))
-        for mention in self.vocabulary.locate(text):
+        for mention in self.vocabulary.locate(text) if hallucinated else ():
             if mention.object in hallucinated and mention.start not in covered:
                 spans.append(Span(mention.start, mention.stop, "object"))
         return tuple(spans)

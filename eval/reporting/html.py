@@ -7,6 +7,7 @@ runs, so that overlapping spans become properly nested marks.
 import base64
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -42,6 +43,7 @@ PAPER = Path(__file__).parents[1] / "data" / "paper.json"
 SMALL_IMAGE = 160  # pixels of the longer side, below which an image is enlarged without smoothing
 LARGE_IMAGE = 640  # pixels of the longer side, above which an image is made smaller
 SEED = 0  # of the random sample of the answers that are shown
+DATE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")  # in the head of a page
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def write_page(
     facts: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     count: int = 20,
 ) -> None:
-    """Write one HTML file with everything in it.
+    """Write one HTML file with everything in it; one that would differ in its date alone is left.
 
     Args:
         path: of the file; its folder is made.
@@ -111,7 +113,14 @@ def write_page(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     # A model may write half of a surrogate pair, which UTF-8 cannot encode.
-    path.write_text(page, encoding="utf-8", errors="replace")
+    content = page.encode(errors="replace")
+    if not path.exists() or _undated(path.read_bytes()) != _undated(content):
+        path.write_bytes(content)
+
+
+def _undated(page: bytes) -> bytes:
+    """Return a page without the date in its head."""
+    return DATE.sub(b"", page, count=1)
 
 
 def _section(section: Section, *, count: int) -> dict[str, Any]:

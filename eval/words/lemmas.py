@@ -7,7 +7,7 @@ COCO vocabulary both give the same lemmas.
 """
 
 import logging
-from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from typing import Literal
 
 from rlhfv_ray.errors import ConfigError
@@ -15,6 +15,7 @@ from rlhfv_ray.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 LemmatizerName = Literal["wordnet", "builtin"]
+LEMMAS_KEPT = 2**16  # of the words of a language; answers repeat most of them
 
 _SUFFIXES = (  # (ending, replacement)
     ("s", ""),
@@ -99,6 +100,7 @@ def choose_lemmatizer(name: LemmatizerName | None = None) -> LemmatizerName:
     return "wordnet"
 
 
+@lru_cache(LEMMAS_KEPT)
 def wordnet_lemma(word: str) -> str:
     """Return the shortest noun lemma of a word in WordNet; an unknown word is its own lemma."""
     from nltk.stem import WordNetLemmatizer  # optional, and slow to import
@@ -106,11 +108,12 @@ def wordnet_lemma(word: str) -> str:
     return WordNetLemmatizer().lemmatize(word)
 
 
-def builtin_lemma(word: str, known: AbstractSet[str]) -> str:
+@lru_cache(LEMMAS_KEPT)
+def builtin_lemma(word: str, known: frozenset[str]) -> str:
     """Return the shortest form of a word among the known nouns; an unknown word is its own lemma.
 
     Example:
-        >>> nouns = {"bus", "bench", "hobby"}
+        >>> nouns = frozenset({"bus", "bench", "hobby"})
         >>> [builtin_lemma(word, nouns) for word in ("bus", "benches", "hobbies", "pens")]
         ['bus', 'bench', 'hobby', 'pens']
     """

@@ -47,7 +47,7 @@ class NounReader:
     def __init__(self, known: AbstractSet[str]) -> None:
         import spacy  # slow to import
 
-        self.known = known
+        self.known = frozenset(known)
         self.lemmatizer = choose_lemmatizer()
         self.tagger = "nltk" if _has_tagger() else "none"
         self.vectors = "none"

@@ -82,6 +82,8 @@ class StageMonitor:
         params = {"folder": folder.name, **flat(stage.inputs)}
         with self.run.stage(stage.title, params=params) as child:
             child.set_tags({RUN_NAME: f"{stage.title}, {self.name}"})
+            if not skipped:
+                child.reopen()
             training = self.training(child, trained, skipped) if trained else None
             with training or contextlib.nullcontext():
                 yield

@@ -25,7 +25,7 @@ from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.files import sealed, unsealed, write_json
 from rlhfv_ray.storage.folder import display_path, fetch
 from rlhfv_ray.tracking.lineage import send_dataset, send_model
-from rlhfv_ray.tracking.target import database, with_secrets
+from rlhfv_ray.tracking.target import database, holds_run, with_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,7 +94,7 @@ class Replay:
             True if MLflow now has everything.
         """
         try:
-            if abandoned or self.state.get("position") != len(events):
+            if not self._is_complete(events, abandoned=abandoned):
                 self._replay(events, abandoned=abandoned)
         # Errors of any client, database or cloud store: none of them may stop a training run.
         except Exception as error:  # noqa: BLE001
@@ -107,6 +107,16 @@ class Replay:
         self.unreached = False
         return not self.state["refused"]
 
+    def _is_complete(self, events: Sequence[Event], *, abandoned: bool) -> bool:
+        """Return True if MLflow needs not be asked: it has everything, and nothing is left open."""
+        if self.state.get("position") != len(events):
+            return False
+        if not abandoned:
+            return True
+        is_open = "RUNNING" in _last_statuses(events).values()
+        uri = self.uri or self.state["target"]["uri"]
+        return not is_open and holds_run(uri, next(iter(self.state["runs"].values()), ""))
+
     def _replay(self, events: Sequence[Event], *, abandoned: bool) -> None:
         targets = [event["content"] for event in events if event["kind"] == "target"]
         client = self._connect(targets[-1])
@@ -118,8 +128,7 @@ class Replay:
             write_json(self.folder / STATE, sealed(self.state))
         if not abandoned:
             return
-        last = {event["run"]: event["content"] for event in events if event["kind"] == "status"}
-        for run, status in last.items():
+        for run, status in _last_statuses(events).items():
             if status == "RUNNING":
                 run_id = self.state["runs"][run]
                 client.set_terminated(run_id, "KILLED", end_time=events[-1]["time"])
@@ -179,6 +188,10 @@ class Replay:
             run_name=content["name"],
         )
         return run.info.run_id
+
+
+def _last_statuses(events: Sequence[Event]) -> dict[str, Status]:
+    return {event["run"]: event["content"] for event in events if event["kind"] == "status"}
 
 
 def _open_store(target: Mapping[str, str]) -> tuple["MlflowClient", str]:

@@ -1,9 +1,9 @@
 """The MLflow run tree of one experiment, fed from a local spool.
 
 Everything for MLflow is first an event with a key: one line of `tracking.jsonl` in the
-experiment's folder. A key is never appended twice, so a resumed experiment repeats nothing. A
-background thread replays the events (`rlhfv_ray.tracking.replay`), so training neither waits for
-MLflow nor fails with it.
+experiment's folder. A key is never appended twice, so a resumed experiment repeats nothing. A run
+that has finished stays so until there is something new to log. A background thread replays the
+events (`rlhfv_ray.tracking.replay`), so training neither waits for MLflow nor fails with it.
 
 Metric points are stored in the spool even where `metrics.jsonl` of a training stage has them too.
 A sweep deletes the training folders of its worse trials, perhaps before MLflow could be reached.
@@ -62,7 +62,7 @@ class Spool:
         self.finish_times: dict[str, int] = {}  # by run, ms: when it was finished first
         # Step and value of the last point, by run and metric.
         self.last_points: dict[tuple[str, str], tuple[int, float]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for event in read_events(folder):
             self._index(event)
         # A line torn by a crash gets its end, so that the next event starts a new line.
@@ -73,7 +73,7 @@ class Spool:
     def append(
         self, kind: str, run: str, content: Any, *, ident: str | None = None, at: int | None = None
     ) -> None:
-        """Add an event, unless one of the same kind, run and `ident` exists.
+        """Add an event, unless one of the same kind, run and `ident` exists. A finished run is reopened.
 
         `ident` defaults to a fingerprint of the content, and `at`, in ms, to now.
         """
@@ -88,6 +88,8 @@ class Spool:
         with self._lock:
             if key in self.keys:
                 return
+            if kind != "status":
+                self.reopen(run)
             self._index(event)
             try:
                 with (self.folder / SPOOL).open("a") as stream:
@@ -124,6 +126,18 @@ class Spool:
         at = self.finish_times.get(run) if status == "FINISHED" else None
         self.append("status", run, status, ident=str(len(self.statuses.get(run, []))), at=at)
 
+    def reopen(self, run: str) -> None:
+        """Set a run and those above it to RUNNING again, if they had finished."""
+        parts = run.split("/")
+        for depth in range(1, len(parts) + 1):
+            path = "/".join(parts[:depth])
+            if self.status(path) == "FINISHED":
+                self.set_status(path, "RUNNING")
+
+    def status(self, run: str) -> Status | None:
+        """Return a run's last status, or None if it has not started."""
+        return self.statuses[run][-1] if run in self.statuses else None
+
     def _index(self, event: Event) -> None:
         self.events.append(event)
         self.keys.add(event["key"])
@@ -147,13 +161,18 @@ class TrackedRun:
         spool.append(
             "start", self.path, {"name": name, "parent": parent, "uid": uuid.uuid4().hex}, ident=""
         )
-        spool.set_status(self.path, "RUNNING")
+        if spool.status(self.path) != "FINISHED":
+            spool.set_status(self.path, "RUNNING")
         if params:
             self.log_params(params)
 
     def stage(self, name: str, params: Mapping[str, Any] | None = None) -> "TrackedRun":
         """Start the child run with this name, or continue it."""
         return TrackedRun(self.spool, name, parent=self.path, params=params or {})
+
+    def reopen(self) -> None:
+        """Show the run as running, though it had finished and has nothing new to log yet."""
+        self.spool.reopen(self.path)
 
     def log_metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
         """Log scalars, without values that are not finite.
@@ -216,10 +235,15 @@ class TrackedRun:
             self.spool.append("tags", self.path, {name: str(value) for name, value in tags.items()})
 
     def end(self, status: Status = "FINISHED") -> None:
-        """End this run and its open children. A run that has ended keeps its status."""
+        """End this run and its open children; children that have ended keep their status.
+
+        A run that had finished, and fails now, has failed.
+        """
+        if status != "FINISHED":
+            self.reopen()
         for run in reversed(list(self.spool.statuses)):
             in_tree = run == self.path or run.startswith(f"{self.path}/")
-            if in_tree and self.spool.statuses[run][-1] == "RUNNING":
+            if in_tree and self.spool.status(run) == "RUNNING":
                 self.spool.set_status(run, status)
 
     def __enter__(self) -> Self:

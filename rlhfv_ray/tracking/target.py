@@ -4,9 +4,11 @@ The flags win, then `MLFLOW_TRACKING_URI` and `MLFLOW_EXPERIMENT_NAME`, then a S
 storage folder. Secrets in an address stay in this process: the spool has the address without them.
 """
 
+import contextlib
 import os
 import re
 import shlex
+import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,6 +91,25 @@ def tracking_uri(config: TrackingConfig, store: Path) -> str:
 def database(uri: str) -> Path:
     """Return the absolute path of a SQLite store's file."""
     return Path(uri.removeprefix(SQLITE)).resolve()
+
+
+def holds_run(uri: str, run_id: str) -> bool:
+    """Return True if a SQLite store has a run, in an experiment that is not deleted.
+
+    It is asked directly, because MLflow takes seconds to load. False where only MLflow can tell: of
+    another store, or of a database that cannot be read.
+    """
+    if not uri.startswith(SQLITE) or not database(uri).is_file():
+        return False
+    query = (
+        "SELECT 1 FROM runs JOIN experiments USING (experiment_id) "
+        "WHERE runs.run_uuid = ? AND experiments.lifecycle_stage = 'active'"
+    )
+    try:
+        with contextlib.closing(sqlite3.connect(database(uri))) as connection:
+            return connection.execute(query, (run_id,)).fetchone() is not None
+    except sqlite3.Error:
+        return False
 
 
 def with_secrets(uri: str) -> str:

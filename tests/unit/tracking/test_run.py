@@ -141,6 +141,65 @@ def test_a_finished_run_keeps_its_times_and_its_source(
         assert again.data.tags == first[name].data.tags
 
 
+def test_only_news_reopens_a_finished_run(store: Path) -> None:
+    """Catches: a second command that writes forty events to say nothing; a run that gets new
+    scores, or fails, and is shown as finished meanwhile.
+    """
+    spool = store / "ddpo-1" / SPOOL
+    with track(store) as run:
+        fill(run, 8)
+    before = spool.read_bytes()
+    with track(store) as run:
+        fill(run, 8)
+    assert spool.read_bytes() == before
+    with track(store) as run:
+        fill(run, 8)
+        with run.stage("answers") as child:
+            child.reopen()  # it runs, and changes nothing
+            assert run.spool.statuses["ddpo"][-1] == "RUNNING"
+            assert run.spool.statuses["ddpo/answers"] == ["RUNNING"]
+            assert run.spool.statuses["ddpo/train"][-1] == "FINISHED"
+    with track(store) as run:
+        run.stage("train").log_metrics({"loss": 0.1}, step=9)
+        assert run.spool.statuses["ddpo/train"][-1] == "RUNNING"
+    assert {run.info.status for run in runs(client(store)).values()} == {"FINISHED"}
+    with pytest.raises(RuntimeError), track(store):
+        raise RuntimeError("a file is damaged")
+    statuses = {name: run.info.status for name, run in runs(client(store)).items()}
+    assert statuses == {"ddpo": "FAILED", "train": "FINISHED", "answers": "FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_command_with_nothing_new_loads_no_mlflow(store: Path, empty_database: Path) -> None:
+    """Catches: two seconds of imports to send nothing; a store that lost its runs and stays so."""
+    body = """
+import sys
+from pathlib import Path
+from rlhfv_ray.config import TrackingConfig
+from rlhfv_ray.tracking.run import sync_tracking, tracked_run
+
+store = Path(sys.argv[1])
+config = TrackingConfig(experiment="hallucinations")
+with tracked_run(store / "ddpo-1", config, store=store, name="ddpo", params={}, tags={}) as run:
+    run.log_metrics({"pairs": 40})
+assert sync_tracking(store / "ddpo-1")
+print("mlflow" in sys.modules)
+"""
+
+    def command() -> str:
+        words = [sys.executable, "-c", body, str(store)]
+        done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert [command(), command()] == ["True", "False"]
+    mlflow = client(store)
+    mlflow.delete_experiment(runs(mlflow)["ddpo"].info.experiment_id)
+    assert [command(), command()] == ["True", "False"]
+    shutil.copy(empty_database, store / "mlflow.db")
+    assert [command(), command()] == ["True", "False"]
+    assert points(client(store), "ddpo", "pairs") == [(0, 40)]
+
+
 def test_data_and_model_are_listed_with_the_run_and_not_twice(store: Path) -> None:
     """Catches: a run without its data and model; a replay that doubles them; a model whose
     weights are copied to MLflow.

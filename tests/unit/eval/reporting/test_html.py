@@ -172,6 +172,21 @@ def test_page_needs_no_other_file(tmp_path: Path) -> None:
     assert "1 of the 1 in which it does worse, and 2 from all the rest" in words
 
 
+def test_a_page_that_says_the_same_keeps_its_date(tmp_path: Path) -> None:
+    """Catches: a report that a second command changes and logs again, though nothing is new."""
+    path = tmp_path / "page.html"
+
+    def written(minute: int, scale: float) -> str:
+        heading = Heading("pets", {"written": f"2026-11-29 11:{minute} UTC"})
+        facts = {"scale": [("of the first rate", str(scale))]}
+        write_page(path, [Section("pets", models())], heading=heading, facts=facts)
+        return path.read_text(encoding="utf-8")
+
+    first = written(44, 1.5)
+    assert written(45, 1.5) == first
+    assert "11:46 UTC" in written(46, 2.5)
+
+
 def test_scores_of_a_page_are_those_of_the_table(tmp_path: Path) -> None:
     page = read_page(tmp_path / "page.html", Section("pets", models()))
     row = page.cells.index(
