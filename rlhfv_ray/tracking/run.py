@@ -73,9 +73,10 @@ class Spool:
     def append(
         self, kind: str, run: str, content: Any, *, ident: str | None = None, at: int | None = None
     ) -> None:
-        """Add an event, unless one of the same kind, run and `ident` exists. A finished run is reopened.
+        """Add an event, unless one of the same kind, run and `ident` exists.
 
-        `ident` defaults to a fingerprint of the content, and `at`, in ms, to now.
+        It reopens a finished run. `ident` defaults to a fingerprint of the content, and `at`, in
+        ms, to now.
         """
         key = f"{kind}:{run}:{fingerprint({'content': content}) if ident is None else ident}"
         event = {
