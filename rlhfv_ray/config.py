@@ -38,6 +38,7 @@ PAIR_FORMATS = {
     "rlaifv": "rlhfv_ray.data.pair_formats:RLAIFV",
     "muffin_tsv": "rlhfv_ray.data.pair_formats:MUFFIN_TSV",
     "trl": "rlhfv_ray.data.pair_formats:TRL",
+    "trl_implicit": "rlhfv_ray.data.pair_formats:TRL_IMPLICIT",
     "llamafactory": "rlhfv_ray.data.pair_formats:LLAMAFACTORY",
     "povid": "rlhfv_ray.data.pair_formats:POVID",
     "swift": "rlhfv_ray.data.pair_formats:SWIFT",

@@ -51,16 +51,20 @@ def detect_format(
         return len(_missing(formats[name], columns)) / len(formats[name].columns)
 
     names = [name for name in formats if (name == TSV_FORMAT) == is_tsv]
-    fitting = [name for name in names if not _missing(formats[name], columns)]
-    if not fitting:
-        check_columns(min(names, key=missing_share), columns, formats)
-    if len(fitting) == 1:
+    fitting = [name for name in names if _fits(formats[name], columns)]
+    if len(fitting) == 1 and not formats[fitting[0]].without:
         return fitting[0]
     rows = list(rows)
     candidates = [
         Candidate(name, len(formats[name].columns), _readable(formats[name], rows))
         for name in fitting
     ]
+    candidates = [one for one in candidates if one.rows or not formats[one.name].without]
+    if not candidates:
+        lacking = [name for name in names if _missing(formats[name], columns)]
+        check_columns(min(lacking, key=missing_share), columns, formats)
+    if len(candidates) == 1:
+        return candidates[0].name
     best = max((candidate.rows, candidate.columns) for candidate in candidates)
     chosen = [candidate for candidate in candidates if (candidate.rows, candidate.columns) == best]
     shown = ", ".join(f"{one.name} ({one.rows} of {len(rows)})" for one in candidates)
@@ -71,6 +75,10 @@ def detect_format(
         )
     say_once(f"The data is read as format {chosen[0].name}; its first rows fit {shown}.")
     return chosen[0].name
+
+
+def _fits(format: Format, columns: Sequence[str]) -> bool:
+    return not _missing(format, columns) and not set(format.without) & set(columns)
 
 
 def _readable(format: Format, rows: Sequence[Row]) -> int:

@@ -12,6 +12,8 @@ code: `empty_answer: ...`.
 | `muffin_tsv`   | Muffin; TSV without header        | seven; image and text in base64           |
 | `trl`          | TRL preference, mDPO, Silkie;     | `prompt`, `chosen`, `rejected`, `images`  |
 |                | JSON, JSON Lines, Parquet         |                                           |
+| `trl_implicit` | TRL preference; the conversations | `chosen`, `rejected`, `images`            |
+|                | begin with the prompt             |                                           |
 | `llamafactory` | LLaMA-Factory ShareGPT with       | `conversations` or `messages` in place of |
 |                | `ranking: true`                   | `prompt`                                  |
 | `povid`        | POVID                             | `conversations`, `rejected_conversations` |
@@ -190,6 +192,17 @@ def _trl(row: Row) -> Row:
     return _fields(row, row.get("prompt"), row.get("chosen"), row.get("rejected"))
 
 
+def _trl_implicit(row: Row) -> Row:
+    conversations = row.get("chosen"), row.get("rejected")
+    if any(isinstance(value, str) for value in conversations):
+        raise unusable(
+            "bad_row",
+            "chosen or rejected is a text and there is no prompt: without one, both are "
+            "conversations that begin with it",
+        )
+    return _two_conversations(row, *conversations)
+
+
 def _llamafactory(row: Row) -> Row:
     turns = row.get("conversations") or row.get("messages")
     return _fields(row, turns, row.get("chosen"), row.get("rejected"))
@@ -246,13 +259,16 @@ def _from_messages(
 
 
 class Format(NamedTuple):
-    """A format's needed columns, the function from its row to common fields, and further columns
-    that this function reads where a file has them.
-    """
+    """A format's columns, and the function from its row to common fields."""
 
-    columns: tuple[str, ...]  # "a|b" needs one of the two
+    columns: tuple[str, ...]  # needed; "a|b" needs one of the two
     fields: Callable[[Row], Row]
-    optional: tuple[str, ...] = ()  # beside `detection.OPTIONAL_COLUMNS`, which all formats read
+    # That the function reads where a file has them, beside `detection.OPTIONAL_COLUMNS`, which all
+    # formats read.
+    optional: tuple[str, ...] = ()
+    # A file that has one of these is taken for another format. Needed columns that other formats
+    # have, too, say little: so the first rows must be readable.
+    without: tuple[str, ...] = ()
 
     def read(self, row: Row) -> Row:
         """Return the common fields of a row.
@@ -273,6 +289,11 @@ RLHFV = Format(("image", "text"), _rlhfv)
 RLAIFV = Format((IMAGE, "question", "chosen", "rejected"), dict)
 MUFFIN_TSV = Format(TSV_COLUMNS, _muffin_tsv)
 TRL = Format(("prompt", "chosen", "rejected", IMAGE), _trl)
+TRL_IMPLICIT = Format(
+    ("chosen", "rejected", IMAGE),
+    _trl_implicit,
+    without=("prompt", "question", "conversations", "messages"),
+)
 LLAMAFACTORY = Format(("conversations|messages", "chosen", "rejected", IMAGE), _llamafactory)
 POVID = Format(("conversations", "rejected_conversations", IMAGE), _povid)
 SWIFT = Format(("messages", "rejected_response|rejected_messages", IMAGE), _swift)

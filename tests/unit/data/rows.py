@@ -38,6 +38,10 @@ ORIGIN = {
 USER = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
 
 
+def asks(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
 def says(text: str) -> list[dict[str, Any]]:
     return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
@@ -134,6 +138,14 @@ def write_format(folder: Path, case: str) -> Path:
         "muffin_tsv": ("rows.tsv", tsv_line((QUESTION, CHOSEN, REJECTED, [-1.0]))),
         "trl": ("trl.jsonl", trl_row()),
         "trl_plain": ("plain.jsonl", plain_row()),
+        "trl_implicit": (
+            "implicit.jsonl",
+            {
+                "chosen": [USER, *says(CHOSEN)],
+                "rejected": [USER, *says(REJECTED)],
+                "images": ["a.png"],
+            },
+        ),
         "trl_parquet": ("trl.parquet", trl_row(images=[{"bytes": RED, "path": None}])),
         "llamafactory": ("share.json", [{**share, "images": ["a.png"]}]),
         "llamafactory_messages": (

@@ -44,6 +44,11 @@ ROWS: dict[str, dict[str, Any]] = {
         "rejected": REJECTED,
         "images": ["a.png"],
     },
+    "trl_implicit": {
+        "chosen": [USER, ASSISTANT],
+        "rejected": [USER, {**ASSISTANT, "content": REJECTED}],
+        "images": ["a.png"],
+    },
     "llamafactory": {
         "conversations": [*SHARE, {"from": "human", "value": "and ?"}],
         "chosen": SHARE[1],

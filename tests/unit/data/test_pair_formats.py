@@ -1,4 +1,4 @@
-"""Six formats give the same pair, and a bad row of each kind says why it is unusable."""
+"""All formats give the same pair, and a bad row of each kind says why it is unusable."""
 
 import json
 import os
@@ -9,10 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhfv_ray.data import (
-    list_slices,
-    load_pairs,
-)
+from rlhfv_ray.data import ReadOptions, list_slices, load_pairs
 from rlhfv_ray.data.files.image_sources import ImageRoots
 from rlhfv_ray.data.pair_formats import FORMATS, Format, read_row
 from rlhfv_ray.data.row_fields import Row
@@ -27,6 +24,7 @@ from tests.unit.data.rows import (
     REJECTED,
     TEXTS,
     USER,
+    asks,
     jsonl,
     only_error,
     parquet,
@@ -46,6 +44,7 @@ CASES = {
     "muffin_tsv": "muffin_tsv",
     "trl": "trl",
     "trl_plain": "trl",
+    "trl_implicit": "trl_implicit",
     "trl_parquet": "trl",
     "llamafactory": "llamafactory",
     "llamafactory_messages": "llamafactory",
@@ -67,6 +66,31 @@ def test_a_format_whose_function_returns_nothing_is_no_rows_fault(
     for read in (read_row, read_example):
         with pytest.raises(ConfigError, match="test_pair_formats:no_fields must .* not NoneType"):
             read({"id": "1"}, format="trl", roots=ImageRoots(()), fallback_id="1")
+
+
+def test_a_prompt_that_is_missing_is_not_taken_for_one_inside_the_answers(tmp_path: Path) -> None:
+    """Catches: all rows set aside, where a column's name had to be mapped."""
+    row = plain_row()
+    row["instruction"] = row.pop("prompt")
+    path = jsonl(tmp_path / "x.jsonl", [row])
+    with pytest.raises(DataError, match="column question is missing.*--data.columns question=NAME"):
+        list_slices(path)
+    ((_, pair),) = read_all(path, options=ReadOptions(columns=("question=instruction",)))
+    assert isinstance(pair, PreferencePair)
+    assert (pair.question, pair.chosen) == (QUESTION, CHOSEN)
+
+
+def test_a_prompt_inside_the_answers_is_what_both_share(tmp_path: Path) -> None:
+    """Catches: an earlier answer scored as the chosen one; answers to two questions compared."""
+    talk = [{"role": "system", "content": "Be brief."}, USER, *says("A cat."), asks("And then?")]
+    row = {"chosen": [*talk, *says(CHOSEN)], "rejected": [*talk, *says(REJECTED)]}
+    other = {**row, "rejected": [*talk[:-1], asks("And now?"), *says(REJECTED)]}
+    rows = [{**row, "images": ["a.png"]}, {**other, "images": ["a.png"]}]
+    (_, pair), (_, error) = read_all(jsonl(tmp_path / "x.jsonl", rows))
+    assert isinstance(pair, PreferencePair)
+    assert (pair.system, pair.history) == ("Be brief.", ((QUESTION, "A cat."),))
+    assert (pair.question, pair.chosen, pair.rejected) == ("And then?", CHOSEN, REJECTED)
+    assert "differ before their last answers" in str(error)
 
 
 @pytest.mark.parametrize("case", CASES)
