@@ -5,8 +5,10 @@ import logging
 import os
 import re
 import secrets
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -75,7 +77,7 @@ def connect() -> None:
     if address:
         os.environ.pop("RLHFV_PRIVATE_RAY", None)  # of a Ray that started this command
         try:
-            with without_level_line():
+            with without_level_line(), answer_to_sigterm():
                 ray.init(address, **settings)
         except (ConnectionError, RuntimeError) as error:  # RuntimeError: of another version
             reason = str(error).strip().splitlines()[0]
@@ -93,7 +95,7 @@ def connect() -> None:
         "include_dashboard": False,  # ten processes that nobody looks at
     }
     try:
-        with without_level_line():
+        with without_level_line(), answer_to_sigterm():
             ray.init("local", **settings)
     except OSError as error:
         if "AF_UNIX" not in str(error):
@@ -125,6 +127,18 @@ def without_level_line() -> Iterator[None]:
             written.seek(0)
             lines = [line for line in written if LEVEL_LINE not in line]
             os.write(STDERR, b"".join(lines))
+
+
+@contextlib.contextmanager
+def answer_to_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, which `ray.init` replaces.
+
+    Ray's prints a stack trace of its C++ code, and ends with the code 15.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def is_private() -> bool:

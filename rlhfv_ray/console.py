@@ -180,14 +180,22 @@ def poll(look: Callable[[], None], every: float) -> Iterator[None]:
 def run_command(body: Callable[[], int | None]) -> int:
     """Run a command; show an error of ours without a traceback; return the exit code, which a body
     without an error may return itself.
+
+    SIGTERM stops it as Ctrl-C does: of an exit in a signal's handler, Ray makes one with code 1.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    received: list[int] = []
+
+    def terminate(number: int, _: object) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     logging.basicConfig(level=logging.WARNING, handlers=[TerminalHandler()])
     try:
         return body() or 0
     except KeyboardInterrupt:
         print("\nStopped. The same command continues from what is finished.")
-        return STOPPED
+        return TERMINATED if received else STOPPED
     except RlhfvError as error:
         _print_error(type(error).__name__, str(error))
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))

@@ -31,6 +31,7 @@ from experiments.runners.stage_monitor import flat
 from experiments.runners.sweep_outcome import conclude, retrain_command
 from experiments.runners.sweep_plan import (
     START_S,
+    WARM_START_S,
     cost_line,
     device_line,
     disk_of,
@@ -150,14 +151,16 @@ class Planned:
             ]
         scale, batch = config.ddpo.scale, config.ddpo.optim.batch
         update_s = 3 * seconds_of(reference) * batch / pairs * scale.actors / scale.most_workers
-        seconds = counted.seconds(update_s=update_s, look_s=look_s or 0.0)
+        starts = sum(counted.trials)
+        cold = starts if scale.is_elastic else min(starts, self.concurrent)
+        seconds = counted.seconds(update_s=update_s, look_s=look_s or 0.0, cold=cold)
         looks = f"{look_s:.0f} s per evaluation" if look_s else "evaluations not counted"
         return [
             *lines,
             device_line(config, counted, seconds),
             f"time: about {hours(seconds / self.concurrent)}, with {update_s:.2f} s per update "
             f"(3 x the pace of the reference pass, if it ran on {scale.actors} such actors), "
-            f"{START_S:.0f} s per start at a rung, {looks}",
+            f"starts of {START_S:g} s ({cold}) or {WARM_START_S:g} s ({starts - cold}), {looks}",
         ]
 
 

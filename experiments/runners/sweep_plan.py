@@ -18,7 +18,8 @@ from rlhfv_ray.sweep.setting_value import Measure, Objective
 
 RULE = 2  # of the choice; a sweep by another rule is another sweep
 CHECKPOINT_BYTES = 12  # of a trained parameter: AdamW's moments and the fp32 weight
-START_S = 20.0  # a trial's start at a rung: processes, imports, weights
+START_S = 20.0  # a trial's start at a rung in new processes: imports, weights
+WARM_START_S = 4.0  # in processes that trained another trial before
 VERDICT_TOKENS = 1000, 150  # of a usual verdict: prompt, reply
 # Settings of a server that change no verdict.
 PACE = (
@@ -104,11 +105,16 @@ class Forecast(NamedTuple):
     updates: int  # of all trials together
     looks: int  # evaluations of all trials together
 
-    def seconds(self, *, update_s: float, look_s: float) -> float:
-        """Return how long all trials take, one after the other, from the seconds of an update and
-        of a look.
+    def seconds(self, *, update_s: float, look_s: float, cold: int) -> float:
+        """Return how long all trials take, one after the other.
+
+        Args:
+            update_s: seconds of an update.
+            look_s: seconds of an evaluation.
+            cold: number of starts in new processes.
         """
-        return self.updates * update_s + self.looks * look_s + sum(self.trials) * START_S
+        starts = cold * START_S + (sum(self.trials) - cold) * WARM_START_S
+        return self.updates * update_s + self.looks * look_s + starts
 
 
 class Disk(NamedTuple):

@@ -1,7 +1,10 @@
-"""Jobs that ask an autoscaler for nodes, on a cluster that begins with a head without CPUs."""
+"""Jobs that ask an autoscaler for nodes, on a cluster that begins with a head without CPUs; and a
+driver that is told to end.
+"""
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +117,38 @@ def test_a_job_brings_nodes_or_is_refused_with_the_numbers(tmp_path: Path):
     assert re.search(r"Training needs 2 x \(1 CPU\).* room for 0\. It waits", done.stderr)
     assert "starting" in done.stderr
     assert said["idle"]["nodes"] == 1
+
+
+WAITING = """
+import time
+import ray
+from rlhfv_ray.cluster import connect
+from rlhfv_ray.console import leave, run_command
+
+def wait():
+    connect()
+    task = ray.remote(lambda: time.sleep(600)).remote()
+    print("waits", flush=True)
+    ray.get(task)
+
+leave(run_command(wait))
+"""
+
+
+def test_sigterm_ends_a_driver_that_waits_for_ray():
+    """Catches: a stack trace of Ray's C++ code; the exit code 1 of a failure, or Ray's own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as driver:
+        assert driver.stdout and driver.stdout.readline() == "waits\n"
+        driver.send_signal(signal.SIGTERM)
+        printed, errors = driver.communicate(timeout=100)
+    assert driver.returncode == 143
+    assert (printed.strip(), errors) == (
+        "Stopped. The same command continues from what is finished.",
+        "",
+    )

@@ -73,6 +73,12 @@ def test_success_interruption_and_defects_differ(capsys):
         run_command(failing(ZeroDivisionError()))
 
 
+def test_sigterm_is_a_stop_like_ctrl_c(capsys):
+    """Catches: a job that a scheduler ends, taken for a failed one, or without a word."""
+    assert run_command(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 143
+    assert "The same command continues from what is finished." in capsys.readouterr().out
+
+
 LEAVING = """
 import atexit
 from rlhfv_ray.console import leave

@@ -102,7 +102,9 @@ def test_a_forecast_counts_rungs_seeds_and_epochs():
     counted = forecast(config, trials, 160)
     assert counted.trials == (24, 12) and counted.looks == 36
     assert counted.updates == 24 * 7.5 + 12 * 7.5
-    assert counted.seconds(update_s=2.0, look_s=10.0) == 270 * 2 + 36 * 10 + 36 * 20
+    work = 270 * 2 + 36 * 10
+    assert counted.seconds(update_s=2.0, look_s=10.0, cold=36) == work + 36 * 20
+    assert counted.seconds(update_s=2.0, look_s=10.0, cold=4) == work + 4 * 20 + 32 * 4
     lines = plan_lines(config, trials, counted, 2)
     assert "8 settings x 3 seeds, 2 at a time; by rung: 24, 12" in lines[0]
     assert "seed 0" in lines[2] and "seed 2" in lines[3] and "--optim.epochs 2.0" in lines[3]
