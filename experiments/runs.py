@@ -3,23 +3,28 @@
     rlhfv-ray runs                 # of ./runs
     rlhfv-ray runs /shared/runs --prune
 
-Each run has its name, its state, its main result, and its size with that of its stages. Without
---yes, --prune only says what it would delete: checkpoints of finished trainings, and stages that no
-run names. A stage that a command is writing stays, and so do those of a run that has not finished:
-delete its folder first if it will not go on. Commands make again what they need.
+Each run has its name, its state, its size with that of its stages, the settings in which runs of
+one recipe differ, and its main result. Without --yes, --prune only says what it would delete:
+checkpoints of finished trainings, and stages that no run names. A stage that a command is writing
+stays, and so do those of a run that has not finished: delete its folder first if it will not go on.
+Commands make again what they need.
 """
 
+import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
-from rich.table import Column, Table
+from rich.padding import Padding
+from rich.text import Text
 
+from rlhfv_ray.command_line import flag_words, leaves
 from rlhfv_ray.command_line.help_text import parse
 from rlhfv_ray.console import leave, new_console, run_command
 from rlhfv_ray.errors import ConfigError
@@ -32,6 +37,9 @@ from rlhfv_ray.tracking.run_folder import CONFIG_FILE, HEADLINE, RUN_NAME
 
 STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "interrupted"}
 CHECKPOINTS = "checkpoints"
+STATE_WIDTH, INDENT = max(map(len, (*STATES.values(), "running"))), 4  # characters
+IN_NAMES = ("name", "seed", "loss.kind", "loss.beta", "loss.gamma")  # settings in a run's name
+PLACES = ("storage", "tracking.", "ddpo.storage", "ddpo.tracking.")
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class Run:
     name: str  # as in MLflow: what it is, and the settings that differ
     state: str
     headline: str
+    settings: Mapping[str, Any]  # by dotted name
     stages: frozenset[str]  # names of folders in the storage folder
     started: float  # seconds since 1970
 
@@ -68,7 +77,35 @@ def _read_run(spool: Path) -> Run:
     state = "running" if _is_live(folder) else STATES[states[-1] if states else "RUNNING"]
     name, headline = (tags.get(tag, "") for tag in (RUN_NAME, HEADLINE))
     started = min((event["time"] for event in events), default=0) / 1000
-    return Run(folder, name, state, headline, frozenset(_stages_of(folder)), started)
+    settings = _settings_of(folder)
+    return Run(folder, name, state, headline, settings, frozenset(_stages_of(folder)), started)
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    """Return a run's settings by dotted name; none if it ended before it wrote them."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return dict(leaves(config))
+
+
+def differing(runs: Sequence[Run]) -> dict[Path, list[str]]:
+    """Return the settings in which runs of one recipe differ, as flags, by the run's folder.
+
+    Those that a run's name has, and those that say where and not what, are left out.
+    """
+    flags: dict[Path, list[str]] = {run.folder: [] for run in runs}
+    for recipe in {run.settings.get("name") for run in runs}:
+        group = [run for run in runs if run.settings and run.settings.get("name") == recipe]
+        for name in dict.fromkeys(name for run in group for name in run.settings):
+            values = [run.settings.get(name) for run in group]
+            if name in IN_NAMES or name.startswith(PLACES) or all(v == values[0] for v in values):
+                continue
+            for run in group:
+                if name in run.settings:
+                    flags[run.folder] += flag_words(name, run.settings[name])
+    return flags
 
 
 def _stages_of(folder: Path) -> Iterator[str]:
@@ -137,16 +174,20 @@ def size_of(folder: Path) -> int:
 
 
 def show(storage: Path, runs: Sequence[Run]) -> None:
-    """Print the table of runs."""
-    folders = [len(run.folder.name) for run in runs]
-    name_column = Column("run", min_width=max(folders, default=0))  # a name cut short is of no use
-    table = Table(name_column, "state", "changed", "MB", "result")
+    """Print every run: a line of facts, then its name, differing settings and result."""
+    console = new_console()
+    longest = max((len(run.folder.name) for run in runs), default=0)
+    form = f"{{:<{longest}}}  {{:<{STATE_WIDTH}}}  {{:<16}}  {{:>6}}"
+    console.print(Text(form.format("run", "state", "changed", "MB"), "bold"), soft_wrap=True)
+    flags = differing(runs)
     for run in runs:
         size = size_of(run.folder) + sum(size_of(storage / stage) for stage in run.stages)
         changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed))
-        name = f"{run.folder.name}\n{run.name}".rstrip()
-        table.add_row(name, run.state, changed, f"{size / 1e6:.0f}", run.headline)
-    new_console().print(table)
+        facts = form.format(run.folder.name, run.state, changed, f"{size / 1e6:.0f}")
+        console.print(Text(facts), soft_wrap=True)
+        for text in (run.name, shlex.join(flags[run.folder]), run.headline):
+            if text:
+                console.print(Padding(Text(text), (0, 0, 0, INDENT)))
 
 
 def main() -> None:

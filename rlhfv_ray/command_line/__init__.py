@@ -256,7 +256,7 @@ def _with_file(
         same_name = settings.get("name") if settings.get("name") in recipes else recipes[0]
         named = [str(recipe or same_name)]
     words: list[str] = []
-    for name, value in _leaves(settings):
+    for name, value in leaves(settings):
         flag, *values = flag_words(name, value)
         typed = any(word.replace("_", "-").partition("=")[0] == flag for word in flags)
         if HIDDEN in " ".join(values) and not typed:
@@ -294,10 +294,11 @@ def _read_file(path: Path, known: Collection[str] | None) -> tuple[dict[str, Any
     return settings, True
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings with dotted names."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

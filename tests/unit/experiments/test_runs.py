@@ -99,10 +99,29 @@ def test_a_storage_folder_that_is_not_there(tmp_path):
         list_or_prune("s3://lab/runs", prune=True)
 
 
+def test_what_tells_runs_of_one_recipe_apart(storage, capsys, monkeypatch):
+    """Catches: two runs with one name, and no word of the learning rate that differs."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, recipe, changed in (
+        ("good-1", "paper", {"storage": "a", "optim": {"steps": 100}, "gpu": False}),
+        ("bad-2", "paper", {"storage": "b", "optim": {"steps": 200}, "gpu": True}),
+    ):
+        config = {"name": recipe, "loss": {"beta": 0.5}, **changed}
+        write_json(storage / name / "config.json", {"config": config, "stages": []})
+    list_or_prune(str(storage))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "--optim.steps 100 --no-gpu" in lines and "--optim.steps 200 --gpu" in lines
+    other = {"name": "dpo", "optim": {"steps": 300}}
+    write_json(storage / "bad-2" / "config.json", {"config": other, "stages": []})
+    list_or_prune(str(storage))
+    assert "--" not in capsys.readouterr().out
+
+
 def test_folders_are_never_cut_short(storage, capsys, monkeypatch):
-    """Catches: a run's folder with an ellipsis, which nobody can type."""
+    """Catches: a run's folder with an ellipsis, which nobody can type; a result cut at the edge."""
     long = "over-generalization-0123456789ab"
     (storage / "good-1").rename(storage / long)
     monkeypatch.setenv("COLUMNS", "80")
     list_or_prune(str(storage))
-    assert long in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert long in printed and "good-1 31 to 1 %" in printed
