@@ -46,7 +46,7 @@ from rlhfv_ray.records import Answer
 from rlhfv_ray.redaction import redact
 from rlhfv_ray.storage.files import write_json
 from rlhfv_ray.storage.folder import display_path
-from rlhfv_ray.storage.stages import run_stages
+from rlhfv_ray.storage.stages import is_done, run_stages
 from rlhfv_ray.tracking.origin import page_origin
 from rlhfv_ray.tracking.run import TrackedRun
 from rlhfv_ray.tracking.run_folder import RUN_NAME, open_run_folder
@@ -68,7 +68,8 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
         scale=config.scale,
         storage=storage,
     )
-    if evaluation.answers or evaluation.judged:  # files of answers alone are scored without Ray
+    is_answered = all(is_done(stage.folder(storage)) for stage in evaluation.answers.values())
+    if evaluation.judged or not is_answered:  # scores alone need no Ray
         connect()
         check_fits(config.scale, who=("actors",), setting="inference")
     check_services(evaluation, config.decoded)
@@ -84,6 +85,8 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
             "stages": [stage.folder(storage).name for stage in evaluation.stages],
         },
     ) as opened:
+        if not is_answered:
+            opened.run.reopen()
         run_stages(list(evaluation.stages), storage)
         if config.least_agreement:
             print_agreement(evaluation, least=config.least_agreement, console=console)

@@ -2,14 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
 from rich.console import Console
 
-from eval.config import EvalConfig, POPEConfig
+from eval.config import EvalConfig, POPEConfig, ShapesBenchConfig
 from eval.evaluation import run_evaluation
+from eval.plan import candidates_of, plan_evaluation
 from rlhfv_ray.errors import DataError
+from rlhfv_ray.inference.generate import write_answers
+from rlhfv_ray.records import Answer
+from rlhfv_ray.storage.stages import run_stages
 
 QUESTIONS = [("1.jpg", "dog", "yes"), ("1.jpg", "cat", "no"), ("2.jpg", "bus", "yes")]
 
@@ -43,11 +49,45 @@ def config(tmp_path) -> EvalConfig:
     )
 
 
+def refuse(*_, **__) -> None:
+    """Take the place of `ray.init`."""
+    pytest.fail("Ray was started")
+
+
+def test_answers_that_exist_are_scored_again_without_ray(tmp_path, empty_database, monkeypatch):
+    """Catches: seconds of Ray's start to read scores again; answers that are not made since others
+    of the same folder exist.
+    """
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    config = EvalConfig(model=("shapes",), shapes=ShapesBenchConfig(scenes=2))
+    evaluation = plan_evaluation(
+        candidates_of(config),
+        config.benchmarks,
+        config,
+        generation=config.decoded,
+        scale=config.scale,
+        storage=tmp_path,
+    )
+    (stage,) = evaluation.answers.values()
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(pytest.fail.Exception, match="Ray was started"):
+        run_evaluation(config, tmp_path, console=Console(quiet=True))
+
+    def answer(folder: Path, _: str) -> None:
+        (benchmark,) = evaluation.benchmarks
+        texts = [Answer(prompt.id, prompt.question, "Nothing.") for prompt in benchmark.prompts]
+        write_answers(texts, folder)
+
+    run_stages([*evaluation.drawn, replace(stage, run=answer)], tmp_path)
+    outcome = run_evaluation(config, tmp_path, console=Console(quiet=True))
+    assert outcome["shapes"]["models"]["shapes"]["n"] == 2
+
+
 def test_files_of_answers_are_scored_without_ray(config, tmp_path, empty_database, monkeypatch):
     """Catches: seconds of Ray's start where there is nothing to run; a file that does not fit and
     leaves an empty run, which `latest` names.
     """
-    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    monkeypatch.setattr(ray, "init", refuse)
     storage = tmp_path / "runs"
     storage.mkdir()
     shutil.copy(empty_database, storage / "mlflow.db")
