@@ -44,6 +44,7 @@ EXPERIMENT_FLAGS = (
     "scale.gpu",
     "judge.model",
     "tracking.uri",
+    "dry_run",
 )
 CONTROLS: tuple[Control, ...] = ("permuted", "blank", "blind")  # of studies on the shapes world
 REPORT_SEED = 30  # of the shapes world; the recipe was tuned on seed 1 and four base models

@@ -45,6 +45,8 @@ class ExperimentConfig(DDPOConfig, BenchmarkFiles):
     controls: tuple[Control, ...] = ()
     """Control pairs of the shapes world (--shapes.control). The same training is also made on each
     of them, and the scores say how much of the gain it keeps."""
+    dry_run: bool = False
+    """Check everything and print the stages, parameters, updates and disk; run nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

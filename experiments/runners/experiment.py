@@ -31,13 +31,21 @@ from experiments.runners.controls import (
     kept_sentence,
     kept_shares,
 )
-from experiments.runners.stage_monitor import StageMonitor, TrainingFeed, flat
+from experiments.runners.stage_monitor import (
+    StageMonitor,
+    TrainingFeed,
+    flat,
+    parameter_lines,
+    updates_of,
+)
+from experiments.runners.sweep_plan import CHECKPOINT_BYTES
 from rlhfv_ray.config import changed_settings, fingerprint, plain
 from rlhfv_ray.console import program
 from rlhfv_ray.crew.crew import crew_kept
 from rlhfv_ray.data.audit_page import PAGE_FILE
 from rlhfv_ray.data.reference_table import load_reference, unusable_rows
 from rlhfv_ray.inference.model_check import read_check
+from rlhfv_ray.models import planned_counts
 from rlhfv_ray.models.self_check import SelfCheck
 from rlhfv_ray.pipeline import Pipeline, plan_pipeline, start
 from rlhfv_ray.redaction import redact
@@ -59,12 +67,12 @@ LISTED_ROWS = 20  # unusable rows on the report; all are in the reference folder
 
 
 def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console) -> dict[str, Any]:
-    """Run an experiment, or the rest of one; returns what it writes to `summary.json`.
+    """Run an experiment, or the rest of one; returns what it writes to `summary.json`. A dry run
+    returns nothing.
 
     Raises:
         RlhfvError: something the user can mend.
     """
-    storage.mkdir(parents=True, exist_ok=True)
     feed = TrainingFeed(console)
     pipeline = plan_pipeline(config.ddpo, storage, seen=feed)
     controls = control_pipelines(config.ddpo, config.controls, storage, seen=feed)
@@ -72,6 +80,10 @@ def run_experiment(config: ExperimentConfig, storage: Path, *, console: Console)
     pipelines = (pipeline, *controls.values())
     stage_of = distinct_stages((*pipelines, evaluation), storage)
     stage_names, stages = list(stage_of), list(stage_of.values())
+    if config.dry_run:
+        console.print("\n".join(forecast(pipeline, stages)), highlight=False, soft_wrap=True)
+        return {}
+    storage.mkdir(parents=True, exist_ok=True)
     if evaluation.judged or not all(is_done(stage.folder(storage)) for stage in stages):
         start(config.ddpo)  # a job that does not fit leaves no run
     if evaluation.judged:
@@ -122,6 +134,31 @@ def distinct_stages(lines: Iterable[Pipeline | Evaluation], storage: Path) -> di
         for stage in line.stages:
             stage_of.setdefault(stage.folder(storage).name, stage)
     return stage_of
+
+
+def forecast(pipeline: Pipeline, stages: Sequence[Stage]) -> list[str]:
+    """Return what an experiment will do, in lines: its stages, and the size of a training.
+
+    Args:
+        pipeline: of the experiment.
+        stages: of the experiment and its controls.
+    """
+    optim, scale = pipeline.config.optim, pipeline.config.scale
+    lines = []
+    for place, stage in enumerate(stages, start=1):
+        folder = stage.folder(pipeline.storage)
+        state = "done before" if is_done(folder) else "to run"
+        lines.append(f"stage {place} of {len(stages)}: {stage.title} ({state})  {folder.name}")
+    counts = planned_counts(pipeline.config.model)
+    updates = updates_of(pipeline) if is_done(pipeline.reference) else optim.steps
+    length = f"{updates} updates" if updates else f"{optim.epochs:g} epochs"
+    gib = CHECKPOINT_BYTES * sum(trained for _, trained in counts.values()) / 2**30
+    return [
+        *lines,
+        *parameter_lines(counts),
+        f"a training: {length}, {optim.batch} pairs an update; {scale.keep} checkpoints of "
+        f"{gib:.2f} GiB",
+    ]
 
 
 def run_all(

@@ -107,9 +107,9 @@ class StageMonitor:
             self.feed(read_records(pipeline.train.folder(pipeline.storage)))
             yield
             return
-        for part, (all_of_it, trained) in planned_counts(config.model).items():
-            line = f"  {part:<10} {all_of_it:>15,} parameters, {trained:>15,} trained"
-            self.console.print(line, highlight=False)
+        counts = planned_counts(config.model)
+        self.console.print("\n".join(parameter_lines(counts)), highlight=False)
+        for part, (_, trained) in counts.items():
             child.log_metrics({f"parameters/{part}": float(trained)})
         folder = pipeline.train.folder(pipeline.storage)
         if saved := saved_step(folder):
@@ -118,12 +118,25 @@ class StageMonitor:
             every = config.scale.checkpoint_every
             line = f"  repeats {done} updates; the first checkpoint is that of update {every}"
             self.console.print(line, highlight=False)
-        pairs = len(mixed_rows(load_reference(pipeline.reference), config.data))
-        steps = config.optim.total_steps(config.data.used(pairs))
         title = f"{config.loss.method} updates"
-        with progress_bar(title, steps) as self.feed.bar:
+        with progress_bar(title, updates_of(pipeline)) as self.feed.bar:
             yield
         self.feed.bar = None
+
+
+def parameter_lines(counts: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Return a line for each part of a model: its parameters, and how many of them are trained."""
+    return [
+        f"  {part:<10} {all_of_it:>15,} parameters, {trained:>15,} trained"
+        for part, (all_of_it, trained) in counts.items()
+    ]
+
+
+def updates_of(pipeline: Pipeline) -> int:
+    """Return the number of updates of a training whose reference is finished."""
+    config = pipeline.config
+    pairs = len(mixed_rows(load_reference(pipeline.reference), config.data))
+    return config.optim.total_steps(config.data.used(pairs))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The record of where an experiment came from, without Ray (tests/ray runs whole experiments)."""
 
 import contextlib
+import io
 import shlex
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import tyro
+from rich.console import Console
 
 from eval.config import EvalConfig
 from experiments.recipes import RECIPES
@@ -15,11 +17,13 @@ from experiments.runners.config import ExperimentConfig
 from experiments.runners.experiment import (
     audit_text,
     run_all,
+    run_experiment,
     score_command,
     title_of,
 )
 from rlhfv_ray.config import ScaleConfig
 from rlhfv_ray.crew.crew import keeps_crew
+from rlhfv_ray.errors import DataError
 from rlhfv_ray.storage.stages import Stage
 
 
@@ -31,6 +35,23 @@ def test_a_run_is_named_by_what_experiments_differ_in():
     assert title_of(replace(config, name="mine", loss=imitation)) == "mine sft seed 0"
     ipo = replace(config, loss=replace(config.loss, kind="ipo"))
     assert (title_of(ipo), ipo.loss.method) == ("paper ipo beta 0.5 gamma 5 seed 0", "IPO")
+
+
+def test_a_dry_run_says_what_is_to_do_and_writes_nothing(tmp_path):
+    """Catches: hours of a cluster to learn that a setting was wrong; a folder left by a look."""
+    storage = tmp_path / "runs"
+    recipe = RECIPES["shapes"]()
+    optim = replace(recipe.optim, steps=0, epochs=2.5)
+    config = replace(ExperimentConfig.of(replace(recipe, optim=optim)), dry_run=True)
+    console = Console(file=io.StringIO(), width=80)
+    assert run_experiment(config, storage, console=console) == {}
+    printed = console.file.getvalue()
+    assert "stage 4 of 7: training (to run)  train-" in printed
+    assert "597,248 parameters" in printed and "a training: 2.5 epochs, 16 pairs" in printed
+    assert not storage.exists()
+    wrong = replace(config, data=replace(config.data, path=str(tmp_path / "none.parquet")))
+    with pytest.raises(DataError, match=r"none\.parquet"):
+        run_experiment(wrong, storage, console=console)
 
 
 def test_the_report_says_what_texts_alone_tell():
