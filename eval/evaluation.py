@@ -23,7 +23,7 @@ from eval.config import EvalConfig
 from eval.inputs.endpoint_answers import check_decoding
 from eval.judge.records import verdict_rows
 from eval.judge.run import judge_answers, shortfall
-from eval.plan import Evaluation, candidates_of, given_answers, plan_evaluation
+from eval.plan import Evaluation, given_answers, plan_of
 from eval.reporting.agreement import check_agreement
 from eval.reporting.html import Heading, Section, write_page
 from eval.reporting.mlflow_log import description, log_to_checkpoints, track_models
@@ -60,14 +60,7 @@ def run_evaluation(config: EvalConfig, storage: Path, *, console: Console) -> di
             written, and end the MLflow run as FAILED.
     """
     storage.mkdir(parents=True, exist_ok=True)
-    evaluation = plan_evaluation(
-        candidates_of(config),
-        config.benchmarks,
-        config,
-        generation=config.decoded,
-        scale=config.scale,
-        storage=storage,
-    )
+    evaluation = plan_of(config, storage)
     is_answered = all(is_done(stage.folder(storage)) for stage in evaluation.answers.values())
     if evaluation.judged or not is_answered:  # scores alone need no Ray
         connect()

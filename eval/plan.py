@@ -111,6 +111,18 @@ def named(paths: Sequence[str]) -> dict[str, str]:
     return paths_by_name
 
 
+def plan_of(config: EvalConfig, storage: Path) -> Evaluation:
+    """Plan the evaluation of a command line (see `plan_evaluation`)."""
+    return plan_evaluation(
+        candidates_of(config),
+        config.benchmarks,
+        config,
+        generation=config.decoded,
+        scale=config.scale,
+        storage=storage,
+    )
+
+
 def plan_evaluation(
     candidates: Mapping[str, Candidate],
     benchmarks: Sequence[str],

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from eval.config import EvalConfig, POPEConfig, ShapesBenchConfig
 from eval.evaluation import run_evaluation
-from eval.plan import candidates_of, plan_evaluation
+from eval.plan import plan_of
 from rlhfv_ray.errors import DataError
 from rlhfv_ray.inference.generate import write_answers
 from rlhfv_ray.records import Answer
@@ -60,14 +60,7 @@ def test_answers_that_exist_are_scored_again_without_ray(tmp_path, empty_databas
     """
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     config = EvalConfig(model=("shapes",), shapes=ShapesBenchConfig(scenes=2))
-    evaluation = plan_evaluation(
-        candidates_of(config),
-        config.benchmarks,
-        config,
-        generation=config.decoded,
-        scale=config.scale,
-        storage=tmp_path,
-    )
+    evaluation = plan_of(config, tmp_path)
     (stage,) = evaluation.answers.values()
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(pytest.fail.Exception, match="Ray was started"):
