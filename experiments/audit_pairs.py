@@ -66,6 +66,10 @@ def audit(
     console.print(line, highlight=False, soft_wrap=True)
     if result.duplicates:
         console.print(f"{result.duplicates} pairs repeat an earlier one", highlight=False)
+    if evaluation and result.unnamed_images:
+        line = f"{result.unnamed_images} pairs have images without a name (a path, or a column "
+        line += "image_path): they were not searched for in the evaluation sets."
+        console.print(line, highlight=False, soft_wrap=True)
     if ids := sorted(result.duplicated_ids):
         line = f"{len(ids)} ids are of several rows ({', '.join(ids[:3])}): training refuses them. "
         line += "Give each row an id, or train with --data.ids position."

@@ -14,21 +14,22 @@ from typing import NoReturn
 
 USAGE = """usage: rlhfv-ray SUBCOMMAND [OPTIONS]
 
-  demo     the shapes world with controls             (experiments/ddpo.py shapes ...)
-  train    align a model by DDPO, and score it        (experiments/ddpo.py)
-  sft      fine-tune a model on answers               (experiments/sft.py)
-  sweep    search beta, gamma and other settings      (experiments/sweep.py)
-  study    ablation, data_scaling, segment_rules      (experiments/NAME.py)
+  demo     the shapes world with controls           experiments/ddpo.py shapes
+  train    align a model by DDPO, and score it      experiments/ddpo.py
+  sft      fine-tune a model on answers             experiments/sft.py
+  sweep    search beta, gamma and other settings    experiments/sweep.py
+  study    ablation, data_scaling, segment_rules    experiments/NAME.py
            or over_generalization
-  eval     evaluate models on benchmarks              (eval/run.py)
-  report   compare finished evaluations               (eval/report.py)
-  audit    look at preference data before a job       (experiments/audit_pairs.py)
-  convert  write preference data in another format    (experiments/convert.py)
-  runs     list the runs of a folder, free its disk   (experiments/runs.py)
-  sync     send MLflow what it missed                 (experiments/sync_tracking.py)
-  doctor   check every node of the Ray cluster        (rlhfv_ray/doctor/)
+  eval     evaluate models on benchmarks            eval/run.py
+  report   compare finished evaluations             eval/report.py
+  audit    look at preference data before a job     experiments/audit_pairs.py
+  convert  write preference data in another format  experiments/convert.py
+  runs     list the runs of a folder, free disk      experiments/runs.py
+  sync     send MLflow what it missed               experiments/sync_tracking.py
+  doctor   check every node of the Ray cluster      rlhfv_ray/doctor/
 
-rlhfv-ray SUBCOMMAND --help explains the options; rlhfv-ray --version prints the version."""
+rlhfv-ray SUBCOMMAND --help explains the options.
+rlhfv-ray --version prints the version."""
 
 
 SCRIPTS = {

@@ -25,7 +25,7 @@ from rlhfv_ray.data.images import check_pixels
 from rlhfv_ray.data.row_fields import attempt
 from rlhfv_ray.data.targets import TARGETS, check_held, traits
 from rlhfv_ray.data.writing import check_target
-from rlhfv_ray.errors import DataError
+from rlhfv_ray.errors import ConfigError, DataError
 from rlhfv_ray.records import PreferencePair
 
 
@@ -40,12 +40,15 @@ def convert(
 
     Args:
         path: file, folder, glob or hub name of preference pairs.
-        out: file to write; docs/data.md names the suffixes of each format.
+        out: file to write, which replaces an older one; docs/data.md names the suffixes of each
+            format.
         to: format to write.
         data: how the data is read, as for training.
     """
     check_target(out, to)
     slices = list_slices(path, format=data.format, options=ReadOptions.of(data))
+    if out.resolve() in {Path(part.file).resolve() for part in slices}:
+        raise ConfigError(f"{out} is a file of the data that is read. Name another file.")
     out.parent.mkdir(parents=True, exist_ok=True)
     left_out = out.with_name(f"_{out.name}.left_out.jsonl")
     conversion = Conversion(to, left_out, max_pixels=data.max_pixels)
@@ -86,8 +89,9 @@ class Conversion:
                 else:
                     self.list_row(row_id, str(result))
         if not self.written:
-            reasons = ", ".join(self.reasons) or "there is no row"
-            raise DataError(f"no pair can be written as {self.to}: {reasons}")
+            reasons = ", ".join(self.reasons)
+            listed = f"{reasons}; see {self.left_out}" if reasons else "there is no row"
+            raise DataError(f"no pair can be written as {self.to}: {listed}")
 
     def check(self, pair: PreferencePair) -> None:
         """Check that the format can hold a pair, and that its picture is one.

@@ -103,7 +103,7 @@ def differing(runs: Sequence[Run]) -> dict[Path, list[str]]:
             if name in IN_NAMES or name.startswith(PLACES) or all(v == values[0] for v in values):
                 continue
             for run in group:
-                if name in run.settings:
+                if run.settings.get(name) not in (None, []):
                     flags[run.folder] += flag_words(name, run.settings[name])
     return flags
 
@@ -174,9 +174,12 @@ def size_of(folder: Path) -> int:
 
 
 def show(storage: Path, runs: Sequence[Run]) -> None:
-    """Print every run: a line of facts, then its name, differing settings and result."""
+    """Print a line of facts of every run, then its name, its differing settings, its result."""
     console = new_console()
-    longest = max((len(run.folder.name) for run in runs), default=0)
+    if not runs:
+        console.print(f"{storage} has no runs.", highlight=False, soft_wrap=True)
+        return
+    longest = max(len(run.folder.name) for run in runs)
     form = f"{{:<{longest}}}  {{:<{STATE_WIDTH}}}  {{:<16}}  {{:>6}}"
     console.print(Text(form.format("run", "state", "changed", "MB"), "bold"), soft_wrap=True)
     flags = differing(runs)

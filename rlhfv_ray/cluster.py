@@ -131,13 +131,21 @@ def without_level_line() -> Iterator[None]:
 
 @contextlib.contextmanager
 def answer_to_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, which `ray.init` replaces.
+    """Keep this process's answer to SIGTERM, which `ray.init` replaces at its start.
 
     Ray's prints a stack trace of its C++ code, and ends with the code 15.
     """
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(handler) and threading.current_thread() is threading.main_thread():
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as stopped:
+        if stopped.code == signal.SIGTERM:
+            handler(signal.SIGTERM, None)
+        raise
+    finally:
         signal.signal(signal.SIGTERM, handler)
 
 

@@ -7,9 +7,12 @@ errors between processes.
 
 import errno
 
-# A full disk or quota, a read-only disk, a file that may not be used: errors of the system that
-# users can mend, and that are shown without a traceback.
-MENDED_BY_USERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+# A full disk or quota, a read-only disk, a file that may not be used, a folder in place of a file
+# or a file in place of a folder: users can mend these, and see them without a traceback.
+MENDED_BY_USERS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+}
 
 
 class RlhfvError(Exception):

@@ -46,10 +46,15 @@ def token_logps(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> F
     Returns:
         Nats, S = T-1, 0 where the label is -100.
 
+    Raises:
+        ValueError: logits and labels differ in number or length of their rows.
+
     Examples:
         >>> token_logps(torch.zeros(1, 3, 4), torch.tensor([[0, -100, 2]]))
         tensor([[ 0.0000, -1.3863]])
     """
+    if logits.shape[:2] != labels.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
     targets = labels[:, 1:]  # (B, S): position t of the logits predicts token t + 1
     scored = targets != IGNORED  # (B, S) bool, answer tokens
     logps = widened(logits[:, :-1]).log_softmax(-1)  # (B, S, V)

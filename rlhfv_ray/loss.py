@@ -47,6 +47,9 @@ def dpo_loss(
         reference_rejected_logps: score of y_l under the reference.
         beta: strength of the pull towards the reference, > 0.
 
+    Raises:
+        ValueError: the scores differ in shape, which would be broadcast.
+
     Examples:
         Where the policy still is the reference, every reward is 0 and the loss ln 2.
 
@@ -54,6 +57,9 @@ def dpo_loss(
         >>> dpo_loss(same, same, same, same, beta=0.1).losses
         tensor([0.6931])
     """
+    scores = (chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    if len({score.shape for score in scores}) > 1:
+        raise ValueError(f"scores of different shapes: {[tuple(score.shape) for score in scores]}")
     # The implicit reward of DPO (RLHF-V, Eq. 3); its partition term cancels in the difference.
     chosen_rewards = beta * (chosen_logps - reference_chosen_logps)  # (P,)
     rejected_rewards = beta * (rejected_logps - reference_rejected_logps)  # (P,)

@@ -7,7 +7,7 @@ sequences are compared here.
 
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import Literal
+from typing import Literal, get_args
 
 Rule = Literal["muffin", "both_sides"]
 
@@ -33,6 +33,9 @@ def changed_tokens(
     Returns:
         One flag per token of `chosen`, and one per token of `rejected`.
 
+    Raises:
+        ValueError: the rule is unknown.
+
     Examples:
         One token is replaced, and one is inserted at the end of `chosen`.
 
@@ -42,6 +45,8 @@ def changed_tokens(
         >>> changed_tokens(long, short, rule="muffin")[0]
         [False, False, False, True, False, False, False, False]
     """
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule = {rule!r}: allowed are {', '.join(get_args(Rule))}")
     changed_chosen = [False] * len(chosen)  # y_c of y_w: gamma goes on these tokens (Eq. 5)
     changed_rejected = [False] * len(rejected)  # y_c of y_l
     # Rejected comes first because Muffin's does: difflib breaks ties by its first argument.

@@ -36,6 +36,7 @@ from rlhfv_ray.stats import (
 )
 
 V = TypeVar("V")
+DIRECTIONS = ("lower", "higher", "")  # "": neither is better
 MCNEMAR = "Exact McNemar test"
 SWAP_TEST = "Permutation test over images"
 
@@ -545,6 +546,8 @@ def _fault_of(scores: object) -> str:
     for part, kind in (("metrics", Sequence), ("answers", Sequence), ("manifest", Mapping)):
         if not isinstance(getattr(scores, part), kind):
             return f"gives {type(getattr(scores, part)).__name__} for {part}"
+    if odd := [metric for metric in scores.metrics if metric.better not in DIRECTIONS]:
+        return f"gives {odd[0].name} the direction {odd[0].better!r}, not one of {DIRECTIONS}"
     metrics = {metric.name for metric in scores.metrics}
     for item in scores.answers:
         numbers = [name for name, ratio in item.ratios.items() if not isinstance(ratio, Ratio)]

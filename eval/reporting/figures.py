@@ -59,9 +59,8 @@ def rates_figure(models: Models, path: Path) -> None:
     metrics = _first(models).metrics
     panels: dict[str, list[Metric]] = {}
     for better in PANELS:
-        for metric in metrics:
-            is_rate = metric.scale == PER_CENT and metric.name not in REDUNDANT
-            if is_rate and metric.better == better:
+        for metric in rates_of(metrics):
+            if metric.better == better:
                 panels.setdefault(better, []).append(metric)
     if not panels:
         raise DataError(
@@ -92,6 +91,11 @@ def rates_figure(models: Models, path: Path) -> None:
             _draw_bars(axes, bars, model=order, models=len(models))
         _label_positions(axes, [m.name.replace("_", "\n") for m in group], better=better)
     _finish(figure, drawn, models, path)
+
+
+def rates_of(metrics: Sequence[Metric]) -> list[Metric]:
+    """Return the metrics that `rates_figure` draws: those in per cent."""
+    return [m for m in metrics if m.scale == PER_CENT and m.name not in REDUNDANT]
 
 
 def _rows(metrics: Sequence[Metric], models: int) -> list[Sequence[Metric]]:

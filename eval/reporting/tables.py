@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.benchmarks.contract import Comparison, Scores
-from eval.reporting.figures import grouped_metric, groups_figure, rates_figure
+from eval.reporting.figures import grouped_metric, groups_figure, rates_figure, rates_of
 from eval.reporting.wording import (
     Models,
     comparisons,
@@ -114,8 +114,10 @@ def _sentences(models: Models) -> list[str]:
 def draw(models: Models, folder: Path) -> dict[str, Path]:
     """Draw one benchmark's figures into a folder; return their paths by caption."""
     folder.mkdir(parents=True, exist_ok=True)
-    rates_figure(models, folder / "rates.svg")
-    figures = {"All rates": folder / "rates.svg"}
+    figures: dict[str, Path] = {}
+    if rates_of(next(iter(models.values())).metrics):
+        rates_figure(models, folder / "rates.svg")
+        figures["All rates"] = folder / "rates.svg"
     metric = grouped_metric(models)
     if metric is not None:
         groups_figure(models, folder / "groups.svg")

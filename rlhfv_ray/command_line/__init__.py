@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,8 +61,7 @@ def _arguments(recipes: Sequence[str], config: type | None = None) -> list[str]:
     files = [index for index, word in enumerate(arguments) if word.partition("=")[0] == "--config"]
     if not files:
         return arguments
-    known = {spec.name for spec in fields(config)} if config else None
-    return _with_file(arguments, files, recipes, known)
+    return _with_file(arguments, files, recipes, config)
 
 
 def recipe_named(recipes: Collection[str]) -> str:
@@ -233,7 +232,7 @@ def _with_file(
     arguments: Sequence[str],
     files: Sequence[int],
     recipes: Sequence[str],
-    known: Collection[str] | None,
+    config: type | None,
 ) -> list[str]:
     """Put the settings of the file in front of the flags, and its recipe in front of both."""
     if len(files) > 1:
@@ -244,19 +243,43 @@ def _with_file(
         if files[0] == len(flags):
             raise ConfigError("--config needs a file: YAML, or the config.json of a run.")
         path = flags.pop(files[0])
-    settings, is_whole = _read_file(Path(path).expanduser(), known)
+    settings, is_whole = _read_file(Path(path).expanduser(), config)
     named = [flags.pop(0)] if flags and flags[0] in recipes else []
     recipe = settings.pop("recipe", None)
     if recipes and not named:
-        if recipe is None and not is_whole:
-            raise ConfigError(
-                f"{path} names no recipe. Add a line `recipe: NAME`, or name one before --config: "
-                f"{', '.join(recipes)}."
-            )
         same_name = settings.get("name") if settings.get("name") in recipes else recipes[0]
-        named = [str(recipe or same_name)]
+        named = [_recipe(path, recipe or (same_name if is_whole else None), recipes)]
+    return [*named, *_file_words(path, settings, flags, config), *flags]
+
+
+def _recipe(path: str, recipe: object, recipes: Sequence[str]) -> str:
+    """Return the recipe that a file names.
+
+    Raises:
+        ConfigError: it names none, or there is none of that name.
+    """
+    if recipe is None:
+        raise ConfigError(
+            f"{path} names no recipe. Add a line `recipe: NAME`, or name one before --config: "
+            f"{', '.join(recipes)}."
+        )
+    if not isinstance(recipe, str) or recipe not in recipes:
+        raise ConfigError(f"{path}: recipe = {recipe!r} is not one of {', '.join(recipes)}.")
+    return recipe
+
+
+def _file_words(
+    path: str, settings: Mapping[str, Any], flags: Sequence[str], config: type | None
+) -> list[str]:
+    """Return a file's settings as words of a command line, which go before the flags.
+
+    Raises:
+        ConfigError: a value is of a kind that the setting does not have, or lacks its secret.
+    """
     words: list[str] = []
     for name, value in leaves(settings):
+        if config and (fault := _fault_of(name, value, config)):
+            raise ConfigError(f"{path}: {fault}.")
         flag, *values = flag_words(name, value)
         typed = any(word.replace("_", "-").partition("=")[0] == flag for word in flags)
         if HIDDEN in " ".join(values) and not typed:
@@ -264,10 +287,33 @@ def _with_file(
                 f"{path}: {name} = {value} was written without its password. Add {flag} VALUE."
             )
         words += [flag, *values] if isinstance(value, list | bool) else [f"{flag}={values[0]}"]
-    return [*named, *words, *flags]
+    return words
 
 
-def _read_file(path: Path, known: Collection[str] | None) -> tuple[dict[str, Any], bool]:
+def _fault_of(name: str, value: Any, config: type) -> str:
+    """Return what is wrong with the kind of a file's value; nothing if a flag can have it.
+
+    Unknown names and values that cannot be read are found with the flags.
+    """
+    kind: Any = config
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if not is_dataclass(kind):
+            return f"{'.'.join(parts[:place])} is one setting, and no group with {part} in it"
+        kind = next((spec.type for spec in fields(kind) if spec.name == part), None)
+        if kind is None:
+            return ""
+    said = f"{name} = {json.dumps(value)}"
+    if is_dataclass(kind):
+        return f"{said}: it is a group of settings ({', '.join(s.name for s in fields(kind))})"
+    if isinstance(value, list) and "tuple" not in str(kind):
+        return f"{said}: it takes one value, and no list"
+    if isinstance(value, bool) != (kind is bool):
+        return f"{said}: {'true or false' if kind is bool else 'no true or false'} is expected"
+    return ""
+
+
+def _read_file(path: Path, config: type | None) -> tuple[dict[str, Any], bool]:
     """Return nested settings; True if a run wrote them, which then are all of its settings.
 
     Raises:
@@ -284,7 +330,8 @@ def _read_file(path: Path, known: Collection[str] | None) -> tuple[dict[str, Any
     settings = content.get("config")
     if not isinstance(settings, dict):
         return content, False
-    foreign = sorted(set(settings) - set(known if known is not None else settings))
+    known = {spec.name for spec in fields(config)} if config else set(settings)
+    foreign = sorted(set(settings) - known)
     if foreign:
         raise ConfigError(
             f"--config {path} is of a run named {settings.get('name')!r}, whose settings "

@@ -69,6 +69,7 @@ class Audit:
     image_sizes: Mapping[str, int] = field(default_factory=dict)
     image_modes: Mapping[str, int] = field(default_factory=dict)
     evaluated_images: Mapping[str, int] = field(default_factory=dict)  # set -> pairs with its image
+    unnamed_images: int = 0  # pairs that no evaluation set can be searched for
     sample: tuple[PreferencePair, ...] = ()
     texts: tuple[PreferencePair, ...] = ()  # a larger sample, without images
 
@@ -128,6 +129,7 @@ class _Counts:
             name: Counter() for name in ("source", "kind", "change", "size", "mode", "evaluation")
         }
         self.masked = {rule: Counter[str]() for rule in get_args(Rule)}
+        self.unnamed = 0  # pairs whose image has no name
         self.images: Counter[bytes] = Counter()
         self.pairs: Counter[bytes] = Counter()
         self.sample: list[PreferencePair] = []
@@ -156,9 +158,11 @@ class _Counts:
         self.named["kind"][_kind(pair)] += 1
         self.images[pair_key(pair.image)] += 1
         self.pairs[pair_key(pair.image, pair.question, pair.chosen, pair.rejected)] += 1
-        image = image_id(pair.origin.get("image_path", ""))
+        self.unnamed += not pair.image_name
         for name, ids in self.evaluations.items():
-            self.named["evaluation"][name] += image in ids
+            self.named["evaluation"][name] += bool(pair.image_name) and (
+                image_id(pair.image_name) in ids
+            )
         chosen, rejected = word_numbers(*words)
         if encoded is not None:
             chosen, rejected = encoded.chosen_ids, encoded.rejected_ids
@@ -210,6 +214,7 @@ class _Counts:
             image_sizes=_by_count(self.named["size"]),
             image_modes=_by_count(self.named["mode"]),
             evaluated_images=dict(self.named["evaluation"]),
+            unnamed_images=self.unnamed,
             sample=tuple(self.sample),
             texts=tuple(self.texts),
         )

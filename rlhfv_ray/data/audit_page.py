@@ -21,6 +21,7 @@ from rlhfv_ray.storage.folder import publish
 Figures = Mapping[str, str | int]  # by their names
 PAGE_FILE, JSON_FILE = AUDIT_FILES = ("audit.html", "audit.json")
 WORD = re.compile(r"\S+\s*")
+UNNAMED = "not searched for: the image has no name"
 THUMBNAIL = 360  # pixels of the longer side
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -124,6 +125,9 @@ def audit_tables(audit: Audit) -> dict[str, Mapping[Any, Any]]:
             "share of the rejected answers": f"{100 * counts.rejected_share:.1f} %",
             "pairs without extra weight": _share(counts.without_segment, audit.usable),
         }
+    evaluated = dict(audit.evaluated_images)
+    if evaluated and audit.unnamed_images:
+        evaluated[UNNAMED] = audit.unnamed_images
     return {
         **tables,
         f"Changes, runs of {audit.unit}": audit.changes,
@@ -136,7 +140,7 @@ def audit_tables(audit: Audit) -> dict[str, Mapping[Any, Any]]:
         "Images by their number of pairs": audit.pairs_per_image,
         "Images by size": audit.image_sizes,
         "Images by type and mode": audit.image_modes,
-        "Pairs with an image of an evaluation set": audit.evaluated_images,
+        "Pairs with an image of an evaluation set": evaluated,
     }
 
 

@@ -36,7 +36,7 @@ def write_pairs(
         format: a key of `TARGETS`.
 
     Raises:
-        ConfigError: the format is unknown, or its files have another suffix.
+        ConfigError: the format is unknown, its files have another suffix, or the path is a folder.
         DataError: a pair is unusable, or the format cannot hold its prompt.
     """
     path = Path(path)
@@ -57,7 +57,7 @@ def write_pairs(
 
 
 def check_target(path: Path, format: str) -> None:
-    """Refuse an unknown format, and a name that its files do not have.
+    """Refuse an unknown format, a name that its files do not have, and a folder.
 
     Raises:
         ConfigError: the message names what is allowed.
@@ -67,6 +67,8 @@ def check_target(path: Path, format: str) -> None:
     suffixes = TARGETS[format].suffixes
     if path.suffix not in suffixes:
         raise ConfigError(f"{path}: a file of format {format} ends with {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder. Name a file in it.")
 
 
 def _checked(pair: PreferencePair, format: str) -> PreferencePair:

@@ -2,15 +2,18 @@
 
 import logging
 import os
+import signal
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import grpc
 import pytest
 
 from rlhfv_ray import cluster
-from rlhfv_ray.cluster import answers, cluster_address, without_level_line
+from rlhfv_ray.cluster import answer_to_sigterm, answers, cluster_address, without_level_line
 from rlhfv_ray.errors import ConfigError
 
 
@@ -97,3 +100,20 @@ def test_one_line_of_rays_start_is_left_out(capfd):
         raise ZeroDivisionError
     os.write(2, b"later\n")
     assert capfd.readouterr().err == "the disk is full\nlater\n"
+
+
+def test_sigterm_while_ray_starts_is_answered_by_this_process():
+    """Catches: a driver that ends without a word, and with Ray's code, while Ray starts."""
+    former = signal.getsignal(signal.SIGTERM)
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(signal.SIGTERM, stop)
+        with pytest.raises(KeyboardInterrupt), answer_to_sigterm():
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as `ray.init` does
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, former)

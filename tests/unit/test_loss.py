@@ -1,5 +1,6 @@
 """logps and loss against the RLHF-V release (tests/golden/SOURCES.md), in float64, and by hand."""
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -77,6 +78,18 @@ def test_half_precision_logits_are_scored_in_fp32():
     logits = torch.randn(2, 5, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
     labels = torch.randint(50, (2, 5), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(token_logps(logits, labels), token_logps(logits.float(), labels))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    """Catches: scores broadcast against each other; logits scored with labels of fewer tokens.
+
+    Only tests check the annotations, so the functions are taken without these checks.
+    """
+    with pytest.raises(ValueError, match=r"logits \(2, 4, 5\) do not fit labels \(2, 3\)"):
+        inspect.unwrap(token_logps)(torch.zeros(2, 4, 5), torch.zeros(2, 3, dtype=torch.long))
+    scored = torch.zeros(3)
+    with pytest.raises(ValueError, match="scores of different shapes"):
+        inspect.unwrap(dpo_loss)(scored[:, None], scored, scored, scored, beta=0.1)
 
 
 def test_gamma_one_unnormalised_is_dpo():

@@ -76,3 +76,9 @@ def test_one_changed_word_in_a_long_answer_marks_one_word():
     chosen, _ = changed_tokens(edited, answer, rule="both_sides")
     assert [position for position, flag in enumerate(chosen) if flag] == [300]
     assert sum(changed_tokens(edited, answer, rule="muffin")[0]) > 1  # as the release has it
+
+
+def test_an_unknown_rule_is_refused():
+    """Catches: a misspelt rule that is silently taken for the other one."""
+    with pytest.raises(ValueError, match="rule = 'mufin': allowed are muffin, both_sides"):
+        changed_tokens([1], [2], rule="mufin")  # pyright: ignore

@@ -70,6 +70,16 @@ def image_value(fields: Row) -> Any:
     return _from_base64(value) if isinstance(value, str) else value
 
 
+def image_name(fields: Row) -> str:
+    """Return the path of a row's image, at its origin or here; empty of bytes alone."""
+    stored = [fields[name] for name in ("image_path", *IMAGE_COLUMNS) if fields.get(name)]
+    for value in map(_named, stored):
+        name = value.get("path") or value.get("url") if isinstance(value, Mapping) else value
+        if isinstance(name, str) and not _is_base64(name):
+            return name
+    return ""
+
+
 def _named(value: Any) -> Any:
     """Return a stored image without the list around it."""
     return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
@@ -81,9 +91,9 @@ def _from_base64(text: str) -> bytes | str:
     Raises:
         DataError: `bad_base64`, then the reason.
     """
-    url = DATA_URL.match(text)
-    if url is None and not (len(text) >= SHORTEST_BASE64 and text.startswith(BASE64_STARTS)):
+    if not _is_base64(text):
         return text
+    url = DATA_URL.match(text)
     code = text[url.end() :] if url else text
     try:
         return base64.b64decode("".join(code.split()), validate=True)
@@ -91,6 +101,11 @@ def _from_base64(text: str) -> bytes | str:
         if url is None:
             return text
         raise unusable("bad_base64", f"the image: {error}") from error
+
+
+def _is_base64(text: str) -> bool:
+    is_long = len(text) >= SHORTEST_BASE64
+    return bool(DATA_URL.match(text)) or (is_long and text.startswith(BASE64_STARTS))
 
 
 @functools.lru_cache(maxsize=64)
@@ -125,7 +140,8 @@ def _image_file(path: str, roots: ImageRoots) -> bytes:
         reason = f"{name} leads out of the data file's folder; --data.image-root allows another one"
         raise unusable("image_path", reason)
     below = "" if roots.extra is None else f", nor {roots.extra}"
-    raise unusable("image_missing", f"the data file's folder{below} has no file {name}")
+    hint = "; --data.image-root names another folder" if roots.extra is None else ""
+    raise unusable("image_missing", f"the data file's folder{below} has no file {name}{hint}")
 
 
 def _bounded_bytes(file: Path, name: str) -> bytes:

@@ -15,6 +15,7 @@ HUB = "hub:"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")  # owner/name, perhaps :split
 GLOB = re.compile(r"[*?\[]")
 EXPORTED = "data.parquet"
+ARROW = "state.json"  # of a data set that `datasets` saved
 
 
 class DataFile(NamedTuple):
@@ -35,7 +36,8 @@ def data_files(path: str | Path) -> list[DataFile]:
             Face hub: `owner/name`, or `hub:NAME`, both perhaps with `:split`.
 
     Raises:
-        DataError: there is no data file. Its message is `no_data` with the path.
+        DataError: there is no data file, or they are Arrow files. Its message is `no_data` with the
+            path.
     """
     text = str(path)
     # Not resolve(): a shard may be a link into a download cache, whose names say nothing.
@@ -43,6 +45,11 @@ def data_files(path: str | Path) -> list[DataFile]:
     is_hub_name = HUB_NAME.fullmatch(text) and suffix_of(source) not in SUFFIXES
     if not source.exists() and (text.startswith(HUB) or is_hub_name):
         source = hub_file(text.removeprefix(HUB))
+    if (source / ARROW).is_file():
+        raise DataError(
+            f"no_data: {source} was written by `save_to_disk` of datasets, whose Arrow files are "
+            f"not read. Write Parquet: datasets.load_from_disk({str(source)!r}).to_parquet(FILE)."
+        )
     if source.is_dir():
         base, candidates = source, _below(source)
     elif not source.exists() and GLOB.search(text):

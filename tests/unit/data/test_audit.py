@@ -1,5 +1,6 @@
 """The audit counts usable and unusable rows before a job starts."""
 
+import base64
 import html
 import json
 import re
@@ -17,7 +18,7 @@ from PIL import Image
 from experiments import command
 from rlhfv_ray.config import DataConfig
 from rlhfv_ray.data import audit_pairs, list_slices, write_pairs
-from rlhfv_ray.data.audit_page import audit_page, marked_answers
+from rlhfv_ray.data.audit_page import UNNAMED, audit_page, marked_answers
 from rlhfv_ray.data.encoding import encode_pair
 from rlhfv_ray.data.images import MAX_PIXELS
 from rlhfv_ray.data.reference_table import SCHEMA
@@ -30,7 +31,7 @@ from rlhfv_ray.shapes.model import BIASED
 from rlhfv_ray.shapes.text_audit import told_apart
 from rlhfv_ray.stats import wilson_interval
 from tests.conftest import careless_pairs
-from tests.unit.data.rows import jsonl, plain_row
+from tests.unit.data.rows import RED, jsonl, plain_row
 
 
 def test_audit_counts_what_is_there(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def expected_tables(usable: list, bench: str) -> dict[str, dict[str, str]]:
         "Images by their number of pairs": as_text(figures["pairs_per_image"]),
         "Images by size": {"0 to 256 pixels": str(count)},
         "Images by type and mode": as_text(figures["image_modes"]),
-        "Pairs with an image of an evaluation set": {bench: "6"},
+        "Pairs with an image of an evaluation set": {bench: "6", UNNAMED: str(count - 6)},
         "Texts without their images": {
             "pairs": str(count),
             "chosen answer told": f"{100 * told_apart(texts):.1f} %",
@@ -203,6 +204,32 @@ def expected_tables(usable: list, bench: str) -> dict[str, dict[str, str]]:
             "more typical shapes": "0",
         },
     }
+
+
+def test_images_are_searched_for_by_the_names_that_they_are_read_by(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Catches: no pair found in an evaluation set, because the data names its images otherwise."""
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text("".join(f'{{"image": "val_{number}.png"}}\n' for number in range(3)))
+    (tmp_path / "images").mkdir()
+    answers = {"prompt": "What is there?", "chosen": "A cat.", "rejected": "A dog."}
+    rows: list[dict[str, Any]] = []
+    for number in range(5):
+        path = f"images/val_{number}.png"
+        (tmp_path / path).write_bytes(RED)
+        stored = [{"images": [path]}, {"image": path}, {"images": [{"path": path}]}][number % 3]
+        rows.append({"id": str(number), **answers, **stored})
+    code = base64.b64encode(RED).decode()
+    rows.append({"id": "5", **answers, "image": f"data:image/png;base64,{code}"})
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--out", str(tmp_path / "out"), "--evaluation", str(bench)]
+    monkeypatch.setattr(sys, "argv", ["rlhfv-ray", "audit", str(pairs), *options])
+    assert command.main() == 0
+    figures = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert (figures["usable"], figures["evaluated_images"]) == (6, {str(bench): 3})
+    assert "1 pairs have images without a name" in capsys.readouterr().out
 
 
 def test_no_number_of_the_page_is_without_its_check(tmp_path: Path, monkeypatch) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -391,3 +392,10 @@ def test_a_linked_image_folder_is_read_below_the_image_root(tmp_path: Path) -> N
     digest = data_digest(path, options=options)
     (tmp_path / "disk" / "b.png").write_bytes(b"another")
     assert data_digest(path, options=options) != digest
+
+
+def test_a_data_set_in_arrow_files_is_told_the_way(tmp_path: Path) -> None:
+    """Catches: `dataset_info.json` read as rows, and a hint to map its columns."""
+    datasets.Dataset.from_list([plain_row()]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"`save_to_disk`.*\.to_parquet\(FILE\)"):
+        list_slices(tmp_path / "saved")

@@ -74,3 +74,22 @@ def test_a_wrong_suffix_is_told_first(convert, tmp_path: Path) -> None:
     """Catches: hours of reading before the error."""
     code, printed = convert(tmp_path / "absent", tmp_path / "out.csv", "--to", "trl")
     assert code == 2 and "ends with .parquet" in " ".join(printed.split())
+
+
+def words(panel: str) -> str:
+    """Return the text of an error without its frame."""
+    return " ".join(panel.replace("│", " ").split())
+
+
+def test_the_data_that_is_read_is_not_replaced(convert, tmp_path: Path) -> None:
+    """Catches: rows lost with the file that had them; a traceback where OUT is a folder."""
+    path = jsonl(tmp_path / "in.jsonl", [plain_row(), plain_row(chosen="")])
+    before = path.read_bytes()
+    code, printed = convert(path, tmp_path / "." / "in.jsonl", "--to", "swift")
+    assert code == 2 and "is a file of the data that is read" in words(printed)
+    (tmp_path / "out.jsonl").mkdir()
+    code, printed = convert(path, tmp_path / "out.jsonl", "--to", "swift")
+    assert code == 2 and "is a folder. Name a file in it." in words(printed)
+    assert path.read_bytes() == before
+    code, printed = convert(path, tmp_path / "in.jsonl" / "x.jsonl", "--to", "swift")
+    assert code == 4 and "Traceback" not in printed

@@ -117,6 +117,12 @@ def test_what_tells_runs_of_one_recipe_apart(storage, capsys, monkeypatch):
     assert "--" not in capsys.readouterr().out
 
 
+def test_a_folder_without_runs_says_so(tmp_path, capsys):
+    """Catches: the head of a table, and nothing below it."""
+    list_or_prune(str(tmp_path))
+    assert capsys.readouterr().out == f"{tmp_path} has no runs.\n"
+
+
 def test_folders_are_never_cut_short(storage, capsys, monkeypatch):
     """Catches: a run's folder with an ellipsis, which nobody can type; a result cut at the edge."""
     long = "over-generalization-0123456789ab"

@@ -362,6 +362,9 @@ def test_slips_in_the_scores_of_a_new_benchmark_are_named() -> None:
             check_scores(replace(right, answers=(*right.answers[1:], slip)), "mine")
     with pytest.raises(ConfigError, match="returns NoneType, not Scores"):
         check_scores(None, "mine")
+    upwards = tuple(metric._replace(better="up") for metric in right.metrics)
+    with pytest.raises(ConfigError, match="the direction 'up', not one of"):
+        check_scores(replace(right, metrics=upwards), "mine")
     with pytest.raises(ConfigError, match="gives NoneType for manifest"):
         check_scores(replace(right, manifest=None), "mine")  # pyright: ignore
     with pytest.raises(ConfigError, match="prompts of a benchmark are NoneType"):

@@ -16,8 +16,9 @@ from eval.reporting.figures import (
     training_figure,
 )
 from eval.reporting.svg import DARK, width_of
+from eval.reporting.tables import draw
 from rlhfv_ray.errors import DataError
-from tests.hand_scores import base, judged, models, pets, rated
+from tests.hand_scores import RATING, base, judged, models, pets, rated
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -149,6 +150,15 @@ def test_figures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two groups"):
         groups_figure(models(), tmp_path / "x.svg")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_benchmark_without_a_rate_has_no_figure_of_rates(tmp_path: Path) -> None:
+    """Catches: answers that are paid for, and no report, because a score is not in per cent."""
+    scores = rated([5])
+    (answer,) = scores.answers
+    only = replace(answer, ratios={RATING.name: Ratio(5, 1)}, group="")
+    assert draw({"one": replace(scores, metrics=(RATING,), answers=(only,))}, tmp_path) == {}
+    assert "All rates" in draw({"one": scores}, tmp_path)
 
 
 def test_groups_figure(tmp_path: Path) -> None:
