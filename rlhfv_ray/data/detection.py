@@ -51,7 +51,7 @@ def detect_format(
         return len(_missing(formats[name], columns)) / len(formats[name].columns)
 
     names = [name for name in formats if (name == TSV_FORMAT) == is_tsv]
-    fitting = [name for name in names if _fits(formats[name], columns)]
+    fitting = [name for name in names if fits(formats[name], columns)]
     if len(fitting) == 1 and not formats[fitting[0]].without:
         return fitting[0]
     rows = list(rows)
@@ -77,7 +77,8 @@ def detect_format(
     return chosen[0].name
 
 
-def _fits(format: Format, columns: Sequence[str]) -> bool:
+def fits(format: Format, columns: Sequence[str]) -> bool:
+    """Return True if a file's columns are those of a format."""
     return not _missing(format, columns) and not set(format.without) & set(columns)
 
 

@@ -26,6 +26,7 @@ from rlhfv_ray.data.detection import (
     check_columns,
     columns_to_read,
     detect_format,
+    fits,
     unused_columns,
 )
 from rlhfv_ray.data.files.image_sources import (
@@ -354,7 +355,7 @@ def _format(head: Slice, unused: dict[str, None]) -> str:
             f"{', '.join(columns) or 'none'}"
         )
     if head.format == "auto":
-        format = detect_format(columns, rows, head.formats, is_tsv=suffix == TSV)
+        format = _detected(head, columns, rows, is_tsv=suffix == TSV)
     else:
         format = head.format
         if (format == TSV_FORMAT) != (suffix == TSV):
@@ -363,6 +364,18 @@ def _format(head: Slice, unused: dict[str, None]) -> str:
     _warn_of_logps(file, columns)
     unused.update(dict.fromkeys(unused_columns(head.formats[format], columns)))
     return format
+
+
+def _detected(head: Slice, columns: Sequence[str], rows: Iterable[Row], *, is_tsv: bool) -> str:
+    try:
+        return detect_format(columns, rows, head.formats, is_tsv=is_tsv)
+    except DataError as error:
+        examples = [name for name in EXAMPLE_FORMATS if name not in FORMATS]
+        fitting = [name for name in examples if fits(EXAMPLE_FORMATS[name], columns)]
+        if head.examples or not fitting:
+            raise
+        hint = f"The file fits {fitting[0]}, a format of fine-tuning: `rlhfv-ray sft`"
+        raise DataError(f"{error}. {hint}") from error
 
 
 def _usable_rows(part: Slice, columns: set[str] | None = None) -> Iterator[Row]:

@@ -59,8 +59,16 @@ def load_policy(
         The model in evaluation mode, and its processor.
 
     Raises:
-        ConfigError: the model does not exist, or lacks a chat template or a fast tokenizer.
+        ConfigError: the model does not exist, or lacks a chat template or a fast tokenizer; the
+            dtype is unknown, or the device cannot be used here.
     """
+    if dtype not in (*DTYPES, "auto"):
+        raise ConfigError(f"dtype = {dtype!r}: allowed are {', '.join(DTYPES)} and auto.")
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device = {device!r} cannot be used: {first_line(error)}") from error
     return _load(ModelConfig(path=str(path)), dtype, device)
 
 

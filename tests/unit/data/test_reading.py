@@ -399,3 +399,12 @@ def test_a_data_set_in_arrow_files_is_told_the_way(tmp_path: Path) -> None:
     datasets.Dataset.from_list([plain_row()]).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match=r"`save_to_disk`.*\.to_parquet\(FILE\)"):
         list_slices(tmp_path / "saved")
+
+
+def test_examples_of_fine_tuning_are_told_their_command(tmp_path: Path) -> None:
+    """Catches: a hint to map a column of pairs that the file cannot have."""
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]
+    path = jsonl(tmp_path / "x.jsonl", [{"messages": turns, "images": ["a.png"]}])
+    with pytest.raises(DataError, match="The file fits messages, .*`rlhfv-ray sft`"):
+        list_slices(path)
+    assert list_slices(path, examples=True)[0].format == "messages"

@@ -55,6 +55,15 @@ def test_paths_that_are_no_model(path, message):
         resolve_model(path)
 
 
+def test_dtypes_and_devices_that_are_none():
+    """Catches: torch's words for a dtype that has another name here; a bare AssertionError."""
+    with pytest.raises(ConfigError, match="dtype = 'fp16': allowed are fp32, bf16 and auto"):
+        load_policy("shapes", dtype="fp16")
+    for device in ("cdua", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"device = '{device}' cannot be used"):
+            load_policy("shapes", device=device)
+
+
 def test_names_of_models():
     """Catches: `shapes` not shipped with the package."""
     assert load_processor("shapes").tokenizer.is_fast
