@@ -100,7 +100,8 @@ def differing(runs: Sequence[Run]) -> dict[Path, list[str]]:
         group = [run for run in runs if run.settings and run.settings.get("name") == recipe]
         for name in dict.fromkeys(name for run in group for name in run.settings):
             values = [run.settings.get(name) for run in group]
-            if name in IN_NAMES or name.startswith(PLACES) or all(v == values[0] for v in values):
+            is_equal = values.count(values[0]) == len(values)
+            if is_equal or name in IN_NAMES or name.startswith(PLACES):
                 continue
             for run in group:
                 if run.settings.get(name) not in (None, []):

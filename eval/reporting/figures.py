@@ -95,7 +95,9 @@ def rates_figure(models: Models, path: Path) -> None:
 
 def rates_of(metrics: Sequence[Metric]) -> list[Metric]:
     """Return the metrics that `rates_figure` draws: those in per cent."""
-    return [m for m in metrics if m.scale == PER_CENT and m.name not in REDUNDANT]
+    return [
+        metric for metric in metrics if metric.scale == PER_CENT and metric.name not in REDUNDANT
+    ]
 
 
 def _rows(metrics: Sequence[Metric], models: int) -> list[Sequence[Metric]]:

@@ -305,7 +305,8 @@ def _fault_of(name: str, value: Any, config: type) -> str:
             return ""
     said = f"{name} = {json.dumps(value)}"
     if is_dataclass(kind):
-        return f"{said}: it is a group of settings ({', '.join(s.name for s in fields(kind))})"
+        names = ", ".join(spec.name for spec in fields(kind))
+        return f"{said}: it is a group of settings ({names})"
     if isinstance(value, list) and "tuple" not in str(kind):
         return f"{said}: it takes one value, and no list"
     if isinstance(value, bool) != (kind is bool):

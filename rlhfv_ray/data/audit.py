@@ -159,10 +159,9 @@ class _Counts:
         self.images[pair_key(pair.image)] += 1
         self.pairs[pair_key(pair.image, pair.question, pair.chosen, pair.rejected)] += 1
         self.unnamed += not pair.image_name
+        image = image_id(pair.image_name) if pair.image_name else None
         for name, ids in self.evaluations.items():
-            self.named["evaluation"][name] += bool(pair.image_name) and (
-                image_id(pair.image_name) in ids
-            )
+            self.named["evaluation"][name] += image in ids
         chosen, rejected = word_numbers(*words)
         if encoded is not None:
             chosen, rejected = encoded.chosen_ids, encoded.rejected_ids

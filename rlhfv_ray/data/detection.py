@@ -59,7 +59,11 @@ def detect_format(
         Candidate(name, len(formats[name].columns), _readable(formats[name], rows))
         for name in fitting
     ]
-    candidates = [one for one in candidates if one.rows or not formats[one.name].without]
+    candidates = [
+        candidate
+        for candidate in candidates
+        if candidate.rows or not formats[candidate.name].without
+    ]
     if not candidates:
         lacking = [name for name in names if _missing(formats[name], columns)]
         check_columns(min(lacking, key=missing_share), columns, formats)

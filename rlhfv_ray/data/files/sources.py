@@ -15,7 +15,7 @@ HUB = "hub:"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")  # owner/name, perhaps :split
 GLOB = re.compile(r"[*?\[]")
 EXPORTED = "data.parquet"
-ARROW = "state.json"  # of a data set that `datasets` saved
+ARROW, SPLITS = "data-*-of-*.arrow", "dataset_dict.json"  # files of `datasets`' own form
 
 
 class DataFile(NamedTuple):
@@ -45,10 +45,11 @@ def data_files(path: str | Path) -> list[DataFile]:
     is_hub_name = HUB_NAME.fullmatch(text) and suffix_of(source) not in SUFFIXES
     if not source.exists() and (text.startswith(HUB) or is_hub_name):
         source = hub_file(text.removeprefix(HUB))
-    if (source / ARROW).is_file():
+    if (source / SPLITS).is_file() or any(source.glob(ARROW)):
         raise DataError(
             f"no_data: {source} was written by `save_to_disk` of datasets, whose Arrow files are "
-            f"not read. Write Parquet: datasets.load_from_disk({str(source)!r}).to_parquet(FILE)."
+            "not read. Write each split as Parquet: `datasets.load_from_disk(FOLDER)` has "
+            "`to_parquet(FILE)`."
         )
     if source.is_dir():
         base, candidates = source, _below(source)

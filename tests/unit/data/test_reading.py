@@ -396,9 +396,12 @@ def test_a_linked_image_folder_is_read_below_the_image_root(tmp_path: Path) -> N
 
 def test_a_data_set_in_arrow_files_is_told_the_way(tmp_path: Path) -> None:
     """Catches: `dataset_info.json` read as rows, and a hint to map its columns."""
-    datasets.Dataset.from_list([plain_row()]).save_to_disk(tmp_path / "saved")
-    with pytest.raises(DataError, match=r"`save_to_disk`.*\.to_parquet\(FILE\)"):
-        list_slices(tmp_path / "saved")
+    rows = datasets.Dataset.from_list([plain_row()])
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "splits")
+    for name in ("one", "splits"):
+        with pytest.raises(DataError, match=r"`save_to_disk`.*`to_parquet\(FILE\)`"):
+            list_slices(tmp_path / name)
 
 
 def test_examples_of_fine_tuning_are_told_their_command(tmp_path: Path) -> None:
