@@ -546,8 +546,9 @@ def _fault_of(scores: object) -> str:
     for part, kind in (("metrics", Sequence), ("answers", Sequence), ("manifest", Mapping)):
         if not isinstance(getattr(scores, part), kind):
             return f"gives {type(getattr(scores, part)).__name__} for {part}"
-    if odd := [metric for metric in scores.metrics if metric.better not in DIRECTIONS]:
-        return f"gives {odd[0].name} the direction {odd[0].better!r}, not one of {DIRECTIONS}"
+    if astray := [metric for metric in scores.metrics if metric.better not in DIRECTIONS]:
+        name, better, *_ = astray[0]
+        return f"gives {name} the direction {better!r}, not one of {DIRECTIONS}"
     metrics = {metric.name for metric in scores.metrics}
     for item in scores.answers:
         numbers = [name for name, ratio in item.ratios.items() if not isinstance(ratio, Ratio)]

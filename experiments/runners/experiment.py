@@ -145,10 +145,10 @@ def forecast(pipeline: Pipeline, stages: Sequence[Stage]) -> list[str]:
     """
     optim, scale = pipeline.config.optim, pipeline.config.scale
     lines = []
-    for place, stage in enumerate(stages, start=1):
+    for number, stage in enumerate(stages, start=1):
         folder = stage.folder(pipeline.storage)
         state = "done before" if is_done(folder) else "to run"
-        lines.append(f"stage {place} of {len(stages)}: {stage.title} ({state})  {folder.name}")
+        lines.append(f"stage {number} of {len(stages)}: {stage.title} ({state})  {folder.name}")
     counts = planned_counts(pipeline.config.model)
     updates = updates_of(pipeline) if is_done(pipeline.reference) else optim.steps
     length = f"{updates} updates" if updates else f"{optim.epochs:g} epochs"

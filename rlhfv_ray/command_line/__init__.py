@@ -297,20 +297,20 @@ def _fault_of(name: str, value: Any, config: type) -> str:
     """
     kind: Any = config
     parts = name.split(".")
-    for place, part in enumerate(parts):
+    for depth, part in enumerate(parts):
         if not is_dataclass(kind):
-            return f"{'.'.join(parts[:place])} is one setting, and no group with {part} in it"
+            return f"{'.'.join(parts[:depth])} is one setting, and no group with {part} in it"
         kind = next((spec.type for spec in fields(kind) if spec.name == part), None)
         if kind is None:
             return ""
-    said = f"{name} = {json.dumps(value)}"
+    setting = f"{name} = {json.dumps(value)}"
     if is_dataclass(kind):
-        names = ", ".join(spec.name for spec in fields(kind))
-        return f"{said}: it is a group of settings ({names})"
+        members = ", ".join(spec.name for spec in fields(kind))
+        return f"{setting}: it is a group of settings ({members})"
     if isinstance(value, list) and "tuple" not in str(kind):
-        return f"{said}: it takes one value, and no list"
+        return f"{setting}: it takes one value, and no list"
     if isinstance(value, bool) != (kind is bool):
-        return f"{said}: {'true or false' if kind is bool else 'no true or false'} is expected"
+        return f"{setting}: {'true or false' if kind is bool else 'no true or false'} is expected"
     return ""
 
 
