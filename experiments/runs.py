@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 import time
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +83,12 @@ def _read_run(spool: Path) -> Run:
 
 
 def _settings_of(folder: Path) -> dict[str, Any]:
-    """Return a run's settings by dotted name; none if it ended before it wrote them."""
+    """Return a run's settings by dotted name; none if its file has none."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError):
+        return dict(leaves(config))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # torn, or not ours
         return {}
-    return dict(leaves(config))
 
 
 def differing(runs: Sequence[Run]) -> dict[Path, list[str]]:
@@ -98,7 +99,7 @@ def differing(runs: Sequence[Run]) -> dict[Path, list[str]]:
     flags: dict[Path, list[str]] = {run.folder: [] for run in runs}
     for recipe in {run.settings.get("name") for run in runs}:
         group = [run for run in runs if run.settings and run.settings.get("name") == recipe]
-        for name in dict.fromkeys(name for run in group for name in run.settings):
+        for name in ChainMap(*[dict(run.settings) for run in group]):
             values = [run.settings.get(name) for run in group]
             is_equal = values.count(values[0]) == len(values)
             if is_equal or name in IN_NAMES or name.startswith(PLACES):

@@ -35,7 +35,7 @@ class PreferencePair:
     system: str = ""  # the conversation's system prompt
     history: tuple[tuple[str, str], ...] = ()  # (question, answer) of earlier turns, not scored
     position: str = field(default="", compare=False)  # file and line, for messages
-    image_name: str = field(default="", compare=False)  # its path, as stored; empty: bytes alone
+    image_path: str = field(default="", compare=False)  # as stored; empty: bytes alone
 
 
 class ChangedTokens(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rlhfv_ray.command_line import leaves
 from rlhfv_ray.console import ProgressBar, print_sentence, progress_bar, stage_line
 from rlhfv_ray.data.audit_page import AUDIT_FILES
 from rlhfv_ray.data.mixture import mixed_rows
@@ -146,13 +147,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         >>> flat({"loss": {"beta": 0.1}, "seed": 0})
         {'loss.beta': 0.1, 'seed': 0}
     """
-    dotted: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            dotted |= flat(value, f"{prefix}{name}.")
-        else:
-            dotted[f"{prefix}{name}"] = value
-    return dotted
+    return dict(leaves(values, prefix))
 
 
 def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:

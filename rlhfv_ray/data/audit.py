@@ -158,8 +158,8 @@ class _Counts:
         self.named["kind"][_kind(pair)] += 1
         self.images[pair_key(pair.image)] += 1
         self.pairs[pair_key(pair.image, pair.question, pair.chosen, pair.rejected)] += 1
-        self.unnamed += not pair.image_name
-        image = image_id(pair.image_name) if pair.image_name else None
+        self.unnamed += not pair.image_path
+        image = image_id(pair.image_path) if pair.image_path else None
         for name, ids in self.evaluations.items():
             self.named["evaluation"][name] += image in ids
         chosen, rejected = word_numbers(*words)

@@ -71,7 +71,7 @@ def detect_format(
         return candidates[0].name
     best = max((candidate.rows, candidate.columns) for candidate in candidates)
     chosen = [candidate for candidate in candidates if (candidate.rows, candidate.columns) == best]
-    shown = ", ".join(f"{one.name} ({one.rows} of {len(rows)})" for one in candidates)
+    shown = ", ".join(f"{name} ({count} of {len(rows)})" for name, _, count in candidates)
     if len(chosen) > 1:
         raise DataError(
             f"bad_columns: the first rows fit several formats: {shown}; choose one of them by "

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rlhfv_ray.config import PAIR_FORMATS
-from rlhfv_ray.data.files.image_sources import ImageRoots, image_bytes, image_name
+from rlhfv_ray.data.files.image_sources import ImageRoots, image_bytes, image_path_of
 from rlhfv_ray.data.messages import (
     Message,
     check_image_tokens,
@@ -108,7 +108,7 @@ def read_pair(fields: Row, row_id: str, image: bytes, position: str = "") -> Pre
         system=system_text(fields, _text(fields, SYSTEM)),
         history=tuple(zip(earlier, answers, strict=True)),
         position=position,
-        image_name=image_name(fields),
+        image_path=image_path_of(fields),
     )
     check_pair(pair)
     return pair

@@ -70,7 +70,7 @@ def image_value(fields: Row) -> Any:
     return _from_base64(value) if isinstance(value, str) else value
 
 
-def image_name(fields: Row) -> str:
+def image_path_of(fields: Row) -> str:
     """Return the path of a row's image, at its origin or here; empty of bytes alone."""
     stored = [fields[name] for name in ("image_path", *IMAGE_COLUMNS) if fields.get(name)]
     for value in map(_named, stored):

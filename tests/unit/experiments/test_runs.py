@@ -111,6 +111,10 @@ def test_what_tells_runs_of_one_recipe_apart(storage, capsys, monkeypatch):
     list_or_prune(str(storage))
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "--optim.steps 100 --no-gpu" in lines and "--optim.steps 200 --gpu" in lines
+    for damaged in ("[]", '{"config": 3}', "{"):
+        (storage / "bad-2" / "config.json").write_text(damaged)
+        list_or_prune(str(storage))
+        assert "--" not in capsys.readouterr().out
     other = {"name": "dpo", "optim": {"steps": 300}}
     write_json(storage / "bad-2" / "config.json", {"config": other, "stages": []})
     list_or_prune(str(storage))
