@@ -119,11 +119,7 @@ def _image_file(path: str, roots: ImageRoots) -> bytes:
     name = repr(path[:200])
     if roots.extra is not None:
         path = path.removeprefix("file://")
-    is_absolute = PurePosixPath(path).is_absolute()
-    is_foreign = "://" in path or (PureWindowsPath(path).anchor and not is_absolute)
-    if is_foreign or (is_absolute and roots.extra is None):
-        reason = f"{name} is not a path relative to the data file's folder; --data.image-root"
-        raise unusable("image_path", f"{reason} names the folder of absolute paths")
+    _check_form(path, may_be_absolute=roots.extra is not None)
     try:
         files = [(root / path).resolve() for root in roots.all]
         inside = [file for file in files if any(map(file.is_relative_to, roots.all))]
@@ -142,6 +138,18 @@ def _image_file(path: str, roots: ImageRoots) -> bytes:
     below = "" if roots.extra is None else f", nor {roots.extra}"
     hint = "; --data.image-root names another folder" if roots.extra is None else ""
     raise unusable("image_missing", f"the data file's folder{below} has no file {name}{hint}")
+
+
+def _check_form(path: str, *, may_be_absolute: bool) -> None:
+    name = repr(path[:200])
+    if "://" in path and not path.startswith("file://"):
+        reason = f"{name} is an address, and nothing is downloaded: store the image in a file"
+        raise unusable("image_path", f"{reason} beside the data, and give its path")
+    is_absolute = PurePosixPath(path).is_absolute()
+    is_foreign = "://" in path or (PureWindowsPath(path).anchor and not is_absolute)
+    if is_foreign or (is_absolute and not may_be_absolute):
+        reason = f"{name} is not a path relative to the data file's folder; --data.image-root"
+        raise unusable("image_path", f"{reason} names the folder of absolute paths")
 
 
 def _bounded_bytes(file: Path, name: str) -> bytes:

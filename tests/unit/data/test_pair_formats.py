@@ -93,6 +93,13 @@ def test_a_prompt_inside_the_answers_is_what_both_share(tmp_path: Path) -> None:
     assert "differ before their last answers" in str(error)
 
 
+def test_an_image_at_an_address_is_told_to_be_stored(tmp_path: Path) -> None:
+    """Catches: `--data.image-root` advised for a picture that has to be downloaded."""
+    row = trl_row(images=["https://images.example/a.png"])
+    error = only_error(jsonl(tmp_path / "x.jsonl", [row, trl_row()]))
+    assert "is an address, and nothing is downloaded" in error and "--data" not in error
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_format_gives_the_same_pair(case: str, tmp_path: Path) -> None:
     """Bug: chosen and rejected exchanged, a placeholder in the question, the wrong format."""
